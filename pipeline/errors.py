@@ -1,0 +1,52 @@
+"""The tree of failures. Each is one line: what, where, and what to do next.
+
+    ScumbleError            exit code
+    ├── SettingsError       2   what the user asked for cannot be: refused before any work
+    ├── InputError          1   what the user gave cannot be read or is not what the plan saw
+    ├── StoreError          1   the object store refused or failed; the only one that is retried
+    ├── ConflictError       1   two truths: digests, fingerprints, surrogates
+    └── PromiseError        1   ours: a bound or a count does not hold
+
+    SampleError             never leaves the shard: it becomes a Rejection
+"""
+
+from __future__ import annotations
+
+from pipeline.records import Reason
+
+
+class ScumbleError(Exception):
+    """A failure that is reported as one line and ends the run with `exit_code`."""
+
+    exit_code = 1
+
+
+class SettingsError(ScumbleError):
+    """The user asked for something that cannot be; nothing was started."""
+
+    exit_code = 2
+
+
+class InputError(ScumbleError):
+    """The input is missing, unreadable, or changed since it was planned."""
+
+
+class StoreError(ScumbleError):
+    """The store refused or failed."""
+
+
+class ConflictError(ScumbleError):
+    """Two records that must agree do not."""
+
+
+class PromiseError(ScumbleError):
+    """A promise of ours does not hold; nothing of this shard may be published."""
+
+
+class SampleError(Exception):
+    """One sample cannot be protected. Caught where the sample is handled and turned into a Rejection."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,139 @@
+"""The nouns that flow between the parts: frozen, checked when built, free of any computation.
+
+Shape letters used everywhere: B batch, C H W image, n rows, d feature, p clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Reason(str, Enum):
+    """Why a sample is in quarantine instead of the output."""
+
+    UNDECODABLE = "undecodable"
+    EMPTY = "empty"
+    ANIMATED = "animated"
+    TOO_MANY_PIXELS = "too-many-pixels"
+    UNSUPPORTED_FORMAT = "unsupported-format"
+    NO_IMAGE = "no-image"
+    SEVERAL_IMAGES = "several-images"
+    UNSAFE_NAME = "unsafe-name"
+    UNUSABLE_NAME = "unusable-name"
+    NOT_A_FILE = "not-a-file"
+    TOO_LARGE = "too-large"
+    DUPLICATE_MEMBER = "duplicate-member"
+    INTERLEAVED_KEY = "interleaved-key"
+    TRUNCATED_SHARD = "truncated-shard"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A reference to one input shard, never its bytes."""
+
+    name: str  # relative to the input's root, as it will be called in the output
+    size: int  # bytes
+    etag: str  # whatever the store says of the content's version
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name.startswith("/") or ".." in self.name.split("/"):
+            raise ValueError(f"shard name leaves its prefix: {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: every shard of the input, and which of them are committed already."""
+
+    shards: tuple[Shard, ...]  # sorted by name
+    fingerprint: str
+    done: frozenset[str] = field(default_factory=frozenset)  # names with a commit
+
+    @property
+    def left(self) -> tuple[Shard, ...]:
+        """Shards without a commit, in plan order."""
+        return tuple(shard for shard in self.shards if shard.name not in self.done)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The members of a shard that share a key, in input order.
+
+    members maps a suffix (what follows the first dot of the base name, e.g. "jpg", "seg.png") to its bytes.
+    """
+
+    key: str
+    members: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One line of a quarantine file."""
+
+    key: str
+    member: str  # full member name; "" where the shard as a whole is meant
+    reason: Reason
+    detail: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"key": self.key, "member": self.member, "reason": self.reason.value, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of one shard's usable samples, in input order."""
+
+    shard: str
+    keys: tuple[str, ...]
+    values: NDArray[np.float16]  # [n, d]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.keys) != len(self.values):
+            raise ValueError(f"{self.shard}: {len(self.keys)} keys for features of shape {self.values.shape}")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record whose existence makes a shard's output visible and final."""
+
+    fingerprint: str
+    shard: str
+    input_size: int
+    input_etag: str
+    output_size: int
+    output_sha256: str
+    protection_sha256: str
+    num_protected: int
+    num_quarantined: int
+    num_members: int  # members written, sidecars included
+    input_image_bytes: int
+    output_image_bytes: int
+    max_abs_delta: int  # largest |x' - x| before encoding, in 8-bit levels
+    quarantine: Mapping[str, int]  # reason -> count
+    clusters: Mapping[str, int]  # cluster index -> samples protected with it
+    seconds: Mapping[str, float]  # stage -> wall seconds; never compared
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Commit:
+        return cls(**fields)
+
+    def agrees_with(self, other: Commit) -> bool:
+        """True if both describe the same output bytes made from the same input under the same fingerprint."""
+        return (self.fingerprint, self.shard, self.input_etag, self.output_sha256) == (
+            other.fingerprint,
+            other.shard,
+            other.input_etag,
+            other.output_sha256,
+        )
