@@ -1,0 +1,131 @@
+"""Reach a Ray cluster, or start a private one; the table of who gets how many CPUs and GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from pipeline.errors import InputError
+from pipeline.settings import Settings
+
+OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a stage is spread: so many processes, each with so many CPUs (threads) and GPUs."""
+
+    count: int
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+@contextlib.contextmanager
+def connected(settings: Settings) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names (as inside a submitted job), else run a private one for the while.
+
+    Raises InputError if a cluster is named but does not answer.
+    """
+    quiet = {"logging_level": "INFO" if settings.debug else "ERROR", "log_to_driver": settings.debug}
+    if "RAY_ADDRESS" in os.environ:
+        try:
+            ray.init(address=_cluster_address(), **quiet)
+        except ConnectionError as error:
+            raise InputError(
+                f"the Ray cluster at RAY_ADDRESS does not answer ({error}); unset RAY_ADDRESS to run here"
+            ) from None
+        with contextlib.ExitStack() as stack:
+            stack.callback(ray.shutdown)
+            _quiet_data(settings)
+            yield
+        return
+    with _private_cluster(quiet):
+        _quiet_data(settings)
+        yield
+
+
+def _cluster_address() -> str:
+    """Inside a job RAY_ADDRESS may be the dashboard's http address; the cluster itself is then found by `auto`."""
+    address = os.environ["RAY_ADDRESS"]
+    return "auto" if address.startswith("http") else address
+
+
+@contextlib.contextmanager
+def _private_cluster(quiet: dict[str, object]) -> Iterator[None]:
+    """A cluster of this machine alone, behind a token that only this process and its children know."""
+    before = {name: os.environ.get(name) for name in _PRIVATE_ENVIRONMENT}
+    os.environ.update(_PRIVATE_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+            **quiet,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+_PRIVATE_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def _quiet_data(settings: Settings) -> None:
+    """Our own bars tell the progress; a stage may wait for machines as long as it takes."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = settings.debug
+    context.execution_options.verbose_progress = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
+    if not settings.debug:
+        for name in ("ray.data", "ray.train", "ray._private"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def workers_for(settings: Settings) -> Workers:
+    """Processes of a stage: one per GPU share, or one per CPU, unless --workers says otherwise.
+
+    Raises InputError if the cluster has not what is asked for: an actor that cannot be placed would wait for ever.
+    """
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    if settings.gpus_per_worker:
+        possible = int(gpus / settings.gpus_per_worker)
+        if not possible:
+            raise InputError(f"--gpus-per-worker {settings.gpus_per_worker:g}: the cluster has {gpus:g} GPUs")
+        count = min(settings.workers or possible, possible)
+        return Workers(count, max(1.0, cpus // count), settings.gpus_per_worker)
+    if cpus < 1:
+        raise InputError("the Ray cluster has no CPU to work with; start a worker node")
+    count = min(settings.workers or int(cpus), int(cpus))
+    return Workers(count, float(max(1, cpus // count)), 0.0)

@@ -1,0 +1,106 @@
+"""What all jobs share at the command line: option groups, settings files, the one error line, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ScumbleError, SettingsError
+from pipeline.settings import near_matches
+
+DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that keeps the layout of its texts, shows no defaults of None, and offers near matches."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=True, **options
+        )
+
+    def error(self, message: str) -> Any:
+        raise SettingsError(f"{message} (see --help)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise SettingsError(f"unknown option {unknown[0]}{near_matches(unknown[0], flags)} (see --help)")
+        return found
+
+
+def given_options(parser: Parser, argv: list[str] | None) -> dict[str, Any]:
+    """Options of the command line over those of --config FILE; only those that were given."""
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    config = given.pop("config", None)
+    return (read_config(Path(config), parser) if config else {}) | given
+
+
+def read_config(path: Path, parser: Parser) -> dict[str, Any]:
+    """A YAML file of `option: value`, checked against the parser's own options and their types.
+
+    Raises SettingsError for a missing file, an unknown key (with near matches) or a value that does not fit.
+    """
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--config {path}: not YAML ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path}: it must hold lines of `option: value`")
+    actions = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config")}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise SettingsError(f"--config {path}: unknown option {key!r}{near_matches(name, list(actions))}")
+        if value is not None:
+            values[name] = _checked(path, actions[name], value)
+    return values
+
+
+def _checked(path: Path, action: argparse.Action, value: Any) -> Any:
+    """One value of a settings file, by the rules of its flag."""
+    if isinstance(action, argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            raise SettingsError(f"--config {path}: {action.dest} must be true or false, not {value!r}")
+        return value or None
+    convert: Callable[[str], Any] = action.type if callable(action.type) else str
+    try:
+        converted = convert(str(value))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise SettingsError(f"--config {path}: {action.dest}: {value!r} does not fit") from None
+    if action.choices is not None and converted not in action.choices:
+        raise SettingsError(f"--config {path}: {action.dest} {value!r} is none of {', '.join(map(str, action.choices))}")
+    return converted
+
+
+def run(main: Callable[[list[str] | None], int]) -> int:
+    """Run a job's main; a failure becomes one line on stderr and an exit code. Never leaks a traceback or a secret."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    debug = "--debug" in sys.argv
+    try:
+        return main(None)
+    except ScumbleError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped; start the same command again to go on", file=sys.stderr)
+        return 130

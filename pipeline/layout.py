@@ -1,0 +1,45 @@
+"""Where everything lies below an output prefix. Shards keep their names; all else is below one folder."""
+
+from __future__ import annotations
+
+from pipeline.store import RUN_FOLDER
+
+RUN = f"{RUN_FOLDER}/run.json"
+STATUS = f"{RUN_FOLDER}/status.json"
+PLAN = f"{RUN_FOLDER}/plan.parquet"
+CLUSTERING = f"{RUN_FOLDER}/clustering.safetensors"
+PROTECTION = f"{RUN_FOLDER}/protection.safetensors"
+MEASURES = f"{RUN_FOLDER}/measures.safetensors"
+ACCURACY = f"{RUN_FOLDER}/accuracy.json"
+REPORT = f"{RUN_FOLDER}/report.html"
+
+FEATURES = f"{RUN_FOLDER}/features"
+ASSIGNMENTS = f"{RUN_FOLDER}/assignments"
+CLUSTERS = f"{RUN_FOLDER}/clusters"
+COMMITS = f"{RUN_FOLDER}/commits"
+QUARANTINE = f"{RUN_FOLDER}/quarantine"
+
+
+def features(shard: str) -> str:
+    return f"{FEATURES}/{shard}.parquet"
+
+
+def assignment(shard: str) -> str:
+    return f"{ASSIGNMENTS}/{shard}.parquet"
+
+
+def fitted(unit: str) -> str:
+    """A finished fit: one cluster's, or "all" where the deltas are fitted together."""
+    return f"{CLUSTERS}/{unit}.safetensors"
+
+
+def fit_checkpoint(unit: str) -> str:
+    return f"{CLUSTERS}/{unit}.checkpoint.safetensors"
+
+
+def commit(shard: str) -> str:
+    return f"{COMMITS}/{shard}.json"
+
+
+def quarantine(shard: str) -> str:
+    return f"{QUARANTINE}/{shard}.jsonl"

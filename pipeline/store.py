@@ -1,0 +1,291 @@
+"""The one door to storage: list, read, put and create-if-absent on a local path or any fsspec URL.
+
+Every failure leaves as a StoreError or InputError of one line. Endpoint and credentials are found by fsspec and
+s3fs themselves (environment, profile); nothing here reads, keeps or prints them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import aiohttp
+import fsspec
+from botocore.exceptions import BotoCoreError, ClientError
+from braceexpand import UnbalancedBracesError, braceexpand
+
+from pipeline.errors import InputError, StoreError
+
+SHARD_SUFFIXES = (".tar", ".tar.gz")
+RUN_FOLDER = "_scumble"
+_ATTEMPTS = 5
+_PASSING = (
+    "timeout",
+    "timed out",
+    "connect",
+    "reset",
+    "slowdown",
+    "internal",
+    "unavailable",
+    "500",
+    "502",
+    "503",
+)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object: its name below the store's root, size in bytes, and the store's word for its version."""
+
+    name: str
+    size: int
+    etag: str
+
+
+class Store:
+    """A prefix in object storage or a folder. Pickles as its URL; connects where it is used.
+
+    Raises InputError for a URL scheme that is not known.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/") or "/"
+        self._filesystem: Any = None
+        protocol, _, path = self.url.rpartition("://")
+        self.is_local = protocol in ("", "file")
+        try:
+            known = fsspec.get_filesystem_class(protocol or "file")
+        except (ValueError, ImportError) as error:
+            raise InputError(f"{url}: unknown or missing storage driver ({error})") from None
+        self.root = os.path.abspath(path) if self.is_local else known._strip_protocol(self.url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_filesystem": None}
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec filesystem, made once per process; s3fs is not fork-safe."""
+        if self._filesystem is None:
+            protocol = self.url.rpartition("://")[0] or "file"
+            self._filesystem = fsspec.filesystem(protocol, use_listings_cache=False)
+        return self._filesystem
+
+    def path(self, name: str) -> str:
+        """Full path of `name` as the filesystem wants it."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    def list(self, under: str = "") -> list[Entry]:
+        """Every object below `under`, sorted by name; [] where nothing is there."""
+        found = self._do("list", under, lambda: self.filesystem.find(self.path(under), detail=True))
+        base = len(self.path("").rstrip("/")) + 1
+        entries = [self._entry(path[base:], info) for path, info in found.items() if len(path) > base]
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def info(self, name: str) -> Entry | None:
+        """The object called `name`, or None."""
+        try:
+            return self._entry(name, self._do("look up", name, lambda: self.filesystem.info(self.path(name))))
+        except InputError:
+            return None
+
+    def open(self, name: str) -> IO[bytes]:
+        """A stream of the object's bytes, read ahead in blocks of 8 MiB."""
+        stream: IO[bytes] = self._do(
+            "open", name, lambda: self.filesystem.open(self.path(name), "rb", block_size=8 << 20)
+        )
+        return stream
+
+    def read(self, name: str) -> bytes:
+        """All bytes of an object. Raises InputError if it is not there."""
+        data: bytes = self._do("read", name, lambda: self.filesystem.cat_file(self.path(name)))
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object whole, replacing what was there; no reader ever sees a part of it."""
+        if self.is_local:
+            self._do("write", name, lambda: self._publish(name, data, os.replace))
+        else:
+            self._do("write", name, lambda: self.filesystem.pipe_file(self.path(name), data))
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Upload a local file whole; it may have been moved away afterwards."""
+        if self.is_local:
+            self._do("write", name, lambda: self._publish(name, source, os.replace))
+        else:
+            self._do("write", name, lambda: self.filesystem.put_file(str(source), self.path(name)))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object if there is none of that name; True if it was us.
+
+        An answer that was lost on the way is cleared up by reading back: equal bytes count as ours.
+        """
+        try:
+            if self.is_local:
+                self._do("create", name, lambda: self._publish(name, data, os.link))
+            else:
+                self._do("create", name, lambda: self._create_remote(name, data))
+            return True
+        except FileExistsError:
+            return False
+
+    def honours_create(self) -> bool:
+        """True if a second create of one name is refused; some stores ignore the condition."""
+        name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
+        try:
+            return self.create(name, b"1") and not self.create(name, b"2")
+        finally:
+            self.delete([name])
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+        for name in names:
+            try:
+                self._do("delete", name, lambda name=name: self.filesystem.rm_file(self.path(name)))
+            except InputError:
+                continue
+
+    def _create_remote(self, name: str, data: bytes) -> None:
+        try:
+            self.filesystem.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            raise
+        except OSError as error:
+            # Ceph's 412 reaches us as EINVAL; what stands there now tells a refusal from a real failure.
+            if self.filesystem.exists(self.path(name)):
+                raise FileExistsError(name) from error
+            raise
+
+    def _publish(self, name: str, content: bytes | Path, publish: Callable[[str, str], None]) -> None:
+        """Write beside the run's records, flush to disk, then appear under the real name in one step."""
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(self.root) / RUN_FOLDER / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        temporary = scratch / uuid.uuid4().hex
+        try:
+            with temporary.open("wb") as out:
+                if isinstance(content, bytes):
+                    out.write(content)
+                else:
+                    with content.open("rb") as source:
+                        while block := source.read(8 << 20):
+                            out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+            publish(str(temporary), str(target))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _entry(self, name: str, info: dict[str, Any]) -> Entry:
+        size = int(info.get("size") or 0)
+        etag = info.get("ETag") or info.get("etag") or f"{size}-{int(float(info.get('mtime', 0)) * 1e6)}"
+        return Entry(name, size, str(etag).strip('"'))
+
+    def _do(self, verb: str, name: str, action: Callable[[], _T]) -> _T:
+        """Run one storage call: retry what may pass, turn what may not into one line."""
+        where = f"{self.url}/{name}".rstrip("/")
+        for attempt in range(_ATTEMPTS):  # s3fs itself retries throttling and 5xx within each
+            try:
+                return action()
+            except FileExistsError:
+                raise
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise InputError(f"cannot {verb} {where}: it is not there") from None
+            except PermissionError as error:
+                raise StoreError(
+                    f"cannot {verb} {where}: access denied ({_line(error)}); check the credentials of this environment"
+                ) from None
+            except (OSError, TimeoutError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+                if _is_credentials(error):
+                    raise StoreError(
+                        f"cannot {verb} {where}: {_line(error)}; set AWS_ACCESS_KEY_ID …"
+                    ) from None
+                if attempt == _ATTEMPTS - 1 or not _may_pass(error):
+                    raise StoreError(f"cannot {verb} {where}: {_line(error)}") from None
+                time.sleep(min(0.2 * 4**attempt, 10))
+        raise AssertionError("unreachable")
+
+
+def resolve_input(url: str) -> tuple[Store, list[Entry]]:
+    """The store and the shards (.tar, .tar.gz) that an input URL means, sorted by name.
+
+    url  a prefix or folder, one shard, a glob (`*`, `?`, `[…]`) or a webdataset brace pattern (`{000..127}`)
+    Raises InputError if nothing is there, if no shard is found, or if a name of a brace pattern is missing.
+    """
+    if "{" in url:
+        return _from_braces(url)
+    if any(sign in url for sign in "*?["):
+        return _from_glob(url)
+    if url.endswith(SHARD_SUFFIXES):
+        folder, _, name = url.rpartition("/")
+        store = Store(folder or ".")
+        entry = store.info(name)
+        if entry is None:
+            raise InputError(f"{url}: there is no such shard")
+        return store, [entry]
+    store = Store(url)
+    everything = store.list()
+    shards = [
+        e for e in everything if e.name.endswith(SHARD_SUFFIXES) and not e.name.startswith(RUN_FOLDER + "/")
+    ]
+    if not shards:
+        seen = f"{len(everything)} other objects are there" if everything else "nothing is there"
+        raise InputError(
+            f"{url}: no shards (*.tar, *.tar.gz) found: {seen}; check the path, or quote your pattern"
+        )
+    return store, shards
+
+
+def _from_glob(url: str) -> tuple[Store, list[Entry]]:
+    parts = url.split("/")
+    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    store = Store("/".join(parts[:first]) or ".")
+    pattern = "/".join(parts[first:])
+    found = store._do("list", pattern, lambda: store.filesystem.glob(store.path(pattern), detail=True))
+    base = len(store.root.rstrip("/")) + 1
+    shards = [
+        store._entry(path[base:], info) for path, info in found.items() if path.endswith(SHARD_SUFFIXES)
+    ]
+    if not shards:
+        raise InputError(
+            f"{url}: the pattern matches no shard (*.tar, *.tar.gz); quote it so that the shell leaves it"
+        )
+    return store, sorted(shards, key=lambda entry: entry.name)
+
+
+def _from_braces(url: str) -> tuple[Store, list[Entry]]:
+    try:
+        wanted = list(braceexpand(url))
+    except UnbalancedBracesError:
+        raise InputError(f"{url}: unbalanced braces; a pattern looks like train-{{000..127}}.tar") from None
+    folder = url[: url.index("{")].rpartition("/")[0]
+    store = Store(folder or ".")
+    there = {entry.name: entry for entry in store.list()}
+    names = [one[len(folder) + 1 :] if folder else one for one in wanted]
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise InputError(f"{url}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}")
+    return store, [there[name] for name in sorted(set(names))]
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]
+
+
+def _is_credentials(error: BaseException) -> bool:
+    return any(
+        word in f"{type(error).__name__} {error}" for word in ("Credential", "InvalidAccessKey", "Signature")
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Timeouts, resets and 5xx pass; a full disk or a refused request does not."""
+    text = f"{type(error).__name__} {error}".lower()
+    return any(sign in text for sign in _PASSING)
