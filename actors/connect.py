@@ -35,6 +35,11 @@ class Workers:
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
 
+    def on_cpus(self) -> Workers:
+        """One process per CPU of these workers: for stages that need no GPU."""
+        total = max(1, int(self.count * self.cpus))
+        return Workers(self.count, self.cpus, 0.0) if not self.gpus else Workers(total, 1.0, 0.0)
+
 
 @contextlib.contextmanager
 def connected(settings: Settings) -> Iterator[None]:

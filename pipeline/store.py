@@ -101,6 +101,17 @@ class Store:
         )
         return stream
 
+    def open_version(self, name: str, etag: str) -> IO[bytes]:
+        """A stream of one version of an object.
+
+        Raises InputError (changed-input) if it is not the version that was planned.
+        """
+        now = self.info(name)
+        if now is None or now.etag != etag:
+            seen = "is gone" if now is None else f"is now {now.etag}, planned as {etag}"
+            raise InputError(f"changed-input: {self.url}/{name} {seen}; start again with a new --output to plan anew")
+        return self.open(name)
+
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises InputError if it is not there."""
         data: bytes = self._do("read", name, lambda: self.filesystem.cat_file(self.path(name)))

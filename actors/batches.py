@@ -1,0 +1,63 @@
+"""Ray's columns <-> our records: the only place that knows column names. One row is one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import Shard
+from pipeline.settings import Settings
+from pipeline.store import Store
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every actor of a run is told: where to read and write, and under which settings."""
+
+    source: Store
+    output: Store
+    settings: Settings
+    fingerprint: str
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What an actor answers for one shard: enough for a bar and a rate, no pictures."""
+
+    name: str
+    images: int
+    rejected: int
+    input_bytes: int
+    seconds: float
+
+
+def shard_rows(shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """Rows for ray.data.from_items."""
+    return [asdict(shard) for shard in shards]
+
+
+def shards_of(batch: Batch) -> list[Shard]:
+    """The shards of one incoming batch."""
+    return [
+        Shard(str(name), int(size), str(etag))
+        for name, size, etag in zip(batch["name"], batch["size"], batch["etag"], strict=True)
+    ]
+
+
+def done_columns(done: Sequence[ShardDone]) -> dict[str, NDArray[Any]]:
+    """Outgoing columns of a stage that leaves its work in the store."""
+    return {field: np.array([getattr(one, field) for one in done]) for field in ShardDone.__dataclass_fields__}
+
+
+def done_of(batch: Batch) -> list[ShardDone]:
+    """The answers of one outgoing batch, on the driver."""
+    rows = zip(*(batch[field] for field in ShardDone.__dataclass_fields__), strict=True)
+    return [ShardDone(str(n), int(i), int(r), int(b), float(s)) for n, i, r, b, s in rows]

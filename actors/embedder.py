@@ -1,0 +1,57 @@
+"""Holds a surrogate: one shard of encoded images in, one file of features out.
+
+With a protection at hand (--protection) it also sends every image to the nearest of its centroids.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
+from pipeline import layout
+from pipeline.embed import embed_shard
+from pipeline.features import Assignment, assignment_to_parquet, features_to_parquet
+from pipeline.protection import Protection
+from pipeline.records import Shard
+from pipeline.surrogate import load_surrogate
+from pipeline.tar import read_samples
+
+
+class Embedder:
+    """Ray Data actor of the stage `embed`; can be built and called without Ray."""
+
+    def __init__(self, context: RunContext, protection: Protection | None = None) -> None:
+        self.context = context
+        self.protection = protection
+        settings = context.settings
+        weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+        self.surrogate = load_surrogate(
+            settings.surrogate, weights=weights, size=settings.surrogate_size, device=context.device
+        )
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        return done_columns([self._embed(shard) for shard in shards_of(batch)])
+
+    def _embed(self, shard: Shard) -> ShardDone:
+        """Embed one shard and leave its features; the file is its own commit."""
+        started = time.perf_counter()
+        settings = self.context.settings
+        with self.context.source.open_version(shard.name, shard.etag) as stream:
+            features, rejections, _ = embed_shard(
+                read_samples(stream, max_member_bytes=settings.max_member_bytes),
+                self.surrogate,
+                shard=shard.name,
+                batch_size=settings.batch_size,
+                threads=self.context.threads,
+                max_pixels=settings.max_pixels,
+            )
+        data = features_to_parquet(features, surrogate_id=self.surrogate.id, fingerprint=self.context.fingerprint)
+        if self.protection is not None:
+            clusters, distance = self.protection.clustering.assign(features.values)
+            assignment = Assignment(shard.name, features.keys, clusters, distance)
+            self.context.output.create(layout.assignment(shard.name), assignment_to_parquet(assignment))
+        self.context.output.create(layout.features(shard.name), data)
+        seconds = time.perf_counter() - started
+        return ShardDone(shard.name, len(features.keys), len(rejections), shard.size, seconds)

@@ -1,0 +1,142 @@
+"""Ray Train worker: takes the next fit that nobody has, and leaves a file. The queue actor leases the fits.
+
+A fit is one cluster's generator, or "all" where the deltas are fitted together through the proxy. Whatever is
+killed, a finished fit is a file and is never fitted again, and an unfinished one goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+from safetensors.torch import load, save
+
+from actors.batches import RunContext
+from pipeline import layout
+from pipeline.clusters import Clustering
+from pipeline.clusterwise import ClusterFit, ProxyFit
+from pipeline.fit_images import fit_images_from
+from pipeline.fitted import Fit, FitImages
+from pipeline.surrogate import Surrogate, load_surrogate
+
+TOGETHER = "all"
+CHECKPOINT_SECONDS = 20.0
+ANSWER_SECONDS = 60.0
+
+
+class FitQueue:
+    """Ray actor on the driver's side: who fits what, and how far it is. A worker that died loses its leases."""
+
+    def __init__(self, units: list[str]) -> None:
+        self._free = list(units)
+        self._leases: dict[str, str] = {}  # unit -> worker
+        self._progress = dict.fromkeys(units, 0.0)
+
+    def take(self, worker: str, group: str) -> str | None:
+        """The next unit for a worker, or None. A new worker group means that the one before is dead."""
+        for unit, owner in list(self._leases.items()):
+            if not owner.startswith(group):
+                del self._leases[unit]
+                self._free.insert(0, unit)
+        if not self._free:
+            return None
+        unit = self._free.pop(0)
+        self._leases[unit] = f"{group}/{worker}"
+        return unit
+
+    def tell(self, unit: str, share: float) -> None:
+        """How far a unit is, 0 … 1; 1 ends its lease."""
+        self._progress[unit] = share
+        if share >= 1:
+            self._leases.pop(unit, None)
+
+    def progress(self) -> dict[str, float]:
+        return dict(self._progress)
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """What a worker needs besides the run's context."""
+
+    context: RunContext
+    clustering: Clustering
+    targets: tuple[int, ...]
+    images: list[Any]  # references to Arrow tables of pictures in the object store
+    queue: Any  # handle of a FitQueue
+    side: int
+    image_side: int
+
+
+def fit_loop(config: dict[str, Any]) -> None:
+    """The loop of every Ray Train worker: take, fit, leave a file, until nothing is left."""
+    task: FitTask = config["task"]
+    torch.set_num_threads(task.context.threads)
+    worker = ray.train.get_context()
+    name, group = str(worker.get_world_rank()), _group_name()
+    device = str(ray.train.torch.get_device())
+    images: FitImages | None = None
+    while (unit := _ask(task.queue.take.remote(name, group))) is not None:
+        if task.context.output.info(layout.fitted(unit)) is None:
+            images = images or fit_images_from(_tables(task.images), side=task.image_side)
+            _fit_unit(unit, task, images, device)
+        _ask(task.queue.tell.remote(unit, 1.0))
+
+
+def _group_name() -> str:
+    """One name for all workers of a group that started together; a restarted group has another."""
+    return str(ray.get_runtime_context().get_placement_group_id())
+
+
+def _ask(reference: Any) -> Any:
+    return ray.get(reference, timeout=ANSWER_SECONDS)
+
+
+def _tables(references: list[Any]) -> list[pa.Table]:
+    return [table for table in ray.get(references, timeout=600) if table.num_rows]
+
+
+def _fit_unit(unit: str, task: FitTask, images: FitImages, device: str) -> None:
+    """Fit one unit, with checkpoints in the store, and publish the finished file."""
+    output, checkpoint = task.context.output, layout.fit_checkpoint(unit)
+    fit = _start(unit, task, images, device)
+    if output.info(checkpoint) is not None:
+        fit.load(load(output.read(checkpoint)))
+    saved = time.monotonic()
+    while not fit.is_done:
+        fit.advance(5)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            output.put(checkpoint, save(fit.state()))
+            saved = time.monotonic()
+        task.queue.tell.remote(unit, min(fit.progress, 0.999))
+    output.create(layout.fitted(unit), fit.result().to_bytes())
+    output.delete([checkpoint])
+
+
+def _start(unit: str, task: FitTask, images: FitImages, device: str) -> Fit:
+    settings = task.context.settings
+    if unit == TOGETHER:
+        return ProxyFit(images, len(task.targets), settings, device)
+    means = torch.from_numpy(task.clustering.feature_means.copy())
+    return ClusterFit(
+        int(unit), images, _surrogate(task.context, device), means, task.targets, settings, device, side=task.side
+    )
+
+
+_LOADED: dict[str, Surrogate] = {}
+
+
+def _surrogate(context: RunContext, device: str) -> Surrogate:
+    """The surrogate, loaded once per worker process."""
+    settings = context.settings
+    if device not in _LOADED:
+        weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+        _LOADED[device] = load_surrogate(
+            settings.surrogate, weights=weights, size=settings.surrogate_size, device=device
+        )
+    return _LOADED[device]

@@ -1,0 +1,107 @@
+"""Holds a protection: one shard in, one committed shard out, by the transaction of six steps.
+
+1 a commit exists: done          4 the output grows in local scratch, hashed while it is written
+2 open the planned version       5 put output, put quarantine, create the commit
+3 protect sample by sample       6 only the commit makes the output count
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
+from pipeline import layout
+from pipeline.apply import ShardOutcome, protect_shard
+from pipeline.commits import check_same_commit
+from pipeline.features import assignment_from_parquet
+from pipeline.fingerprint import canonical
+from pipeline.protection import Protection, load_protection
+from pipeline.records import Commit, Shard
+from pipeline.tar import ShardWriter, read_samples
+
+
+class Protector:
+    """Ray Data actor of the stage `apply`; can be built and called without Ray."""
+
+    def __init__(self, context: RunContext, key: bytes | None = None) -> None:
+        self.context = context
+        self.protection: Protection = load_protection(context.output.read(layout.PROTECTION))
+        if key is not None:
+            self.protection = self.protection.with_key(key)
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        return done_columns([self._protect(shard) for shard in shards_of(batch)])
+
+    def _protect(self, shard: Shard) -> ShardDone:
+        started = time.perf_counter()
+        if (existing := self._committed(shard)) is not None:
+            return self._done(shard, existing, started)
+        with tempfile.TemporaryDirectory(prefix="scumble-") as scratch:
+            path = Path(scratch) / "shard"
+            with (
+                self.context.source.open_version(shard.name, shard.etag) as stream,
+                ShardWriter(path, compressed=shard.name.endswith(".gz")) as writer,
+            ):
+                outcome = protect_shard(
+                    read_samples(stream, max_member_bytes=self.context.settings.max_member_bytes),
+                    writer,
+                    self.protection,
+                    self._clusters(shard),
+                    settings=self.context.settings,
+                )
+            put_started = time.perf_counter()
+            self.context.output.put_file(shard.name, path)
+            seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
+        return self._done(shard, self._commit(shard, writer, outcome, seconds), started)
+
+    def _commit(
+        self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]
+    ) -> Commit:
+        """Publish the quarantine, then the commit; meet whoever was first."""
+        if outcome.rejections:
+            lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in outcome.rejections]
+            self.context.output.put(layout.quarantine(shard.name), ("\n".join(lines) + "\n").encode())
+        commit = Commit(
+            fingerprint=self.context.fingerprint,
+            shard=shard.name,
+            input_size=shard.size,
+            input_etag=shard.etag,
+            output_size=writer.size,
+            output_sha256=writer.sha256,
+            protection_sha256=self.protection.sha256,
+            num_protected=outcome.num_protected,
+            num_quarantined=len(outcome.rejections),
+            num_members=writer.num_members,
+            input_image_bytes=outcome.input_image_bytes,
+            output_image_bytes=outcome.output_image_bytes,
+            max_abs_delta=outcome.max_abs_delta,
+            quarantine=outcome.quarantine,
+            clusters={str(cluster): count for cluster, count in sorted(outcome.clusters.items())},
+            seconds=seconds,
+        )
+        if self.context.output.create(layout.commit(shard.name), canonical(commit.to_json())):
+            return commit
+        existing = self._committed(shard)
+        if existing is not None:
+            check_same_commit(commit, existing)
+        return commit
+
+    def _committed(self, shard: Shard) -> Commit | None:
+        name = layout.commit(shard.name)
+        if self.context.output.info(name) is None:
+            return None
+        return Commit.from_json(json.loads(self.context.output.read(name)))
+
+    def _clusters(self, shard: Shard) -> dict[str, int]:
+        """The cluster of every embedded sample of the shard, by key."""
+        assignment = assignment_from_parquet(self.context.output.read(layout.assignment(shard.name)))
+        return dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
+
+    @staticmethod
+    def _done(shard: Shard, commit: Commit, started: float) -> ShardDone:
+        seconds = time.perf_counter() - started
+        return ShardDone(shard.name, commit.num_protected, commit.num_quarantined, shard.size, seconds)

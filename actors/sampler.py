@@ -1,0 +1,43 @@
+"""Reads the hash-sample of pictures that deltas are fitted on: shards in, uint8 pictures out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from actors.batches import Batch, RunContext, shards_of
+from pipeline import layout
+from pipeline.features import assignment_from_parquet
+from pipeline.fit_images import read_fit_images
+from pipeline.tar import read_samples
+
+
+class FitImageReader:
+    """Ray Data actor: one shard in, a block of its chosen pictures out (columns pixels, cluster, shard, key)."""
+
+    def __init__(self, context: RunContext, side: int, shares: dict[int, float]) -> None:
+        self.context = context
+        self.side = side
+        self.shares = shares
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        settings = self.context.settings
+        columns: dict[str, list[Any]] = {"pixels": [], "cluster": [], "shard": [], "key": []}
+        for shard in shards_of(batch):
+            assignment = assignment_from_parquet(self.context.output.read(layout.assignment(shard.name)))
+            with self.context.source.open_version(shard.name, shard.etag) as stream:
+                samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
+                for key, pixels, cluster in read_fit_images(
+                    samples, assignment, self.shares, side=self.side, settings=settings
+                ):
+                    columns["pixels"].append(pixels.tobytes())
+                    columns["cluster"].append(cluster)
+                    columns["shard"].append(shard.name)
+                    columns["key"].append(key)
+        return {
+            "pixels": np.array(columns["pixels"], dtype=object),
+            "cluster": np.array(columns["cluster"], dtype=np.int64),
+            "shard": np.array(columns["shard"], dtype=object),
+            "key": np.array(columns["key"], dtype=object),
+        }

@@ -1,0 +1,157 @@
+"""Everything that can be refused is refused here, before Ray starts: settings, input, output, weights, keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import layout
+from pipeline.commits import check_places, check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
+from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.fingerprint import sha256
+from pipeline.protection import Protection, load_protection
+from pipeline.records import Plan, Rejection, Shard
+from pipeline.settings import Settings
+from pipeline.store import RUN_FOLDER, Store, resolve_input
+from pipeline.surrogate import Surrogate, check_surrogate, load_surrogate
+from pipeline.tar import read_samples
+
+LEAST_KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """A protection run that was checked and may start."""
+
+    settings: Settings
+    source: Store
+    output: Store
+    plan: Plan
+    surrogate: Surrogate  # on the driver, for its identity and for estimates
+    protection: Protection | None  # given by --protection
+    key: bytes | None  # secret of the texture generator
+    record: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        plan = self.plan
+        lines = [
+            f"input        {self.settings.input}: {len(plan.shards)} shards, {plan.total_bytes / 1e6:,.1f} MB",
+            f"output       {self.settings.output}",
+            f"fingerprint  {plan.fingerprint[:16]}",
+        ]
+        if plan.done:
+            lines.append(f"committed    {len(plan.done)} shards, {len(plan.left)} left")
+        return "\n".join(lines)
+
+
+def prepare(settings: Settings) -> Run:
+    """List the input once, check everything, compute the fingerprint, find the commits.
+
+    Raises a ScumbleError of one line for whatever would break the run later.
+    """
+    check_surrogate(settings.surrogate)
+    source, entries = resolve_input(settings.input)
+    output = Store(settings.output)
+    check_places(settings.input, settings.output, source.root, output.root)
+    shards = [Shard(entry.name, entry.size, entry.etag) for entry in entries]
+    key = _read_key(settings)
+    protection, protection_sha256 = _read_protection(settings, key)
+    _check_enough_images(settings, source, shards)
+    surrogate = _load_surrogate(settings, protection)
+    ingredients = ingredients_of(
+        settings,
+        shards,
+        weights_sha256=surrogate.weights_sha256,
+        protection_sha256=protection_sha256,
+        key_sha256=sha256(key) if key else None,
+    )
+    record = run_record(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
+    committed = _committed(settings, output, record, {shard.name for shard in shards})
+    plan = make_plan(shards, ingredients.fingerprint, committed)
+    return Run(settings, source, output, plan, surrogate, protection, key, record)
+
+
+def start(run: Run) -> None:
+    """Write what the run is into the output, so that nobody else writes something different there."""
+    if not run.output.honours_create():
+        print(
+            f"warning: {run.settings.output} does not honour create-if-absent: never run two jobs on it at once",
+            file=sys.stderr,
+        )
+    if run.output.create(layout.RUN, json.dumps(run.record, indent=1, sort_keys=True).encode()):
+        run.output.put(layout.PLAN, plan_to_parquet(run.plan))
+        return
+    check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+
+
+def _read_key(settings: Settings) -> bytes | None:
+    if settings.key_file is None:
+        return None
+    try:
+        key = Path(settings.key_file).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"--key-file {settings.key_file}: {error.strerror}") from None
+    if len(key) < LEAST_KEY_BYTES:
+        raise SettingsError(f"--key-file {settings.key_file}: {len(key)} bytes are too few, at least {LEAST_KEY_BYTES}")
+    return key
+
+
+def _read_protection(settings: Settings, key: bytes | None) -> tuple[Protection | None, str | None]:
+    if settings.protection is None:
+        return None, None
+    folder, _, name = settings.protection.rpartition("/")
+    data = Store(folder or ".").read(name)
+    protection = load_protection(data)
+    if protection.per_sample:
+        if key is None:
+            raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
+        protection = protection.with_key(key)
+    return protection, sha256(data)
+
+
+def _load_surrogate(settings: Settings, protection: Protection | None) -> Surrogate:
+    weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+    surrogate = load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device="cpu")
+    if protection is not None:
+        protection.check_surrogate(surrogate.id)
+    return surrogate
+
+
+def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:
+    """Read until there are as many samples as clusters; most often the first few members settle it."""
+    if settings.clusters is None or settings.protection is not None:
+        return
+    count = 0
+    for shard in shards:
+        with source.open(shard.name) as stream:
+            for sample in read_samples(stream, max_member_bytes=settings.max_member_bytes):
+                count += not isinstance(sample, Rejection)
+                if count >= settings.clusters:
+                    return
+    raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
+
+
+def _committed(settings: Settings, output: Store, record: dict[str, Any], names: set[str]) -> list[str]:
+    """Names of the shards that the output has commits for, after making sure that the output is this run's."""
+    there = [entry.name for entry in output.list()]
+    if settings.overwrite and not settings.dry_run:
+        output.delete([name for name in there if name in names or name.startswith(f"{RUN_FOLDER}/")])
+        return []
+    if layout.RUN in there:
+        try:
+            existing = json.loads(output.read(layout.RUN))
+        except ValueError:
+            raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
+        if not settings.overwrite:
+            check_same_run(existing, record, settings.output)
+    elif strangers := sorted(names.intersection(there)):
+        raise ConflictError(
+            f"{settings.output} holds {strangers[0]}, which no run of ours wrote: choose another --output, or --overwrite"
+        )
+    commits, ending = f"{layout.COMMITS}/", ".json"
+    return [name[len(commits) : -len(ending)] for name in there if name.startswith(commits) and name.endswith(ending)]
+

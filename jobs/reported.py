@@ -1,0 +1,46 @@
+"""status.json: what became of a run, for machines; a job submission's own exit code is not to be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.cli import FAILED
+from pipeline import layout
+from pipeline.errors import ScumbleError
+from pipeline.store import Store
+
+
+class StatusFile:
+    """Writes state, stage and counts into the output whenever they change."""
+
+    def __init__(self, output: Store, fingerprint: str) -> None:
+        self._output = output
+        self._fields: dict[str, Any] = {"fingerprint": fingerprint, "started": _now()}
+
+    def write(self, state: str, **fields: Any) -> None:
+        """state  running | done | failed; fields  stage, message, exit_code, counts"""
+        self._fields |= {"state": state, "updated": _now()} | fields
+        self._output.put(layout.STATUS, json.dumps(self._fields, indent=1, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
+    """A status file that ends as `failed`, with the error's one line, if the run does."""
+    status = StatusFile(output, fingerprint)
+    status.write("running", stage="plan")
+    try:
+        yield status
+    except ScumbleError as error:
+        status.write("failed", message=str(error), exit_code=error.exit_code)
+        raise
+    except BaseException as error:
+        status.write("failed", message=type(error).__name__, exit_code=FAILED)
+        raise
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

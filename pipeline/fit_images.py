@@ -1,0 +1,102 @@
+"""Which images deltas are fitted on, and at which size: a deterministic hash-sample, decoded once to uint8."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.apply import image_member
+from pipeline.errors import InputError, SampleError
+from pipeline.features import Assignment
+from pipeline.fingerprint import derive
+from pipeline.fitted import FitImages
+from pipeline.picture import decode_rgb
+from pipeline.records import Rejection, Sample
+from pipeline.settings import Settings
+
+LEAST_PER_CLUSTER = 200  # a pattern that is seen on fewer images is not learnt before the real features
+CROP_MARGIN = 256 / 224  # pictures are kept so much larger where the fit crops them at random, as UC does
+
+
+def fit_shares(sizes: Mapping[int, int], fit_images: int | None) -> dict[int, float]:
+    """Share of each cluster's images to fit on: all alike, but small clusters give at least 200 images.
+
+    sizes       cluster -> number of images
+    fit_images  how many in all; None = every image
+    """
+    total = sum(sizes.values())
+    common = 1.0 if fit_images is None else min(1.0, fit_images / max(total, 1))
+    return {cluster: max(common, min(1.0, LEAST_PER_CLUSTER / max(size, 1))) for cluster, size in sizes.items()}
+
+
+def is_chosen(seed: int, shard: str, key: str, share: float) -> bool:
+    """True for about `share` of all samples, whoever asks and in whatever order."""
+    return derive(seed, "fit-image", shard, key) < share * 2.0**63
+
+
+def read_fit_images(
+    samples: Iterable[Sample | Rejection],
+    assignment: Assignment,
+    shares: Mapping[int, float],
+    *,
+    side: int,
+    settings: Settings,
+) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
+    """Chosen pictures of one shard as (key, uint8 [side, side, 3], cluster), in input order."""
+    clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
+    for sample in samples:
+        if isinstance(sample, Rejection) or sample.key not in clusters:
+            continue
+        cluster = clusters[sample.key]
+        if is_chosen(settings.seed, assignment.shard, sample.key, shares[cluster]):
+            yield sample.key, _square(sample, side, settings.max_pixels), cluster
+
+
+def _square(sample: Sample, side: int, max_pixels: int) -> NDArray[np.uint8]:
+    suffix, data = image_member(sample)
+    pixels = decode_rgb(data, at_least=side, max_pixels=max_pixels, suffix=suffix)
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
+
+
+def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
+    """Pictures from blocks with the columns pixels (bytes), cluster, shard, key, in (shard, key) order.
+
+    Raises InputError if there is none.
+    """
+    rows = [row for table in tables for row in table.to_pylist()]
+    if not rows:
+        raise InputError("no image of the collection could be decoded, so there is nothing to fit deltas on")
+    rows.sort(key=lambda row: (row["shard"], row["key"]))
+    pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(side, side, 3) for row in rows])
+    return FitImages(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor([row["cluster"] for row in rows])
+    )
+
+
+def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:
+    """Shorter sides in pixels of the first `limit` usable pictures."""
+    sides = []
+    for sample in itertools.islice(samples, limit):
+        if isinstance(sample, Rejection):
+            continue
+        try:
+            suffix, data = image_member(sample)
+            height, width, _ = decode_rgb(data, at_least=1 << 20, max_pixels=max_pixels, suffix=suffix).shape
+        except SampleError:
+            continue
+        sides.append(min(height, width))
+    return sides
+
+
+def median_side(sides: list[int]) -> int:
+    """Median of shorter sides. Raises InputError for an empty list."""
+    if not sides:
+        raise InputError("none of the first images can be decoded; is this a collection of images?")
+    return int(statistics.median_low(sides))
