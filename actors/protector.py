@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
 from pipeline import layout
-from pipeline.apply import ShardOutcome, protect_shard
+from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard
 from pipeline.commits import check_same_commit
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
@@ -32,6 +32,7 @@ class Protector:
         self.protection: Protection = load_protection(context.output.read(layout.PROTECTION))
         if key is not None:
             self.protection = self.protection.with_key(key)
+        self.deltas = LaidDeltas(self.protection)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         return done_columns([self._protect(shard) for shard in shards_of(batch)])
@@ -49,7 +50,7 @@ class Protector:
                 outcome = protect_shard(
                     read_samples(stream, max_member_bytes=self.context.settings.max_member_bytes),
                     writer,
-                    self.protection,
+                    self.deltas,
                     self._clusters(shard),
                     settings=self.context.settings,
                 )

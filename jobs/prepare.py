@@ -109,7 +109,7 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[Protection 
     if protection.per_sample:
         if key is None:
             raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
-        protection = protection.with_key(key)
+        protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
 
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.apply import image_member
+from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import derive
 from pipeline.fitted import FitImages
-from pipeline.picture import decode_rgb
+from pipeline.picture import decode, decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 
@@ -60,8 +60,8 @@ def read_fit_images(
 
 
 def _square(sample: Sample, side: int, max_pixels: int) -> NDArray[np.uint8]:
-    suffix, data = image_member(sample)
-    pixels = decode_rgb(data, at_least=side, max_pixels=max_pixels, suffix=suffix)
+    suffix = image_suffix(sample)
+    pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=max_pixels, suffix=suffix)
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
 
 
@@ -87,11 +87,11 @@ def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixe
         if isinstance(sample, Rejection):
             continue
         try:
-            suffix, data = image_member(sample)
-            height, width, _ = decode_rgb(data, at_least=1 << 20, max_pixels=max_pixels, suffix=suffix).shape
+            suffix = image_suffix(sample)
+            picture = decode(sample.members[suffix], max_pixels=max_pixels, suffix=suffix)
         except SampleError:
             continue
-        sides.append(min(height, width))
+        sides.append(min(picture.pixels.shape[:2]))
     return sides
 
 

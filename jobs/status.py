@@ -1,0 +1,83 @@
+"""What a protection run has done, read from its commits alone, while it runs or after it died.
+
+  python jobs/status.py --output protected/
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jobs import cli
+from pipeline import layout
+from pipeline.errors import InputError, SettingsError
+from pipeline.records import Commit
+from pipeline.store import Store
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = cli.Parser(prog="status.py", description=__doc__)
+    made.add_argument("--output", metavar="URL", help="output of a protection run")
+    made.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    made.add_argument("--debug", action="store_true", help="tracebacks")
+    options = made.parse_args(argv)
+    if not options.output:
+        raise SettingsError("--output is missing (see --help)")
+    found = status_of(Store(options.output))
+    if options.json:
+        print(json.dumps(found, sort_keys=True))
+    else:
+        for name, value in found.items():
+            print(f"{name:<12} {_text(value)}")
+    return cli.DONE
+
+
+def status_of(output: Store) -> dict[str, Any]:
+    """Counts over all commits of an output. Raises InputError if no run has begun there."""
+    there = [entry.name for entry in output.list()]
+    if layout.RUN not in there:
+        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
+    record = json.loads(output.read(layout.RUN))
+    names = [name for name in there if name.startswith(f"{layout.COMMITS}/")]
+    with ThreadPoolExecutor(16) as pool:
+        commits = [Commit.from_json(json.loads(data)) for data in pool.map(output.read, names)]
+    reasons: Counter[str] = Counter()
+    for commit in commits:
+        reasons.update(commit.quarantine)
+    total = record["num_shards"]
+    return {
+        "fingerprint": record["fingerprint"],
+        "stage": _stage(set(there), total),
+        "shards": f"{len(commits)} of {total} committed",
+        "done": len(commits) == total,
+        "images": sum(commit.num_protected for commit in commits),
+        "quarantined": sum(commit.num_quarantined for commit in commits),
+        "reasons": dict(sorted(reasons.items())),
+        "input_bytes": sum(commit.input_size for commit in commits),
+        "output_bytes": sum(commit.output_size for commit in commits),
+    }
+
+
+def _stage(there: set[str], total: int) -> str:
+    """How far the run got, by what it left behind."""
+    embedded = sum(name.startswith(f"{layout.FEATURES}/") for name in there)
+    fitted = sum(name.startswith(f"{layout.CLUSTERS}/") and "checkpoint" not in name for name in there)
+    if layout.REPORT in there:
+        return "report written"
+    if layout.PROTECTION in there:
+        return "applying"
+    if layout.CLUSTERING in there:
+        return f"fitting deltas ({fitted} files finished)"
+    return f"embedding ({embedded} of {total} shards)"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,178 @@
+"""Does the output still hold what the commits say? Recount, re-hash, re-read, decode a sample, check epsilon."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.apply import image_suffix
+from pipeline.delta import levels_of
+from pipeline.errors import SampleError
+from pipeline.fingerprint import derive
+from pipeline.picture import decode, resize_and_crop
+from pipeline.records import Commit, Rejection, Sample
+from pipeline.settings import Settings
+from pipeline.tar import read_samples
+
+EXACT_FORMATS = ("PNG", "WEBP")  # written without loss, so that the bound holds on the decoded file
+
+
+@dataclass
+class ShardCheck:
+    """What was found in one shard. Each problem is a line that names shard and key."""
+
+    shard: str
+    problems: list[str] = field(default_factory=list)
+    num_samples: int = 0
+    num_decoded: int = 0
+    num_exact: int = 0  # decoded samples whose bound was checked on the file without loss
+    max_abs_delta: int = 0  # over decoded samples, in 8-bit levels, after the codec
+    max_exact_delta: int = 0
+
+    def fail(self, key: str, what: str) -> None:
+        self.problems.append(f"{self.shard}{f' key {key}' if key else ''}: {what}")
+
+
+def verify_shard(
+    commit: Commit,
+    output: IO[bytes],
+    source: IO[bytes] | None,
+    quarantined: set[str],
+    *,
+    settings: Settings,
+    decode_share: float,
+) -> ShardCheck:
+    """Compare one protected shard with its commit and, where the originals are at hand, with them.
+
+    output, source  streams of the protected and the original shard
+    quarantined     keys that the shard's quarantine names
+    decode_share    share of samples that are decoded, chosen by hash; all of them with 1.0
+    """
+    check = ShardCheck(commit.shard)
+    hashed = _Hashing(output)
+    originals = _originals(source, settings) if source is not None else None
+    num_members = 0
+    for item in read_samples(io.BufferedReader(hashed, 1 << 20), max_member_bytes=2 * settings.max_member_bytes):
+        if isinstance(item, Rejection):
+            check.fail(item.key, f"cannot be read back ({item.reason.value}: {item.detail})")
+            continue
+        check.num_samples += 1
+        num_members += len(item.members)
+        original = _next_original(check, item.key, originals, quarantined)
+        chosen = derive(settings.seed, "verify", commit.shard, item.key) < decode_share * 2.0**63
+        if original is not None:
+            _compare_sidecars(check, item, original)
+        if chosen:
+            _compare_pictures(check, item, original, settings)
+    hashed.drain()
+    _next_original(check, None, originals, quarantined)
+    _compare_counts(check, commit, hashed, num_members)
+    return check
+
+
+def _originals(source: IO[bytes], settings: Settings) -> Iterator[Sample]:
+    for item in read_samples(source, max_member_bytes=settings.max_member_bytes):
+        if isinstance(item, Sample):
+            yield item
+
+
+def _next_original(
+    check: ShardCheck, key: str | None, originals: Iterator[Sample] | None, quarantined: set[str]
+) -> Sample | None:
+    """The original of `key`; on the way to it only quarantined samples may be skipped. None = to the end."""
+    if originals is None:
+        return None
+    for original in originals:
+        if original.key == key:
+            return original
+        if original.key not in quarantined:
+            check.fail(original.key, "is in the input, but neither in the output nor in quarantine")
+    if key is not None:
+        check.fail(key, "is not in the input, or not in its order")
+    return None
+
+
+def _compare_sidecars(check: ShardCheck, ours: Sample, original: Sample) -> None:
+    try:
+        image, their_image = image_suffix(ours), image_suffix(original)
+    except SampleError as error:
+        check.fail(ours.key, str(error))
+        return
+    for suffix, data in original.members.items():
+        if suffix != their_image and ours.members.get(suffix) != data:
+            check.fail(ours.key, f"member {suffix} is not as in the input")
+    if len(ours.members) != len(original.members):
+        check.fail(ours.key, f"has members {sorted(ours.members)}, the input {sorted(original.members)}")
+    if ours.members[image] == original.members[their_image]:
+        check.fail(ours.key, "the image is unprotected: its bytes are those of the input")
+
+
+def _compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
+    try:
+        suffix = image_suffix(ours)
+        picture = decode(ours.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
+        check.num_decoded += 1
+        if original is None:
+            return
+        suffix = image_suffix(original)
+        before = decode(original.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
+    except SampleError as error:
+        check.fail(ours.key, f"cannot be decoded ({error})")
+        return
+    if settings.size == "224":
+        before = resize_and_crop(before)
+    if picture.pixels.shape != before.pixels.shape:
+        check.fail(ours.key, f"is {picture.pixels.shape}, the input {before.pixels.shape} (height, width, channels)")
+        return
+    largest = int(np.abs(picture.pixels.astype(np.int16) - before.pixels.astype(np.int16)).max())
+    check.max_abs_delta = max(check.max_abs_delta, largest)
+    if picture.format in EXACT_FORMATS:
+        check.num_exact += 1
+        check.max_exact_delta = max(check.max_exact_delta, largest)
+        if largest > levels_of(settings.epsilon):
+            check.fail(ours.key, f"a pixel differs by {largest} levels, epsilon allows {levels_of(settings.epsilon)}")
+
+
+def _compare_counts(check: ShardCheck, commit: Commit, hashed: _Hashing, num_members: int) -> None:
+    for what, found, said in (
+        ("bytes", hashed.size, commit.output_size),
+        ("SHA-256", hashed.sha256, commit.output_sha256),
+        ("samples", check.num_samples, commit.num_protected),
+        ("members", num_members, commit.num_members),
+    ):
+        if found != said:
+            check.fail("", f"{what}: found {found}, the commit says {said}")
+
+
+class _Hashing(io.RawIOBase):
+    """A stream that hashes and counts what is read through it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._hash.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def drain(self) -> None:
+        """Read what is left behind the archive's end."""
+        block = bytearray(1 << 20)
+        while self.readinto(block):
+            continue
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
