@@ -1,0 +1,144 @@
+"""The one place where a delta meets an image: whole levels, laid at the image's size, added, clipped, checked.
+
+Deltas are whole 8-bit levels before they are added to 8-bit pixels, so no rounding can break the bound.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import PromiseError, SettingsError
+
+_ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough to stay in the processor's cache
+
+
+def levels_of(epsilon: float) -> int:
+    """Whole 8-bit levels inside the bound: 16 for 16/255. Raises SettingsError above 127/255."""
+    levels = math.floor(epsilon * 255 + 1e-6)
+    if not 0 <= levels <= 127:
+        raise SettingsError(f"--epsilon {epsilon:g} is more than a delta can carry; use 127/255 or less")
+    return levels
+
+
+def quantise(delta: Tensor | NDArray[np.float32], epsilon: float) -> NDArray[np.int8]:
+    """Whole levels of a delta: rounded half to even, clipped to the bound.
+
+    delta    float32 [..., 3, S, S] in [0, 1] pixel units
+    returns  int8 of the same shape, in 8-bit levels, |levels| <= levels_of(epsilon)
+    Raises PromiseError if a value is not finite.
+    """
+    bound = levels_of(epsilon)
+    values = delta.detach().cpu().float().numpy() if isinstance(delta, Tensor) else np.asarray(delta)
+    if not np.isfinite(values).all():
+        raise PromiseError("a delta holds values that are not finite; its fitting has diverged")
+    whole: NDArray[np.int8] = np.clip(np.rint(values * np.float32(255)), -bound, bound).astype(np.int8)
+    return whole
+
+
+def lay(levels: NDArray[np.int8], height: int, width: int, epsilon: float) -> NDArray[np.int16]:
+    """The delta at an image's own size: bilinear with pixel centres aligned, rounded half to even.
+
+    levels   int8 [3, S, S], whole 8-bit levels
+    returns  int16 [height, width, 3], whole 8-bit levels; `levels` itself, transposed, if the sizes agree
+    Where a side shrinks, the filter is widened (antialias), or single pixels of the delta would stand for many.
+    Raises PromiseError if a value leaves the bound.
+    """
+    side_y, side_x = levels.shape[1:]
+    if (height, width) == (side_y, side_x):
+        laid = np.ascontiguousarray(levels.transpose(1, 2, 0), dtype=np.int16)
+    elif height >= side_y > 1 and width >= side_x > 1:
+        laid = _enlarged(levels, height, width)
+    else:
+        planes = torch.from_numpy(levels.astype(np.float32))[None]
+        resized = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+        laid = np.ascontiguousarray(np.rint(resized[0].numpy()).transpose(1, 2, 0), dtype=np.int16)
+    if max(int(laid.max()), -int(laid.min())) > levels_of(epsilon):
+        raise PromiseError(f"a delta laid at {height}x{width} leaves the bound of {levels_of(epsilon)} levels")
+    return laid
+
+
+def _enlarged(levels: NDArray[np.int8], height: int, width: int) -> NDArray[np.int16]:
+    """Bilinear enlargement, columns first, then rows in blocks.
+
+    The same values as torch's F.interpolate (rounding of exact ties aside), in less time and in memory for the
+    result alone; numpy's arithmetic here does not depend on the processor.
+    """
+    channels, side_y, side_x = levels.shape
+    flat = np.ascontiguousarray(levels.transpose(1, 2, 0), dtype=np.float32).reshape(side_y, -1)
+    left, share = _neighbours(width, side_x)
+    columns = (channels * left[:, None] + np.arange(channels)).ravel()
+    wide = flat[:, columns]
+    wide += (flat[:, columns + channels] - wide) * np.repeat(share, channels)
+    steps = np.diff(wide, axis=0)
+    above, share = _neighbours(height, side_y)
+    laid = np.empty((height, width * channels), np.int16)
+    rows = max(1, _ROWS_ELEMENTS // (width * channels))
+    for start in range(0, height, rows):
+        here = above[start : start + rows]
+        block = steps[here]
+        block *= share[start : start + rows, None]
+        block += wide[here]
+        laid[start : start + rows] = np.rint(block, out=block)
+    return laid.reshape(height, width, channels)
+
+
+def _neighbours(size: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """For each of `size` places: the source index before it, and the share of the one after it."""
+    place = np.clip((np.arange(size) + 0.5) * (source / size) - 0.5, 0, source - 1)
+    before = np.minimum(place.astype(np.intp), source - 2)
+    return before, (place - before).astype(np.float32)
+
+
+def add(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> NDArray[np.uint8]:
+    """Pixels plus delta, clipped to 0 … 255; the only place where a delta meets an image.
+
+    pixels   uint8 [H, W, C]: grey, grey + alpha, RGB or RGBA. Alpha stays; grey takes the mean of the delta's
+             three channels, rounded half to even, and so stays grey.
+    laid     int16 [H, W, 3], whole 8-bit levels; same H and W, because broadcasting would hide a wrong delta
+    epsilon  bound on |result - pixels| in [0, 1] pixel units, e.g. 16/255
+    Raises PromiseError, naming the pixel, if the result leaves the bound. Source: Zhang et al. 2023, section 3.3.
+    """
+    return add_measured(pixels, laid, epsilon)[0]
+
+
+def add_measured(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> tuple[NDArray[np.uint8], int]:
+    """As `add`, with the largest |result - pixels| in 8-bit levels."""
+    height, width, channels = pixels.shape
+    if laid.shape != (height, width, 3) or not 1 <= channels <= 4:
+        raise PromiseError(f"a delta of shape {laid.shape} does not fit pixels of shape {pixels.shape}")
+    colour = pixels if channels in (1, 3) else pixels[:, :, : channels - 1]
+    if channels <= 2:
+        laid = np.rint(laid.mean(axis=2, keepdims=True)).astype(np.int16)
+    total = colour.astype(np.int16)
+    total += laid
+    np.clip(total, 0, 255, out=total)
+    changed: NDArray[np.uint8] = total.astype(np.uint8)
+    distance = np.maximum(changed, colour)
+    distance -= np.minimum(changed, colour)
+    largest = int(distance.max(initial=0))
+    if largest > levels_of(epsilon):
+        y, x, c = np.unravel_index(int(distance.argmax()), distance.shape)
+        raise PromiseError(
+            f"pixel (row {y}, column {x}, channel {c}) would change by {largest} levels; "
+            f"the bound is {levels_of(epsilon)}"
+        )
+    if colour is not pixels:
+        changed = np.concatenate([changed, pixels[:, :, -1:]], axis=2)
+    return changed, largest
+
+
+def perturb(images: Tensor, delta: Tensor) -> Tensor:
+    """Images plus delta, clamped to [0, 1], differentiable: what fitting sees (Zhang et al. 2023, section 3.3).
+
+    images  float [B, 3, H, W] in [0, 1]
+    delta   float [B, 3, H, W] or [3, H, W], pixel units
+    """
+    if delta.shape not in (images.shape, images.shape[1:]):
+        raise PromiseError(f"a delta of shape {tuple(delta.shape)} does not fit images {tuple(images.shape)}")
+    return (images + delta).clamp(0, 1)
