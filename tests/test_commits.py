@@ -1,0 +1,107 @@
+"""Plan = listing - commits; two truths are a conflict that names both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.commits import (
+    check_places,
+    check_same_commit,
+    check_same_run,
+    ingredients_of,
+    make_plan,
+    plan_from_parquet,
+    plan_to_parquet,
+    run_record,
+)
+from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.records import Commit, Shard
+from pipeline.settings import Settings
+
+SHARDS = [Shard("b.tar", 20, "e2"), Shard("a.tar", 10, "e1")]
+
+
+def fingerprint(settings: Settings, shards: list[Shard] = SHARDS, weights: str = "w") -> str:
+    return ingredients_of(settings, shards, weights_sha256=weights).fingerprint
+
+
+def test_what_is_left_is_the_listing_without_the_commits_in_order() -> None:
+    plan = make_plan(SHARDS, "f", ["b.tar"])
+    assert [shard.name for shard in plan.shards] == ["a.tar", "b.tar"]
+    assert [shard.name for shard in plan.left] == ["a.tar"]
+    assert plan.total_bytes == 30
+
+
+def test_a_plan_comes_back_from_its_file() -> None:
+    plan = make_plan(SHARDS, "f", ["b.tar"])
+    assert plan_from_parquet(plan_to_parquet(plan), ["b.tar"]) == plan
+
+
+def test_a_million_shards_are_planned_in_seconds() -> None:
+    shards = [Shard(f"s/{i:07d}.tar", i, f"e{i}") for i in range(100_000)]
+    assert len(make_plan(shards, "f", (shard.name for shard in shards[::2])).left) == 50_000
+
+
+def test_an_empty_listing_and_a_strange_commit_are_refused() -> None:
+    with pytest.raises(InputError, match="no shards"):
+        make_plan([], "f", [])
+    with pytest.raises(ConflictError, match=r"a commit for z\.tar, which the input does not have"):
+        make_plan(SHARDS, "f", ["z.tar"])
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 8 / 255}, {"seed": 1}, {"encode": "lossless"}, {"clusters": 12}])
+def test_whatever_decides_bytes_changes_the_fingerprint(change: dict[str, object]) -> None:
+    base = Settings(input="a", output="b")
+    assert fingerprint(replace(base, **change)) != fingerprint(base)
+
+
+@pytest.mark.parametrize("change", [{"workers": 3}, {"input": "c"}, {"debug": True}, {"max_quarantine": 0.5}])
+def test_what_does_not_decide_bytes_leaves_the_fingerprint_alone(change: dict[str, object]) -> None:
+    base = Settings(input="a", output="b")
+    assert fingerprint(replace(base, **change)) == fingerprint(base)
+
+
+def test_another_version_of_one_input_shard_or_other_weights_change_the_fingerprint() -> None:
+    base = Settings()
+    assert fingerprint(base, [SHARDS[0], Shard("a.tar", 10, "other")]) != fingerprint(base)
+    assert fingerprint(base, weights="v") != fingerprint(base)
+
+
+def test_another_run_in_the_output_is_refused_with_the_differing_settings() -> None:
+    def record(settings: Settings) -> dict[str, object]:
+        ingredients = ingredients_of(settings, SHARDS, weights_sha256="w")
+        return run_record(ingredients, settings, make_plan(SHARDS, ingredients.fingerprint, ()))
+
+    check_same_run(record(Settings(workers=1)), record(Settings(workers=2)), "out")
+    with pytest.raises(ConflictError) as caught:
+        check_same_run(record(Settings(seed=1)), record(Settings(seed=2, encode="lossless")), "out")
+    assert str(caught.value) == (
+        "out belongs to another run (encode was same, is lossless; seed was 1, is 2): "
+        "use its settings to resume it, another --output, or --overwrite"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "output"), [("/a", "/a"), ("/a", "/a/b"), ("/a/b", "/a"), ("bucket/x/", "bucket/x"), ("b", "b/out")]
+)
+def test_an_output_that_touches_the_input_is_refused(source: str, output: str) -> None:
+    with pytest.raises(SettingsError, match="overlap"):
+        check_places(source, output, source, output)
+
+
+def test_neighbours_with_a_common_beginning_are_no_overlap() -> None:
+    check_places("/a/raw", "/a/raw-protected", "/a/raw", "/a/raw-protected")
+
+
+def test_a_commit_with_other_bytes_is_a_conflict_that_names_both_digests() -> None:
+    ours = Commit("f", "a.tar", 1, "e", 2, "a" * 64, "p", 1, 0, 1, 1, 1, 16, {}, {}, {"read": 1.0})
+    check_same_commit(ours, replace(ours, seconds={"read": 9.0}))
+    with pytest.raises(ConflictError, match="aaaaaaaaaaaaaaaa.*bbbbbbbbbbbbbbbb|bbbbbbbbbbbbbbbb.*aaaaaaaaaaaaaaaa"):
+        check_same_commit(ours, replace(ours, output_sha256="b" * 64))
+
+
+def test_a_commit_comes_back_from_json() -> None:
+    ours = Commit("f", "a.tar", 1, "e", 2, "a" * 64, "p", 1, 0, 1, 1, 1, 16, {"empty": 1}, {"3": 1}, {"read": 1.0})
+    assert Commit.from_json(ours.to_json()) == ours

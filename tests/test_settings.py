@@ -1,0 +1,71 @@
+"""Settings check themselves when built, and say what to type instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings, clusters_for, parse_epsilon, settings_from
+
+
+@pytest.mark.parametrize(("text", "value"), [("16/255", 16 / 255), ("0.0625", 0.0625), ("8 / 255", 8 / 255)])
+def test_epsilon_is_a_number_or_a_fraction(text: str, value: float) -> None:
+    assert parse_epsilon(text) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1/0", "16//255"])
+def test_other_epsilons_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="fraction like 16/255"):
+        parse_epsilon(text)
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, 1, 16])
+def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
+    with pytest.raises(SettingsError, match="--epsilon must lie between 0 and 1"):
+        Settings(epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encode": "jpeg:101"}, "jpeg:1 … jpeg:100"),
+        ({"encode": "jpg"}, "none of same, lossless"),
+        ({"distance": "l1"}, "--distance 'l1' is none of kl, cosine, l2"),
+        ({"clusters": 1}, "--clusters must be at least 2; it is 1"),
+        ({"generator": "texture"}, "needs --key-file"),
+        ({"generator": "network"}, "add --optimise-through surrogate"),
+        ({"generator": "network", "optimise_through": "surrogate", "delta_size": 33}, "multiple of 4"),
+        ({"train_images": "cluster"}, "needs --optimise-through surrogate"),
+        ({"bound": "tanh_clamp"}, "leave --bound at project"),
+        ({"max_quarantine": 2}, "share between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings_from(options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_option_is_answered_with_near_matches() -> None:
+    with pytest.raises(SettingsError, match="unknown option 'epsilonn'; did you mean epsilon"):
+        settings_from({"epsilonn": 1})
+    with pytest.raises(SettingsError, match="--preset 'uc' is none of"):
+        settings_from(preset="uc")
+
+
+def test_the_paper_preset_holds_the_papers_settings() -> None:
+    """Zhang et al. 2023, section 4.1 and the authors' code: RN50, p = 10, 16/255, KL, network, 224 crop."""
+    paper = settings_from(preset="uc-paper")
+    assert (paper.surrogate, paper.clusters, paper.epsilon) == ("torchvision:resnet50/IMAGENET1K_V1", 10, 16 / 255)
+    assert (paper.generator, paper.bound, paper.distance, paper.size) == ("network", "tanh_clamp", "kl", "224")
+    assert (paper.train_images, paper.batch_size, paper.permutation) == ("all", 256, "next")
+
+
+def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
+    assert settings_from({"clusters": 5}, {"clusters": 7}, preset="uc-paper").clusters == 7
+
+
+@pytest.mark.parametrize(("images", "clusters"), [(100, 10), (4000, 20), (10**7, 40)])
+def test_clusters_follow_the_number_of_images(images: int, clusters: int) -> None:
+    assert clusters_for(images) == clusters

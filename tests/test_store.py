@@ -1,0 +1,150 @@
+"""One door to storage, tried on a folder and on a server that speaks S3."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError, StoreError
+from pipeline.store import Store, resolve_input
+
+
+def test_what_was_put_is_listed_and_read_back(store: Store) -> None:
+    store.put("b/two.tar", b"22")
+    store.put("a.tar", b"1")
+    assert [(entry.name, entry.size) for entry in store.list()] == [("a.tar", 1), ("b/two.tar", 2)]
+    assert store.read("b/two.tar") == b"22"
+    with store.open("a.tar") as stream:
+        assert stream.read() == b"1"
+
+
+def test_an_empty_prefix_lists_nothing_and_a_missing_object_is_an_input_error(store: Store) -> None:
+    assert store.list() == []
+    assert store.info("x.tar") is None
+    with pytest.raises(InputError, match=r"cannot read .*/x\.tar: it is not there"):
+        store.read("x.tar")
+
+
+def test_put_replaces_but_create_never_does(store: Store) -> None:
+    assert store.create("one", b"first")
+    assert not store.create("one", b"second")
+    assert store.read("one") == b"first"
+    store.put("one", b"third")
+    assert store.read("one") == b"third"
+    assert store.honours_create()
+
+
+def test_only_one_of_eight_racing_creators_wins(store: Store) -> None:
+    store.put("warm", b"")
+    for turn in range(5):
+        wins: list[int] = []
+        barrier = threading.Barrier(8)
+
+        def race(me: int, turn: int = turn, wins: list[int] = wins, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            if store.create(f"race-{turn}", b"%d" % me):
+                wins.append(me)
+
+        threads = [threading.Thread(target=race, args=(me,)) for me in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wins) == 1
+        assert store.read(f"race-{turn}") == b"%d" % wins[0]
+
+
+def test_a_changed_object_is_refused_under_its_planned_version(store: Store) -> None:
+    store.put("a.tar", b"before")
+    etag = store.list()[0].etag
+    store.open_version("a.tar", etag).close()
+    time.sleep(0.01)
+    store.put("a.tar", b"after!")
+    with pytest.raises(InputError, match="changed-input"):
+        store.open_version("a.tar", etag)
+
+
+def test_a_store_travels_to_another_process_as_its_url(store: Store) -> None:
+    store.put("a", b"1")
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.read("a") == b"1"
+
+
+def test_deleting_what_is_not_there_is_no_error(store: Store) -> None:
+    store.put("a", b"1")
+    store.delete(["a", "b"])
+    assert store.list() == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["sub/t-2.tar.gz", "t-0.tar", "t-1.tar"]),
+        ("/t-*.tar", ["t-0.tar", "t-1.tar"]),
+        ("/t-{0..1}.tar", ["t-0.tar", "t-1.tar"]),
+        ("/t-1.tar", ["t-1.tar"]),
+    ],
+)
+def test_a_prefix_a_glob_a_brace_pattern_and_one_shard_are_understood(
+    store: Store, pattern: str, expected: list[str]
+) -> None:
+    for name in ("t-0.tar", "t-1.tar", "sub/t-2.tar.gz", "notes.txt", "_scumble/x.tar"):
+        store.put(name, b"x")
+    source, entries = resolve_input(store.url + pattern)
+    assert [entry.name for entry in entries] == expected
+    assert source.read(entries[0].name) == b"x"
+
+
+def test_input_without_shards_is_refused_in_one_line_that_says_what_is_there(store: Store) -> None:
+    with pytest.raises(InputError, match=r"no shards .*nothing is there"):
+        resolve_input(store.url)
+    store.put("a.txt", b"")
+    with pytest.raises(InputError, match=r"no shards .*1 other objects are there"):
+        resolve_input(store.url)
+    with pytest.raises(InputError, match=r"1 of 3 shards are missing, first t-2\.tar"):
+        store.put("t-0.tar", b"")
+        store.put("t-1.tar", b"")
+        resolve_input(store.url + "/t-{0..2}.tar")
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_one_line(s3_server: str) -> None:
+    with pytest.raises((InputError, StoreError)) as caught:
+        resolve_input("s3://no-such-bucket-anywhere/prefix")
+    assert "\n" not in str(caught.value)
+    assert "no-such-bucket-anywhere" in str(caught.value)
+
+
+def test_an_unknown_scheme_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"ftpx://host/a: unknown or missing storage driver"):
+        Store("ftpx://host/a")
+
+
+def _write_for_ever(folder: str) -> None:
+    mine = Store(folder)
+    for turn in range(10_000):
+        mine.put("shard.tar", bytes([turn % 256]) * 3_000_000)
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_object_or_none(tmp_path: Path) -> None:
+    mine = Store(str(tmp_path))
+    for delay in (0.05, 0.11, 0.17, 0.23):
+        writer = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(tmp_path),))
+        writer.start()
+        while mine.info("shard.tar") is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        data = mine.read("shard.tar")
+        assert len(data) == 3_000_000
+        assert len(set(data)) == 1
+        mine.delete(["shard.tar"])
