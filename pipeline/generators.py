@@ -1,0 +1,140 @@
+"""What a delta is made by: the generator network of Unlearnable Clusters, or delta itself as the parameter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.fingerprint import derive, torch_rng
+from pipeline.settings import Bound
+
+
+class ResidualBlock(nn.Module):
+    """Two reflect-padded 3 x 3 convolutions with batch normalisation; no activation after the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=False),
+            _norm(channels),
+            nn.ReLU(inplace=True),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=False),
+            _norm(channels),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        total: Tensor = maps + self.body(maps)
+        return total
+
+
+class ResNetGenerator(nn.Module):
+    """The encoder-decoder of Generative Adversarial Perturbations (Poursaeed et al., CVPR 2018).
+
+    Unlearnable Clusters (Zhang et al., CVPR 2023, section 3.3) fits one per cluster. With width 64 and 6 blocks
+    it has 7,841,411 parameters. Batch normalisation always uses the statistics of the map at hand, so that the
+    same sigma gives the same delta at any time.
+
+    forward: sigma [1, 3, S, S], S a multiple of 4 and at least 8 -> the values before tanh, same shape.
+    """
+
+    def __init__(self, width: int = 64, blocks: int = 6) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(3, width, 7, bias=False),
+            _norm(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
+            _norm(2 * width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1, bias=False),
+            _norm(4 * width),
+            nn.ReLU(inplace=True),
+        )
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * width) for _ in range(blocks)))
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(4 * width, 2 * width, 3, stride=2, padding=1, output_padding=1, bias=False),
+            _norm(2 * width),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=False),
+            _norm(width),
+            nn.ReLU(inplace=True),
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(width, 3, 7),
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        raw: Tensor = self.decoder(self.blocks(self.encoder(sigma)))
+        return raw
+
+
+class NetworkDelta(nn.Module):
+    """A generator and its own noise sigma ~ U(0, 1), drawn once: forward() -> delta float32 [3, side, side]."""
+
+    sigma: Tensor
+
+    def __init__(
+        self,
+        side: int,
+        epsilon: float,
+        bound: Bound,
+        *,
+        seed: int,
+        cluster: int,
+        width: int = 64,
+        blocks: int = 6,
+    ) -> None:
+        super().__init__()
+        self.epsilon, self.bound = epsilon, bound
+        # torch initialises layers from its global generator: fork it, so that nothing else sees the seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "generator", cluster))
+            self.generator = ResNetGenerator(width, blocks)
+        sigma = torch.rand(1, 3, side, side, generator=torch_rng(seed, "sigma", cluster))
+        self.register_buffer("sigma", sigma)
+
+    def forward(self) -> Tensor:
+        return bounded(self.generator(self.sigma)[0], self.epsilon, self.bound)
+
+
+class DirectDelta(nn.Module):
+    """Delta itself as the parameter, started at uniform(-epsilon/2, epsilon/2): forward() -> [count, 3, S, S].
+
+    one_channel  start equal in all channels; the sign steps of a colour-robust fit keep it so
+    """
+
+    def __init__(
+        self, count: int, side: int, epsilon: float, *, seed: int, index: object = "", one_channel: bool = False
+    ) -> None:
+        super().__init__()
+        rng = torch_rng(seed, "delta-start", index)
+        start = torch.rand(count, 1 if one_channel else 3, side, side, generator=rng)
+        self.delta = nn.Parameter(((start - 0.5) * epsilon).repeat(1, 3 if one_channel else 1, 1, 1))
+
+    def forward(self) -> Tensor:
+        return self.delta
+
+
+def bounded(raw: Tensor, epsilon: float, bound: Bound) -> Tensor:
+    """Raw generator output -> delta with |delta| <= epsilon.
+
+    tanh_clamp  clamp(tanh): the paper's; no gradient where |tanh| > epsilon, about 9 of 10 pixels at the start
+    eps_tanh    epsilon * tanh: no dead zone
+    clamp_ste   tanh_clamp going forward, tanh alone going back (straight-through)
+    """
+    squashed = torch.tanh(raw)
+    if bound == "eps_tanh":
+        return epsilon * squashed
+    clamped = squashed.clamp(-epsilon, epsilon)
+    if bound == "clamp_ste":
+        # (squashed - squashed) is exactly zero, so the value stays exactly the clamped one.
+        return clamped.detach() + (squashed - squashed.detach())
+    if bound == "tanh_clamp":
+        return clamped
+    raise ValueError(f"a generator network is not bounded by {bound!r}")
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=False)

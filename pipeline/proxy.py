@@ -1,0 +1,153 @@
+"""The proxy: a small network trained from scratch on the clean images to predict their cluster ids.
+
+Deltas optimised through what a new network learns first carry over to the networks that others will train,
+better than deltas optimised through a pretrained encoder, and whatever the size of the images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.augment import colour_jitter, random_views, take
+from pipeline.fingerprint import derive, torch_rng
+from pipeline.fitted import FitImages, checkpoint, entry, restore
+from pipeline.objective import check_finite
+
+EPOCHS = 12
+BATCH_SIZE = 128
+PEAK_LR = 0.15
+WARM_UP = 0.25  # share of the steps
+WEIGHT_DECAY = 5e-4
+LABEL_SMOOTHING = 0.1
+DROPOUT = 0.2
+WIDTH = 192  # of the features
+LARGE_SIDE = 64  # from here on the first convolution halves the resolution
+
+
+class ProxyNetwork(nn.Module):
+    """Six layers with batch normalisation, 0.36 M parameters: images in [0, 1] -> features -> cluster logits.
+
+    images [B, 3, S, S] float -> features float [B, 192] -> logits [B, p]
+    """
+
+    def __init__(self, num_clusters: int, side: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_layer(3, 24, stride=2 if side >= LARGE_SIDE else 1),
+            nn.MaxPool2d(2),
+            *_layer(24, 64),
+            nn.MaxPool2d(2),
+            *_layer(64, 96),
+            *_layer(96, 96),
+            nn.MaxPool2d(2),
+            *_layer(96, WIDTH),
+        )
+        self.head = nn.Linear(WIDTH, num_clusters)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features float32 [B, 192]: what deltas move. Batches alike on every device class."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+            maps: Tensor = self.body((images - 0.5) / 0.25)
+        return maps.float().mean((2, 3))
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits; keep float [B, 192] holds the dropout factors of a training step."""
+        features = self.features(images)
+        logits: Tensor = self.head(features if keep is None else features * keep)
+        return logits
+
+
+def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+class ProxyTraining:
+    """Trains a ProxyNetwork step by step; every draw is named by (seed, purpose, epoch or step).
+
+    colour_robust  train under colour jitter, channel shuffle and grey, as those who relearn would
+    """
+
+    def __init__(
+        self, images: FitImages, num_clusters: int, *, colour_robust: bool, seed: int, device: torch.device
+    ) -> None:
+        self._pixels, self._clusters = images.pixels.to(device), images.clusters.to(device)
+        self._colour_robust, self._seed, self._device = colour_robust, seed, device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "proxy"))
+            network = ProxyNetwork(num_clusters, images.side)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self._optimiser = torch.optim.SGD(
+            self.network.parameters(), lr=PEAK_LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
+        self._batch = min(BATCH_SIZE, len(images.pixels))
+        self._per_epoch = len(images.pixels) // self._batch
+        self.steps = EPOCHS * self._per_epoch
+        self.step = 0
+        self.losses = torch.zeros(self.steps)
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.steps
+
+    def advance(self) -> None:
+        """One SGD step. Raises PromiseError if the loss is not finite."""
+        epoch, batch = divmod(self.step, self._per_epoch)
+        order = torch.randperm(len(self._pixels), generator=torch_rng(self._seed, "proxy-order", epoch))
+        chosen = order[batch * self._batch : (batch + 1) * self._batch].to(self._device)
+        rng = torch_rng(self._seed, "proxy-step", self.step)
+        images = augmented(self._pixels[chosen].float() / 255, rng)
+        if self._colour_robust:
+            images = colour_jitter(images, rng)
+        keep = (torch.rand(len(images), WIDTH, generator=rng) >= DROPOUT).float() / (1 - DROPOUT)
+        self.network.train()
+        logits = self.network(images, keep.to(self._device))
+        loss = F.cross_entropy(logits, self._clusters[chosen], label_smoothing=LABEL_SMOOTHING)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        check_finite(loss, "training the proxy", self.step)
+        self._optimiser.param_groups[0]["lr"] = one_cycle(self.step, self.steps)
+        self._optimiser.step()
+        self.losses[self.step] = loss.detach()
+        self.step += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+        tensors = checkpoint("proxy", self.network, self._optimiser)
+        return tensors | {"proxy/step": torch.tensor([self.step]), "proxy/losses": self.losses.clone()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`. Raises InputError if it belongs to other images or clusters."""
+        losses = entry(state, "proxy/losses", self.losses).clone()
+        restore("proxy", state, self.network, self._optimiser)
+        self.losses, self.step = losses, int(state["proxy/step"])
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of the network as it will be attacked: frozen, batch normalisation in inference mode."""
+        self.network.eval().requires_grad_(False)
+        return self.network.features(images)
+
+    def accuracy(self, features: Tensor) -> float:
+        """Share of the clean images, given by their features [n, 192], whose cluster id the proxy predicts."""
+        with torch.no_grad():
+            hits = self.network.head(features).argmax(1) == self._clusters
+        return float(hits.float().mean())
+
+
+def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Random crop of images [B, 3, S, S] reflected by S // 8 at the edges (4 px at 32), half of them flipped."""
+    side = images.shape[2]
+    return take(images, random_views(len(images), side, side, side // 8, rng))
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Learning rate: cosine from a 25th of the peak up to it over a quarter of the steps, then down to zero."""
+    up = WARM_UP * steps
+    if step < up:
+        return PEAK_LR * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / up)) / 2)
+    return PEAK_LR * (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
