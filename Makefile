@@ -1,0 +1,41 @@
+# make demo     install, protect a small real collection offline, measure the effect, write a report
+# make test     install what tests need and run the fast tests
+# make test-all everything, slow and S3 and fault tests included
+# make bench    the benchmarks; each prints a table and writes tests/bench/results/*.json
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/installed
+	$(RUN) jobs/demo.py --output demo
+
+test: $(VENV)/installed-test lint
+	$(RUN) -m pytest -q -m "not slow"
+
+test-all: $(VENV)/installed-test lint
+	tests/with_s3.sh $(RUN) -m pytest -q
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/installed-test
+	for bench in tests/bench/bench_*.py; do $(RUN) $$bench || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN) -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN) -m pip install -q -c constraints.txt -e ".[test]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
