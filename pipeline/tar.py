@@ -13,7 +13,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, cast
@@ -184,9 +184,10 @@ class _Source:
     """The bytes of the archive, unpacked if need be: as many as asked for, or _Damaged."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        raw: io.BufferedReader[Any] = io.BufferedReader(_Forward(stream), 4 * _CHUNK)
+        raw: io.BufferedReader[_Forward] = io.BufferedReader(_Forward(stream.read), 4 * _CHUNK)
         if raw.peek(2)[:2] == b"\x1f\x8b":
-            raw = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw, mode="rb")), 4 * _CHUNK)
+            # read1: what was unpacked before the damage must arrive before the error
+            raw = io.BufferedReader(_Forward(gzip.GzipFile(fileobj=raw, mode="rb").read1), 4 * _CHUNK)
         self._raw = raw
 
     def _read(self, size: int) -> bytes:
@@ -218,16 +219,16 @@ class _Source:
 
 
 class _Forward(io.RawIOBase):
-    """A stream of which only `read` is used, so that nothing can seek or close it."""
+    """A stream of which only `read` is known, so that nothing can seek or close it."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read_some = read
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
+        data = self._read_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 

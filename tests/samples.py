@@ -1,0 +1,58 @@
+"""Small makers of images and shards that several tests share."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.delta import lay
+from pipeline.records import Rejection, Sample
+from pipeline.tar import read_samples
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
+    """uint8 [height, width, channels] of every value, 0 and 255 included."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+def image_bytes(pixels: NDArray[np.uint8], kind: str = "PNG", **options: Any) -> bytes:
+    """`pixels` as a file that Pillow wrote."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tar_bytes(members: list[tuple[str | tarfile.TarInfo, bytes]], mode: str = "w", **options: Any) -> bytes:
+    """A tar written by the standard library, member by member."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            if info.isreg():
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read(data: bytes, max_member_bytes: int = 1 << 20) -> list[Sample | Rejection]:
+    """Everything that `read_samples` yields for `data`."""
+    return list(read_samples(io.BytesIO(data), max_member_bytes=max_member_bytes))
+
+
+class ExtremeDeltas:
+    """A delta source that uses the whole bound everywhere: +-16 levels, per cluster another pattern."""
+
+    epsilon = 16 / 255
+    per_sample = False
+
+    def __init__(self, side: int = 24) -> None:
+        signs = np.random.default_rng(7).integers(0, 2, (8, 3, side, side)) * 2 - 1
+        self.levels = (16 * signs).astype(np.int8)
+
+    def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
+        return lay(self.levels[cluster], height, width, self.epsilon)

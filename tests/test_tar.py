@@ -1,0 +1,385 @@
+"""The reader refuses what it must and loses nothing else; the writer's bytes depend on the samples alone."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import random
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.records import Reason, Rejection, Sample
+from pipeline.tar import ShardWriter, read_samples, split_name
+from tests.samples import read, tar_bytes
+
+GOOD = [("a.jpg", b"A" * 700), ("a.cls", b"1"), ("b.jpg", b"B"), ("b.cls", b""), ("c.jpg", b"C" * 512)]
+SAMPLES = [
+    Sample("a", {"jpg": b"A" * 700, "cls": b"1"}),
+    Sample("b", {"jpg": b"B", "cls": b""}),
+    Sample("c", {"jpg": b"C" * 512}),
+]
+
+
+def special(name: str, kind: bytes, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def reasons(items: list[Sample | Rejection]) -> list[tuple[str, str]]:
+    return [(item.key, item.reason.value) for item in items if isinstance(item, Rejection)]
+
+
+def keys(items: list[Sample | Rejection]) -> list[str]:
+    return [item.key for item in items if isinstance(item, Sample)]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_samples_come_in_input_order_from_every_tar_format(mode: str, form: int) -> None:
+    assert read(tar_bytes(GOOD, mode, format=form)) == SAMPLES
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_characters="/.\\", exclude_categories=("C",)), min_size=1, max_size=120),
+            st.binary(max_size=1100),
+        ),
+        max_size=6,
+        unique_by=lambda pair: pair[0],
+    ),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+@settings(deadline=None, max_examples=60)
+def test_names_and_bytes_are_those_that_the_standard_library_reads(pairs: list, form: int) -> None:
+    data = tar_bytes([(f"dir/{stem}.x.jpg", body) for stem, body in pairs], format=form)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        expected = {member.name: tar.extractfile(member).read() for member in tar}
+    found = {f"{item.key}.{name}": body for item in read(data) for name, body in item.members.items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "suffix"),
+    [
+        ("a.jpg", "a", "jpg"),
+        ("x.y/v1.2.jpg", "x.y/v1", "2.jpg"),
+        ("./a.seg.png", "./a", "seg.png"),
+        (".DS_Store", "", "DS_Store"),
+        ("none", "none", ""),
+    ],
+)
+def test_the_key_ends_at_the_first_dot_of_the_base_name(name: str, key: str, suffix: str) -> None:
+    assert split_name(name) == (key, suffix)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/etc/a.jpg", "unsafe-name"),
+        ("C:/a.jpg", "unsafe-name"),
+        ("../a.jpg", "unsafe-name"),
+        ("x/../../a.jpg", "unsafe-name"),
+        ("x\\a.jpg", "unsafe-name"),
+        ("x\na.jpg", "unsafe-name"),
+        ("x\x1b[2Ja.jpg", "unsafe-name"),
+        ("a", "unusable-name"),
+        (".hidden", "unusable-name"),
+        ("x/.jpg", "unusable-name"),
+        ("a.", "unusable-name"),
+        ("a.__key__", "unusable-name"),
+        ("a" * 5000 + ".jpg", "unusable-name"),
+    ],
+)
+def test_a_bad_name_costs_its_sample_and_no_other(name: str, reason: str) -> None:
+    items = read(tar_bytes([("m.jpg", b"1"), (name, b"2"), ("n.jpg", b"3")]))
+    assert keys(items) == ["m", "n"]
+    assert [found for _, found in reasons(items)] == [reason]
+
+
+def test_a_null_byte_in_a_pax_name_is_refused() -> None:
+    info = tarfile.TarInfo("ok.jpg")
+    info.pax_headers = {"path": "ok.jpg\x00.txt"}
+    items = read(tar_bytes([(info, b"1"), ("n.jpg", b"3")], format=tarfile.PAX_FORMAT))
+    assert [found for _, found in reasons(items)] == ["unsafe-name"]
+    assert keys(items) == ["n"]
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_can_be_logged() -> None:
+    items = read(tar_bytes([("caf\udce9.jpg", b"1"), ("n.jpg", b"3")], format=tarfile.GNU_FORMAT))
+    assert reasons(items) == [("caf\\udce9", "unusable-name")]
+    assert keys(items) == ["n"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_cost_their_whole_sample(kind: bytes) -> None:
+    link = special("a.txt", kind, linkname="/etc/passwd", size=0)
+    items = read(tar_bytes([("a.jpg", b"1"), (link, b""), ("b.jpg", b"2")]))
+    assert reasons(items) == [("a", "not-a-file")]
+    assert keys(items) == ["b"]
+
+
+def test_folders_are_skipped_silently() -> None:
+    folder = special("x", tarfile.DIRTYPE, mode=0o755)
+    assert read(tar_bytes([(folder, b""), ("x/a.jpg", b"1")])) == [Sample("x/a", {"jpg": b"1"})]
+
+
+def test_a_member_over_the_cap_is_not_read_and_its_sample_goes_whole() -> None:
+    data = tar_bytes([("a.cls", b"1"), ("a.jpg", bytes(50_000_000)), ("a.txt", b"t"), ("b.jpg", b"2")], "w:gz")
+    tracemalloc.start()
+    items = read(data, max_member_bytes=1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reasons(items) == [("a", "too-large")]
+    assert keys(items) == ["b"]
+    assert peak < 4_000_000
+
+
+def test_a_sample_of_endless_members_is_refused_in_bounded_memory() -> None:
+    members = [(f"a.{index}", b"") for index in range(5000)]
+    assert reasons(read(tar_bytes([*members, ("b.jpg", b"2")]))) == [("a", "too-large")]
+
+
+def test_a_duplicate_member_costs_the_sample_even_in_another_case() -> None:
+    for second in ("a.txt", "a.TXT"):
+        items = read(tar_bytes([("a.jpg", b"1"), ("a.txt", b"2"), (second, b"3"), ("b.jpg", b"4")]))
+        assert reasons(items) == [("a", "duplicate-member")]
+        assert keys(items) == ["b"]
+
+
+def test_a_key_that_comes_back_is_refused_the_second_time() -> None:
+    items = read(tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3"), ("c.jpg", b"4")]))
+    assert keys(items) == ["a", "b", "c"]
+    assert [item for item in items if isinstance(item, Rejection)] == [
+        Rejection("a", "a.cls", Reason.INTERLEAVED_KEY, "this key was in the shard before, with another key between")
+    ]
+
+
+def test_sparse_members_are_refused_and_reading_goes_on() -> None:
+    pax = tarfile.TarInfo("a.jpg")
+    pax.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 60)}
+    items = read(tar_bytes([(pax, b"1\n0\n1\n"), ("b.jpg", b"2")], format=tarfile.PAX_FORMAT))
+    assert reasons(items) == [("a", "not-a-file")]
+    assert keys(items) == ["b"]
+
+    old = tarfile.TarInfo("a.jpg")
+    header = bytearray(old.tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = b"S", 1  # its map goes on in two more blocks
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 256)
+    more, last = bytearray(512), bytes(512)
+    more[504] = 1
+    items = read(bytes(header) + bytes(more) + last + tar_bytes([("b.jpg", b"2")]))
+    assert reasons(items) == [("a", "not-a-file")]
+    assert keys(items) == ["b"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_extended_header_of_silly_size_is_not_read(kind: bytes) -> None:
+    lie = special("a", kind, size=1 << 40).tobuf(tarfile.GNU_FORMAT)
+    data = tar_bytes([("m.jpg", b"1"), ("n.jpg", b"2")])[:2048] + lie + bytes(3_000_000)
+    tracemalloc.start()
+    items = read(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert keys(items) == ["m"]
+    assert reasons(items) == [("n", "truncated-shard")]
+    assert peak < 2_000_000
+
+
+def test_a_gzip_bomb_is_passed_over_in_bounded_memory() -> None:
+    head = special("a.jpg", tarfile.REGTYPE, size=200_000_000).tobuf(tarfile.GNU_FORMAT)
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as file:
+        file.write(head)
+        for _ in range(200):
+            file.write(bytes(1_000_000))
+    tracemalloc.start()
+    items = read(buffer.getvalue())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reasons(items)[0] == ("a", "too-large")
+    assert peak < 4_000_000
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_cut_at_any_place_never_raises_and_loses_no_complete_sample(mode: str) -> None:
+    bodies = [
+        (f"s{index}.{suffix}", random.Random(index).randbytes(90 * index))
+        for index in range(9)
+        for suffix in ("jpg", "cls")
+    ]
+    data = tar_bytes(bodies, mode)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        starts = {member.name: member.offset + 512 for member in tar}  # a header ends here
+    whole = read(data)
+    for cut in range(0, len(data), 97):
+        items = read(data[:cut])
+        found = [item for item in items if isinstance(item, Sample)]
+        assert found == whole[: len(found)]
+        lost = [item for item in items if isinstance(item, Rejection)]
+        if len(found) < len(whole):
+            assert [item.reason for item in lost] == [Reason.TRUNCATED_SHARD]
+            assert lost[0].key in ("", whole[len(found)].key)
+        arrived = cut if mode == "w" else len(zlib.decompressobj(31).decompress(data[:cut]))
+        begun = sum(starts[f"s{index}.jpg"] <= arrived for index in range(9))
+        assert len(found) >= begun - 1
+
+
+def test_a_cut_between_two_members_does_not_pass_for_the_end() -> None:
+    items = read(tar_bytes(GOOD)[: 512 + 1024])  # a.jpg is there, a.cls is not
+    assert reasons(items) == [("a", "truncated-shard")]
+    assert keys(items) == []
+
+
+def test_flipped_bytes_in_a_header_or_in_gzip_end_the_shard_with_one_rejection() -> None:
+    data = bytearray(tar_bytes(GOOD))
+    data[data.index(b"b.jpg")] ^= 0xFF
+    items = read(bytes(data))
+    assert reasons(items) == [("a", "truncated-shard")]
+    packed = bytearray(tar_bytes(GOOD, "w:gz"))
+    packed[-6] ^= 0xFF  # gzip's checksum
+    assert reasons(read(bytes(packed))) == [("c", "truncated-shard")]
+
+
+@given(st.binary(max_size=3000))
+@settings(deadline=None, max_examples=100)
+def test_bytes_that_are_no_tar_are_one_rejection(data: bytes) -> None:
+    assert [reason for _, reason in reasons(read(data + b"x"))] == ["truncated-shard"]
+    assert [reason for _, reason in reasons(read(b"\x1f\x8b" + data))] == ["truncated-shard"]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 20), st.booleans())
+@settings(deadline=None, max_examples=80)
+def test_random_damage_never_raises(seed: int, flips: int, packed: bool) -> None:
+    data = bytearray(tar_bytes(GOOD, "w:gz" if packed else "w"))
+    for index in range(flips):
+        place = (seed * (index + 1) * 2654435761) % len(data)
+        data[place] ^= 1 + (seed + index) % 255
+    for item in read(bytes(data)):
+        assert isinstance(item, (Sample, Rejection))
+
+
+def test_joined_archives_are_not_silently_cut_in_half() -> None:
+    items = read(tar_bytes(GOOD) + tar_bytes([("z.jpg", b"Z")]))
+    assert keys(items) == ["a", "b"]
+    assert reasons(items) == [("c", "truncated-shard")]
+
+
+def test_an_empty_archive_has_no_samples_and_an_empty_file_is_damaged() -> None:
+    assert read(tar_bytes([])) == []
+    assert reasons(read(b"")) == [("", "truncated-shard")]
+
+
+def test_errors_of_the_store_are_not_taken_for_damage() -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise ConnectionResetError("the store went away")
+
+    with pytest.raises(ConnectionResetError):
+        list(read_samples(Broken(), max_member_bytes=1))
+
+
+def test_the_reader_never_seeks_and_holds_one_sample() -> None:
+    def pieces() -> Iterator[bytes]:
+        for index in range(400):
+            yield tar_bytes([(f"{index:04d}.jpg", bytes(100_000))])[: 512 + 100_352]
+        yield bytes(1024)
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.source, self.rest = pieces(), b""
+
+        def read(self, size: int) -> bytes:
+            while len(self.rest) < size and (more := next(self.source, b"")):
+                self.rest += more
+            head, self.rest = self.rest[:size], self.rest[size:]
+            return head
+
+    stream: IO[bytes] = Pipe()  # type: ignore[assignment]
+    tracemalloc.start()
+    count = sum(isinstance(item, Sample) for item in read_samples(stream, max_member_bytes=1 << 20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 400
+    assert peak < 2_500_000
+
+
+WRITTEN = [
+    Sample("dir/z first", {"png": b"\x89PNG", "cls": b"7", "a.json": b"{}", "JPG.txt": b""}),
+    Sample("アルバム/été 🏖", {"jpg": b"J" * 1000, "_meta": b"m"}),
+    Sample("long/" + "n" * 180 + "/" + "é" * 90, {"webp": b"W", "txt": b"t" * 512}),
+]
+
+
+def write(path: Path, samples: list[Sample], compressed: bool = False) -> ShardWriter:
+    with ShardWriter(path, compressed=compressed) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return writer
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_is_written_is_read_back_in_the_same_order(tmp_path: Path, compressed: bool) -> None:
+    path = tmp_path / ("out.tar.gz" if compressed else "out.tar")
+    writer = write(path, WRITTEN, compressed)
+    assert read(path.read_bytes()) == WRITTEN
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == [f"{s.key}.{name}" for s in WRITTEN for name in s.members]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+    assert writer.num_members == 8
+    assert writer.size == path.stat().st_size
+    assert writer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.filterwarnings("ignore")  # of webdataset's own reader
+@pytest.mark.parametrize("name", ["out.tar", "out.tar.gz"])
+def test_webdataset_reads_our_shards_to_the_byte(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, WRITTEN, name.endswith("gz"))
+    found = list(webdataset.WebDataset(str(tmp_path / name), shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == [sample.key for sample in WRITTEN]
+    for ours, theirs in zip(WRITTEN, found, strict=True):
+        members = {name: data for name, data in theirs.items() if not name.startswith("__")}
+        assert members == {name.lower(): data for name, data in ours.members.items()}
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from pipeline.tar import ShardWriter; from pipeline.records import Sample\n"
+        "w = ShardWriter(Path(sys.argv[1]), compressed=True)\n"
+        "w.write(Sample('k', {'jpg': b'x' * 5000, 'cls': b'1'})); w.close(); print(w.sha256)"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / str(seed))],
+            env={"PYTHONHASHSEED": str(seed), "TZ": "Asia/Tokyo"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(digests) == 1
+
+
+def test_a_failed_block_leaves_no_digest(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "out.tar", compressed=False)
+    with pytest.raises(KeyError), writer:
+        raise KeyError
+    assert writer.sha256 == ""
