@@ -1,0 +1,1 @@
+"""How much a collection still teaches: targets, regimes, and the training of one under the other."""

@@ -1,0 +1,213 @@
+"""The removal check: how well deltas can be estimated back from the protected images alone, by averaging.
+
+Content averages out over the images of a group, a delta that they share does not. Whoever can estimate it can subtract
+it, and with it most of the protection; so a high correlation here is bad news, whatever ordinary training shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from pipeline.fingerprint import derive, numpy_rng
+
+Pixels = NDArray[np.uint8]  # [n, 3, S, S]
+ESTIMATES = ("mean", "high_pass", "iterated")
+_ROUNDS = 6
+_COMPONENTS = 40
+_FIT_IMAGES = 4_000  # principal components are fitted on at most this many images
+_BLOCK = 512  # images in float at a time
+
+
+@dataclass(frozen=True)
+class RemovalCheck:
+    """Correlations of estimated with true deltas, per cluster, for each of ESTIMATES; 1 = read off exactly, 0 = hidden.
+
+    known          grouped by the true clusters: the best that averaging can do
+    blind          grouped by what is found in the pixels alone, without any label or network
+    blind_purity   share of images whose blind group is the one matched with their cluster
+    blind_left     RMS of delta minus estimate `iterated`, over the RMS of delta: what subtraction leaves; 1 = all of it
+    per_sample     True if every image has its own delta and correlations are means over a cluster's images
+    """
+
+    num_images: int
+    known: Mapping[str, tuple[float, ...]]
+    blind: Mapping[str, tuple[float, ...]]
+    blind_purity: float
+    blind_left: float
+    per_sample: bool
+
+    @property
+    def worst(self) -> float:
+        """The best mean correlation that the blind adversary reached with any estimate."""
+        return max(float(np.mean(values)) for values in self.blind.values())
+
+
+def estimate_deltas(images: Pixels, groups: NDArray[np.int64], *, epsilon: float) -> dict[str, NDArray[np.float32]]:
+    """Three estimates of each group's delta, float32 [groups, 3, S, S] in 8-bit levels; an empty group gets zeros.
+
+    mean        (a) the group's mean image minus the mean of all images
+    high_pass   (b) the group's mean image minus its own blur (Gaussian, sigma S/16)
+    iterated    (c) as (b), six rounds with the blur taken of mean minus estimate, so that coarse parts of delta come
+                back too; squashed to +-epsilon by tanh in each round
+    """
+    means, counts = _group_means(images, groups)
+    overall = (means * counts[:, None, None, None]).sum(axis=0) / counts.sum()
+    present = (counts > 0)[:, None, None, None]
+    means = np.where(present, means, overall)
+    bound = epsilon * 255
+    iterated = np.zeros_like(means)
+    for _ in range(_ROUNDS):
+        iterated = bound * np.tanh((means - _blur(means - iterated)) / bound)
+    found = {"mean": means - overall, "high_pass": means - _blur(means), "iterated": iterated}
+    return {name: np.where(present, value, 0).astype(np.float32) for name, value in found.items()}
+
+
+def blind_groups(images: Pixels, num_groups: int, *, seed: int) -> NDArray[np.int64]:
+    """Group ids int64 [n] by k-means on 40 principal components of the high-passed pixels: no label, no network."""
+    num_groups = min(num_groups, len(images))
+    chosen = numpy_rng(seed, "blind-components").permutation(len(images))[:_FIT_IMAGES]
+    components = min(_COMPONENTS, len(chosen), images[0].size)
+    random_state = derive(seed, "blind-groups") % 2**32
+    pca = PCA(components, svd_solver="randomized", random_state=random_state)
+    pca.fit(_high_passed(images[np.sort(chosen)]))
+    blocks = [pca.transform(_high_passed(images[start : start + _BLOCK])) for start in range(0, len(images), _BLOCK)]
+    kmeans = KMeans(num_groups, n_init=10, random_state=random_state)
+    return kmeans.fit_predict(np.concatenate(blocks)).astype(np.int64)  # type: ignore[no-any-return]
+
+
+def split_half_agreement(images: Pixels, groups: NDArray[np.int64], *, epsilon: float, seed: int) -> float:
+    """Mean correlation, over groups, of estimate (c) from one random half of the images with that from the other."""
+    order = numpy_rng(seed, "split-half").permutation(len(images))
+    halves = [
+        estimate_deltas(images[half], groups[half], epsilon=epsilon)["iterated"]
+        for half in (np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :]))
+    ]
+    num_groups = min(len(half) for half in halves)
+    return float(np.mean([correlation(halves[0][g], halves[1][g]) for g in range(num_groups)]))
+
+
+def check_removal(
+    protected: Pixels,
+    clusters: NDArray[np.int64],
+    *,
+    epsilon: float,
+    seed: int,
+    cluster_deltas: NDArray[np.float32] | None = None,
+    own_deltas: NDArray[np.float32] | None = None,
+) -> RemovalCheck:
+    """Estimate every cluster's delta from `protected` alone and compare it with the truth.
+
+    protected        uint8 [n, 3, S, S], as read back from the output
+    clusters         int64 [n], 0 ... p-1
+    cluster_deltas   [p, 3, S, S] in 8-bit levels, where a cluster's images share one delta
+    own_deltas       [n, 3, S, S] in 8-bit levels, where every image has its own (textures); exactly one of the two
+    Raises ValueError if shapes disagree or if not exactly one kind of truth is given.
+    """
+    _check_shapes(protected, clusters, cluster_deltas, own_deltas)
+    num_clusters = int(clusters.max()) + 1 if cluster_deltas is None else len(cluster_deltas)
+    found = blind_groups(protected, num_clusters, seed=seed)
+    match = _match(clusters, found, num_clusters)
+    by_cluster = estimate_deltas(protected, clusters, epsilon=epsilon)
+    by_pixels = estimate_deltas(protected, found, epsilon=epsilon)
+    if cluster_deltas is not None:
+        present = [c for c in range(num_clusters) if (clusters == c).any()]
+        known_pairs = [[(c, c)] for c in present]
+        blind_pairs = [[(c, match[c])] for c in present]
+        truth: NDArray[np.float32] = cluster_deltas
+    else:
+        assert own_deltas is not None
+        rows = [np.flatnonzero(clusters == c).tolist() for c in range(num_clusters)]
+        known_pairs = [[(n, int(clusters[n])) for n in members] for members in rows if members]
+        blind_pairs = [[(n, int(found[n])) for n in members] for members in rows if members]
+        truth = own_deltas
+    return RemovalCheck(
+        num_images=len(protected),
+        known={name: _correlations(truth, by_cluster[name], known_pairs) for name in ESTIMATES},
+        blind={name: _correlations(truth, by_pixels[name], blind_pairs) for name in ESTIMATES},
+        blind_purity=float(np.mean(np.asarray(match)[clusters] == found)),
+        blind_left=_left(truth, by_pixels["iterated"], blind_pairs),
+        per_sample=cluster_deltas is None,
+    )
+
+
+def correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Pearson correlation of two arrays of equal shape; 0 where one of them is constant."""
+    a, b = (array.astype(np.float64).ravel() - array.mean(dtype=np.float64) for array in (first, second))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else 0.0
+
+
+Pairs = list[list[tuple[int, int]]]  # per cluster: (row of the truth, group of the estimate)
+
+
+def _correlations(truth: NDArray[np.float32], estimate: NDArray[np.float32], pairs: Pairs) -> tuple[float, ...]:
+    return tuple(
+        float(np.mean([correlation(truth[row], estimate[group]) for row, group in members])) for members in pairs
+    )
+
+
+def _left(truth: NDArray[np.float32], estimate: NDArray[np.float32], pairs: Pairs) -> float:
+    shares = [
+        float(np.sqrt(np.mean((truth[row] - estimate[group]) ** 2) / max(np.mean(truth[row] ** 2), 1e-9)))
+        for members in pairs
+        for row, group in members
+    ]
+    return float(np.mean(shares))
+
+
+def _match(clusters: NDArray[np.int64], found: NDArray[np.int64], num_clusters: int) -> list[int]:
+    """The blind group of every cluster, one to one, so that as many images as possible agree."""
+    table = np.zeros((num_clusters, max(num_clusters, int(found.max()) + 1)), dtype=np.int64)
+    np.add.at(table, (clusters, found), 1)
+    return [int(group) for group in linear_sum_assignment(table, maximize=True)[1]]
+
+
+def _group_means(images: Pixels, groups: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    num_groups = int(groups.max()) + 1
+    counts = np.bincount(groups, minlength=num_groups)
+    means = np.zeros((num_groups, *images.shape[1:]))
+    for group in np.flatnonzero(counts):
+        members = np.flatnonzero(groups == group)
+        for start in range(0, len(members), _BLOCK):
+            means[group] += images[members[start : start + _BLOCK]].sum(axis=0, dtype=np.int64)
+        means[group] /= counts[group]
+    return means, counts
+
+
+def _blur(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    sigma = images.shape[-1] / 16
+    return gaussian_filter(images, (0, 0, sigma, sigma))  # type: ignore[no-any-return]
+
+
+def _high_passed(images: Pixels) -> NDArray[np.float32]:
+    blocks = []
+    sigma = images.shape[-1] / 16
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK].astype(np.float32)
+        block -= gaussian_filter(block, (0, 0, sigma, sigma))
+        blocks.append(block.reshape(len(block), -1))
+    return np.concatenate(blocks)
+
+
+def _check_shapes(
+    protected: Pixels,
+    clusters: NDArray[np.int64],
+    cluster_deltas: NDArray[np.float32] | None,
+    own_deltas: NDArray[np.float32] | None,
+) -> None:
+    if (cluster_deltas is None) == (own_deltas is None):
+        raise ValueError("give either cluster_deltas or own_deltas: one of them is the truth to compare with")
+    if len(clusters) != len(protected) or len(protected) == 0:
+        raise ValueError(f"{len(clusters)} cluster ids for {len(protected)} images")
+    if cluster_deltas is not None and cluster_deltas.shape[1:] != protected.shape[1:]:
+        raise ValueError(f"deltas {cluster_deltas.shape} do not fit images {protected.shape}")
+    if own_deltas is not None and own_deltas.shape != protected.shape:
+        raise ValueError(f"own deltas {own_deltas.shape} do not fit images {protected.shape}")

@@ -1,0 +1,149 @@
+"""What a delta does to a picture, and what is left of it after ordinary handling: figures from uint8 arrays."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+Picture = NDArray[np.uint8]  # [H, W, 3] or [H, W]
+FIGURES = ("max_abs_delta", "rms", "psnr", "ssim", "survives_jpeg75", "survives_half_size")
+PERCENTILES = (1, 5, 50, 95, 99)
+_GREY = np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
+_SSIM_WINDOW = 7
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """One protected picture x' beside its original x; delta = x' - x in 8-bit levels, over all pixels and channels.
+
+    max_abs_delta       max |delta|
+    rms                 sqrt(mean delta^2)
+    psnr                20 log10(255 / rms) in dB; infinite where nothing changed
+    ssim                structural similarity of luminance, 7 x 7 uniform window (Wang et al. 2004); nan below 7 pixels
+    survives_jpeg75     <J(x') - J(x), delta> / <delta, delta>, J = JPEG at quality 75 with 4:2:0, decoded; the share
+                        of delta's amplitude that is still there in its own direction: 1 = all, 0 = nothing
+    survives_half_size  the same with J = reduced to half width and height (bilinear with antialiasing, rounded to 8
+                        bits) and enlarged again; fine grain is lost, coarse parts stay
+    Both shares are nan where nothing changed.
+    """
+
+    key: str
+    cluster: int
+    max_abs_delta: int
+    rms: float
+    psnr: float
+    ssim: float
+    survives_jpeg75: float
+    survives_half_size: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over many pictures. Pictures without the figure (nan) are left out; count says how many remain."""
+
+    count: int
+    mean: float
+    least: float
+    most: float
+    percentiles: dict[int, float]
+
+
+def score_picture(key: str, cluster: int, original: Picture, protected: Picture) -> PictureScore:
+    """The figures of one picture. Both arrays uint8 of equal shape [H, W, 3] or [H, W]; else raises ValueError."""
+    if original.shape != protected.shape or original.dtype != np.uint8 or protected.dtype != np.uint8:
+        raise ValueError(
+            f"{key}: original {original.dtype} {original.shape}, protected {protected.dtype} {protected.shape};"
+            " both must be uint8 of one shape"
+        )
+    delta = protected.astype(np.float64) - original
+    rms = math.sqrt(float(np.mean(delta**2)))
+    return PictureScore(
+        key=key,
+        cluster=cluster,
+        max_abs_delta=int(np.abs(delta).max()),
+        rms=rms,
+        psnr=psnr_of(rms),
+        ssim=_ssim(original, protected),
+        survives_jpeg75=_surviving_share(delta, _through_jpeg(protected) - _through_jpeg(original)),
+        survives_half_size=_surviving_share(delta, _through_half_size(protected) - _through_half_size(original)),
+    )
+
+
+def psnr_of(rms: float) -> float:
+    """Peak signal-to-noise ratio in dB of an error with this RMS in 8-bit levels; infinite for 0."""
+    return 20 * math.log10(255 / rms) if rms > 0 else math.inf
+
+
+def summarise(scores: Sequence[PictureScore]) -> dict[str, Spread]:
+    """Spread of every figure in FIGURES over the pictures; a figure that no picture has is left out."""
+    spreads = {}
+    for name in FIGURES:
+        values = np.array([getattr(score, name) for score in scores], dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if len(values):
+            spreads[name] = Spread(
+                count=len(values),
+                mean=float(values.mean()),
+                least=float(values.min()),
+                most=float(values.max()),
+                percentiles={q: float(np.percentile(values, q)) for q in PERCENTILES},
+            )
+    return spreads
+
+
+def pooled_psnr(scores: Sequence[PictureScore]) -> float:
+    """PSNR of the mean squared error over all pictures, each counted once; papers quote this figure."""
+    if not scores:
+        raise ValueError("PSNR of no picture")
+    return psnr_of(math.sqrt(float(np.mean([score.rms**2 for score in scores]))))
+
+
+def scores_to_parquet(scores: Iterable[PictureScore]) -> bytes:
+    """A Parquet file with one row per picture, columns as in PictureScore."""
+    rows = [asdict(score) for score in scores]
+    types = {"key": pa.string(), "cluster": pa.int32(), "max_abs_delta": pa.int32()}
+    schema = pa.schema([(f.name, types.get(f.name, pa.float64())) for f in fields(PictureScore)])
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return sink.getvalue()
+
+
+def scores_from_parquet(data: bytes) -> list[PictureScore]:
+    """The inverse of scores_to_parquet."""
+    return [PictureScore(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+
+
+def _surviving_share(delta: NDArray[np.float64], handled: NDArray[np.float64]) -> float:
+    energy = float(np.sum(delta**2))
+    return float(np.sum(handled * delta)) / energy if energy > 0 else math.nan
+
+
+def _through_jpeg(picture: Picture) -> NDArray[np.float64]:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=75, subsampling="4:2:0" if picture.ndim == 3 else -1)
+    return np.asarray(Image.open(file), dtype=np.float64)
+
+
+def _through_half_size(picture: Picture) -> NDArray[np.float64]:
+    image = Image.fromarray(picture)
+    half = (max(1, image.width // 2), max(1, image.height // 2))
+    reduced = image.resize(half, Image.Resampling.BILINEAR)
+    return np.asarray(reduced.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float64)
+
+
+def _ssim(original: Picture, protected: Picture) -> float:
+    if min(original.shape[:2]) < _SSIM_WINDOW:
+        return math.nan
+    first, second = (
+        picture @ _GREY if picture.ndim == 3 else picture.astype(np.float64) for picture in (original, protected)
+    )
+    return float(structural_similarity(first, second, data_range=255, win_size=_SSIM_WINDOW))
