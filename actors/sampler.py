@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,16 @@ from actors.batches import Batch, RunContext, shards_of
 from pipeline import layout
 from pipeline.features import assignment_from_parquet
 from pipeline.fit_images import read_fit_images
+from pipeline.store import Store
 from pipeline.tar import read_samples
+
+
+def cluster_sizes(output: Store, shards: list[str]) -> Counter[int]:
+    """Ray task: images per cluster in some shards, from their assignments."""
+    sizes: Counter[int] = Counter()
+    for shard in shards:
+        sizes.update(assignment_from_parquet(output.read(layout.assignment(shard))).clusters.tolist())
+    return sizes
 
 
 class FitImageReader:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,12 +22,19 @@ from actors.connect import Workers, workers_for
 from actors.embedder import Embedder
 from actors.fitter import TOGETHER, FitQueue, FitTask, fit_loop
 from actors.protector import Protector
-from actors.sampler import FitImageReader
+from actors.sampler import FitImageReader, cluster_sizes
 from jobs.prepare import Run
 from jobs.progress import progress
 from pipeline import layout
+from pipeline.assemble import fitted_protection, texture_protection
+from pipeline.clusters import Clustering, target_clusters
 from pipeline.errors import InputError, ScumbleError
+from pipeline.fit_images import fit_shares, picture_side, shorter_sides
+from pipeline.fitted import FittedDeltas, merge
+from pipeline.objective import delta_side
 from pipeline.records import Shard
+from pipeline.settings import Settings
+from pipeline.tar import read_samples
 
 RESTARTS = 3  # of one actor, and tries of one shard, before the run gives up
 
@@ -52,6 +62,112 @@ def apply(run: Run) -> None:
     with progress("apply", len(left)) as bar:
         for done in over_shards(left, Protector, (context_of(run, workers), run.key), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
+
+
+def fit(run: Run, clustering: Clustering) -> None:
+    """The protection: fitted in Ray Train workers, one file per finished fit, then united into one file."""
+    if run.output.info(layout.PROTECTION) is not None:
+        return
+    if run.protection is not None:
+        protection = run.protection
+    elif run.key is not None:
+        protection = texture_protection(clustering, run.settings, run.surrogate.id, run.plan.fingerprint, run.key)
+    else:
+        units = _units(run.settings, len(clustering.centroids))
+        _train(run, clustering, units)
+        parts = [FittedDeltas.from_bytes(run.output.read(layout.fitted(unit))) for unit in units]
+        protection = fitted_protection(merge(parts), clustering, run.settings, run.surrogate.id, run.plan.fingerprint)
+    run.output.create(layout.PROTECTION, protection.to_bytes())
+
+
+def _units(settings: Settings, num_clusters: int) -> list[str]:
+    """What is fitted on its own: every cluster, or all together through the proxy."""
+    return [TOGETHER] if settings.optimise_through == "proxy" else [str(i) for i in range(num_clusters)]
+
+
+def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
+    """Fit what has no file yet in a group of Ray Train workers that take from one queue."""
+    left = [unit for unit in units if run.output.info(layout.fitted(unit)) is None]
+    if not left:
+        return
+    with ray_failures():
+        task = _fit_task(run, clustering, left)
+        workers = workers_for(run.settings)
+        count = min(workers.count, len(left))
+        cpus = max(1.0, workers.cpus * workers.count // count)  # one fit for all may use every CPU
+        with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, _watched(task.queue, len(left)):
+            TorchTrainer(
+                fit_loop,
+                train_loop_config={"task": task},
+                scaling_config=ScalingConfig(
+                    num_workers=count,
+                    use_gpu=bool(workers.gpus),
+                    resources_per_worker={"CPU": cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+                ),
+                run_config=RunConfig(
+                    name=run.plan.fingerprint[:16],
+                    storage_path=scratch,
+                    failure_config=FailureConfig(max_failures=RESTARTS),
+                ),
+            ).fit()
+
+
+def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
+    """Gather the hash-sample of pictures in the object store, and start the queue."""
+    workers = workers_for(run.settings).on_cpus()
+    side, image_side = _sides(run)
+    shares = fit_shares(_cluster_sizes(run), run.settings.fit_images)
+    context = context_of(run, workers)
+    dataset = _dataset(run.plan.shards, FitImageReader, (context, image_side, shares), workers).materialize()
+    targets = tuple(int(t) for t in target_clusters(clustering.feature_means, run.settings.permutation))
+    fit_workers = workers_for(run.settings)
+    threads = fit_workers.threads * fit_workers.count if len(units) == 1 else fit_workers.threads
+    context = replace(context_of(run, fit_workers), threads=threads)
+    queue = ray.remote(num_cpus=0)(FitQueue).remote(units)
+    return FitTask(context, clustering, targets, dataset.to_arrow_refs(), queue, side, image_side)
+
+
+def _sides(run: Run) -> tuple[int, int]:
+    """Side of the deltas and of the pictures they are fitted on, in pixels."""
+    first = run.plan.shards[0]
+    with run.source.open(first.name) as stream:
+        samples = read_samples(stream, max_member_bytes=run.settings.max_member_bytes)
+        sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
+    side = delta_side(run.settings, run.surrogate.input_size, sides)
+    return side, picture_side(run.settings, side)
+
+
+def _cluster_sizes(run: Run) -> dict[int, int]:
+    """Images per cluster over the whole collection, counted by tasks where the assignments are."""
+    count = ray.remote(num_cpus=0.5)(cluster_sizes)
+    names = [shard.name for shard in run.plan.shards]
+    total: Counter[int] = Counter()
+    for part in ray.get([count.remote(run.output, names[i : i + 256]) for i in range(0, len(names), 256)], timeout=3600):
+        total.update(part)
+    return dict(total)
+
+
+@contextlib.contextmanager
+def _watched(queue: Any, num_units: int) -> Iterator[None]:
+    """Show how far the fits are while the trainer blocks."""
+    over = threading.Event()
+
+    def watch() -> None:
+        with progress("fit", 100 * num_units, "percent") as bar:
+            while not over.wait(1.0):
+                with contextlib.suppress(RayError):
+                    shares = ray.get(queue.progress.remote(), timeout=30)
+                    done = int(100 * sum(shares.values()))
+                    if done - bar.done >= (1 if sys.stderr.isatty() else 10 * num_units):
+                        bar.step(f"{100 * sum(shares.values()) / num_units:.0f}", units=done - bar.done)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(timeout=35)
 
 
 def over_shards(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -81,8 +80,11 @@ def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
 
 
 def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:
-    """Shorter sides in pixels of the first `limit` usable pictures."""
-    sides = []
+    """Shorter sides in pixels of the usable pictures among the first `limit` samples.
+
+    Raises InputError if there is none.
+    """
+    sides: list[int] = []
     for sample in itertools.islice(samples, limit):
         if isinstance(sample, Rejection):
             continue
@@ -92,11 +94,16 @@ def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixe
         except SampleError:
             continue
         sides.append(min(picture.pixels.shape[:2]))
+    if not sides:
+        raise InputError(f"none of the first {limit} samples holds an image that can be decoded")
     return sides
 
 
-def median_side(sides: list[int]) -> int:
-    """Median of shorter sides. Raises InputError for an empty list."""
-    if not sides:
-        raise InputError("none of the first images can be decoded; is this a collection of images?")
-    return int(statistics.median_low(sides))
+def picture_side(settings: Settings, delta_side: int) -> int:
+    """Side of the pictures that deltas of `delta_side` are fitted on.
+
+    Through the surrogate they are larger than delta, for the random crop of the authors' code (256 to 224); through
+    the proxy crop and flip move picture and delta together.
+    """
+    crops = settings.optimise_through == "surrogate" and settings.generator == "network"
+    return int(delta_side * CROP_MARGIN) if crops else delta_side

@@ -39,7 +39,7 @@ def test_a_plan_comes_back_from_its_file() -> None:
     assert plan_from_parquet(plan_to_parquet(plan), ["b.tar"]) == plan
 
 
-def test_a_million_shards_are_planned_in_seconds() -> None:
+def test_a_hundred_thousand_shards_with_half_committed_leave_the_other_half() -> None:
     shards = [Shard(f"s/{i:07d}.tar", i, f"e{i}") for i in range(100_000)]
     assert len(make_plan(shards, "f", (shard.name for shard in shards[::2])).left) == 50_000
 

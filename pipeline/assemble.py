@@ -1,0 +1,82 @@
+"""Fitted deltas or a secret key, and a clustering, become a protection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.clusters import Clustering, target_clusters
+from pipeline.fitted import FittedDeltas
+from pipeline.protection import Protection
+from pipeline.settings import Settings
+from pipeline.textures import check_key
+
+_CURVE_POINTS = 100
+_LICENCE = (
+    "fitted on the collection's own images with the surrogate named here: the terms of both apply to this file; "
+    "the weights of the surrogate are not in it"
+)
+
+
+def fitted_protection(
+    fitted: FittedDeltas, clustering: Clustering, settings: Settings, surrogate_id: str, fingerprint: str
+) -> Protection:
+    """The protection of one run from the deltas of all its clusters."""
+    return Protection(
+        method=settings.method,
+        generator=settings.generator,
+        surrogate_id=surrogate_id,
+        epsilon=settings.epsilon,
+        clustering=clustering,
+        targets=fitted.targets,
+        levels=fitted.levels.numpy(),
+        fingerprint=fingerprint,
+        licence=_LICENCE,
+        size=settings.size,
+        figures=_figures(fitted),
+    )
+
+
+def texture_protection(
+    clustering: Clustering, settings: Settings, surrogate_id: str, fingerprint: str, key: bytes
+) -> Protection:
+    """A protection of keyed random textures: nothing is fitted but the clusters."""
+    targets = target_clusters(clustering.centroids, settings.permutation)
+    return Protection(
+        method=settings.method,
+        generator=settings.generator,
+        surrogate_id=surrogate_id,
+        epsilon=settings.epsilon,
+        clustering=clustering,
+        targets=tuple(targets.tolist()),
+        levels=None,
+        fingerprint=fingerprint,
+        key_sha256=check_key(key),
+        licence=_LICENCE,
+        size=settings.size,
+    )
+
+
+def _figures(fitted: FittedDeltas) -> dict[str, Any]:
+    """What was seen while fitting, as JSON: one number or one curve of at most 100 points per cluster."""
+    figures: dict[str, Any] = {
+        name: [_number(value) for value in getattr(fitted, name).tolist()]
+        for name in ("moved", "before", "rms", "clamped")
+    }
+    figures["losses"] = [_curve(row) for row in fitted.losses]
+    for name, values in fitted.extra.items():
+        if name.startswith("proxy/"):
+            figures[name.replace("/", "_")] = _curve(values)
+    return figures
+
+
+def _curve(values: Tensor) -> list[float | None]:
+    """At most 100 points: means of equal stretches."""
+    parts = np.array_split(values.double().numpy().ravel(), min(_CURVE_POINTS, values.numel()))
+    return [_number(float(part.mean())) for part in parts]
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if np.isfinite(value) else None
