@@ -131,9 +131,9 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
     """
     suffix = image_suffix(sample)
-    data = sample.members[suffix]
+    source = sample.members[suffix]
     marks = [time.perf_counter()]
-    picture = decode(data, max_pixels=settings.max_pixels, suffix=suffix)
+    picture = decode(source, max_pixels=settings.max_pixels, suffix=suffix)
     if settings.size == "224":
         picture = resize_and_crop(picture)
     marks.append(time.perf_counter())
@@ -144,10 +144,15 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     protected = replace(picture, pixels=pixels)
     encoded, extension = encode(protected, how=settings.encode, metadata=settings.metadata)
     marks.append(time.perf_counter())
-    members = _with_image(sample, suffix, _renamed(suffix, extension), encoded)
+    # no other member can have the new name: it would have been a second image
+    renamed = _renamed(suffix, extension)
+    members = {
+        renamed if name == suffix else name: encoded if name == suffix else data
+        for name, data in sample.members.items()
+    }
     stages = ("decode", "delta", "add", "encode")
     seconds = {stage: end - start for stage, start, end in zip(stages, marks, marks[1:], strict=False)}
-    return ProtectedSample(Sample(sample.key, members), largest, len(data), len(encoded), seconds)
+    return ProtectedSample(Sample(sample.key, members), largest, len(source), len(encoded), seconds)
 
 
 def _renamed(suffix: str, extension: str | None) -> str:
@@ -156,17 +161,6 @@ def _renamed(suffix: str, extension: str | None) -> str:
     if extension is None or old == extension or (old, extension) == ("jpeg", "jpg"):
         return suffix
     return suffix[: len(suffix) - len(old)] + extension
-
-
-def _with_image(sample: Sample, suffix: str, renamed: str, encoded: bytes) -> dict[str, bytes]:
-    """The sample's members, the image replaced at its place."""
-    others = {other.casefold() for other in sample.members if other != suffix}
-    if renamed.casefold() in others:
-        raise SampleError(Reason.DUPLICATE_MEMBER, f"the image would be renamed to {renamed}, which is taken")
-    return {
-        renamed if name == suffix else name: encoded if name == suffix else data
-        for name, data in sample.members.items()
-    }
 
 
 def protect_shard(

@@ -26,6 +26,7 @@ DECODED = ("JPEG", "PNG", "WEBP", "GIF")
 _JPEG_QUALITY = 95
 _MAX_JPEG_EXIF = 65_533  # bytes of one JPEG segment
 _MAX_JPEG_XMP = 65_533 - 29
+_MAX_RESIZED_PIXELS = 1 << 22
 _STARTS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -164,19 +165,20 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
 def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Picture:
     """The shorter side made `shorter` (bilinear), then the centre `side` x `side`, as the paper's code does.
 
-    Smaller pictures are enlarged. Only the part that stays is computed, so that an image of 60,000 x 1 pixels
-    does not become one of 15,000,000 x 256. Source: the transforms of Zhang et al. 2023.
+    Smaller pictures are enlarged. Source: the transforms of Zhang et al. 2023 (torchvision's Resize, CenterCrop).
     """
-    height, width = picture.pixels.shape[:2]
-    scale = min(height, width)
-    full = [int(shorter * length / scale) for length in (height, width)]
+    height, width, channels = picture.pixels.shape
+    full = [int(shorter * length / min(height, width)) for length in (height, width)]
     top, left = (int(round((length - side) / 2)) for length in full)
-    step_y, step_x = height / full[0], width / full[1]
-    box = (left * step_x, top * step_y, (left + side) * step_x, (top + side) * step_y)
-    pixels = picture.pixels
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return replace(picture, pixels=np.asarray(resized).reshape(side, side, pixels.shape[2]))
+    image = Image.fromarray(picture.pixels[:, :, 0] if channels == 1 else picture.pixels)
+    if full[0] * full[1] <= _MAX_RESIZED_PIXELS:
+        resized = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
+        resized = resized.crop((left, top, left + side, top + side))
+    else:  # 60,000 x 1 pixels must not become 15,000,000 x 256: compute the part that stays
+        y, x = height / full[0], width / full[1]
+        box = (left * x, top * y, (left + side) * x, (top + side) * y)
+        resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return replace(picture, pixels=np.asarray(resized).reshape(side, side, channels))
 
 
 @contextmanager

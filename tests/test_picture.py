@@ -1,0 +1,530 @@
+"""Every image becomes upright 8-bit pixels or a reason; no copy of the picture hides in what is written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from torchvision import transforms
+
+from pipeline.errors import SampleError
+from pipeline.metadata import clean_exif, clean_xmp, orientation_of
+from pipeline.picture import Picture, decode, decode_rgb, encode, kind_of, resize_and_crop
+from pipeline.records import Reason
+from tests.samples import image_bytes, noise
+
+LIMIT = 10_000_000
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def pixels_of(data: bytes, suffix: str = "jpg") -> np.ndarray:
+    return decode(data, max_pixels=LIMIT, suffix=suffix).pixels
+
+
+def refusal(data: bytes, max_pixels: int = LIMIT) -> Reason:
+    with pytest.raises(SampleError) as error:
+        decode(data, max_pixels=max_pixels, suffix="jpg")
+    with pytest.raises(SampleError) as same:
+        decode_rgb(data, at_least=8, max_pixels=max_pixels, suffix="jpg")
+    assert same.value.reason is error.value.reason
+    return error.value.reason
+
+
+def reopened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+# ---- modes
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind"), [(1, "PNG"), (2, "PNG"), (3, "PNG"), (4, "PNG"), (3, "WEBP"), (4, "WEBP")]
+)
+@pytest.mark.parametrize("size", [(1, 1), (7, 33), (64, 48)])
+def test_lossless_pictures_come_back_to_the_pixel(channels: int, kind: str, size: tuple[int, int]) -> None:
+    before = noise(*size, channels)
+    if channels == 4:
+        before[0, 0] = (9, 8, 7, 0)  # the colour under full transparency is kept as well
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    picture = decode(image_bytes(before, kind, **options), max_pixels=LIMIT, suffix="x")
+    assert picture.format == kind
+    assert (picture.pixels == before).all()
+    data, suffix = encode(picture, how="same", metadata="keep")
+    assert suffix is None
+    assert (pixels_of(data) == before).all()
+    assert kind_of(data) == kind
+
+
+def test_16_bit_grey_is_divided_by_257_and_rounded() -> None:
+    wide = np.array([[0, 128, 129, 257, 385, 386, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, "PNG")
+    assert pixels_of(buffer.getvalue())[0, :, 0].tolist() == [round(value / 257) for value in wide[0].tolist()]
+
+
+def test_one_bit_becomes_grey_and_cmyk_becomes_rgb_without_its_profile() -> None:
+    bits = Image.fromarray(noise(8, 8, 1)[:, :, 0] > 127)
+    buffer = io.BytesIO()
+    bits.save(buffer, "PNG")
+    assert (pixels_of(buffer.getvalue())[:, :, 0] == np.asarray(bits) * 255).all()
+
+    profile = bytearray(SRGB)
+    profile[16:20] = b"CMYK"
+    cmyk = Image.fromarray(noise(16, 16, 4)).convert("RGB").convert("CMYK")
+    buffer = io.BytesIO()
+    cmyk.save(buffer, "JPEG", icc_profile=bytes(profile))
+    picture = decode(buffer.getvalue(), max_pixels=LIMIT, suffix="jpg")
+    assert (picture.pixels == np.asarray(reopened(buffer.getvalue()).convert("RGB"))).all()
+    assert picture.icc is None
+
+
+@pytest.mark.parametrize("transparent", [None, 3])
+def test_palettes_become_the_colours_that_pillow_shows(transparent: int | None) -> None:
+    image = Image.fromarray(noise(20, 20)).quantize(16)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **({} if transparent is None else {"transparency": transparent}))
+    expected = reopened(buffer.getvalue()).convert("RGB" if transparent is None else "RGBA")
+    found = pixels_of(buffer.getvalue())
+    assert (found == np.asarray(expected)).all()
+    assert transparent is None or (found[:, :, 3] == 0).any()
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "PNG"), ("webp", "WEBP"), ("JPG", "JPEG"), ("jpeg", "JPEG")])
+def test_a_still_gif_becomes_what_its_name_says(suffix: str, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(9, 9)).quantize(8).save(buffer, "GIF")
+    picture = decode(buffer.getvalue(), max_pixels=LIMIT, suffix=suffix)
+    assert picture.format == kind
+    assert kind_of(encode(picture, how="same", metadata="keep")[0]) == kind
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", Reason.EMPTY),
+        (b"\0" * 50, Reason.UNSUPPORTED_FORMAT),
+        (b"<html>no image</html>", Reason.UNSUPPORTED_FORMAT),
+        (b"\xff\xd8\xff", Reason.UNDECODABLE),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), Reason.UNDECODABLE),
+        (b"RIFF\x10\0\0\0WEBPVP8 " + bytes(30), Reason.UNDECODABLE),
+        (b"GIF89a", Reason.UNDECODABLE),
+    ],
+)
+def test_what_is_no_image_is_refused_with_its_reason(data: bytes, reason: Reason) -> None:
+    assert refusal(data) is reason
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "ICO", "JPEG2000", "AVIF"])
+def test_formats_that_are_not_written_are_recognised_and_refused(kind: str) -> None:
+    data = image_bytes(noise(32, 32), kind)
+    assert kind_of(data) is not None
+    assert refusal(data) is Reason.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("text", [b"BMW is a car", b'{"a": 1}', b"7", b"a photo of a dog", b"", bytes(64)])
+def test_ordinary_sidecars_are_not_taken_for_pictures(text: bytes) -> None:
+    assert kind_of(text) is None
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(10))
+    assert kind_of(buffer.getvalue()) is None
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def test_every_truncation_is_refused(kind: str, options: dict[str, Any]) -> None:
+    data = image_bytes(noise(40, 40), kind, **options)
+    for share in (0.05, 0.3, 0.6, 0.9):
+        assert refusal(data[: int(len(data) * share)]) is Reason.UNDECODABLE
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_animations_are_refused(kind: str) -> None:
+    frames = [Image.fromarray(noise(12, 12, seed=seed)) for seed in (1, 2)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    assert refusal(buffer.getvalue()) is Reason.ANIMATED
+
+
+def test_of_a_multi_picture_jpeg_the_first_is_taken_and_the_second_dropped() -> None:
+    frames = [Image.fromarray(noise(16, 24, seed=seed)) for seed in (1, 2)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "MPO", save_all=True, append_images=frames[1:])
+    picture = decode(buffer.getvalue(), max_pixels=LIMIT, suffix="jpg")
+    assert (picture.pixels == np.asarray(reopened(buffer.getvalue()))).all()
+    written = encode(picture, how="same", metadata="keep")[0]
+    assert written.count(b"\xff\xd8\xff") == 1
+
+
+def png_bomb(side: int) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    body = zlib.compress(bytes((side // 8 + 1) * min(side, 3000)), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def webp_bomb(side: int) -> bytes:
+    size = (side - 1).to_bytes(3, "little")
+    return b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + size + size + bytes(8)
+
+
+def gif_bomb(side: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+
+
+def jpeg_bomb(side: int) -> bytes:
+    data = bytearray(image_bytes(noise(8, 8), "JPEG"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("bomb", [png_bomb(60_000), webp_bomb(16_000), gif_bomb(60_000), jpeg_bomb(60_000)])
+def test_bombs_are_refused_before_anything_is_decoded(bomb: bytes) -> None:
+    refusal(bomb)  # imports what Pillow imports lazily
+    tracemalloc.start()
+    start = time.process_time()
+    reason = refusal(bomb, max_pixels=100_000_000)
+    seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reason is Reason.TOO_MANY_PIXELS
+    assert seconds < 0.5
+    assert peak < 3_000_000
+
+
+def test_the_limit_is_the_users_and_not_pillows() -> None:
+    data = image_bytes(noise(10, 11), "PNG")
+    assert decode(data, max_pixels=110, suffix="png").pixels.shape == (10, 11, 3)
+    assert refusal(data, max_pixels=109) is Reason.TOO_MANY_PIXELS
+
+
+def test_want_of_memory_is_not_the_samples_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", exhausted)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
+    with pytest.raises(MemoryError):
+        decode(image_bytes(noise(4, 4)), max_pixels=LIMIT, suffix="png")
+
+
+# ---- orientation
+
+
+def exif_with(**tags: Any) -> Image.Exif:
+    exif = Image.Exif()
+    for name, value in tags.items():
+        exif[ExifTags.Base[name]] = value
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_upright_as_pillow_turns_them_and_say_so(kind: str, orientation: int) -> None:
+    data = image_bytes(noise(12, 20), kind, exif=exif_with(Orientation=orientation, Artist="A. Person"))
+    expected = np.asarray(ImageOps.exif_transpose(reopened(data)).convert("RGB"))
+    picture = decode(data, max_pixels=LIMIT, suffix="x")
+    assert (picture.pixels == expected).all()
+    assert (decode_rgb(data, at_least=20, max_pixels=LIMIT, suffix="x") == expected).all()
+    again = reopened(encode(picture, how="lossless", metadata="keep")[0])
+    assert again.getexif()[ExifTags.Base.Orientation] == 1
+    assert again.getexif()[ExifTags.Base.Artist] == "A. Person"
+    assert (np.asarray(ImageOps.exif_transpose(again)) == expected).all()
+
+
+def test_orientation_in_xmp_counts_where_exif_has_none_and_is_reset() -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6" dc:title="t"/></x:xmpmeta>'
+    data = image_bytes(noise(12, 20), "JPEG", xmp=xmp)
+    expected = np.asarray(ImageOps.exif_transpose(reopened(data)))
+    assert expected.shape == (20, 12, 3)
+    picture = decode(data, max_pixels=LIMIT, suffix="jpg")
+    assert (picture.pixels == expected).all()
+    for how in ("same", "lossless"):
+        again = reopened(encode(picture, how=how, metadata="keep")[0])
+        assert b'Orientation="1"' in again.info["xmp"]
+        assert np.asarray(ImageOps.exif_transpose(again)).shape == (20, 12, 3)
+
+
+# ---- metadata
+
+
+def thumbnailed_exif() -> tuple[bytes, bytes]:
+    """EXIF by hand, with a thumbnail, a maker's note, a place and a gap that all hold a JPEG; and that JPEG."""
+    secret = image_bytes(noise(8, 8, seed=5), "JPEG", quality=30)
+
+    def directory(at: int, entries: list[tuple[int, int, int, bytes]], following: int) -> tuple[bytes, int]:
+        table, pool, pool_at = struct.pack("<H", len(entries)), b"", at + 2 + 12 * len(entries) + 4
+        for tag, kind, count, value in sorted(entries):
+            if len(value) > 4:
+                value, pool = struct.pack("<I", pool_at + len(pool)), pool + value
+            table += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+        return table + struct.pack("<I", following) + pool, pool_at + len(pool)
+
+    base = 1000
+    sub, end = directory(
+        base, [(0x829A, 5, 1, struct.pack("<II", 1, 60)), (0x927C, 7, len(secret), secret), (0x9000, 7, 4, b"0232")], 0
+    )
+    gps, end2 = directory(end, [(1, 2, 2, b"N\0"), (2, 5, 3, struct.pack("<6I", 48, 1, 51, 1, 30, 1))], 0)
+    thumb, thumb_end = directory(
+        end2,
+        [
+            (0x0103, 3, 1, b"\6\0"),
+            (0x0201, 4, 1, struct.pack("<I", 4000)),
+            (0x0202, 4, 1, struct.pack("<I", len(secret))),
+        ],
+        0,
+    )
+    first, first_end = directory(
+        8,
+        [
+            (0x010F, 2, 6, b"Maker\0"),
+            (0x0112, 3, 1, b"\6\0"),
+            (0x8769, 4, 1, struct.pack("<I", base)),
+            (0x8825, 4, 1, struct.pack("<I", end)),
+        ],
+        end2,
+    )
+    tiff = bytearray(4000)
+    tiff[:8] = b"II*\0" + struct.pack("<I", 8)
+    tiff[8:first_end] = first
+    tiff[base:thumb_end] = sub + gps + thumb
+    assert thumb_end < 3000
+    return b"Exif\0\0" + bytes(tiff) + secret, secret
+
+
+@pytest.mark.parametrize("how", ["same", "lossless"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_no_thumbnail_or_makers_note_is_left_and_all_else_is(kind: str, how: str) -> None:
+    exif, secret = thumbnailed_exif()
+    data = image_bytes(noise(12, 20), kind, exif=exif)
+    assert secret in data
+    written = encode(decode(data, max_pixels=LIMIT, suffix="x"), how=how, metadata="keep")[0]
+    assert secret not in written
+    assert secret[20:60] not in written
+    found = reopened(written).getexif()
+    assert found[ExifTags.Base.Make] == "Maker"
+    assert found[ExifTags.Base.Orientation] == 1
+    details = found.get_ifd(ExifTags.IFD.Exif)
+    assert details[ExifTags.Base.ExposureTime] == 1 / 60
+    assert ExifTags.Base.MakerNote not in details
+    assert found.get_ifd(ExifTags.IFD.GPSInfo)[2] == (48.0, 51.0, 30.0)
+    assert found.get_ifd(ExifTags.IFD.IFD1) == {}
+
+
+def test_gps_goes_by_strip_gps_and_everything_but_colours_by_strip() -> None:
+    exif, _ = thumbnailed_exif()
+    xmp = b'<rdf:Description exif:GPSLatitude="48,51.5N"/>'
+    picture = decode(
+        image_bytes(noise(8, 8), "JPEG", exif=exif, xmp=xmp, icc_profile=SRGB), max_pixels=LIMIT, suffix=""
+    )
+    without = encode(picture, how="same", metadata="strip-gps")[0]
+    assert b"GPSLatitude" not in without
+    assert reopened(without).getexif().get_ifd(ExifTags.IFD.GPSInfo) == {}
+    assert reopened(without).getexif()[ExifTags.Base.Make] == "Maker"
+    assert struct.pack("<II", 51, 1) not in without
+    bare = reopened(encode(picture, how="same", metadata="strip")[0])
+    assert not bare.getexif()
+    assert "xmp" not in bare.info
+    assert bare.info["icc_profile"] == SRGB
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_xmp_and_colour_profiles_are_kept_to_the_byte(kind: str) -> None:
+    xmp = '<x:xmpmeta><rdf:Description dc:creator="é 🏖"/></x:xmpmeta>'.encode()
+    picture = decode(image_bytes(noise(8, 8), "JPEG", xmp=xmp, icc_profile=SRGB), max_pixels=LIMIT, suffix="")
+    again = reopened(
+        encode(Picture(picture.pixels, kind, None, picture.icc, picture.xmp), how="same", metadata="keep")[0]
+    )
+    assert again.info["xmp"] == xmp
+    assert again.info["icc_profile"] == SRGB
+
+
+def test_a_profile_of_other_colours_than_the_pixels_have_is_dropped() -> None:
+    assert decode(image_bytes(noise(8, 8, 1), "JPEG", icc_profile=SRGB), max_pixels=LIMIT, suffix="").icc is None
+
+
+@pytest.mark.parametrize(
+    "mark", [b"xmpGImg:image", b"xmp:Thumbnails", b"hdrgm:Version", b"GContainer:x Container:Directory"]
+)
+def test_xmp_with_pictures_in_it_is_dropped(mark: bytes) -> None:
+    assert clean_xmp(b"<a " + mark + b"/>", keep_gps=True) is None
+    assert clean_xmp(b"<a b='/9j/4AAQSkZJRg'/>", keep_gps=True) is None
+    assert clean_xmp(b"<a b='c'/>", keep_gps=True) == b"<a b='c'/>"
+
+
+def test_other_segments_and_text_chunks_are_dropped() -> None:
+    jpeg = bytearray(image_bytes(noise(8, 8), "JPEG", comment=b"a comment"))
+    jpeg[2:2] = b"\xff\xed" + struct.pack(">H", 22) + b"Photoshop 3.0\0thumb."
+    written = encode(decode(bytes(jpeg), max_pixels=LIMIT, suffix=""), how="same", metadata="keep")[0]
+    assert b"Photoshop" not in written
+    assert b"comment" not in written
+    png = image_bytes(noise(8, 8))
+    png = png[:33] + chunk(b"tEXt", b"Comment\0hello there") + png[33:]
+    written = encode(decode(png, max_pixels=LIMIT, suffix=""), how="same", metadata="keep")[0]
+    assert b"hello" not in written
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1" * 50]
+)
+def test_broken_exif_is_dropped_and_never_raises(exif: bytes) -> None:
+    assert orientation_of(exif, None) == 1
+    clean_exif(exif, keep_gps=True)
+
+
+def test_any_damage_to_exif_is_survived() -> None:
+    exif, secret = thumbnailed_exif()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        damaged = bytearray(exif)
+        for place in rng.integers(6, 1200, 5):
+            damaged[place] = rng.integers(256)
+        cleaned = clean_exif(bytes(damaged), keep_gps=True)
+        assert cleaned is None or len(cleaned) <= len(exif)
+
+
+def test_exif_whose_values_overlap_does_not_grow() -> None:
+    entries = b"".join(struct.pack("<HHII", tag, 7, 60_000, 0) for tag in range(1000, 4000))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 3000) + entries + bytes(60_000)
+    assert clean_exif(exif, keep_gps=True) is None
+
+
+# ---- encoding
+
+
+def test_jpegs_are_written_at_quality_95_without_chroma_subsampling() -> None:
+    before = noise(32, 32)
+    data, suffix = encode(Picture(before, "JPEG"), how="same", metadata="keep")
+    assert suffix is None
+    assert data == image_bytes(before, "JPEG", quality=95, subsampling=0)
+    data, suffix = encode(Picture(before, "PNG"), how="jpeg:70", metadata="keep")
+    assert suffix == "jpg"
+    assert data == image_bytes(before, "JPEG", quality=70, subsampling=0)
+
+
+def test_what_a_jpeg_cannot_hold_is_refused_not_lost() -> None:
+    for how, kind in (("jpeg:95", "PNG"), ("same", "JPEG")):
+        with pytest.raises(SampleError, match="cannot keep the picture's transparency"):
+            encode(Picture(noise(4, 4, 4), kind), how=how, metadata="keep")
+    with pytest.raises(SampleError, match="longer than the 65500 pixels"):
+        encode(Picture(noise(1, 70_000), "PNG"), how="jpeg:95", metadata="keep")
+
+
+def test_two_processes_write_the_same_bytes() -> None:
+    program = (
+        "import hashlib, numpy as np; from pipeline.picture import Picture, encode\n"
+        "p = np.random.default_rng(3).integers(0, 256, (40, 30, 3)).astype(np.uint8)\n"
+        "for k in ('JPEG', 'PNG', 'WEBP'):\n"
+        "    print(hashlib.sha256(encode(Picture(p, k), how='same', metadata='keep')[0]).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    here = [encode(Picture(pixels, kind), how="same", metadata="keep")[0] for kind in ("JPEG", "PNG", "WEBP")]
+    assert other == [hashlib.sha256(data).hexdigest() for data in here]
+
+
+# ---- for the surrogate, and --size 224
+
+
+@pytest.mark.parametrize(
+    ("at_least", "size"), [(400, (300, 400)), (150, (150, 200)), (100, (150, 200)), (30, (38, 50))]
+)
+def test_jpegs_come_at_the_smallest_dct_scale_that_is_large_enough(at_least: int, size: tuple[int, int]) -> None:
+    data = image_bytes(noise(300, 400), "JPEG", exif=exif_with(Orientation=6))
+    found = decode_rgb(data, at_least=at_least, max_pixels=LIMIT, suffix="jpg")
+    assert found.shape == (*size[::-1], 3)
+
+
+def test_surrogates_see_grey_three_times_and_no_alpha() -> None:
+    grey, clear = noise(6, 6, 2), noise(6, 6, 4)
+    found = decode_rgb(image_bytes(grey), at_least=1, max_pixels=LIMIT, suffix="png")
+    assert (found == grey[:, :, :1]).all()
+    assert found.shape == (6, 6, 3)
+    assert (decode_rgb(image_bytes(clear), at_least=1, max_pixels=LIMIT, suffix="png") == clear[:, :, :3]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(300, 500), (257, 256), (224, 224), (31, 20), (256, 999)])
+def test_size_224_is_what_the_papers_transforms_make(size: tuple[int, int], channels: int) -> None:
+    pixels = noise(*size, channels)
+    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    expected = np.asarray(transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(image))
+    found = resize_and_crop(Picture(pixels, "PNG")).pixels
+    assert found.shape == (224, 224, channels)
+    assert (found == expected.reshape(found.shape)).all()
+
+
+def test_a_thin_picture_is_cropped_as_any_other_without_being_enlarged_whole() -> None:
+    assert resize_and_crop(Picture(noise(60_000, 1), "PNG")).pixels.shape == (224, 224, 3)
+    pixels = noise(1300, 20)  # 256 x 16640: just beyond what is resized whole
+    expected = np.asarray(
+        transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(Image.fromarray(pixels))
+    )
+    difference = np.abs(resize_and_crop(Picture(pixels, "PNG")).pixels.astype(int) - expected)
+    assert difference.max() <= 1
+
+
+# ---- real uploads
+
+
+def test_every_real_upload_decodes_as_its_manifest_says(shared_data: Path) -> None:
+    import tarfile
+
+    folder = shared_data / "native"
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    with tarfile.open(folder / "native-uploads.tar") as tar:
+        for entry in files:
+            data = tar.extractfile(entry["path"]).read()  # type: ignore[union-attr]
+            expect = entry["expect"]
+            still = expect.get("frames", 1) == 1 or expect.get("format") == "MPO"
+            if expect["decodes"] and expect["format"] in ("JPEG", "PNG", "WEBP", "GIF", "MPO") and still:
+                picture = decode(data, max_pixels=100_000_000, suffix="jpg")
+                height, width, channels = picture.pixels.shape
+                assert [width, height] == expect["upright_size"], entry["path"]
+                assert (channels in (2, 4)) == expect.get("has_alpha", False) or channels == 3, entry["path"]
+                assert (channels == 1) == (expect["mode"] in ("L", "I;16", "1")), entry["path"]
+                upright = ImageOps.exif_transpose(reopened(data))
+                if upright.mode in ("RGB", "RGBA", "L"):
+                    assert (np.asarray(upright).reshape(picture.pixels.shape) == picture.pixels).all(), entry["path"]
+                written = encode(picture, how="lossless", metadata="keep")[0]
+                assert (decode(written, max_pixels=LIMIT, suffix="png").pixels == picture.pixels).all()
+            else:
+                with pytest.raises(SampleError):
+                    decode(data, max_pixels=100_000_000, suffix="jpg")
+
+
+def test_a_real_position_is_gone_after_strip_gps(shared_data: Path) -> None:
+    import tarfile
+
+    with tarfile.open(shared_data / "native" / "native-uploads.tar") as tar:
+        data = tar.extractfile("phone/DSCN0012.jpg").read()  # type: ignore[union-attr]
+    assert reopened(data).getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    picture = decode(data, max_pixels=LIMIT, suffix="jpg")
+    kept = reopened(encode(picture, how="same", metadata="keep")[0]).getexif()
+    before = reopened(data).getexif()
+    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == before.get_ifd(ExifTags.IFD.GPSInfo)
+    wanted = dict(before.get_ifd(ExifTags.IFD.Exif))
+    wanted.pop(ExifTags.Base.MakerNote, None)
+    assert {tag: kept.get_ifd(ExifTags.IFD.Exif)[tag] for tag in wanted if tag != 0xA005} == {
+        tag: value for tag, value in wanted.items() if tag != 0xA005
+    }
+    gone = encode(picture, how="same", metadata="strip-gps")[0]
+    assert reopened(gone).getexif().get_ifd(ExifTags.IFD.GPSInfo) == {}
