@@ -1,0 +1,314 @@
+"""From surrogate features to clusters: the space, its centroids, assignment, quality, and who moves to whom.
+
+Shape letters: n rows, d surrogate feature, k dimension of the cluster space, p clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import InputError, SettingsError
+from pipeline.fingerprint import numpy_rng
+from pipeline.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
+from pipeline.settings import ClusterSpace as SpaceName
+from pipeline.settings import Permutation
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Head = tuple[Floats, Floats]  # weight [k, d] and bias [k] of the surrogate's classifier
+
+NEIGHBOURS = 16
+ROUNDS = 2
+_ROWS = 8192
+_QUALITY_IMAGES = 2000
+_QUALITY_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class ClusterSpace:
+    """Where k-means works: `features` as they are, as in the paper, or `smoothed`.
+
+    smoothed: class scores where the surrogate is a classifier, else features; minus their mean over the collection;
+    unit length. The points that centroids are fitted on are then smoothed over their neighbours (see `smooth`).
+
+    mean  float32 [k], or None for `features`
+    head  the surrogate's classifier, or None
+    """
+
+    mean: Floats | None = None
+    head: Head | None = None
+
+    @classmethod
+    def fit(cls, name: SpaceName, features: NDArray[Any], head: Head | None) -> ClusterSpace:
+        """The space of a collection, centred on `features` [n, d]."""
+        if name == "features":
+            return cls()
+        scores = _scores(features, head)
+        return cls(scores.mean(axis=0, dtype=np.float64).astype(np.float32), head)
+
+    @property
+    def name(self) -> SpaceName:
+        return "features" if self.mean is None else "smoothed"
+
+    def points(self, features: NDArray[Any]) -> Floats:
+        """Features float16 or float32 [n, d] -> points float32 [n, k], not smoothed."""
+        if self.mean is None:
+            return np.ascontiguousarray(features, dtype=np.float32)
+        return _unit(_scores(features, self.head) - self.mean)
+
+    def to_tensors(self) -> dict[str, NDArray[Any]]:
+        """Arrays that `from_tensors` understands; empty for `features`."""
+        tensors: dict[str, NDArray[Any]] = {}
+        if self.mean is not None:
+            tensors["space.mean"] = self.mean
+        if self.head is not None:
+            tensors |= {"space.weight": self.head[0], "space.bias": self.head[1]}
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> ClusterSpace:
+        """The inverse of `to_tensors`; other names are ignored."""
+        weight, bias = tensors.get("space.weight"), tensors.get("space.bias")
+        head = None if weight is None or bias is None else (weight, bias)
+        return cls(tensors.get("space.mean"), head)
+
+
+def _scores(features: NDArray[Any], head: Head | None) -> Floats:
+    rows = np.asarray(features, dtype=np.float32)
+    return rows if head is None else (rows @ head[0].T + head[1]).astype(np.float32, copy=False)
+
+
+def _unit(rows: Floats) -> Floats:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def smooth(points: Floats, *, threads: int = 1) -> Floats:
+    """Replace each point by the mean of its 16 nearest by cosine, itself included, at unit length; twice.
+
+    points  float32 [n, k] of unit length. The result does not depend on `threads`.
+    """
+    neighbours = min(NEIGHBOURS, len(points))
+    for _ in range(ROUNDS):
+        points = _neighbour_means(points, neighbours, threads)
+    return points
+
+
+def _neighbour_means(points: Floats, neighbours: int, threads: int) -> Floats:
+    index = faiss.IndexFlatIP(points.shape[1])
+    index.add(points)
+
+    def block(start: int) -> Floats:
+        faiss.omp_set_num_threads(1)
+        _, nearest = index.search(points[start : start + _ROWS // 8], neighbours)
+        return np.asarray(points[nearest].mean(axis=1))
+
+    before = faiss.omp_get_max_threads()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            blocks = list(pool.map(block, range(0, len(points), _ROWS // 8)))
+    finally:
+        faiss.omp_set_num_threads(before)
+    return _unit(np.concatenate(blocks))
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The clusters of a collection: all that is needed to send any image to one of them.
+
+    centroids      float32 [p, k], in `space`
+    feature_means  float32 [p, d]: mean surrogate feature of each cluster, what delta is aimed at
+    distance_p99   float32 [p]: 99 % of a cluster's fitted images lie no farther from its centroid than this; an
+                   image far beyond it resembles nothing in the fitted collection
+    """
+
+    space: ClusterSpace
+    centroids: Floats
+    feature_means: Floats
+    distance_p99: Floats
+
+    def assign(self, features: NDArray[Any]) -> tuple[Ints, Floats]:
+        """Nearest centroid int32 [n] and Euclidean distance to it float32 [n] of features [n, d]."""
+        clusters, distances = np.empty(len(features), np.int32), np.empty(len(features), np.float32)
+        for start in range(0, len(features), _ROWS):
+            rows = slice(start, start + _ROWS)
+            part = assign_slice(self.space.points(features[rows]), self.centroids)
+            clusters[rows], distances[rows] = part.clusters, np.sqrt(part.distances)
+        return clusters, distances
+
+    def distances(self, features: NDArray[Any], clusters: Ints) -> Floats:
+        """Euclidean distance float32 [n] of features [n, d] to the centroids of the clusters given."""
+        apart = self.space.points(features) - self.centroids[clusters]
+        return np.asarray(np.linalg.norm(apart, axis=1), dtype=np.float32)
+
+    def to_tensors(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a safetensors file."""
+        names = ("centroids", "feature_means", "distance_p99")
+        return {name: getattr(self, name) for name in names} | self.space.to_tensors()
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Clustering:
+        """The inverse of `to_tensors`; other names are ignored. Raises InputError if one is missing."""
+        try:
+            return cls(
+                ClusterSpace.from_tensors(tensors),
+                tensors["centroids"],
+                tensors["feature_means"],
+                tensors["distance_p99"],
+            )
+        except KeyError as error:
+            raise InputError(f"not a clustering: it lacks {error}; delete the file to cluster again") from None
+
+
+@dataclass(frozen=True)
+class ClusterQuality:
+    """How well the clusters are separated, without any label.
+
+    silhouette           mean silhouette coefficient in [-1, 1] (Rousseeuw 1987) of at most 2,000 images; None where
+                         it is not defined
+    neighbour_agreement  share of the 10 nearest neighbours of at most 2,000 images that are in the image's cluster
+    """
+
+    silhouette: float | None
+    neighbour_agreement: float
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """What the cluster stage has to say: printed, and shown in the report."""
+
+    images: int  # that centroids were fitted on
+    sizes: tuple[int, ...]  # of the clusters among them
+    inertia: float
+    iterations: int
+    reseeded: int  # empty clusters on the way
+    restart_inertias: tuple[float, ...]  # ascending, on principal components
+    quality: ClusterQuality
+
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Smallest, median and largest inertia of the restarts."""
+        ordered = self.restart_inertias
+        return ordered[0], float(np.median(ordered)), ordered[-1]
+
+
+@dataclass(frozen=True)
+class FittedClusters:
+    """A clustering with the assignment of the very images it was fitted on."""
+
+    clustering: Clustering
+    report: ClusterReport
+    clusters: Ints  # [n]
+    distances: Floats  # [n], Euclidean, of the point before smoothing
+
+
+def fit_clusters(
+    features: Sequence[NDArray[Any]],
+    name: SpaceName,
+    head: Head | None,
+    num_clusters: int,
+    *,
+    restarts: int,
+    seed: int,
+    threads: int = 1,
+) -> FittedClusters:
+    """Cluster one collection that fits in memory.
+
+    features  a float16 or float32 array [n_i, d] for each slice; slices of no rows are allowed
+    Raises InputError if there are fewer distinct images than clusters. Source: Zhang et al. 2023, section 3.3; class
+    scores and smoothing are ours. The result does not depend on `threads`.
+    """
+    rows = np.concatenate(list(features))
+    check_enough(len(rows), num_clusters)
+    with threadpool_limits(1):  # BLAS may add in another order on another number of threads
+        space = ClusterSpace.fit(name, rows, head)
+        points = space.points(rows)
+    fitted = smooth(points, threads=threads) if name == "smoothed" else points
+    start = best_start(fitted, num_clusters, restarts=restarts, seed=seed, threads=threads)
+    bounds = np.cumsum([len(part) for part in features])[:-1]
+    result = lloyd(Slices(np.split(fitted, bounds), threads), start.centroids)
+    sums = cluster_sums(rows, result.clusters, num_clusters)
+    clustering = finish(space, result, sums)
+    distances = clustering.distances(rows, result.clusters)
+    clustering = with_p99(clustering, result.clusters, distances)
+    measured = quality(points, result.clusters, seed)
+    return FittedClusters(clustering, report_on(result, start.inertias, measured), result.clusters, distances)
+
+
+def finish(space: ClusterSpace, result: KMeansResult, feature_sums: NDArray[np.float64]) -> Clustering:
+    """A clustering from its centroids and the sum of the features [p, d] of each cluster; distance_p99 is 0 yet."""
+    means = feature_sums / np.maximum(result.sizes, 1)[:, None]
+    return Clustering(space, result.centroids, means.astype(np.float32), np.zeros(len(result.centroids), np.float32))
+
+
+def with_p99(clustering: Clustering, clusters: Ints, distances: Floats) -> Clustering:
+    """The same with distance_p99 of the fitted images."""
+    p99 = np.zeros(len(clustering.centroids), np.float32)
+    for cluster in np.unique(clusters):
+        p99[cluster] = np.percentile(distances[clusters == cluster], 99)
+    return Clustering(clustering.space, clustering.centroids, clustering.feature_means, p99)
+
+
+def report_on(result: KMeansResult, inertias: tuple[float, ...], measured: ClusterQuality) -> ClusterReport:
+    """The report of one fit."""
+    return ClusterReport(
+        images=len(result.clusters),
+        sizes=tuple(result.sizes.tolist()),
+        inertia=result.inertia,
+        iterations=result.iterations,
+        reseeded=result.reseeded,
+        restart_inertias=inertias,
+        quality=measured,
+    )
+
+
+def check_enough(num_images: int, num_clusters: int) -> None:
+    """Raises InputError if there are more clusters than images."""
+    if num_clusters > num_images:
+        raise InputError(
+            f"{num_clusters} clusters cannot be made of {num_images} usable images; "
+            f"lower --clusters to at most {num_images}"
+        )
+
+
+def quality(points: Floats, clusters: Ints, seed: int) -> ClusterQuality:
+    """Judge clusters int32 [n] of points float32 [n, k]."""
+    rows = np.arange(len(points))
+    if len(points) > _QUALITY_IMAGES:
+        rows = np.sort(numpy_rng(seed, "cluster quality").choice(rows, _QUALITY_IMAGES, replace=False))
+    labels = clusters[rows]
+    defined = 2 <= len(np.unique(labels)) < len(labels)
+    silhouette = float(silhouette_score(points[rows], labels)) if defined else None
+    wanted = min(_QUALITY_NEIGHBOURS, len(points) - 1)
+    _, nearest = faiss.knn(points[rows], points, wanted + 1)
+    others = nearest != rows[:, None]
+    others[others.all(axis=1), -1] = False  # a twin may be found in place of the image itself
+    agreeing = (clusters[nearest] == labels[:, None])[others]
+    return ClusterQuality(silhouette, float(agreeing.mean()) if wanted else 1.0)
+
+
+def target_clusters(centroids: NDArray[Any], permutation: Permutation) -> NDArray[np.int64]:
+    """The target cluster of every cluster, int64 [p]: a permutation without fixed points.
+
+    next  i -> (i + 1) mod p, as in Zhang et al. 2023, section 4.1
+    far   the one with the largest sum of distances between a centroid and its target's (solved as an assignment)
+    centroids  [p, k], in the space where distances count. Raises SettingsError for fewer than two clusters.
+    """
+    num_clusters = len(centroids)
+    if num_clusters < 2:
+        raise SettingsError("--clusters must be at least 2: an image is moved to a cluster that is not its own")
+    if permutation == "next":
+        return np.roll(np.arange(num_clusters), -1)
+    wide = np.asarray(centroids, dtype=np.float64)
+    apart = np.linalg.norm(wide[:, None] - wide[None], axis=2)
+    np.fill_diagonal(apart, -1e6 * (1 + apart.max()))
+    return np.asarray(linear_sum_assignment(apart, maximize=True)[1], dtype=np.int64)

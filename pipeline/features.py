@@ -1,0 +1,107 @@
+"""Features and assignments of one shard <-> Parquet bytes. Equal contents give equal bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import ConflictError, InputError
+from pipeline.records import Features
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The cluster of every usable sample of one shard, in input order."""
+
+    shard: str
+    keys: tuple[str, ...]
+    clusters: NDArray[np.int32]  # [n]
+    distance: NDArray[np.float32]  # [n], Euclidean, to the centroid of its cluster
+
+    def __post_init__(self) -> None:
+        if not len(self.keys) == len(self.clusters) == len(self.distance):
+            raise ValueError(f"{self.shard}: {len(self.keys)} keys, {len(self.clusters)} clusters")
+
+
+def features_to_parquet(features: Features, *, surrogate_id: str, fingerprint: str) -> bytes:
+    """Columns key (string) and feature (fixed-size list of float16); the origin is in the file's metadata."""
+    rows, dimension = features.values.shape
+    values = pa.array(np.ascontiguousarray(features.values, dtype=np.float16).ravel())
+    lists = pa.FixedSizeListArray.from_arrays(values, dimension)
+    origin = {"shard": features.shard, "surrogate": surrogate_id, "fingerprint": fingerprint}
+    return _write({"key": _keys(features.keys), "feature": lists}, origin)
+
+
+def features_from_parquet(data: bytes, *, surrogate_id: str | None = None, fingerprint: str | None = None) -> Features:
+    """The inverse of `features_to_parquet`.
+
+    Raises InputError if `data` is no such file; ConflictError if it was made with another surrogate or under another
+    fingerprint than those given.
+    """
+    table, origin = _read(data, ("key", "feature"))
+    for name, wanted in (("surrogate", surrogate_id), ("fingerprint", fingerprint)):
+        if wanted is not None and origin.get(name) != wanted:
+            raise ConflictError(
+                f"features of {origin['shard']} belong to {name} {origin.get(name)}, not {wanted}; "
+                "delete them to embed again"
+            )
+    dimension = table.schema.field("feature").type.list_size
+    column = table.column("feature").combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
+    return Features(origin["shard"], _texts(table), values.reshape(-1, dimension))
+
+
+def feature_keys(data: bytes) -> tuple[str, ...]:
+    """The keys alone, without reading a feature. Raises InputError as `features_from_parquet`."""
+    return _texts(_read(data, ("key",))[0])
+
+
+def assignment_to_parquet(assignment: Assignment) -> bytes:
+    """Columns key (string), cluster (int32), distance (float32)."""
+    columns = {
+        "key": _keys(assignment.keys),
+        "cluster": pa.array(assignment.clusters, pa.int32()),
+        "distance": pa.array(assignment.distance, pa.float32()),
+    }
+    return _write(columns, {"shard": assignment.shard})
+
+
+def assignment_from_parquet(data: bytes) -> Assignment:
+    """The inverse of `assignment_to_parquet`. Raises InputError if `data` is no such file."""
+    table, origin = _read(data, ("key", "cluster", "distance"))
+    clusters, distance = (table.column(name).to_numpy() for name in ("cluster", "distance"))
+    return Assignment(origin["shard"], _texts(table), clusters, distance)
+
+
+def _keys(keys: tuple[str, ...]) -> pa.Array:
+    return pa.array(keys, pa.string())
+
+
+def _texts(table: pa.Table) -> tuple[str, ...]:
+    return tuple(table.column("key").to_pylist())
+
+
+def _write(columns: dict[str, pa.Array], origin: dict[str, str]) -> bytes:
+    table = pa.table(columns).replace_schema_metadata(origin)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
+    return bytes(sink.getvalue())
+
+
+def _read(data: bytes, columns: tuple[str, ...]) -> tuple[pa.Table, dict[str, str]]:
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=list(columns), page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"not a Parquet file, or cut short: {error}; delete it to make it again") from None
+    metadata: dict[bytes, Any] = table.schema.metadata or {}
+    origin = {name.decode(): value.decode() for name, value in metadata.items()}
+    if table.column_names != list(columns) or "shard" not in origin:
+        raise InputError(f"a Parquet file without the columns {', '.join(columns)}: it was not made here; delete it")
+    return table, origin

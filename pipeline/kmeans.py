@@ -1,0 +1,225 @@
+"""K-means whose centroids do not depend on who holds which points.
+
+The points stay in fixed slices behind the protocol of `faiss.contrib.clustering` (count, dim, get_subset, assign_to).
+A slice answers with float64 sums, and the sums of all slices are added in slice order, so that one process and any
+number of workers find the same centroids to the bit. Shape letters: n rows, k dimension, p clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+from sklearn.cluster import kmeans_plusplus
+from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import InputError
+from pipeline.fingerprint import derive, numpy_rng
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+MAX_ITERATIONS = 300  # and TOLERANCE: on the relative gain of inertia
+TOLERANCE = 1e-5
+RESTART_DIMENSIONS = 64
+RESTART_IMAGES = 20_000
+_ROWS = 4096  # of a block that is widened to float64 at a time
+
+
+class PointSet(Protocol):
+    """The points of k-means, wherever they are: the protocol of faiss.contrib.clustering.DatasetAssign."""
+
+    def count(self) -> int: ...
+
+    def dim(self) -> int: ...
+
+    def get_subset(self, indices: NDArray[Any]) -> Floats:
+        """Rows [m, k]."""
+
+    def assign_to(self, centroids: NDArray[Any], weights: None = None) -> tuple[Ints, Floats, NDArray[np.float64]]:
+        """Nearest centroid int32 [n], squared distance float32 [n], sums of the points per centroid [p, k]."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one slice says about a set of centroids."""
+
+    clusters: Ints  # [n]
+    distances: Floats  # [n], squared
+    sums: NDArray[np.float64]  # [p, k]
+
+
+def assign_slice(points: Floats, centroids: Floats) -> Part:
+    """Send each row of one slice to its nearest centroid, on one thread: the answer depends on nothing else.
+
+    points  float32 [n, k]; centroids  float32 [p, k]
+    """
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        distances, clusters = faiss.knn(points, centroids, 1)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    found = clusters.ravel().astype(np.int32)
+    return Part(found, distances.ravel(), cluster_sums(points, found, len(centroids)))
+
+
+def cluster_sums(points: NDArray[Any], clusters: Ints, num_clusters: int) -> NDArray[np.float64]:
+    """Sum of the rows of each cluster, float64 [p, k], added in row order."""
+    sums = np.zeros((num_clusters, points.shape[1]))
+    for start in range(0, len(points), _ROWS):
+        block = points[start : start + _ROWS].astype(np.float64)
+        rows = len(block)
+        members = scipy.sparse.csc_matrix(
+            (np.ones(rows), clusters[start : start + rows], np.arange(rows + 1)), shape=(num_clusters, rows)
+        )
+        sums += members @ block
+    return sums
+
+
+def join(parts: Sequence[Part]) -> tuple[Ints, Floats, NDArray[np.float64]]:
+    """The answer of all slices from each one's, added in the order given."""
+    sums = np.zeros_like(parts[0].sums)
+    for part in parts:
+        sums += part.sums
+    clusters = np.concatenate([part.clusters for part in parts])
+    return clusters, np.concatenate([part.distances for part in parts]), sums
+
+
+class Slices:
+    """Points in this process: a list of slices, worked on by `threads` threads, one slice each."""
+
+    def __init__(self, slices: Sequence[NDArray[Any]], threads: int = 1) -> None:
+        self.slices = [np.ascontiguousarray(part, dtype=np.float32) for part in slices if len(part)]
+        if not self.slices:
+            raise InputError("k-means has no point to work on: no image could be embedded")
+        self.threads = threads
+
+    @classmethod
+    def of(cls, points: NDArray[Any], rows: int = 16_384, threads: int = 1) -> Slices:
+        """Slices of a fixed number of rows."""
+        return cls([points[start : start + rows] for start in range(0, len(points), rows)], threads)
+
+    def count(self) -> int:
+        return sum(len(part) for part in self.slices)
+
+    def dim(self) -> int:
+        return int(self.slices[0].shape[1])
+
+    def get_subset(self, indices: NDArray[Any]) -> Floats:
+        starts = np.cumsum([0, *(len(part) for part in self.slices)])
+        slice_of = np.searchsorted(starts, indices, side="right") - 1
+        rows = [self.slices[s][i - starts[s]] for s, i in zip(slice_of, indices, strict=True)]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dim())
+
+    def assign_to(self, centroids: NDArray[Any], weights: None = None) -> tuple[Ints, Floats, NDArray[np.float64]]:
+        wanted = np.ascontiguousarray(centroids, dtype=np.float32)
+        if self.threads == 1:
+            return join([assign_slice(part, wanted) for part in self.slices])
+        with ThreadPoolExecutor(self.threads) as pool:
+            return join(list(pool.map(lambda part: assign_slice(part, wanted), self.slices)))
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """Centroids and the assignment that belongs to them."""
+
+    centroids: Floats  # [p, k]
+    clusters: Ints  # [n]
+    distances: Floats  # [n], squared
+    inertia: float  # sum of the squared distances
+    iterations: int  # passes over the points
+    reseeded: int  # empty clusters that were given a new centroid on the way
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        return np.bincount(self.clusters, minlength=len(self.centroids)).astype(np.int64)
+
+
+def lloyd(
+    points: PointSet, start: Floats, *, max_iterations: int = MAX_ITERATIONS, tolerance: float = TOLERANCE
+) -> KMeansResult:
+    """Lloyd's iteration from `start` float32 [p, k] until inertia falls by less than `tolerance` of itself.
+
+    The assignment and inertia returned belong to the centroids returned. An empty cluster takes the point that lies
+    farthest from its centroid, as in scikit-learn.
+    """
+    centroids = np.ascontiguousarray(start, dtype=np.float32)
+    before, reseeded, passes = 0.0, 0, 0  # before = 0: nothing to compare with
+    while True:
+        clusters, distances, sums = points.assign_to(centroids)
+        inertia, passes = float(distances.sum(dtype=np.float64)), passes + 1
+        sizes = np.bincount(clusters, minlength=len(centroids))
+        empty = np.flatnonzero(sizes == 0)
+        settled = len(empty) == 0 and abs(before - inertia) <= tolerance * before
+        if settled or passes > max_iterations:
+            return KMeansResult(centroids, clusters, distances, inertia, passes, reseeded)
+        centroids = (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)
+        if len(empty):
+            centroids[empty] = points.get_subset(_farthest(distances, len(empty)))
+            reseeded += len(empty)
+        before = 0.0 if len(empty) else inertia
+
+
+def _farthest(distances: Floats, count: int) -> NDArray[np.int64]:
+    """Rows with the largest distances; among equals the first."""
+    return np.argsort(-distances, kind="stable")[:count].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where Lloyd's iteration begins: the best of several restarts, and how they spread."""
+
+    centroids: Floats  # [p, k], in the space of the points, not of the reduced ones
+    inertias: tuple[float, ...]  # of every restart on the reduced points, ascending
+
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Smallest, median and largest inertia."""
+        return self.inertias[0], float(np.median(self.inertias)), self.inertias[-1]
+
+
+def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, threads: int = 1) -> Start:
+    """Restart k-means on the principal components of `points` float32 [n, k] and keep the lowest inertia.
+
+    Each restart begins with greedy k-means++ (Arthur & Vassilvitskii 2007) from its own named seed. At most
+    RESTART_IMAGES rows take part, in at most RESTART_DIMENSIONS dimensions.
+    The result does not depend on `threads`. Raises InputError if there are fewer distinct points than clusters.
+    """
+    chosen = points
+    if len(points) > RESTART_IMAGES:
+        rows = numpy_rng(seed, "restart images").choice(len(points), RESTART_IMAGES, replace=False)
+        chosen = points[np.sort(rows)]
+    if len(np.unique(chosen, axis=0)) < num_clusters:
+        raise InputError(
+            f"{num_clusters} clusters cannot be made of {len(points)} images, some of them alike; lower --clusters"
+        )
+    # BLAS may add in another order on another number of threads.
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        reduced = _principal_components(chosen)
+
+        def restart(index: int) -> KMeansResult:
+            state = derive(seed, "k-means++", index) % 2**32
+            first, _ = kmeans_plusplus(reduced, num_clusters, random_state=state)
+            return lloyd(Slices.of(reduced), first)
+
+        results = list(pool.map(restart, range(restarts)))
+    best = min(results, key=lambda result: result.inertia)
+    means = cluster_sums(chosen, best.clusters, num_clusters) / np.maximum(best.sizes, 1)[:, None]
+    return Start(means.astype(np.float32), tuple(sorted(result.inertia for result in results)))
+
+
+def _principal_components(points: Floats) -> Floats:
+    dimensions = min(RESTART_DIMENSIONS, *points.shape)
+    if dimensions == points.shape[1]:
+        return points
+    solver = "covariance_eigh" if points.shape[0] >= points.shape[1] else "full"
+    reduced = PCA(dimensions, svd_solver=solver).fit_transform(points)
+    return np.ascontiguousarray(reduced, dtype=np.float32)

@@ -1,0 +1,148 @@
+"""The surrogate: the pretrained encoder whose features are moved. Images in [0, 1] in, features [B, d] out.
+
+Shape letters: B batch, H W picture, S input size, d feature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.errors import InputError, PromiseError, SettingsError
+from pipeline.fingerprint import canonical
+from pipeline.pretrained import Tower, build, check_surrogate
+
+__all__ = ["Surrogate", "check_surrogate", "load_surrogate"]
+
+
+def load_surrogate(name: str, *, weights: Path | None, size: int | None, device: str) -> Surrogate:
+    """A surrogate by name, ready on `device`.
+
+    name     open_clip:MODEL/PRETRAINED | torchvision:MODEL/WEIGHTS | timm:MODEL
+    weights  a safetensors file, or a .pt file of nothing but tensors; None = where the library keeps them
+    size     side in pixels of what is embedded; None = as the weights were trained
+    Raises SettingsError for an unknown name or a size that the network cannot take, InputError for weights that
+    cannot be had or do not fit, ConflictError if the weights shipped here were altered.
+    """
+    return Surrogate(name, build(name, weights=weights, size=size), device)
+
+
+class Surrogate:
+    """A frozen encoder in eval mode.
+
+    id              what a protection must match: name, digest of the weights, preprocessing, as canonical JSON
+    input_size      S, the side that the network sees
+    dimension       d
+    mean, std, interpolation  as the weights' own configuration says
+    head            weight float32 [k, d] and bias [k] that turn features into class scores, or None
+    weights_sha256  of the weights' file
+    """
+
+    def __init__(self, name: str, tower: Tower, device: str) -> None:
+        preprocessing = tower.preprocessing
+        self.name = name
+        self.weights_sha256 = tower.weights_sha256
+        self.head = tower.head
+        self.input_size = preprocessing.size
+        self.resize = preprocessing.resize
+        self.mean, self.std = preprocessing.mean, preprocessing.std
+        self.interpolation = preprocessing.interpolation
+        identity = {"name": name, "weights": tower.weights_sha256[:16]} | asdict(preprocessing)
+        self.id = canonical(identity).decode()
+        self._squash = preprocessing.squash
+        self.device = _device(device)
+        self._network = tower.network.to(self.device).to(memory_format=torch.channels_last)
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std)
+        )
+        self.dimension = self._probe()
+
+    def prepare(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Pictures uint8 [H, W, 3] of any size -> float32 [B, 3, S, S] in [0, 1] on the device.
+
+        Each is resized with antialiasing, rounded to 8 bits as Pillow does, and cropped at the centre; a picture
+        smaller than S is enlarged.
+        """
+        squares = [self._square(picture) for picture in pictures]
+        return torch.stack(squares).float().div_(255)
+
+    def _square(self, picture: NDArray[np.uint8]) -> Tensor:
+        height, width = picture.shape[:2]
+        pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).to(self.device).permute(2, 0, 1)[None]
+        size = self._size_before_crop(height, width)
+        if size != (height, width):
+            # The CPU has a fast kernel for 8 bits; the GPU has none, so there it is rounded afterwards.
+            wide = pixels if self.device.type == "cpu" else pixels.float()
+            resized = functional.interpolate(wide, size, mode=self.interpolation, antialias=True)
+            pixels = resized if self.device.type == "cpu" else resized.round_().clamp_(0, 255).to(torch.uint8)
+        top, left = (round((side - self.input_size) / 2) for side in size)
+        return pixels[0, :, top : top + self.input_size, left : left + self.input_size]
+
+    def _size_before_crop(self, height: int, width: int) -> tuple[int, int]:
+        if self._squash:
+            return self.input_size, self.input_size
+        shorter = min(height, width)
+        return int(self.resize * height / shorter), int(self.resize * width / shorter)
+
+    def embed(self, images: Tensor, *, resize: bool = False) -> Tensor:
+        """Features float32 [B, d] of images float [B, 3, S, S] in [0, 1]; differentiable in `images`.
+
+        resize  bring images [B, 3, s, s] of another side to S, bilinearly
+        Features are what enters the classifier (Zhang et al. 2023, section 3.3); of CLIP the joint embedding, not
+        normalised. Raises ValueError for another shape.
+        """
+        if resize and images.shape[-2:] != (self.input_size, self.input_size):
+            smaller = images.shape[-1] > self.input_size
+            side = (self.input_size, self.input_size)
+            images = functional.interpolate(images, side, mode="bilinear", align_corners=False, antialias=smaller)
+        expected = (3, self.input_size, self.input_size)
+        if tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images must be [B, {expected}], not {tuple(images.shape)}; see resize=True")
+        normalised = (images - self._mean) / self._std
+        features: Tensor = self._network(normalised.contiguous(memory_format=torch.channels_last))
+        return features.float()
+
+    def embed_pictures(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Features float32 [n, d] of pictures uint8 [H, W, 3]; in bfloat16 on a GPU.
+
+        Raises PromiseError if a feature is not finite.
+        """
+        with torch.inference_mode(), self._half_precision():
+            features = self.embed(self.prepare(pictures)).cpu().numpy()
+        if not np.isfinite(features).all():
+            raise PromiseError(f"{self.name} gives features that are not finite: its weights are damaged")
+        return np.asarray(features, dtype=np.float32)
+
+    def _half_precision(self) -> contextlib.AbstractContextManager[object]:
+        if self.device.type == "cpu":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _probe(self) -> int:
+        """d, from one grey image; a network that cannot take S fails here."""
+        try:
+            with torch.inference_mode():
+                grey = torch.full((1, 3, self.input_size, self.input_size), 0.5, device=self.device)
+                features = self.embed(grey)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SettingsError(f"--surrogate-size {self.input_size} does not suit {self.name}: {reason}") from None
+        if features.ndim != 2:
+            raise SettingsError(
+                f"--surrogate {self.name}: its output {tuple(features.shape)} is not one feature per image"
+            )
+        return int(features.shape[1])
+
+
+def _device(name: str) -> torch.device:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("a GPU was asked for, but torch sees none; leave --gpus-per-worker at 0 or use another node")
+    return torch.device(name)
