@@ -1,0 +1,170 @@
+"""The report's charts as inline SVG. Colours are CSS variables of the page, so that one chart serves light and dark.
+
+Each panel is a picture of its own, a few hundred pixels wide: the page lays them out, on a telephone one below another.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Placeholders that matplotlib draws with; each becomes a variable of the page's style sheet.
+INK, FAINT, CLEAN, PROTECTED, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
+_VARIABLES = {
+    INK: "var(--ink)",
+    FAINT: "var(--line)",
+    CLEAN: "var(--clean)",
+    PROTECTED: "var(--protected)",
+    THIRD: "var(--third)",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "scumble",
+    "font.size": 11,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+}
+_PIXELS_PER_INCH = 72  # of an SVG made by matplotlib
+
+
+def histogram(
+    values: Sequence[float], label: str, *, span: tuple[float, float], mark: float | None = None, mark_label: str = ""
+) -> str:
+    """Counts of pictures over one figure, 24 equal bins over `span`; `mark` is drawn as a line with its label.
+
+    Values that are not finite are left out; those outside the span fall into its first or last bin.
+    """
+    finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _panel(310, 200)
+        axes.hist(finite.clip(*span), bins=24, range=span, color=PROTECTED)
+        axes.set_xlim(*span)
+        axes.set_xlabel(label)
+        axes.set_ylabel("pictures")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        if mark is not None:
+            axes.axvline(mark, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+            axes.text(mark, 1.02, mark_label, transform=axes.get_xaxis_transform(), ha="center", fontsize=11)
+        return _svg(figure, f"Histogram: {label}, {len(finite)} pictures")
+
+
+def training_curve(losses: Sequence[float], title: str, *, span: tuple[float, float], is_low: bool = False) -> str:
+    """One cluster's loss over its recorded steps; `span` is shared by all clusters of a run."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _panel(190, 140)
+        axes.plot(range(len(losses)), losses, color=THIRD if is_low else PROTECTED, linewidth=1.5)
+        axes.set_ylim(*span)
+        axes.set_xlim(0, max(1, len(losses) - 1))
+        axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.set_title(title, loc="left")
+        return _svg(figure, f"Loss of {title}, from {losses[0]:.3g} to {losses[-1]:.3g}")
+
+
+def accuracies(rows: Sequence[tuple[str, float | None, float | None]], *, chance: float | None) -> str:
+    """Accuracy on clean test images per regime: a dot for clean and one for protected training images, joined.
+
+    rows   (regime, accuracy after clean, accuracy after protected training images), accuracies in [0, 1]
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _panel(640, 84 + 36 * len(rows))
+        for height, (_, clean, protected) in enumerate(reversed(rows)):
+            if clean is not None and protected is not None:
+                axes.plot([protected, clean], [height, height], color=FAINT, linewidth=2, zorder=1)
+            for value, colour in ((clean, CLEAN), (protected, PROTECTED)):
+                if value is not None:
+                    axes.plot(value, height, "o", color=colour, markersize=9)
+        axes.plot([], [], "o", color=CLEAN, label="trained on clean images")
+        axes.plot([], [], "o", color=PROTECTED, label="trained on protected images")
+        if chance is not None:
+            axes.axvline(chance, color=INK, linewidth=1, linestyle=(0, (3, 2)), label="guessing")
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("accuracy on clean test images")
+        figure.legend(loc="outside upper left", ncols=3)
+        return _svg(figure, "Accuracy per regime after training on clean and on protected images")
+
+
+def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[float]]) -> str:
+    """Correlation of estimated and true deltas: a dot per cluster, a row per estimate and grouping."""
+    names = {"mean": "mean", "high_pass": "mean − its blur", "iterated": "the same, six rounds"}
+    rows = [
+        (f"{names.get(estimate, estimate)}, {grouping}", values[estimate], colour)
+        for grouping, values, colour in (("clusters known", known, CLEAN), ("blind", blind, PROTECTED))
+        for estimate in values
+    ]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _panel(640, 56 + 26 * len(rows))
+        for height, (_, values, colour) in enumerate(reversed(rows)):
+            axes.plot(values, [height] * len(values), "o", color=colour, markersize=6, alpha=0.55)
+            axes.plot([float(np.mean(values))] * 2, [height - 0.32, height + 0.32], color=INK, linewidth=2)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        axes.set_xlim(min(-0.05, *(min(values) for _, values, _ in rows)), 1)
+        axes.set_xlabel("correlation with the true delta (dot: a cluster, bar: mean)")
+        return _svg(figure, "How well deltas can be estimated from protected images alone")
+
+
+def shared_span(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Limits of a common loss axis, with a margin."""
+    values = [loss for curve in curves for loss in curve if math.isfinite(loss)]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element: no XML head, no metadata, no name spaces, a text for screen readers."""
+    file = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = text.replace("xlink:href", "href")
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, variable)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    prefix = re.sub(r"\W+", "-", title.lower())  # ids must not meet those of other charts on the page
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,349 @@
+"""Commits, protection and scores -> one HTML page: no script, no server, no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import charts
+from pipeline.records import Rejection
+from pipeline.removal import RemovalCheck
+from pipeline.scores import PictureScore, Spread, pooled_psnr, summarise
+
+LOW_MOVED = 0.2
+SHOWN_REJECTIONS = 50
+_GALLERY_SIDE = 224  # larger pictures are shown as their middle, pixel for pixel
+_AMPLIFIED = 10
+_HIDDEN_SETTINGS = {"input", "output", "key_file", "surrogate_weights", "protection"}  # paths and secrets
+_REGIMES = {
+    "nt": "ordinary training",
+    "nt-cg": "colour jitter and random grayscale",
+    "iss-jpeg10": "JPEG at quality 10, training and test",
+    "iss-gray": "grayscale, training and test",
+    "subtract": "delta estimated from the images and subtracted",
+    "subtract+cg": "delta estimated from the images and subtracted, then colour jitter and random grayscale",
+}
+_FIGURES = {
+    "max_abs_delta": "largest |delta| (levels of 255)",
+    "rms": "RMS of delta (levels of 255)",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "survives_jpeg75": "share of delta left by JPEG 75",
+    "survives_half_size": "share of delta left by half size",
+}
+
+
+@dataclass(frozen=True)
+class StageRate:
+    """Wall time and work of one stage; bytes are what it read or wrote, 0 where that says nothing."""
+
+    name: str
+    images: int
+    seconds: float
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ClusterRow:
+    """One cluster: its images, where its delta aims, and how well fitting went.
+
+    moved         share of its protected images that are nearest to the target cluster's centroid; None = not measured
+    moved_clean   the same for its clean images
+    losses        the objective over the recorded steps; empty where nothing was fitted
+    """
+
+    index: int
+    images: int
+    target_cluster: int | None = None
+    moved: float | None = None
+    moved_clean: float | None = None
+    losses: tuple[float, ...] = ()
+
+    @property
+    def is_low(self) -> bool:
+        """True if delta moves less than LOW_MOVED of the cluster's images that were not there already."""
+        return self.moved is not None and self.moved - (self.moved_clean or 0.0) < LOW_MOVED
+
+
+@dataclass(frozen=True)
+class ClusterQuality:
+    """How good the clusters are, without labels; None = not measured.
+
+    silhouette            -1 ... 1, mean over images
+    neighbour_agreement   share of each image's nearest neighbours that lie in its cluster
+    inertia_spread        lowest and highest inertia over the restarts of k-means
+    """
+
+    silhouette: float | None = None
+    neighbour_agreement: float | None = None
+    inertia_spread: tuple[float, float] | None = None
+    restarts: int | None = None
+    iterations: int | None = None
+
+
+@dataclass(frozen=True)
+class GallerySample:
+    """One picture before and after, uint8 [H, W, 3] or [H, W] of equal shape."""
+
+    key: str
+    cluster: int
+    original: NDArray[np.uint8]
+    protected: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """Last-epoch accuracies on clean test images under one regime, one per seed, in [0, 1]; empty = not measured."""
+
+    regime: str
+    clean: tuple[float, ...]
+    protected: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that the page shows. Only what a run always knows is required; every other section may be absent.
+
+    method    in plain words, e.g. "Unlearnable Clusters, direct delta optimised through a proxy"
+    chance    accuracy of guessing, [0, 1]
+    accuracy_setup   one sentence: target, epochs, seeds, images
+    """
+
+    input_url: str
+    output_url: str
+    method: str
+    epsilon: float
+    fingerprint: str
+    num_protected: int
+    num_quarantined: int
+    num_shards: int
+    input_image_bytes: int
+    output_image_bytes: int
+    finished: str = ""
+    stages: tuple[StageRate, ...] = ()
+    clusters: tuple[ClusterRow, ...] = ()
+    quality: ClusterQuality | None = None
+    gallery: tuple[GallerySample, ...] = ()
+    removal: RemovalCheck | None = None
+    scores: tuple[PictureScore, ...] = ()
+    quarantine: Mapping[str, int] = field(default_factory=dict)
+    rejections: tuple[Rejection, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    accuracy: tuple[AccuracyRow, ...] = ()
+    chance: float | None = None
+    accuracy_setup: str = ""
+
+
+@dataclass(frozen=True)
+class Relearned:
+    """The figure that a protection is reported with: the largest seed mean over the regimes, for both trainings."""
+
+    protected: float
+    protected_regime: str
+    clean: float | None
+    clean_regime: str
+    num_regimes: int
+
+
+def relearned(rows: Sequence[AccuracyRow]) -> Relearned | None:
+    """Worst case over regimes of the seed mean, and the clean control's same maximum; None if nothing was measured."""
+    protected = {row.regime: float(np.mean(row.protected)) for row in rows if row.protected}
+    clean = {row.regime: float(np.mean(row.clean)) for row in rows if row.clean}
+    if not protected:
+        return None
+    worst = max(protected, key=protected.__getitem__)
+    best = max(clean, key=clean.__getitem__) if clean else ""
+    return Relearned(protected[worst], worst, clean.get(best), best, len(protected))
+
+
+def removal_sentence(check: RemovalCheck) -> str:
+    """What the removal check means, in one plain sentence."""
+    figure = f"correlation {check.worst:.2f} on average, without any label or network"
+    if check.worst >= 0.7:
+        return (
+            f"A trainer who looks for it can read delta off the protected images ({figure}) and subtract it: "
+            "against such a trainer expect little protection."
+        )
+    if check.worst >= 0.3:
+        return f"Averaging the protected images reveals part of delta ({figure}): a trainer who looks for it gains."
+    return (
+        f"Averaging the protected images does not reveal delta ({figure}). "
+        "That says nothing of other ways to find it, such as its frequencies."
+    )
+
+
+def write_report(data: ReportData) -> str:
+    """The page as HTML. Keys, names and details are escaped; nothing in it refers to anything outside of it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "count": lambda number: f"{number:,}",
+        "size": _size,
+        "duration": _duration,
+        "figure": _figure,
+        "precise": lambda value: f"{value:#.3g}".rstrip("."),
+    }
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        input_url=_plain_url(data.input_url),
+        output_url=_plain_url(data.output_url),
+        epsilon_levels=_figure(data.epsilon * 255),
+        relearned=relearned(data.accuracy),
+        accuracy_rows=[(row, _REGIMES.get(row.regime, ""), _mean_sd(row)) for row in data.accuracy],
+        gallery=[_shown(sample) for sample in data.gallery],
+        largest_cluster=max((row.images for row in data.clusters), default=1) or 1,
+        low_clusters=[row for row in data.clusters if row.is_low],
+        is_moved_measured=any(row.moved is not None for row in data.clusters),
+        removal_sentence="" if data.removal is None else removal_sentence(data.removal),
+        pooled_psnr=pooled_psnr(data.scores) if data.scores else None,
+        spreads=[(_FIGURES[name], spread) for name, spread in summarise(data.scores).items()],
+        rejections=data.rejections[:SHOWN_REJECTIONS],
+        settings=[(name, data.settings[name]) for name in data.settings if name not in _HIDDEN_SETTINGS],
+        charts={name: Markup(svg) for name, svg in _charts(data).items()},
+        histograms=[Markup(svg) for svg in _histograms(data)],
+        curves=[Markup(svg) for svg in _curves(data.clusters)],
+    )
+
+
+def _charts(data: ReportData) -> dict[str, str]:
+    made = {}
+    if data.accuracy:
+        rows = [(row.regime, _mean(row.clean), _mean(row.protected)) for row in data.accuracy]
+        made["accuracy"] = charts.accuracies(rows, chance=data.chance)
+    if data.removal is not None:
+        made["removal"] = charts.removal(data.removal.known, data.removal.blind)
+    return made
+
+
+def _histograms(data: ReportData) -> list[str]:
+    if not data.scores:
+        return []
+    bound = data.epsilon * 255
+    columns = {name: [float(getattr(score, name)) for score in data.scores] for name in _FIGURES}
+    psnr = [value for value in columns["psnr"] if math.isfinite(value)]
+    psnr_span = (math.floor(min(psnr, default=20)) - 1.0, math.ceil(max(psnr, default=40)) + 1.0)
+    ssim_span = (math.floor(10 * min([0.9, *(v for v in columns["ssim"] if math.isfinite(v))])) / 10, 1.0)
+    most = max(bound, *columns["max_abs_delta"])
+    spans = {
+        "max_abs_delta": (0.0, math.ceil(1.25 * most)),
+        "psnr": psnr_span,
+        "ssim": ssim_span,
+        "survives_jpeg75": (0.0, 1.2),
+        "survives_half_size": (0.0, 1.2),
+    }
+    return [
+        charts.histogram(columns[name], _FIGURES[name], span=span, mark=bound, mark_label="ε")
+        if name == "max_abs_delta"
+        else charts.histogram(columns[name], _FIGURES[name], span=span)
+        for name, span in spans.items()
+    ]
+
+
+def _curves(clusters: Sequence[ClusterRow]) -> list[str]:
+    fitted = [row for row in clusters if row.losses]
+    span = charts.shared_span([row.losses for row in fitted])
+    return [charts.training_curve(row.losses, f"cluster {row.index}", span=span, is_low=row.is_low) for row in fitted]
+
+
+def _shown(sample: GallerySample) -> dict[str, Any]:
+    """One row of the gallery: three PNGs as data URLs, and how they were cut."""
+    height, width = sample.original.shape[:2]
+    top, left = max(0, (height - _GALLERY_SIDE) // 2), max(0, (width - _GALLERY_SIDE) // 2)
+    window = np.s_[top : top + _GALLERY_SIDE, left : left + _GALLERY_SIDE]
+    original, protected = sample.original[window], sample.protected[window]
+    delta = protected.astype(np.int16) - original
+    amplified = np.rint(127.5 + _AMPLIFIED * delta).clip(0, 255).astype(np.uint8)
+    return {
+        "key": sample.key,
+        "cluster": sample.cluster,
+        "width": width,
+        "height": height,
+        "is_cut": max(height, width) > _GALLERY_SIDE,
+        "most": int(np.abs(delta).max()),
+        "images": [_data_url(pixels) for pixels in (original, protected, amplified)],
+    }
+
+
+def _data_url(pixels: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _plain_url(url: str) -> str:
+    """The URL without user, password, query and fragment."""
+    parts = urlsplit(url)
+    if not parts.scheme:
+        return url
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _mean_sd(row: AccuracyRow) -> tuple[str, str]:
+    """Clean and protected accuracy as text, with the seeds' standard deviation where there are several."""
+    texts = []
+    for values in (row.clean, row.protected):
+        spread = f" ± {100 * float(np.std(values, ddof=1)):.1f}" if len(values) > 1 else ""
+        texts.append(f"{100 * float(np.mean(values)):.1f}{spread} %" if values else "not measured")
+    return texts[0], texts[1]
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.1f} %"
+
+
+def _figure(value: float) -> str:
+    """Three significant digits, no exponent for what people read."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+__all__ = [
+    "AccuracyRow",
+    "ClusterQuality",
+    "ClusterRow",
+    "GallerySample",
+    "Relearned",
+    "ReportData",
+    "Spread",
+    "StageRate",
+    "relearned",
+    "removal_sentence",
+    "write_report",
+]
