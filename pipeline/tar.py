@@ -277,8 +277,7 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
     what = _KINDS.get(kind, _OTHER)
     if what == _FILE and any(record.startswith(b"GNU.sparse.") for record in records):
         what = _SPARSE
-    if kind in _WITHOUT_BODY:
-        size = 0
+    size = 0 if kind in _WITHOUT_BODY else size
     label = _KIND_NAMES.get(kind, what if what != _OTHER else f"member of type {kind!r}")
     return _Member(name.decode("utf-8", "surrogateescape"), what, size, label)
 
@@ -339,11 +338,11 @@ class ShardWriter:
             self._gzip = gzip.GzipFile("", "wb", _GZIP_LEVEL, cast(IO[bytes], self._file), mtime=0)
             target = io.BufferedWriter(cast(io.RawIOBase, self._gzip), _CHUNK)
         self._target = target
-        self._tar = TarWriter(
-            target, user="", group="", mode=0o644, compress=False, encoder=False, keep_meta=True, mtime=0
+        self._tar = TarWriter(io.BytesIO(), user="", group="", mode=0o644, encoder=False, keep_meta=True, mtime=0)
+        # TarWriter neither passes its `format` on, nor can it do without tarfile's copying stream mode.
+        self._tar.tarstream = tarfile.TarFile(
+            fileobj=target, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", copybufsize=16 * _CHUNK
         )
-        self._tar.tarstream.format = tarfile.GNU_FORMAT  # TarWriter does not pass its own `format` on
-        self._tar.tarstream.encoding = "utf-8"
 
     def write(self, sample: Sample) -> None:
         """Append the sample's members, in their order."""
@@ -386,6 +385,9 @@ class _Hashed(io.RawIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def tell(self) -> int:
+        return self.size
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
