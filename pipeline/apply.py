@@ -28,8 +28,13 @@ _OTHER_PICTURES = frozenset(
 class DeltaSource(Protocol):
     """Whatever answers: which delta for this sample?"""
 
-    epsilon: float
-    per_sample: bool  # True if the answer depends on the key, so that keeping it is of no use
+    @property
+    def epsilon(self) -> float:
+        """Bound on |delta|, pixel units."""
+
+    @property
+    def per_sample(self) -> bool:
+        """True if the answer depends on the key, so that keeping it is of no use."""
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """int16 [height, width, 3], whole 8-bit levels within epsilon."""
