@@ -30,7 +30,7 @@ from pipeline.clusters import (
     with_p99,
 )
 from pipeline.errors import ScumbleError
-from pipeline.features import Assignment, feature_keys, features_from_parquet
+from pipeline.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet
 from pipeline.fingerprint import derive
 from pipeline.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
 from pipeline.settings import Settings, clusters_for
@@ -250,6 +250,19 @@ def assign_shard(reader: Reader, shard: str, collection: ClusteredCollection) ->
     kept = collection.kept.get(shard)
     clusters, distance = kept if kept is not None else collection.clustering.assign(features.values)
     return Assignment(shard, features.keys, clusters, distance)
+
+
+def write_assignments(output: Store, shards: Sequence[str], collection: ClusteredCollection) -> int:
+    """Ray task: leave the assignments of some shards in the output; the number of shards."""
+    for shard in shards:
+        assignment = assign_shard(FeatureReader(output), shard, collection)
+        output.create(layout.assignment(shard), assignment_to_parquet(assignment))
+    return len(shards)
+
+
+def count_features(output: Store, shards: Sequence[str]) -> int:
+    """Ray task: embedded images in some shards."""
+    return sum(len(feature_keys(output.read(layout.features(shard)))) for shard in shards)
 
 
 def _cluster_features(pool: AssignerPool, num_clusters: int, settings: Settings) -> ClusteredCollection:

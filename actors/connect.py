@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -72,10 +72,14 @@ def _cluster_address() -> str:
 
 
 @contextlib.contextmanager
-def _private_cluster(quiet: dict[str, object]) -> Iterator[None]:
-    """A cluster of this machine alone, behind a token that only this process and its children know."""
-    before = {name: os.environ.get(name) for name in _PRIVATE_ENVIRONMENT}
-    os.environ.update(_PRIVATE_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+def _private_cluster(quiet: Mapping[str, object]) -> Iterator[None]:
+    """A cluster of this machine alone, behind a token that only this process and its children know.
+
+    Ray turns tokens on by itself unless RAY_AUTH_MODE says otherwise; ours keeps it from writing one to the home.
+    """
+    mine = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    before = {name: os.environ.get(name) for name in (*mine, "RAY_AUTH_MODE")}
+    os.environ.update(mine)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
     try:
         ray.init(
@@ -94,15 +98,6 @@ def _private_cluster(quiet: dict[str, object]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-_PRIVATE_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": "",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 def _quiet_data(settings: Settings) -> None:

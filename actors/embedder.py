@@ -18,6 +18,8 @@ from pipeline.records import Shard
 from pipeline.surrogate import load_surrogate
 from pipeline.tar import read_samples
 
+BATCH = {"cpu": 32, "cuda": 256}  # pictures the surrogate sees at once
+
 
 class Embedder:
     """Ray Data actor of the stage `embed`; can be built and called without Ray."""
@@ -43,7 +45,7 @@ class Embedder:
                 read_samples(stream, max_member_bytes=settings.max_member_bytes),
                 self.surrogate,
                 shard=shard.name,
-                batch_size=settings.batch_size,
+                batch_size=BATCH[self.context.device],
                 threads=self.context.threads,
                 max_pixels=settings.max_pixels,
             )

@@ -59,9 +59,7 @@ class Protector:
             seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
         return self._done(shard, self._commit(shard, writer, outcome, seconds), started)
 
-    def _commit(
-        self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]
-    ) -> Commit:
+    def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
         """Publish the quarantine, then the commit; meet whoever was first."""
         if outcome.rejections:
             lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in outcome.rejections]

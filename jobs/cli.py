@@ -82,7 +82,9 @@ def _checked(path: Path, action: argparse.Action, value: Any) -> Any:
     except (ValueError, argparse.ArgumentTypeError):
         raise SettingsError(f"--config {path}: {action.dest}: {value!r} does not fit") from None
     if action.choices is not None and converted not in action.choices:
-        raise SettingsError(f"--config {path}: {action.dest} {value!r} is none of {', '.join(map(str, action.choices))}")
+        raise SettingsError(
+            f"--config {path}: {action.dest} {value!r} is none of {', '.join(map(str, action.choices))}"
+        )
     return converted
 
 

@@ -110,7 +110,9 @@ def _run(parser: Parser) -> None:
     add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each worker (default 0: CPUs only)")
     add("--max-quarantine", type=float, metavar="SHARE", help="exit with 3 above this share of samples (default 0.01)")
     add("--overwrite", action="store_true", default=None, help="remove what another run left in --output, then start")
-    add("--dry-run", action="store_true", default=None, help="print the plan, time and cost, from a few measured images")
+    add(
+        "--dry-run", action="store_true", default=None, help="print the plan, time and cost, from a few measured images"
+    )
     add("--price-per-gpu-hour", type=float, metavar="MONEY", help="for the cost in the plan")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
 

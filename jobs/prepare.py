@@ -150,8 +150,8 @@ def _committed(settings: Settings, output: Store, record: dict[str, Any], names:
             check_same_run(existing, record, settings.output)
     elif strangers := sorted(names.intersection(there)):
         raise ConflictError(
-            f"{settings.output} holds {strangers[0]}, which no run of ours wrote: choose another --output, or --overwrite"
+            f"{settings.output} holds {strangers[0]}, which no run of ours wrote: "
+            "choose another --output, or --overwrite"
         )
     commits, ending = f"{layout.COMMITS}/", ".json"
     return [name[len(commits) : -len(ending)] for name in there if name.startswith(commits) and name.endswith(ending)]
-

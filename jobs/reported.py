@@ -15,23 +15,30 @@ from pipeline.store import Store
 
 
 class StatusFile:
-    """Writes state, stage and counts into the output whenever they change."""
+    """Writes state, stage, seconds of each stage and counts into the output whenever they change."""
 
     def __init__(self, output: Store, fingerprint: str) -> None:
         self._output = output
-        self._fields: dict[str, Any] = {"fingerprint": fingerprint, "started": _now()}
+        self._fields: dict[str, Any] = {"fingerprint": fingerprint, "started": _now(), "stage_seconds": {}}
 
     def write(self, state: str, **fields: Any) -> None:
         """state  running | done | failed; fields  stage, message, exit_code, counts"""
         self._fields |= {"state": state, "updated": _now()} | fields
         self._output.put(layout.STATUS, json.dumps(self._fields, indent=1, sort_keys=True).encode())
 
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the run, timed."""
+        self.write("running", stage=name)
+        started = time.monotonic()
+        yield
+        self._fields["stage_seconds"][name] = round(time.monotonic() - started, 2)
+
 
 @contextlib.contextmanager
 def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
     """A status file that ends as `failed`, with the error's one line, if the run does."""
     status = StatusFile(output, fingerprint)
-    status.write("running", stage="plan")
     try:
         yield status
     except ScumbleError as error:

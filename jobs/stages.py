@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -17,25 +18,29 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from actors.assigner import FeatureReader, cluster_collection, count_features, write_assignments
 from actors.batches import RunContext, ShardDone, done_of, shard_rows
 from actors.connect import Workers, workers_for
 from actors.embedder import Embedder
 from actors.fitter import TOGETHER, FitQueue, FitTask, fit_loop
+from actors.measurer import measure_run
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
 from jobs.prepare import Run
 from jobs.progress import progress
 from pipeline import layout
-from pipeline.assemble import fitted_protection, texture_protection
+from pipeline.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.clusters import Clustering, target_clusters
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fit_images import fit_shares, picture_side, shorter_sides
 from pipeline.fitted import FittedDeltas, merge
 from pipeline.objective import delta_side
 from pipeline.records import Shard
-from pipeline.settings import Settings
+from pipeline.settings import Settings, clusters_for
 from pipeline.tar import read_samples
 
+CHUNK = 64  # shards that one short task looks at
+ANSWER_SECONDS = 3600.0
 RESTARTS = 3  # of one actor, and tries of one shard, before the run gives up
 
 
@@ -52,6 +57,42 @@ def embed(run: Run) -> None:
     with progress("embed", len(left)) as bar:
         for done in over_shards(left, Embedder, (context_of(run, workers), run.protection), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
+
+
+def cluster(run: Run) -> Clustering:
+    """The clusters of the collection, and the cluster of every image, one file per shard."""
+    if run.output.info(layout.CLUSTERING) is not None:
+        return clustering_from_bytes(run.output.read(layout.CLUSTERING))
+    # with a given protection the embedder has already sent every image to the nearest of its centroids
+    clustering = run.protection.clustering if run.protection is not None else _cluster(run)
+    run.output.create(layout.CLUSTERING, clustering_to_bytes(clustering))
+    return clustering
+
+
+def _cluster(run: Run) -> Clustering:
+    names = [shard.name for shard in run.plan.shards]
+    with ray_failures(), progress("cluster", len(names)) as bar:
+        num_clusters = run.settings.clusters or clusters_for(sum(_in_chunks(count_features, run, names)))
+        collection = cluster_collection(
+            FeatureReader(run.output),
+            names,
+            num_clusters,
+            run.settings,
+            run.surrogate.head,
+            workers=workers_for(run.settings).on_cpus().count,
+        )
+        run.output.put(layout.CLUSTERS_REPORT, json.dumps(asdict(collection.report)).encode())
+        for count in _in_chunks(write_assignments, run, names, ray.put(collection)):
+            bar.step("assignments", units=count)
+    return collection.clustering
+
+
+def _in_chunks(task: Callable[..., Any], run: Run, names: list[str], *arguments: Any) -> Iterator[Any]:
+    """Run a task over chunks of shards; yields answers in order."""
+    remote = ray.remote(task).options(num_cpus=0.5)
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    for reference in [remote.remote(run.output, chunk, *arguments) for chunk in chunks]:
+        yield ray.get(reference, timeout=ANSWER_SECONDS)
 
 
 def apply(run: Run) -> None:
@@ -139,10 +180,8 @@ def _sides(run: Run) -> tuple[int, int]:
 
 def _cluster_sizes(run: Run) -> dict[int, int]:
     """Images per cluster over the whole collection, counted by tasks where the assignments are."""
-    count = ray.remote(num_cpus=0.5)(cluster_sizes)
-    names = [shard.name for shard in run.plan.shards]
     total: Counter[int] = Counter()
-    for part in ray.get([count.remote(run.output, names[i : i + 256]) for i in range(0, len(names), 256)], timeout=3600):
+    for part in _in_chunks(cluster_sizes, run, [shard.name for shard in run.plan.shards]):
         total.update(part)
     return dict(total)
 
@@ -168,6 +207,12 @@ def _watched(queue: Any, num_units: int) -> Iterator[None]:
     finally:
         over.set()
         watcher.join(timeout=35)
+
+
+def measure(run: Run) -> None:
+    """Figures of what was written: a hash-sample of shards is decoded again."""
+    with ray_failures():
+        measure_run(context_of(run, workers_for(run.settings)), [shard.name for shard in run.plan.shards], run.key)
 
 
 def over_shards(

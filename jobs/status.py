@@ -1,6 +1,6 @@
 """What a protection run has done, read from its commits alone, while it runs or after it died.
 
-  python jobs/status.py --output protected/
+python jobs/status.py --output protected/
 """
 
 from __future__ import annotations

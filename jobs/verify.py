@@ -1,6 +1,6 @@
 """Check protected shards against their commits, and against the originals where they are at hand.
 
-  python jobs/verify.py --output protected/ [--input photos/]
+python jobs/verify.py --output protected/ [--input photos/]
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Fitted deltas or a secret key, and a clustering, become a protection."""
+"""Fitted deltas or a secret key, and a clustering, become a protection; a clustering becomes a file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipeline.clusters import Clustering, target_clusters
+from pipeline.errors import InputError
 from pipeline.fitted import FittedDeltas
 from pipeline.protection import Protection
 from pipeline.settings import Settings
@@ -18,6 +21,19 @@ _LICENCE = (
     "fitted on the collection's own images with the surrogate named here: the terms of both apply to this file; "
     "the weights of the surrogate are not in it"
 )
+
+
+def clustering_to_bytes(clustering: Clustering) -> bytes:
+    """One safetensors file; equal clusterings give equal bytes."""
+    return save({name: np.ascontiguousarray(array) for name, array in clustering.to_tensors().items()})
+
+
+def clustering_from_bytes(data: bytes) -> Clustering:
+    """The inverse of clustering_to_bytes. Raises InputError if `data` is no such file."""
+    try:
+        return Clustering.from_tensors(load(data))
+    except SafetensorError as error:
+        raise InputError(f"not a clustering, or cut short: {error}; delete the file to cluster again") from None
 
 
 def fitted_protection(

@@ -11,13 +11,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import aiohttp
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from pipeline.errors import InputError, StoreError
 
@@ -157,7 +158,7 @@ class Store:
         """Remove objects; those that are not there are no error."""
         for name in names:
             try:
-                self._do("delete", name, lambda name=name: self.filesystem.rm_file(self.path(name)))
+                self._do("delete", name, partial(self.filesystem.rm_file, self.path(name)))
             except InputError:
                 continue
 
@@ -273,7 +274,7 @@ def _from_glob(url: str) -> tuple[Store, list[Entry]]:
 def _from_braces(url: str) -> tuple[Store, list[Entry]]:
     try:
         wanted = list(braceexpand(url))
-    except UnbalancedBracesError:
+    except ValueError:
         raise InputError(f"{url}: unbalanced braces; a pattern looks like train-{{000..127}}.tar") from None
     folder = url[: url.index("{")].rpartition("/")[0]
     store = Store(folder or ".")

@@ -1,0 +1,75 @@
+"""Ray tasks that look at written shards again and leave small files of figures for the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from safetensors.numpy import save
+
+from actors.batches import RunContext
+from pipeline import layout
+from pipeline.features import assignment_from_parquet
+from pipeline.measure import ShardMeasures, measure_shard, measured_shards, removal_of
+from pipeline.protection import Protection, load_protection
+from pipeline.scores import scores_to_parquet
+
+TASK_SECONDS = 3600
+
+
+def measure_run(context: RunContext, names: list[str], key: bytes | None) -> None:
+    """Figures over a hash-sample of the shards called `names`; returns when their files are written."""
+    chosen = measured_shards(names, context.settings.seed)
+    measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
+    num_images = sum(ray.get([ray.remote(num_cpus=0.25)(_count).remote(context, name) for name in chosen]))
+    parts = [measure.remote(context, name, key, num_images) for name in chosen]
+    ray.get(finish.remote(context, key, *parts), timeout=TASK_SECONDS)
+
+
+def _count(context: RunContext, shard: str) -> int:
+    return int(json.loads(context.output.read(layout.commit(shard)))["num_protected"])
+
+
+def _protection(context: RunContext, key: bytes | None) -> Protection:
+    protection = load_protection(context.output.read(layout.PROTECTION))
+    return protection.with_key(key) if key is not None else protection
+
+
+def _measure(context: RunContext, shard: str, key: bytes | None, num_images: int) -> ShardMeasures:
+    torch.set_num_threads(1)
+    assignment = assignment_from_parquet(context.output.read(layout.assignment(shard)))
+    with context.output.open(shard) as output, context.source.open(shard) as source:
+        return measure_shard(
+            output,
+            source,
+            assignment,
+            _protection(context, key),
+            context.settings,
+            num_images=max(num_images, 1),
+        )
+
+
+def _finish(context: RunContext, key: bytes | None, *parts: ShardMeasures) -> None:
+    """Pool the parts: scores, a gallery, and the removal check."""
+    output = context.output
+    output.put(layout.SCORES, scores_to_parquet(score for part in parts for score in part.scores))
+    removal = removal_of(list(parts), _protection(context, key), context.settings)
+    output.put(layout.REMOVAL, json.dumps(asdict(removal) if removal else None).encode())
+    output.put(layout.GALLERY, save(_gallery(list(parts))))
+
+
+def _gallery(parts: list[ShardMeasures]) -> dict[str, Any]:
+    """At most two samples of each cluster: <cluster>/<turn>/<key>/original and …/protected."""
+    arrays: dict[str, Any] = {"none": np.zeros(0, np.uint8)}
+    turns: dict[int, int] = {}
+    for one in (shown for part in parts for shown in part.shown):
+        turn = turns.get(one.cluster, 0)
+        if turn < 2:
+            turns[one.cluster] = turn + 1
+            for which in ("original", "protected"):
+                arrays[f"{one.cluster}/{turn}/{which}/{one.key}"] = np.ascontiguousarray(getattr(one, which))
+    return arrays

@@ -1,0 +1,47 @@
+"""--dry-run: the plan of a run, its time and its cost, printed from a few measured images."""
+
+from __future__ import annotations
+
+import os
+
+from jobs.prepare import Run
+from pipeline.estimate import Estimate, estimate
+
+
+def print_plan(run: Run) -> None:
+    """Measure a few images on this machine and print what the whole run would take."""
+    settings, plan = run.settings, run.plan
+    left = plan.left or plan.shards
+    with run.source.open(left[0].name) as stream:
+        predicted = estimate(stream, left[0].size, sum(shard.size for shard in left), run.surrogate, settings)
+    workers = settings.workers or os.cpu_count() or 1
+    height, width = predicted.sides
+    print(f"images       about {predicted.images:,}, median {width}x{height} pixels (measured on {left[0].name})")
+    print(f"clusters     {predicted.clusters}, surrogate {settings.surrogate} at {run.surrogate.input_size} px")
+    print(
+        f"delta        {settings.generator} through the {settings.optimise_through}, "
+        f"epsilon {settings.epsilon * 255:g}/255"
+    )
+    print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
+    _print_time(predicted, workers, run)
+
+
+def _print_time(predicted: Estimate, workers: int, run: Run) -> None:
+    stages = predicted.stage_seconds(workers)
+    for stage, seconds in stages.items():
+        print(f"  {stage:<10} {_duration(seconds)}")
+    total = sum(stages.values())
+    print(f"time         about {_duration(total)} with {workers} workers as fast as this machine's")
+    price, gpus = run.settings.price_per_gpu_hour, run.settings.gpus_per_worker
+    if price is not None:
+        hours = total / 3600 * max(gpus, 1) * workers
+        million = hours * price / max(predicted.images, 1) * 1e6
+        print(
+            f"cost         about {hours * price:,.2f} for {hours:,.2f} worker-hours, {million:,.2f} per million images"
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

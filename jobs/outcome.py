@@ -1,0 +1,43 @@
+"""The end of a run: count the commits, write the report, say what came out, choose the exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs import cli
+from jobs.prepare import Run
+from jobs.reported import StatusFile
+from pipeline import layout
+from pipeline.errors import PromiseError
+from pipeline.gather import report_data
+from pipeline.report import write_report
+from pipeline.store import Store
+
+
+def finish(run: Run, status: StatusFile) -> int:
+    """Write the report and the last status; exit code 3 if more is in quarantine than --max-quarantine allows."""
+    data = report_data(run.output)
+    total = len(run.plan.shards)
+    if data.num_shards != total:
+        raise PromiseError(f"{data.num_shards} of {total} shards are committed: start the same command again")
+    share = data.num_quarantined / max(data.num_protected + data.num_quarantined, 1)
+    code = cli.QUARANTINED if share > run.settings.max_quarantine else cli.DONE
+    counts = {"shards": total, "protected": data.num_protected, "quarantined": data.num_quarantined}
+    status.write("done", exit_code=code, stage="done", counts=counts)
+    place = publish_report(run.output)
+    print(f"protected    {data.num_protected:,} images in {total} shards")
+    print(f"quarantined  {data.num_quarantined:,} samples")
+    print(f"report       {place}")
+    if code == cli.QUARANTINED:
+        print(
+            f"warning: {share:.1%} of the samples are in quarantine, --max-quarantine allows "
+            f"{run.settings.max_quarantine:.1%}; see {run.settings.output}/{layout.QUARANTINE}/",
+            file=sys.stderr,
+        )
+    return code
+
+
+def publish_report(output: Store) -> str:
+    """Make the report from what the output holds, and put it there; where it is."""
+    output.put(layout.REPORT, write_report(report_data(output)).encode())
+    return f"{output.url}/{layout.REPORT}"

@@ -1,0 +1,39 @@
+"""Protect a collection:  python jobs/protect_imagenet.py --input photos/ --output protected/ --epsilon 16/255"""
+
+from __future__ import annotations
+
+from actors.connect import connected
+from jobs import cli
+from jobs.dry_run import print_plan
+from jobs.options import parse_settings
+from jobs.outcome import finish
+from jobs.prepare import prepare, start
+from jobs.reported import reported
+from jobs.stages import apply, cluster, embed, fit, measure
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse_settings(argv)
+    run = prepare(settings)
+    print(run.summary)
+    if settings.dry_run:
+        print_plan(run)
+        return cli.DONE
+    with reported(run.output, run.plan.fingerprint) as status:
+        start(run)
+        with connected(settings):
+            with status.stage("embed"):
+                embed(run)
+            with status.stage("cluster"):
+                clustering = cluster(run)
+            with status.stage("fit"):
+                fit(run, clustering)
+            with status.stage("apply"):
+                apply(run)
+            with status.stage("measure"):
+                measure(run)
+        return finish(run, status)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,26 @@
+"""Write the report of a run again, from what the run left behind; needs no Ray.
+
+python jobs/report.py --output protected/
+"""
+
+from __future__ import annotations
+
+from jobs import cli
+from jobs.outcome import publish_report
+from pipeline.errors import SettingsError
+from pipeline.store import Store
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = cli.Parser(prog="report.py", description=__doc__)
+    made.add_argument("--output", metavar="URL", help="output of a protection run")
+    made.add_argument("--debug", action="store_true", help="tracebacks")
+    options = made.parse_args(argv)
+    if not options.output:
+        raise SettingsError("--output is missing (see --help)")
+    print(f"report       {publish_report(Store(options.output))}")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,169 @@
+"""What a run will take, from a few images measured on this machine."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.apply import image_suffix, protect_sample
+from pipeline.delta import levels_of
+from pipeline.errors import InputError, SampleError
+from pipeline.picture import decode_rgb
+from pipeline.records import Sample
+from pipeline.settings import Settings, clusters_for
+from pipeline.surrogate import Surrogate
+from pipeline.tar import read_samples
+
+MEASURED_IMAGES = 32
+_FIXED_SECONDS = 60.0  # starting Ray and its workers four times
+_PROXY_EPOCHS = 12
+_SECONDS_PER_FIT_PIXEL = 8e-8  # of the proxy and its deltas, one CPU core: 72 px, one image, one epoch = 0.4 ms
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A prediction for the whole collection.
+
+    images           number of images, from the bytes that the measured ones took in their shard
+    sides            median (height, width) in pixels
+    output_factor    bytes of protected image files over bytes of the originals
+    embed, apply     seconds of one process per image
+    fit              seconds of the whole fit, one process
+    """
+
+    images: int
+    sides: tuple[int, int]
+    output_factor: float
+    clusters: int
+    embed: float
+    apply: float
+    fit: float
+
+    def stage_seconds(self, workers: int) -> dict[str, float]:
+        """Wall seconds of each stage with so many worker processes."""
+        return {
+            "embed": self.images * self.embed / workers,
+            "cluster": 1e-4 * self.images / workers + 5,
+            "fit": self.fit,
+            "apply": self.images * self.apply / workers,
+            "start-up": _FIXED_SECONDS,
+        }
+
+
+def estimate(
+    stream: IO[bytes], shard_bytes: int, total_bytes: int, surrogate: Surrogate, settings: Settings
+) -> Estimate:
+    """Measure the first images of one shard and scale up.
+
+    Raises InputError if none of them is usable.
+    """
+    counted = _Counting(stream)
+    samples: list[Sample] = []
+    for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=settings.max_member_bytes):
+        if isinstance(item, Sample):
+            samples.append(item)
+        if len(samples) == MEASURED_IMAGES:
+            break
+    bytes_each = min(counted.size, shard_bytes) / max(len(samples), 1)
+    embed = _embed_seconds(samples, surrogate, settings)
+    apply, factor, sides = _apply_seconds(samples, settings)
+    images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
+    clusters = settings.clusters or clusters_for(images)
+    return Estimate(images, sides, factor, clusters, embed, apply, _fit_seconds(images, surrogate, settings, clusters))
+
+
+def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:
+    pictures = []
+    started = time.perf_counter()
+    for sample in samples:
+        try:
+            suffix = image_suffix(sample)
+            data = sample.members[suffix]
+            pictures.append(decode_rgb(data, at_least=surrogate.resize, max_pixels=settings.max_pixels, suffix=suffix))
+        except SampleError:
+            continue
+    if not pictures:
+        raise InputError(f"none of the first {len(samples)} samples holds an image that can be decoded")
+    decoded = time.perf_counter() - started
+    surrogate.embed_pictures(pictures[:1])
+    started = time.perf_counter()
+    surrogate.embed_pictures(pictures)
+    return (decoded + time.perf_counter() - started) / len(pictures)
+
+
+class _Full:
+    """A delta at its bound everywhere with random signs: what costs a codec most."""
+
+    per_sample = True
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = epsilon
+
+    def delta_for(self, cluster: int, key: str, height: int, width: int) -> Any:
+        signs = np.random.default_rng(0).integers(0, 2, (height // 8 + 1, width // 8 + 1, 3)) * 2 - 1
+        blocks = signs.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+        return (blocks * levels_of(self.epsilon)).astype(np.int16)
+
+
+def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, float, tuple[int, int]]:
+    """Seconds per image, size factor, median height and width."""
+    source = _Full(settings.epsilon)
+    bytes_in = bytes_out = 0
+    seconds, sides = [], []
+    for sample in samples:
+        started = time.perf_counter()
+        try:
+            done = protect_sample(sample, source, 0, settings=settings)
+        except SampleError:
+            continue
+        seconds.append(time.perf_counter() - started)
+        bytes_in, bytes_out = bytes_in + done.input_image_bytes, bytes_out + done.output_image_bytes
+        suffix = image_suffix(done.sample)
+        pixels = decode_rgb(
+            done.sample.members[suffix], at_least=1 << 20, max_pixels=settings.max_pixels, suffix=suffix
+        )
+        sides.append(pixels.shape[:2])
+    height, width = (int(np.median([side[axis] for side in sides])) for axis in (0, 1))
+    return float(np.mean(seconds)), bytes_out / max(bytes_in, 1), (height, width)
+
+
+def _fit_seconds(images: int, surrogate: Surrogate, settings: Settings, clusters: int) -> float:
+    """A rough prediction: the proxy by pixels, the surrogate by a measured pass there and back."""
+    if settings.protection is not None or settings.generator == "texture":
+        return 0.0
+    fitted = min(images, settings.fit_images or images)
+    if settings.optimise_through == "proxy":
+        seen = fitted * _PROXY_EPOCHS + 3 * settings.steps * settings.batch_size
+        return seen * 72 * 72 * _SECONDS_PER_FIT_PIXEL * 3
+    pass_seconds = _pass_seconds(surrogate)
+    return clusters * settings.steps * min(settings.batch_size, fitted) * pass_seconds
+
+
+def _pass_seconds(surrogate: Surrogate) -> float:
+    """Seconds per image of one pass through the surrogate, there and back to the pixels: about three forward ones."""
+    pictures = [np.zeros((surrogate.input_size, surrogate.input_size, 3), np.uint8)] * 4
+    surrogate.embed_pictures(pictures)
+    started = time.perf_counter()
+    surrogate.embed_pictures(pictures)
+    return 3 * (time.perf_counter() - started) / len(pictures)
+
+
+class _Counting(io.RawIOBase):
+    """Counts the bytes that are read through it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self.size += len(data)
+        return len(data)

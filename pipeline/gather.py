@@ -1,0 +1,186 @@
+"""Everything that a run left behind -> the data of its report. Reads small files only; needs no Ray."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from safetensors.numpy import load
+
+from pipeline import layout
+from pipeline.errors import InputError
+from pipeline.protection import Protection, load_protection
+from pipeline.records import Commit, Reason, Rejection
+from pipeline.removal import RemovalCheck
+from pipeline.report import (
+    SHOWN_REJECTIONS,
+    AccuracyRow,
+    ClusterQuality,
+    ClusterRow,
+    GallerySample,
+    ReportData,
+    StageRate,
+)
+from pipeline.scores import scores_from_parquet
+from pipeline.store import Store
+
+_READERS = 16
+_APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
+
+
+def read_commits(output: Store) -> list[Commit]:
+    """All commits of an output, by shard name."""
+    names = [entry.name for entry in output.list(layout.COMMITS)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return [Commit.from_json(json.loads(data)) for data in pool.map(output.read, names)]
+
+
+def report_data(output: Store) -> ReportData:
+    """What the report of a run shows. Raises InputError if no run has begun in `output`."""
+    record = _json(output, layout.RUN)
+    if record is None:
+        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
+    commits = read_commits(output)
+    status = _json(output, layout.STATUS) or {}
+    ingredients = record["ingredients"]
+    protection = _protection(output)
+    quarantine: Counter[str] = Counter()
+    for commit in commits:
+        quarantine.update(commit.quarantine)
+    accuracy = _json(output, layout.ACCURACY) or {}
+    return ReportData(
+        input_url=record["input"],
+        output_url=output.url,
+        method=_method(ingredients["settings"]),
+        epsilon=ingredients["settings"]["epsilon"],
+        fingerprint=record["fingerprint"],
+        num_protected=sum(commit.num_protected for commit in commits),
+        num_quarantined=sum(commit.num_quarantined for commit in commits),
+        num_shards=len(commits),
+        input_image_bytes=sum(commit.input_image_bytes for commit in commits),
+        output_image_bytes=sum(commit.output_image_bytes for commit in commits),
+        finished=status.get("updated", ""),
+        stages=_stages(commits, status.get("stage_seconds", {})),
+        clusters=_clusters(commits, protection),
+        quality=_quality(_json(output, layout.CLUSTERS_REPORT)),
+        gallery=_gallery(output),
+        removal=_removal(_json(output, layout.REMOVAL)),
+        scores=tuple(scores_from_parquet(output.read(layout.SCORES))) if output.info(layout.SCORES) else (),
+        quarantine=dict(sorted(quarantine.items())),
+        rejections=_rejections(output, commits),
+        settings=ingredients["settings"],
+        versions=ingredients["versions"],
+        accuracy=tuple(
+            AccuracyRow(row["regime"], tuple(row["clean"]), tuple(row["protected"])) for row in accuracy.get("rows", ())
+        ),
+        chance=accuracy.get("chance"),
+        accuracy_setup=accuracy.get("setup", ""),
+    )
+
+
+def _json(output: Store, name: str) -> Any:
+    return json.loads(output.read(name)) if output.info(name) is not None else None
+
+
+def _protection(output: Store) -> Protection | None:
+    return load_protection(output.read(layout.PROTECTION)) if output.info(layout.PROTECTION) is not None else None
+
+
+def _method(settings: dict[str, Any]) -> str:
+    how = {
+        "direct": f"direct delta optimised through the {settings['optimise_through']}",
+        "network": "one generator network per cluster, through the surrogate",
+        "texture": "keyed random-phase textures",
+    }
+    return f"Unlearnable Clusters, {how[settings['generator']]}"
+
+
+def _stages(commits: list[Commit], wall: dict[str, float]) -> tuple[StageRate, ...]:
+    """Wall time of each stage of the last start, then process seconds of the steps of apply."""
+    images = sum(commit.num_protected for commit in commits)
+    stages = [StageRate(name, images, seconds) for name, seconds in wall.items()]
+    for name in _APPLY_STAGES:
+        seconds = sum(commit.seconds.get(name, 0.0) for commit in commits)
+        stages.append(StageRate(f"apply: {name}", images, seconds, _bytes(name, commits)))
+    return tuple(stages)
+
+
+def _bytes(step: str, commits: list[Commit]) -> int:
+    sizes = {
+        "read": sum(commit.input_size for commit in commits),
+        "decode": sum(commit.input_image_bytes for commit in commits),
+        "encode": sum(commit.output_image_bytes for commit in commits),
+        "put": sum(commit.output_size for commit in commits),
+    }
+    return sizes.get(step, 0)
+
+
+def _clusters(commits: list[Commit], protection: Protection | None) -> tuple[ClusterRow, ...]:
+    sizes: Counter[int] = Counter()
+    for commit in commits:
+        sizes.update({int(cluster): count for cluster, count in commit.clusters.items()})
+    if protection is None:
+        return ()
+    figures = protection.figures
+    moved, before, losses = (figures.get(name, ()) for name in ("moved", "before", "losses"))
+    return tuple(
+        ClusterRow(
+            index=cluster,
+            images=sizes[cluster],
+            target_cluster=target,
+            moved=moved[cluster] if moved else None,
+            moved_clean=before[cluster] if before else None,
+            losses=tuple(losses[cluster]) if losses else (),
+        )
+        for cluster, target in enumerate(protection.targets)
+    )
+
+
+def _quality(report: dict[str, Any] | None) -> ClusterQuality | None:
+    if report is None:
+        return None
+    inertias = report["restart_inertias"]
+    return ClusterQuality(
+        silhouette=report["quality"]["silhouette"],
+        neighbour_agreement=report["quality"]["neighbour_agreement"],
+        inertia_spread=(min(inertias), max(inertias)) if inertias else None,
+        restarts=len(inertias) or None,
+        iterations=report["iterations"],
+    )
+
+
+def _gallery(output: Store) -> tuple[GallerySample, ...]:
+    if output.info(layout.GALLERY) is None:
+        return ()
+    arrays = load(output.read(layout.GALLERY))
+    samples = []
+    for name, original in arrays.items():
+        cluster, _, rest = name.partition("/")
+        turn, _, rest = rest.partition("/")
+        which, _, key = rest.partition("/")
+        if which == "original":
+            protected = arrays[f"{cluster}/{turn}/protected/{key}"]
+            samples.append((int(cluster), int(turn), GallerySample(key, int(cluster), original, protected)))
+    return tuple(sample for _, _, sample in sorted(samples, key=lambda found: found[:2]))
+
+
+def _removal(found: dict[str, Any] | None) -> RemovalCheck | None:
+    if found is None:
+        return None
+    correlations = {which: {n: tuple(v) for n, v in found[which].items()} for which in ("known", "blind")}
+    return RemovalCheck(**{**found, **correlations})
+
+
+def _rejections(output: Store, commits: list[Commit]) -> tuple[Rejection, ...]:
+    """The first rejections, in shard order."""
+    found: list[Rejection] = []
+    for commit in commits:
+        if len(found) >= SHOWN_REJECTIONS:
+            break
+        if commit.num_quarantined:
+            for line in output.read(layout.quarantine(commit.shard)).decode().splitlines():
+                row = json.loads(line)
+                found.append(Rejection(row["key"], row["member"], Reason(row["reason"]), row["detail"]))
+    return tuple(found[:SHOWN_REJECTIONS])
