@@ -282,8 +282,9 @@ class ClusterFit:
         return order[batch * settings.batch_size : (batch + 1) * settings.batch_size]
 
     def _delta(self) -> Tensor:
+        """[3, side, side], differentiable."""
         delta: Tensor = self._generator()
-        return delta if delta.ndim == 4 else delta[None]
+        return delta if self._is_network else delta[0]
 
     def _features(self, images: Tensor) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
@@ -315,7 +316,7 @@ class ClusterFit:
         edge = (self._own.shape[2] - self._side) // 2
         own = self._own[:, :, edge : edge + self._side, edge : edge + self._side]
         with torch.no_grad(), _reproducible():
-            levels = torch.from_numpy(quantise(self._delta().cpu(), self._settings.epsilon))
+            levels = torch.from_numpy(quantise(self._delta()[None].cpu(), self._settings.epsilon))
             shares = [
                 _moved_shares(_embed_all(self._features, own, added, clusters), self._centroids, targets, clusters)[:1]
                 for added in (levels, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -70,8 +70,9 @@ class FittedDeltas:
         try:
             tensors = load(data)
             extra = {n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")}
-            ids = {name: tuple(tensors[name].tolist()) for name in ("clusters", "targets")}
-            return cls(**ids, **{name: tensors[name] for name in _TENSORS}, extra=extra)
+            values: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
+            values |= {name: tuple(tensors[name].tolist()) for name in ("clusters", "targets")}
+            return cls(**values, extra=extra)
         except (SafetensorError, KeyError) as error:
             raise InputError(f"not a file of fitted deltas, or cut short: {error}; delete it to refit") from None
 

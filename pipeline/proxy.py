@@ -81,7 +81,7 @@ class ProxyTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "proxy"))
             network = ProxyNetwork(num_clusters, images.side)
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self._optimiser = torch.optim.SGD(
             self.network.parameters(), lr=PEAK_LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
         )
@@ -129,8 +129,9 @@ class ProxyTraining:
 
     def features(self, images: Tensor) -> Tensor:
         """Features of the network as it will be attacked: frozen, batch normalisation in inference mode."""
-        self.network.eval().requires_grad_(False)
-        return self.network.features(images)
+        network: ProxyNetwork = self.network
+        network.eval().requires_grad_(False)
+        return network.features(images)
 
     def accuracy(self, features: Tensor) -> float:
         """Share of the clean images, given by their features [n, 192], whose cluster id the proxy predicts."""

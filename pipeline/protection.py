@@ -1,0 +1,151 @@
+"""The fitted artefact, to and from one safetensors file. It answers one question: which delta for this sample?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pipeline.clusters import Clustering
+from pipeline.delta import lay, levels_of
+from pipeline.errors import ConflictError, InputError, PromiseError, ScumbleError, SettingsError
+from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.settings import Generator, Size
+from pipeline.textures import Bands, bands_for, check_key
+
+_HEADER = "scumble"  # one metadata entry: the library writes several in no fixed order
+_FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")
+_HEADER_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Protection:
+    """All that is needed to protect more images, but for the secret key of a texture.
+
+    surrogate_id  of the encoder that `clustering` belongs to: name, digest of the weights, preprocessing
+    epsilon       bound on |delta|, pixel units
+    targets       the target cluster of each cluster
+    levels        int8 [p, 3, S, S], whole 8-bit levels; None for a texture
+    key_sha256    digest of the texture's secret key; None for all others
+    fingerprint   of the run that fitted it
+    licence       one line: what the surrogate's and the images' terms mean for this file
+    figures       what was measured while fitting, as JSON: moved, before, ... (report only)
+    key           the secret, in memory only: never written, never shown
+    Raises ValueError if the parts do not fit each other.
+    """
+
+    method: str
+    generator: Generator
+    surrogate_id: str
+    epsilon: float
+    clustering: Clustering
+    targets: tuple[int, ...]
+    levels: NDArray[np.int8] | None
+    fingerprint: str
+    key_sha256: str | None = None
+    licence: str = ""
+    size: Size = "native"
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    key: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        num_clusters = len(self.clustering.centroids)
+        if sorted(self.targets) != list(range(num_clusters)):
+            raise ValueError(f"targets {self.targets} are no permutation of {num_clusters} clusters")
+        if self.per_sample != (self.levels is None) or self.per_sample != (self.key_sha256 is not None):
+            raise ValueError("a texture has the digest of its key and no levels; all others the other way round")
+        if self.levels is None:
+            return
+        if self.levels.ndim != 4 or self.levels.shape[:2] != (num_clusters, 3) or self.levels.dtype != np.int8:
+            raise ValueError(f"levels {self.levels.dtype} {self.levels.shape} do not fit {num_clusters} clusters")
+        if np.abs(self.levels.astype(np.int16)).max() > levels_of(self.epsilon):
+            raise ValueError(f"a delta leaves the bound of {levels_of(self.epsilon)} levels")
+
+    @property
+    def per_sample(self) -> bool:
+        """True if the delta depends on the sample's key, so that keeping it for the next one is of no use."""
+        return self.generator == "texture"
+
+    def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
+        """The delta of the sample called `key`: int16 [height, width, 3], whole 8-bit levels within epsilon.
+
+        Raises SettingsError if the secret key is needed and absent, PromiseError if there is no such cluster.
+        """
+        if not 0 <= cluster < len(self.targets):
+            raise PromiseError(f"sample {key}: cluster {cluster} of {len(self.targets)} does not exist")
+        if self.levels is None:
+            return self._bands.levels(cluster, key, height, width, self.epsilon)
+        return lay(self.levels[cluster], height, width, self.epsilon)
+
+    @cached_property
+    def _bands(self) -> Bands:
+        if self.key is None:
+            raise SettingsError("this protection needs the secret it was made with: add --key-file FILE")
+        return bands_for(self.key, len(self.targets))
+
+    def with_key(self, key: bytes) -> Protection:
+        """The same protection, able to answer. Raises ConflictError for another secret than it was made with."""
+        if check_key(key) != self.key_sha256:
+            raise ConflictError(
+                f"the key has digest {sha256(key)[:12]}, the protection was made with "
+                f"{(self.key_sha256 or 'none')[:12]}: give the --key-file of that run"
+            )
+        return replace(self, key=key)
+
+    def check_surrogate(self, surrogate_id: str) -> None:
+        """Raise ConflictError unless features of this surrogate are what the centroids were made of."""
+        if surrogate_id != self.surrogate_id:
+            raise ConflictError(
+                f"the protection was fitted for surrogate {self.surrogate_id}, not {surrogate_id}: "
+                "use the same --surrogate, --surrogate-weights and --surrogate-size"
+            )
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; equal protections give equal bytes. The secret key is not in it."""
+        header = {name: getattr(self, name) for name in _FIELDS}
+        header = {**header, "figures": dict(self.figures), "format_version": FORMAT_VERSION}
+        tensors = {f"clustering.{name}": array for name, array in self.clustering.to_tensors().items()}
+        tensors["targets"] = np.array(self.targets, np.int64)
+        if self.levels is not None:
+            tensors["levels"] = self.levels
+        whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        return save(whole, metadata={_HEADER: canonical(header).decode()})
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return sha256(self.to_bytes())
+
+
+def load_protection(data: bytes) -> Protection:
+    """The inverse of Protection.to_bytes.
+
+    Raises InputError, one line, if `data` is cut short, is no protection, or is of another format version.
+    """
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
+        metadata = json.loads(data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length])["__metadata__"]
+        header = json.loads(metadata[_HEADER])
+        version = header.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise InputError(f"a protection of format {version}; this version reads format {FORMAT_VERSION}")
+        clustering = {n.removeprefix("clustering."): a for n, a in tensors.items() if n.startswith("clustering.")}
+        return Protection(
+            **{name: header[name] for name in _FIELDS},
+            clustering=Clustering.from_tensors(clustering),
+            targets=tuple(tensors["targets"].tolist()),
+            levels=tensors.get("levels"),
+        )
+    except ScumbleError:
+        raise
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"not a protection file, or cut short ({reason}); copy it again or fit a new one") from None
