@@ -23,8 +23,8 @@ def finish(run: Run, status: StatusFile) -> int:
     share = data.num_quarantined / max(data.num_protected + data.num_quarantined, 1)
     code = cli.QUARANTINED if share > run.settings.max_quarantine else cli.DONE
     counts = {"shards": total, "protected": data.num_protected, "quarantined": data.num_quarantined}
-    status.write("done", exit_code=code, stage="done", counts=counts)
     place = publish_report(run.output)
+    status.write("done", exit_code=code, stage="done", counts=counts)
     print(f"protected    {data.num_protected:,} images in {total} shards")
     print(f"quarantined  {data.num_quarantined:,} samples")
     print(f"report       {place}")

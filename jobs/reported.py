@@ -44,7 +44,7 @@ def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
     except ScumbleError as error:
         status.write("failed", message=str(error), exit_code=error.exit_code)
         raise
-    except BaseException as error:
+    except BaseException as error:  # whatever it was, the file must not go on saying "running"
         status.write("failed", message=type(error).__name__, exit_code=FAILED)
         raise
 

@@ -19,6 +19,7 @@ from pipeline.surrogate import Surrogate
 from pipeline.tar import read_samples
 
 MEASURED_IMAGES = 32
+COUNTED_SAMPLES = 1000  # read to learn how many bytes of a shard a sample takes; most are not decoded
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
 _PROXY_EPOCHS = 12
 _SECONDS_PER_FIT_PIXEL = 8e-8  # of the proxy and its deltas, one CPU core: 72 px, one image, one epoch = 0.4 ms
@@ -63,12 +64,14 @@ def estimate(
     """
     counted = _Counting(stream)
     samples: list[Sample] = []
+    count = 0
     for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=settings.max_member_bytes):
-        if isinstance(item, Sample):
+        count += 1
+        if isinstance(item, Sample) and len(samples) < MEASURED_IMAGES:
             samples.append(item)
-        if len(samples) == MEASURED_IMAGES:
+        if count == COUNTED_SAMPLES:
             break
-    bytes_each = min(counted.size, shard_bytes) / max(len(samples), 1)
+    bytes_each = (counted.size if count == COUNTED_SAMPLES else shard_bytes) / max(count, 1)
     embed = _embed_seconds(samples, surrogate, settings)
     apply, factor, sides = _apply_seconds(samples, settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
