@@ -172,7 +172,7 @@ def cifar(split: str, num_shards: int) -> tuple[Tensor, Tensor]:
                 data = shard.extractfile(member).read()
                 if member.name.endswith(".cls"):
                     labels.append(int(data))
-                elif member.name.endswith((".png", ".jpg")):
+                elif member.name.endswith((".png", ".jpg", ".webp")):
                     images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
