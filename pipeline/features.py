@@ -97,7 +97,8 @@ def _write(columns: dict[str, pa.Array], origin: dict[str, str]) -> bytes:
 
 def _read(data: bytes, columns: tuple[str, ...]) -> tuple[pa.Table, dict[str, str]]:
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=list(columns), page_checksum_verification=True)
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"not a Parquet file, or cut short: {error}; delete it to make it again") from None
     metadata: dict[bytes, Any] = table.schema.metadata or {}
