@@ -76,7 +76,7 @@ class FitTask:
 def fit_loop(config: dict[str, Any]) -> None:
     """The loop of every Ray Train worker: take, fit, leave a file, until nothing is left."""
     task: FitTask = config["task"]
-    torch.set_num_threads(task.context.threads)
+    torch.set_num_threads(task.context.settings.fit_threads)
     worker = ray.train.get_context()
     name, group = str(worker.get_world_rank()), _group_name()
     device = str(ray.train.torch.get_device())

@@ -7,9 +7,10 @@ import json
 import sys
 import tempfile
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -135,7 +136,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         task = _fit_task(run, clustering, left)
         workers = workers_for(run.settings)
         count = min(workers.count, len(left))
-        cpus = max(1.0, workers.cpus * workers.count // count)  # one fit for all may use every CPU
+        cpus = float(min(workers.cpus * workers.count // count, run.settings.fit_threads))
         with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, _watched(task.queue, len(left)):
             TorchTrainer(
                 fit_loop,
@@ -161,9 +162,7 @@ def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
     context = context_of(run, workers)
     dataset = _dataset(run.plan.shards, FitImageReader, (context, image_side, shares), workers).materialize()
     targets = tuple(int(t) for t in target_clusters(clustering.feature_means, run.settings.permutation))
-    fit_workers = workers_for(run.settings)
-    threads = fit_workers.threads * fit_workers.count if len(units) == 1 else fit_workers.threads
-    context = replace(context_of(run, fit_workers), threads=threads)
+    context = context_of(run, workers_for(run.settings))
     queue = ray.remote(num_cpus=0)(FitQueue).remote(units)
     return FitTask(context, clustering, targets, dataset.to_arrow_refs(), queue, side, image_side)
 
@@ -226,6 +225,8 @@ def over_shards(
 def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> Any:
     """One row is one block is one task: the unit of retry is the unit of commit."""
     rows = ray.data.from_items(shard_rows(shards), override_num_blocks=len(shards))
+    # Ray 2.60 deprecates free-form options, but names no other way to bound restarts, and unbounded is its default.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*", category=DeprecationWarning)
     return rows.map_batches(
         actor,
         fn_constructor_args=arguments,

@@ -75,7 +75,10 @@ def measure_shard(
     num_images      images in all shards that are looked at: decides how large a share of them is chosen
     """
     clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
-    share = {"score": SCORED_IMAGES / num_images, "average": AVERAGED_PER_CLUSTER * len(protection.targets) / num_images}
+    share = {
+        "score": SCORED_IMAGES / num_images,
+        "average": AVERAGED_PER_CLUSTER * len(protection.targets) / num_images,
+    }
     scores: list[PictureScore] = []
     shown: list[Shown] = []
     squares: list[tuple[NDArray[np.uint8], int, NDArray[np.float32]]] = []
@@ -111,9 +114,7 @@ def removal_of(parts: list[ShardMeasures], protection: Protection, settings: Set
         return None
     clusters = np.searchsorted(present, clusters)
     if protection.per_sample:
-        return check_removal(
-            squares, clusters, epsilon=protection.epsilon, seed=settings.seed, own_deltas=deltas
-        )
+        return check_removal(squares, clusters, epsilon=protection.epsilon, seed=settings.seed, own_deltas=deltas)
     first = [int(np.flatnonzero(clusters == index)[0]) for index in range(len(present))]
     return check_removal(
         squares, clusters, epsilon=protection.epsilon, seed=settings.seed, cluster_deltas=deltas[first]
@@ -158,9 +159,7 @@ def _square(
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
     """A protected picture at one size, as a trainer would load it, and the delta that it carries there."""
     suffix = image_suffix(sample)
-    pixels = decode_rgb(
-        sample.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix
-    )
+    pixels = decode_rgb(sample.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
     size = (_REMOVAL_SIDE, _REMOVAL_SIDE)
     square = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     laid = protection.delta_for(cluster, sample.key, *size)

@@ -66,6 +66,6 @@ def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
     assert settings_from({"clusters": 5}, {"clusters": 7}, preset="uc-paper").clusters == 7
 
 
-@pytest.mark.parametrize(("images", "clusters"), [(100, 10), (4000, 20), (10**7, 40)])
+@pytest.mark.parametrize(("images", "clusters"), [(100, 10), (4000, 10), (8000, 20), (10**7, 40)])
 def test_clusters_follow_the_number_of_images(images: int, clusters: int) -> None:
     assert clusters_for(images) == clusters

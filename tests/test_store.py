@@ -108,9 +108,9 @@ def test_input_without_shards_is_refused_in_one_line_that_says_what_is_there(sto
     store.put("a.txt", b"")
     with pytest.raises(InputError, match=r"no shards .*1 other objects are there"):
         resolve_input(store.url)
+    store.put("t-0.tar", b"")
+    store.put("t-1.tar", b"")
     with pytest.raises(InputError, match=r"1 of 3 shards are missing, first t-2\.tar"):
-        store.put("t-0.tar", b"")
-        store.put("t-1.tar", b"")
         resolve_input(store.url + "/t-{0..2}.tar")
 
 

@@ -1,0 +1,136 @@
+"""Real protection runs for tests: small collections, the real command in its own process, what it left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.photographs import photograph
+from tests.samples import image_bytes
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    *("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64"),
+    *("--clusters", "4", "--steps", "20", "--restarts", "4", "--max-quarantine", "1"),
+]
+_NAMES = ("grass", "brick", "coffee", "retina")
+
+
+def write_collection(folder: Path, *, shards: int = 5, per_shard: int = 32, side: int = 48) -> None:
+    """Shards of real patches: JPEG and PNG by turns, a label and a caption beside each."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for shard in range(shards):
+        with tarfile.open(folder / f"photos-{shard:03d}.tar", "w") as tar:
+            for number in range(per_shard):
+                which = number % len(_NAMES)
+                pixels = photograph(_NAMES[which])
+                pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+                top, left = (int(rng.integers(0, size - side)) for size in pixels.shape[:2])
+                patch = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+                kind, suffix = (("JPEG", "jpg"), ("PNG", "png"))[number % 2]
+                add(tar, f"{shard:03d}/{number:04d}.{suffix}", image_bytes(patch, kind))
+                add(tar, f"{shard:03d}/{number:04d}.cls", str(which).encode())
+                add(tar, f"{shard:03d}/{number:04d}.txt", f"{_NAMES[which]} ü {number}".encode())
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, BytesIO(data))
+
+
+def command(source: str, output: str, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs/protect_imagenet.py"), "--input", source, "--output", output, *options]
+
+
+def protect(source: str, output: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the main job to its end."""
+    return subprocess.run(
+        command(source, output, *SMALL, *options), capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+def start(source: str, output: str, *options: str) -> subprocess.Popen[str]:
+    """Start the main job in a process group of its own."""
+    return subprocess.Popen(
+        command(source, output, *SMALL, *options),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
+    """Poll as fast as possible until `condition` holds while `process` runs."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the job ended with {process.returncode} before the moment to kill it came"
+        assert time.monotonic() < until, "the moment to kill the job never came"
+        time.sleep(0.002)
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the driver, then every Ray process that it started and that is left."""
+    children = descendants(process.pid)
+    process.kill()
+    process.wait()
+    for child in children:
+        kill(child)
+
+
+def descendants(parent: int) -> list[int]:
+    """Process ids below `parent`, from /proc."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+    found, wave = [], [parent]
+    while wave:
+        wave = [pid for pid, owner in parents.items() if owner in wave]
+        found += wave
+    return found
+
+
+def named(processes: list[int], words: str) -> list[int]:
+    """Those whose command line holds `words`, such as ray::MapWorker(MapBatches(Protector))."""
+    found = []
+    for pid in processes:
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if words in line:
+            found.append(pid)
+    return found
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def shard_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every shard in an output folder; what lies in _scumble is not among them."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.tar*"))
+        if "_scumble" not in path.parts
+    }

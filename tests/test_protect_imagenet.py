@@ -1,0 +1,226 @@
+"""The main job as a user runs it: real command, real shards, and what lies on disk afterwards."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from tests import runs
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `in` and `out` of one undisturbed run."""
+    folder = tmp_path_factory.mktemp("quiet")
+    runs.write_collection(folder / "in")
+    done = runs.protect(str(folder / "in"), str(folder / "out"))
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def job(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(runs.ROOT / "jobs" / name), *options], capture_output=True, text=True, check=False
+    )
+
+
+def read_back(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Every sample of a folder, by the webdataset library, undecoded."""
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    return {s["__key__"]: {k: v for k, v in s.items() if not k.startswith("__")} for s in dataset}
+
+
+def test_every_sample_comes_back_under_its_key_with_its_sidecars_and_a_changed_image(quiet: Path) -> None:
+    before, after = read_back(quiet / "in"), read_back(quiet / "out")
+    assert list(after) == list(before)
+    assert len(after) == 160
+    for key, members in before.items():
+        assert list(after[key]) == list(members)
+        for suffix, data in members.items():
+            assert (after[key][suffix] == data) == (suffix in ("cls", "txt"))
+
+
+def test_files_written_without_loss_stay_within_epsilon_and_use_most_of_it(quiet: Path) -> None:
+    before, after = read_back(quiet / "in"), read_back(quiet / "out")
+    largest = []
+    for key in before:
+        if "png" in before[key]:
+            old, new = (np.asarray(Image.open(io.BytesIO(s[key]["png"])), np.int16) for s in (before, after))
+            assert old.shape == new.shape
+            largest.append(int(np.abs(new - old).max()))
+    assert max(largest) == 16
+    assert min(largest) > 8
+
+
+def test_the_run_says_what_it_did_and_leaves_a_machine_readable_end(quiet: Path) -> None:
+    stdout, stderr = ((quiet / name).read_text() for name in ("stdout", "stderr"))
+    assert "protected    160 images in 5 shards" in stdout
+    assert re.search(r"stage=apply done=5/5 shard=photos-00\d\.tar images=32 rejected=0 rate=\d+/s eta=0s", stderr)
+    assert "Warning" not in stderr
+    status = json.loads((quiet / "out/_scumble/status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("done", 0)
+    assert status["counts"] == {"shards": 5, "protected": 160, "quarantined": 0}
+    report = (quiet / "out/_scumble/report.html").read_text()
+    assert "160 images protected" in report
+
+
+def test_the_same_command_again_computes_nothing(quiet: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (quiet / "out").rglob("*.tar")}
+    again = runs.protect(str(quiet / "in"), str(quiet / "out"))
+    assert again.returncode == 0, again.stderr
+    assert "committed    5 shards, 0 left" in again.stdout
+    assert "images=32" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (quiet / "out").rglob("*.tar")} == files
+
+
+def test_verify_agrees_and_names_shard_and_key_of_what_was_tampered_with(quiet: Path, tmp_path: Path) -> None:
+    whole = job("verify.py", "--output", str(quiet / "out"), "--input", str(quiet / "in"), "--decode", "1")
+    assert whole.returncode == 0, whole.stdout
+    assert "largest change 16 levels in 80 files written without loss" in whole.stdout
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(quiet / "out"), str(copy)], check=True)
+    (copy / "photos-003.tar").write_bytes((quiet / "in/photos-003.tar").read_bytes())
+    broken = job("verify.py", "--output", str(copy), "--input", str(quiet / "in"))
+    assert broken.returncode == 1
+    assert re.search(r"problem +photos-003\.tar: SHA-256: found \w{64}, the commit says \w{64}", broken.stdout)
+    assert "photos-003.tar key 003/0000: the image is unprotected: its bytes are those of the input" in broken.stdout
+
+
+def test_status_counts_from_commits_alone(quiet: Path) -> None:
+    found = json.loads(job("status.py", "--output", str(quiet / "out"), "--json").stdout)
+    assert (found["shards"], found["images"], found["done"]) == ("5 of 5 committed", 160, True)
+
+
+def test_other_settings_over_the_same_output_are_refused_with_the_difference(quiet: Path) -> None:
+    refused = runs.protect(str(quiet / "in"), str(quiet / "out"), "--epsilon", "8/255", "--encode", "lossless")
+    assert refused.returncode == 1
+    line = refused.stderr.strip()
+    assert line.startswith(f"error: {quiet}/out belongs to another run (encode was same, is lossless; epsilon was 0.06")
+    assert line.endswith("use its settings to resume it, another --output, or --overwrite")
+
+
+def test_a_protection_from_one_collection_protects_another(quiet: Path, tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=12, side=64)
+    protection = quiet / "out/_scumble/protection.safetensors"
+    done = runs.protect(str(tmp_path / "in"), str(tmp_path / "out"), "--protection", str(protection))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/_scumble/protection.safetensors").read_bytes() == protection.read_bytes()
+    checked = job("verify.py", "--output", str(tmp_path / "out"), "--input", str(tmp_path / "in"), "--decode", "1")
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--input", "nowhere"], 1, "nowhere: no shards"),
+        (["--surrogate", "timm:tf_efficientnet_lite9"], 2, "did you mean timm:tf_efficientnet_lite"),
+        (["--epsilon", "16"], 2, "--epsilon must lie between 0 and 1"),
+        (["--clusters", "161"], 2, "the input has only 160 images; choose fewer clusters"),
+        (["--clustres", "4"], 2, "unknown option --clustres; did you mean --clusters"),
+        (["--output", "IN/out"], 2, "originals are never written to"),
+        (["--surrogate", "open_clip:ViT-B-32/openai", "--surrogate-weights", "no.safetensors"], 1, "no.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(quiet: Path, options: list[str], code: int, message: str) -> None:
+    options = [option.replace("IN/", f"{quiet}/in/") for option in options]
+    given = ["--input", str(quiet / "in"), "--output", str(quiet / "refused"), *runs.SMALL, *options]
+    started = time.monotonic()
+    refused = job("protect_imagenet.py", *given)
+    assert refused.returncode == code, refused.stderr
+    assert message in refused.stderr
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
+    assert time.monotonic() - started < 30
+    assert not (quiet / "refused").exists()
+
+
+def test_a_dry_run_predicts_and_writes_nothing(quiet: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = job(
+        "protect_imagenet.py",
+        *("--input", str(quiet / "in"), "--output", str(output), "--dry-run", "--price-per-gpu-hour", "2", *runs.SMALL),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 shards" in done.stdout
+    assert "about 160, median 48x48 pixels" in done.stdout
+    assert re.search(r"cost +about \d", done.stdout)
+    assert not output.exists()
+
+
+# --- killed at any point -------------------------------------------------------------------------------------------
+
+
+def after_kill(quiet: Path, output: Path) -> None:
+    """Start the same command again; the bytes must be those of the quiet run."""
+    done = runs.protect(str(quiet / "in"), str(output))
+    assert done.returncode == 0, done.stderr
+    assert runs.shard_digests(output) == runs.shard_digests(quiet / "out")
+    ours, theirs = ((folder / "_scumble/protection.safetensors").read_bytes() for folder in (output, quiet / "out"))
+    assert ours == theirs
+
+
+MOMENTS = {
+    "first features": lambda out: any((out / "_scumble/features").glob("*")),
+    "clusters found": lambda out: (out / "_scumble/clustering.safetensors").exists(),
+    "a shard without its commit": lambda out: any(out.glob("*.tar")),
+    "first commit": lambda out: any((out / "_scumble/commits").glob("*")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_whole_goes_on_to_the_same_bytes(quiet: Path, tmp_path: Path, moment: str) -> None:
+    process = runs.start(str(quiet / "in"), str(tmp_path))
+    runs.wait_for(lambda: MOMENTS[moment](tmp_path), process)
+    runs.kill_tree(process)
+    kept = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "_scumble").rglob("*/*.*") if "scratch" not in str(path)
+    }
+    after_kill(quiet, tmp_path)
+    for path, written in kept.items():
+        assert path.stat().st_mtime_ns == written, f"{path} was computed again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("worker", "moment"),
+    [
+        ("ray::MapWorker(MapBatches(Embedder))", "first features"),
+        ("ray::MapWorker(MapBatches(Protector))", "first commit"),
+        ("ray::RayTrainWorker", "clusters found"),
+    ],
+)
+def test_a_killed_worker_costs_nothing_but_time(quiet: Path, tmp_path: Path, worker: str, moment: str) -> None:
+    process = runs.start(str(quiet / "in"), str(tmp_path))
+    runs.wait_for(lambda: MOMENTS[moment](tmp_path), process)
+    runs.wait_for(lambda: bool(runs.named(runs.descendants(process.pid), worker)), process)
+    time.sleep(0.3)
+    for pid in runs.named(runs.descendants(process.pid), worker)[:1]:
+        runs.kill(pid)
+    assert process.wait(timeout=400) == 0
+    assert runs.shard_digests(tmp_path) == runs.shard_digests(quiet / "out")
+
+
+@pytest.mark.slow
+def test_a_killed_raylet_ends_the_run_and_the_next_start_finishes_it(quiet: Path, tmp_path: Path) -> None:
+    process = runs.start(str(quiet / "in"), str(tmp_path))
+    runs.wait_for(lambda: MOMENTS["first commit"](tmp_path), process)
+    for pid in runs.named(runs.descendants(process.pid), "raylet/raylet"):
+        runs.kill(pid)
+    runs.kill_tree(process)
+    after_kill(quiet, tmp_path)
