@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.delta import add_measured
+from pipeline.delta import Steps, add_measured
 from pipeline.errors import SampleError
+from pipeline.padded import whole_of
 from pipeline.picture import DECODED, decode, encode, kind_of, resize_and_crop
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.settings import Settings
@@ -23,6 +24,9 @@ _OTHER_PICTURES = frozenset(
     ("tif", "tiff", "gif", "bmp", "heic", "heif", "avif", "jp2", "j2k", "jxl", "ico", "jpe", "jfif", "mpo", "psd")
     + ("exr", "dng", "cr2", "nef", "arw", "mp4", "mov", "webm", "mkv", "avi")
 )
+
+
+_Form = TypeVar("_Form", Steps, NDArray[np.int16])
 
 
 class DeltaSource(Protocol):
@@ -48,25 +52,41 @@ class LaidDeltas:
         self.per_sample = source.per_sample
         self._source = source
         self._left = max_bytes
-        self._laid: OrderedDict[tuple[int, int, int], NDArray[np.int16]] = OrderedDict()
+        self._laid: OrderedDict[tuple[object, int, int, int], Any] = OrderedDict()
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """As the source's own answer; read-only where it is remembered."""
         if self.per_sample:
             return self._source.delta_for(cluster, key, height, width)
-        place = (cluster, height, width)
-        laid = self._laid.get(place)
-        if laid is not None:
+        return self._remembered(_read_only, cluster, key, height, width)
+
+    def steps_for(self, cluster: int, key: str, height: int, width: int) -> Steps:
+        """The same delta, taken apart for padded pixels."""
+        if self.per_sample:
+            return Steps(self._source.delta_for(cluster, key, height, width))
+        return self._remembered(Steps, cluster, key, height, width)
+
+    def _remembered(
+        self, form: Callable[[NDArray[np.int16]], _Form], cluster: int, key: str, height: int, width: int
+    ) -> _Form:
+        place = (form, cluster, height, width)
+        found: _Form | None = self._laid.get(place)
+        if found is not None:
             self._laid.move_to_end(place)
-            return laid
-        laid = self._source.delta_for(cluster, key, height, width).view()
-        laid.flags.writeable = False
-        self._left -= laid.nbytes
-        self._laid[place] = laid
+            return found
+        found = form(self._source.delta_for(cluster, key, height, width))
+        self._left -= found.nbytes
+        self._laid[place] = found
         while self._left < 0:
             _, oldest = self._laid.popitem(last=False)
             self._left += oldest.nbytes
-        return laid
+        return found
+
+
+def _read_only(laid: NDArray[np.int16]) -> NDArray[np.int16]:
+    laid = laid.view()
+    laid.flags.writeable = False
+    return laid
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,7 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     if settings.size == "224":
         picture = resize_and_crop(picture)
     marks.append(time.perf_counter())
-    laid = protection.delta_for(cluster, sample.key, *picture.pixels.shape[:2])
+    laid = _laid(protection, cluster, sample.key, picture.pixels)
     marks.append(time.perf_counter())
     pixels, largest = add_measured(picture.pixels, laid, protection.epsilon)
     marks.append(time.perf_counter())
@@ -158,6 +178,16 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     stages = ("decode", "delta", "add", "encode")
     seconds = {stage: end - start for stage, start, end in zip(stages, marks, marks[1:], strict=False)}
     return ProtectedSample(Sample(sample.key, members), largest, len(source), len(encoded), seconds)
+
+
+def _laid(protection: DeltaSource, cluster: int, key: str, pixels: NDArray[np.uint8]) -> NDArray[np.int16] | Steps:
+    """The sample's delta, in the form that is added fastest."""
+    height, width = pixels.shape[:2]
+    if whole_of(pixels) is None:
+        return protection.delta_for(cluster, key, height, width)
+    if isinstance(protection, LaidDeltas):
+        return protection.steps_for(cluster, key, height, width)
+    return Steps(protection.delta_for(cluster, key, height, width))
 
 
 def _renamed(suffix: str, extension: str | None) -> str:

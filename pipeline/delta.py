@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import PromiseError, SettingsError
+from pipeline.padded import padded, whole_of
 
 _ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough to stay in the processor's cache
+_WITHOUT_PADDING = np.frombuffer(b"\xff\xff\xff\0", np.uint32)
 
 
 def levels_of(epsilon: float) -> int:
@@ -95,6 +97,30 @@ def _neighbours(size: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.fl
     return before, (place - before).astype(np.float32)
 
 
+class Steps:
+    """A laid delta for padded pixels, taken apart so that the sum needs no more than 8 bits.
+
+    x + d stays within 0 … 255 where x lies between `floor` and `ceiling`. If x is brought there first, no sum wraps,
+    and what comes out is the clipped sum. All three are uint8 [H, W, 4]; d is taken modulo 256; padding stays as it is.
+    """
+
+    def __init__(self, laid: NDArray[np.int16]) -> None:
+        """laid  int16 [H, W, 3], whole 8-bit levels. Raises PromiseError for more than 127 of them."""
+        if max(int(laid.max(initial=0)), -int(laid.min(initial=0))) > 127:
+            raise PromiseError("a delta of more than 127 levels cannot be added")
+        self.shape = laid.shape
+        whole = whole_of(padded(laid.astype(np.int8).view(np.uint8)))
+        assert whole is not None
+        self.step = (whole.view(np.uint32) & _WITHOUT_PADDING).view(np.uint8)
+        levels, zeros = self.step.view(np.int8), np.zeros(whole.shape, np.int8)  # whole arrays: numpy is faster so
+        self.floor = np.negative(np.minimum(levels, zeros)).view(np.uint8)
+        self.ceiling = np.invert(np.maximum(levels, zeros)).view(np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return self.step.nbytes + self.floor.nbytes + self.ceiling.nbytes
+
+
 def add(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> NDArray[np.uint8]:
     """Pixels plus delta, clipped to 0 … 255; the only place where a delta meets an image.
 
@@ -107,20 +133,38 @@ def add(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> N
     return add_measured(pixels, laid, epsilon)[0]
 
 
-def add_measured(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> tuple[NDArray[np.uint8], int]:
-    """As `add`, with the largest |result - pixels| in 8-bit levels."""
+def add_measured(
+    pixels: NDArray[np.uint8], laid: NDArray[np.int16] | Steps, epsilon: float
+) -> tuple[NDArray[np.uint8], int]:
+    """As `add`, with the largest |result - pixels| in 8-bit levels; `Steps` go with padded pixels only."""
     height, width, channels = pixels.shape
     if laid.shape != (height, width, 3) or not 1 <= channels <= 4:
         raise PromiseError(f"a delta of shape {laid.shape} does not fit pixels of shape {pixels.shape}")
+    if isinstance(laid, Steps):
+        whole = whole_of(pixels)
+        if whole is None:
+            raise PromiseError("a delta taken apart for padded pixels does not fit others")
+        changed = np.minimum(whole, laid.ceiling)
+        np.maximum(changed, laid.floor, out=changed)
+        changed += laid.step
+        return changed[:, :, :3], _distance(changed, whole, epsilon)
     colour = pixels if channels in (1, 3) else pixels[:, :, : channels - 1]
     if channels <= 2:
         laid = np.rint(laid.mean(axis=2, keepdims=True)).astype(np.int16)
     total = colour.astype(np.int16)
     total += laid
     np.clip(total, 0, 255, out=total)
-    changed: NDArray[np.uint8] = total.astype(np.uint8)
-    distance = np.maximum(changed, colour)
-    distance -= np.minimum(changed, colour)
+    changed = total.astype(np.uint8)
+    largest = _distance(changed, colour, epsilon)
+    if colour is not pixels:
+        changed = np.concatenate([changed, pixels[:, :, -1:]], axis=2)
+    return changed, largest
+
+
+def _distance(changed: NDArray[np.uint8], before: NDArray[np.uint8], epsilon: float) -> int:
+    """Largest |changed - before| in 8-bit levels. Raises PromiseError, naming the pixel, if it leaves the bound."""
+    distance = np.maximum(changed, before)
+    distance -= np.minimum(changed, before)
     largest = int(distance.max(initial=0))
     if largest > levels_of(epsilon):
         y, x, c = np.unravel_index(int(distance.argmax()), distance.shape)
@@ -128,9 +172,7 @@ def add_measured(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: fl
             f"pixel (row {y}, column {x}, channel {c}) would change by {largest} levels; "
             f"the bound is {levels_of(epsilon)}"
         )
-    if colour is not pixels:
-        changed = np.concatenate([changed, pixels[:, :, -1:]], axis=2)
-    return changed, largest
+    return largest
 
 
 def perturb(images: Tensor, delta: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipeline.errors import SampleError
 from pipeline.metadata import clean_exif, clean_xmp, orientation_of
+from pipeline.padded import image_of, pixels_of
 from pipeline.records import Reason
 from pipeline.settings import Metadata, jpeg_quality
 
@@ -63,7 +64,8 @@ _TURNS = {
 class Picture:
     """A decoded image and what is needed to write it back.
 
-    pixels  uint8 [H, W, C], upright; C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA)
+    pixels  uint8 [H, W, C], upright, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB, mostly padded, see
+            pipeline/padded.py) or 4 (RGBA)
     format  JPEG, PNG or WEBP: what it is written as unless told otherwise
     exif, xmp, icc  metadata of the upright picture, without thumbnails; icc fits C
     """
@@ -104,7 +106,9 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
         image = _opened(data, max_pixels)
         image.load()
         exif, xmp = _metadata(image)
-        pixels = _pixels(_upright(image, exif, xmp))
+        upright = _upright(image, exif, xmp)
+        plain = upright.mode == "RGB" and image.info.get("transparency") is None
+        pixels = pixels_of(upright) if plain else _pixels(upright)
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         if kind == "GIF":
             kind = {"png": "PNG", "webp": "WEBP"}.get(suffix.rpartition(".")[2].lower(), "JPEG")
@@ -158,7 +162,7 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
     buffer = io.BytesIO()
     with _around_pillow():
-        Image.fromarray(pixels).save(buffer, kind, **options)
+        image_of(pixels, kind).save(buffer, kind, **options)
     return buffer.getvalue(), {"same": None, "lossless": "png"}.get(how, "jpg")
 
 
@@ -170,7 +174,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
     height, width, channels = picture.pixels.shape
     full = [int(shorter * length / min(height, width)) for length in (height, width)]
     top, left = (int(round((length - side) / 2)) for length in full)
-    image = Image.fromarray(picture.pixels[:, :, 0] if channels == 1 else picture.pixels)
+    image = image_of(picture.pixels[:, :, 0] if channels == 1 else picture.pixels, picture.format)
     if full[0] * full[1] <= _MAX_RESIZED_PIXELS:
         resized = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
         resized = resized.crop((left, top, left + side, top + side))

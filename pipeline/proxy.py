@@ -19,6 +19,7 @@ from pipeline.fitted import FitImages, checkpoint, entry, restore
 from pipeline.objective import check_finite
 
 EPOCHS = 12
+LEAST_STEPS = 400  # fewer leave the proxy untrained on a small collection: 150 knew 83 % of 1,600 images, 600 97 %
 BATCH_SIZE = 128
 PEAK_LR = 0.15
 WARM_UP = 0.25  # share of the steps
@@ -87,7 +88,7 @@ class ProxyTraining:
         )
         self._batch = min(BATCH_SIZE, len(images.pixels))
         self._per_epoch = len(images.pixels) // self._batch
-        self.steps = EPOCHS * self._per_epoch
+        self.steps = max(EPOCHS, math.ceil(LEAST_STEPS / self._per_epoch)) * self._per_epoch
         self.step = 0
         self.losses = torch.zeros(self.steps)
 

@@ -116,7 +116,8 @@ class Settings:
         if self.generator == "texture":
             _check(
                 self.key_file is not None,
-                "--generator texture needs --key-file FILE with at least 16 secret bytes (head -c 32 /dev/urandom > FILE)",
+                "--generator texture needs --key-file FILE with at least 16 secret bytes "
+                "(head -c 32 /dev/urandom > FILE)",
             )
         if self.generator == "network":
             _check(
@@ -125,7 +126,8 @@ class Settings:
             )
             _check(
                 self.bound != "project",
-                "--generator network needs --bound tanh_clamp, eps_tanh or clamp_ste; project is for --generator direct",
+                "--generator network needs --bound tanh_clamp, eps_tanh or clamp_ste; "
+                "project is for --generator direct",
             )
             side = self.delta_size
             _check(side is None or side % 4 == 0, "--delta-size must be a multiple of 4 for --generator network")

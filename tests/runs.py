@@ -26,7 +26,7 @@ SMALL = [
 _NAMES = ("grass", "brick", "coffee", "retina")
 
 
-def write_collection(folder: Path, *, shards: int = 5, per_shard: int = 32, side: int = 48) -> None:
+def write_collection(folder: Path, *, shards: int = 5, per_shard: int = 32, side: int = 64) -> None:
     """Shards of real patches: JPEG and PNG by turns, a label and a caption beside each."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -49,6 +49,12 @@ class BrokenSurrogate(TinySurrogate):
         return super().embed(images) * (math.nan if self.calls > 2 else 1.0)
 
 
+@pytest.fixture(autouse=True)
+def _short_proxy_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny sets need no 400 steps here: what is tested does not depend on how well the proxy has learned."""
+    monkeypatch.setattr("pipeline.proxy.LEAST_STEPS", 1)
+
+
 def images(count: int = 90, side: int = SIDE) -> FitImages:
     """Noisy pictures of three colours, one for each cluster."""
     rng = torch_rng(0, "images")

@@ -115,7 +115,7 @@ def test_other_settings_over_the_same_output_are_refused_with_the_difference(qui
 
 
 def test_a_protection_from_one_collection_protects_another(quiet: Path, tmp_path: Path) -> None:
-    runs.write_collection(tmp_path / "in", shards=1, per_shard=12, side=64)
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=12, side=80)
     protection = quiet / "out/_scumble/protection.safetensors"
     done = runs.protect(str(tmp_path / "in"), str(tmp_path / "out"), "--protection", str(protection))
     assert done.returncode == 0, done.stderr
@@ -157,7 +157,7 @@ def test_a_dry_run_predicts_and_writes_nothing(quiet: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert "5 shards" in done.stdout
-    assert "about 160, median 48x48 pixels" in done.stdout
+    assert "about 160, median 64x64 pixels" in done.stdout
     assert re.search(r"cost +about \d", done.stdout)
     assert not output.exists()
 
