@@ -88,6 +88,11 @@ def start(run: Run) -> None:
     check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
 
 
+def is_left(run: Run) -> bool:
+    """True unless an earlier start has committed every shard and looked at what it wrote."""
+    return bool(run.plan.left) or run.output.info(layout.GALLERY) is None
+
+
 def _read_key(settings: Settings) -> bytes | None:
     if settings.key_file is None:
         return None

@@ -7,8 +7,8 @@ from jobs import cli
 from jobs.dry_run import print_plan
 from jobs.options import parse_settings
 from jobs.outcome import finish
-from jobs.prepare import prepare, start
-from jobs.reported import reported
+from jobs.prepare import Run, is_left, prepare, start
+from jobs.reported import StatusFile, reported
 from jobs.stages import apply, cluster, embed, fit, measure
 
 
@@ -21,18 +21,24 @@ def main(argv: list[str] | None = None) -> int:
         return cli.DONE
     with reported(run.output, run.plan.fingerprint) as status:
         start(run)
-        with connected(settings):
-            with status.stage("embed"):
-                embed(run)
-            with status.stage("cluster"):
-                clustering = cluster(run)
-            with status.stage("fit"):
-                fit(run, clustering)
-            with status.stage("apply"):
-                apply(run)
-            with status.stage("measure"):
-                measure(run)
+        if is_left(run):
+            with connected(settings):
+                protect(run, status)
         return finish(run, status)
+
+
+def protect(run: Run, status: StatusFile) -> None:
+    """The stages in their order; each skips what is there already."""
+    with status.stage("embed"):
+        embed(run)
+    with status.stage("cluster"):
+        clustering = cluster(run)
+    with status.stage("fit"):
+        fit(run, clustering)
+    with status.stage("apply"):
+        apply(run)
+    with status.stage("measure"):
+        measure(run)
 
 
 if __name__ == "__main__":

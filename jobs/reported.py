@@ -19,7 +19,8 @@ class StatusFile:
 
     def __init__(self, output: Store, fingerprint: str) -> None:
         self._output = output
-        self._fields: dict[str, Any] = {"fingerprint": fingerprint, "started": _now(), "stage_seconds": {}}
+        seconds = json.loads(output.read(layout.STATUS))["stage_seconds"] if output.info(layout.STATUS) else {}
+        self._fields: dict[str, Any] = {"fingerprint": fingerprint, "started": _now(), "stage_seconds": seconds}
 
     def write(self, state: str, **fields: Any) -> None:
         """state  running | done | failed; fields  stage, message, exit_code, counts"""
@@ -32,7 +33,8 @@ class StatusFile:
         self.write("running", stage=name)
         started = time.monotonic()
         yield
-        self._fields["stage_seconds"][name] = round(time.monotonic() - started, 2)
+        spent = self._fields["stage_seconds"]  # of all starts of this run
+        spent[name] = round(spent.get(name, 0.0) + time.monotonic() - started, 2)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,9 +17,14 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pipeline.store import Store
 from tests import runs
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    # the webdataset library leaves its files to the garbage collector
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,7 @@ def test_a_protection_from_one_collection_protects_another(quiet: Path, tmp_path
     ("options", "code", "message"),
     [
         (["--input", "nowhere"], 1, "nowhere: no shards"),
-        (["--surrogate", "timm:tf_efficientnet_lite9"], 2, "did you mean timm:tf_efficientnet_lite"),
+        (["--surrogate", "timm:tf_efficientnet_lite9"], 2, "did you mean tf_efficientnet_lite"),
         (["--epsilon", "16"], 2, "--epsilon must lie between 0 and 1"),
         (["--clusters", "161"], 2, "the input has only 160 images; choose fewer clusters"),
         (["--clustres", "4"], 2, "unknown option --clustres; did you mean --clusters"),
@@ -157,9 +164,55 @@ def test_a_dry_run_predicts_and_writes_nothing(quiet: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert "5 shards" in done.stdout
-    assert "about 160, median 64x64 pixels" in done.stdout
+    predicted = re.search(r"images +about (\d+), median 64x64 pixels", done.stdout)
+    assert predicted is not None
+    assert int(predicted[1]) == pytest.approx(160, rel=0.05)
     assert re.search(r"cost +about \d", done.stdout)
     assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_a_run_from_bucket_to_bucket_and_its_secrets_stay_out_of_every_file(bucket: str, tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=2)
+    source = Store(bucket + "/in")
+    for path in sorted((tmp_path / "in").glob("*.tar")):
+        source.put_file(path.name, path)
+    done = runs.protect(bucket + "/in", bucket + "/out")
+    assert done.returncode == 0, done.stderr
+    checked = job("verify.py", "--output", bucket + "/out", "--input", bucket + "/in", "--decode", "1")
+    assert checked.returncode == 0, checked.stdout
+    output = Store(bucket + "/out")
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    if len(secret) > 8:  # the in-process server's key is an ordinary word
+        assert not [entry.name for entry in output.list() if secret in output.read(entry.name)]
+
+
+@pytest.mark.slow
+def test_uploads_of_all_kinds_end_in_the_output_or_in_quarantine_with_a_reason(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    runs.write_collection(tmp_path / "in", shards=2)
+    uploads = json.loads((shared_data / "native/manifest.json").read_text())["files"]
+    with (
+        tarfile.open(shared_data / "native/native-uploads.tar") as given,
+        tarfile.open(tmp_path / "in/uploads.tar", "w") as tar,
+    ):
+        for number, entry in enumerate(uploads):
+            member = given.extractfile(entry["path"])
+            assert member is not None
+            runs.add(tar, f"upload{number:02d}.{entry['path'].rpartition('.')[2].lower()}", member.read())
+    done = runs.protect(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    commit = json.loads((tmp_path / "out/_scumble/commits/uploads.tar.json").read_text())
+    lines = (tmp_path / "out/_scumble/quarantine/uploads.tar.jsonl").read_text().splitlines()
+    refused = {json.loads(line)["key"] for line in lines}
+    kept = {key for key in read_back(tmp_path / "out") if key.startswith("upload")}
+    assert commit["num_protected"] == len(kept) >= 30
+    assert not kept & refused
+    assert len(kept | refused) >= len(uploads) - 4  # names without a key are refused under their member name
+    assert len(kept) + len(lines) == len(uploads)
+    assert {json.loads(line)["reason"] for line in lines} >= {"animated", "undecodable", "too-many-pixels", "empty"}
 
 
 # --- killed at any point -------------------------------------------------------------------------------------------
