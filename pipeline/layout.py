@@ -24,10 +24,12 @@ QUARANTINE = f"{RUN_FOLDER}/quarantine"
 
 
 def features(shard: str) -> str:
+    """Embeddings of one shard."""
     return f"{FEATURES}/{shard}.parquet"
 
 
 def assignment(shard: str) -> str:
+    """The cluster of every usable sample of one shard."""
     return f"{ASSIGNMENTS}/{shard}.parquet"
 
 
@@ -37,12 +39,15 @@ def fitted(unit: str) -> str:
 
 
 def fit_checkpoint(unit: str) -> str:
+    """An unfinished fit, to go on from."""
     return f"{CLUSTERS}/{unit}.checkpoint.safetensors"
 
 
 def commit(shard: str) -> str:
+    """The record that makes a shard's output count."""
     return f"{COMMITS}/{shard}.json"
 
 
 def quarantine(shard: str) -> str:
+    """What of a shard was refused, one line a sample."""
     return f"{QUARANTINE}/{shard}.jsonl"
