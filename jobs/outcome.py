@@ -10,7 +10,7 @@ from jobs.reported import StatusFile
 from pipeline import layout
 from pipeline.errors import PromiseError
 from pipeline.gather import report_data
-from pipeline.report import write_report
+from pipeline.report import ReportData, write_report
 from pipeline.store import Store
 
 
@@ -27,6 +27,7 @@ def finish(run: Run, status: StatusFile) -> int:
     status.write("done", exit_code=code, stage="done", counts=counts)
     print(f"protected    {data.num_protected:,} images in {total} shards")
     print(f"quarantined  {data.num_quarantined:,} samples")
+    _print_clusters(data)
     print(f"report       {place}")
     if code == cli.QUARANTINED:
         print(
@@ -35,6 +36,19 @@ def finish(run: Run, status: StatusFile) -> int:
             file=sys.stderr,
         )
     return code
+
+
+def _print_clusters(data: ReportData) -> None:
+    """Sizes, how far the starts of k-means lay apart, and a warning where delta moved few images."""
+    sizes = [row.images for row in data.clusters]
+    spread = data.quality.inertia_spread if data.quality else None
+    starts = f", inertia of the starts {spread[0]:.4g} to {spread[1]:.4g}" if spread else ""
+    print(f"clusters     {len(sizes)} of {min(sizes):,} to {max(sizes):,} images{starts}")
+    if low := [str(row.index) for row in data.clusters if row.is_low]:
+        print(
+            f"warning: delta moved few images of clusters {', '.join(low)} to their target centroid; see the report",
+            file=sys.stderr,
+        )
 
 
 def publish_report(output: Store) -> str:
