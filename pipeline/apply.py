@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.delta import Steps, add_measured
+from pipeline.delta import Steps, add_measured, add_steps
 from pipeline.errors import SampleError
 from pipeline.padded import whole_of
-from pipeline.picture import DECODED, decode, encode, kind_of, resize_and_crop
+from pipeline.picture import DECODED, Picture, decode, encode, kind_of, resize_and_crop
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.tar import ShardWriter
@@ -162,11 +162,20 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     if settings.size == "224":
         picture = resize_and_crop(picture)
     marks.append(time.perf_counter())
-    laid = _laid(protection, cluster, sample.key, picture.pixels)
+    whole = whole_of(picture.pixels)
+    place = (cluster, sample.key, *picture.pixels.shape[:2])
+    if whole is None:
+        laid = protection.delta_for(*place)
+        marks.append(time.perf_counter())
+        pixels, largest = add_measured(picture.pixels, laid, protection.epsilon)
+    else:
+        steps = (
+            protection.steps_for(*place) if isinstance(protection, LaidDeltas) else Steps(protection.delta_for(*place))
+        )
+        marks.append(time.perf_counter())
+        pixels, largest = add_steps(whole, steps, protection.epsilon)
     marks.append(time.perf_counter())
-    pixels, largest = add_measured(picture.pixels, laid, protection.epsilon)
-    marks.append(time.perf_counter())
-    protected = replace(picture, pixels=pixels)
+    protected = Picture(pixels, picture.format, picture.exif, picture.icc, picture.xmp)
     encoded, extension = encode(protected, how=settings.encode, metadata=settings.metadata)
     marks.append(time.perf_counter())
     # no other member can have the new name: it would have been a second image
@@ -178,16 +187,6 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     stages = ("decode", "delta", "add", "encode")
     seconds = {stage: end - start for stage, start, end in zip(stages, marks, marks[1:], strict=False)}
     return ProtectedSample(Sample(sample.key, members), largest, len(source), len(encoded), seconds)
-
-
-def _laid(protection: DeltaSource, cluster: int, key: str, pixels: NDArray[np.uint8]) -> NDArray[np.int16] | Steps:
-    """The sample's delta, in the form that is added fastest."""
-    height, width = pixels.shape[:2]
-    if whole_of(pixels) is None:
-        return protection.delta_for(cluster, key, height, width)
-    if isinstance(protection, LaidDeltas):
-        return protection.steps_for(cluster, key, height, width)
-    return Steps(protection.delta_for(cluster, key, height, width))
 
 
 def _renamed(suffix: str, extension: str | None) -> str:

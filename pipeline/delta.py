@@ -17,7 +17,7 @@ from pipeline.errors import PromiseError, SettingsError
 from pipeline.padded import padded, whole_of
 
 _ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough to stay in the processor's cache
-_WITHOUT_PADDING = np.frombuffer(b"\xff\xff\xff\0", np.uint32)
+_WITHOUT_PADDING = np.frombuffer(b"\xff\xff\xff\0", np.uint32)  # and then add nothing there
 
 
 def levels_of(epsilon: float) -> int:
@@ -100,8 +100,9 @@ def _neighbours(size: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.fl
 class Steps:
     """A laid delta for padded pixels, taken apart so that the sum needs no more than 8 bits.
 
-    x + d stays within 0 … 255 where x lies between `floor` and `ceiling`. If x is brought there first, no sum wraps,
-    and what comes out is the clipped sum. All three are uint8 [H, W, 4]; d is taken modulo 256; padding stays as it is.
+    x + d stays within 0 … 255 where x lies between `floor` = max(-d, 0) and `ceiling` = 255 - max(d, 0). If x is
+    brought there first, (x - floor) + (255 - ceiling) is the clipped sum, and nothing wraps on the way. Both are
+    uint8 [H, W, 4]; padding stays as it is.
     """
 
     def __init__(self, laid: NDArray[np.int16]) -> None:
@@ -111,14 +112,22 @@ class Steps:
         self.shape = laid.shape
         whole = whole_of(padded(laid.astype(np.int8).view(np.uint8)))
         assert whole is not None
-        self.step = (whole.view(np.uint32) & _WITHOUT_PADDING).view(np.uint8)
-        levels, zeros = self.step.view(np.int8), np.zeros(whole.shape, np.int8)  # whole arrays: numpy is faster so
+        levels = (whole.view(np.uint32) & _WITHOUT_PADDING).view(np.int8)
+        zeros = np.zeros_like(levels)  # a whole array: numpy takes far longer for a single number
         self.floor = np.negative(np.minimum(levels, zeros)).view(np.uint8)
         self.ceiling = np.invert(np.maximum(levels, zeros)).view(np.uint8)
 
     @property
     def nbytes(self) -> int:
-        return self.step.nbytes + self.floor.nbytes + self.ceiling.nbytes
+        return self.floor.nbytes + self.ceiling.nbytes
+
+    def added_to(self, whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The clipped sum, uint8 [H, W, 4]."""
+        changed = np.minimum(whole, self.ceiling)
+        np.maximum(changed, self.floor, out=changed)
+        changed -= self.floor
+        changed += np.invert(self.ceiling)
+        return changed
 
 
 def add(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> NDArray[np.uint8]:
@@ -133,32 +142,30 @@ def add(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> N
     return add_measured(pixels, laid, epsilon)[0]
 
 
-def add_measured(
-    pixels: NDArray[np.uint8], laid: NDArray[np.int16] | Steps, epsilon: float
-) -> tuple[NDArray[np.uint8], int]:
-    """As `add`, with the largest |result - pixels| in 8-bit levels; `Steps` go with padded pixels only."""
+def add_measured(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> tuple[NDArray[np.uint8], int]:
+    """As `add`, with the largest |result - pixels| in 8-bit levels."""
     height, width, channels = pixels.shape
     if laid.shape != (height, width, 3) or not 1 <= channels <= 4:
         raise PromiseError(f"a delta of shape {laid.shape} does not fit pixels of shape {pixels.shape}")
-    if isinstance(laid, Steps):
-        whole = whole_of(pixels)
-        if whole is None:
-            raise PromiseError("a delta taken apart for padded pixels does not fit others")
-        changed = np.minimum(whole, laid.ceiling)
-        np.maximum(changed, laid.floor, out=changed)
-        changed += laid.step
-        return changed[:, :, :3], _distance(changed, whole, epsilon)
     colour = pixels if channels in (1, 3) else pixels[:, :, : channels - 1]
-    if channels <= 2:
-        laid = np.rint(laid.mean(axis=2, keepdims=True)).astype(np.int16)
+    levels = laid if channels > 2 else np.rint(laid.mean(axis=2, keepdims=True)).astype(np.int16)
     total = colour.astype(np.int16)
-    total += laid
+    total += levels
     np.clip(total, 0, 255, out=total)
     changed = total.astype(np.uint8)
     largest = _distance(changed, colour, epsilon)
     if colour is not pixels:
         changed = np.concatenate([changed, pixels[:, :, -1:]], axis=2)
     return changed, largest
+
+
+def add_steps(whole: NDArray[np.uint8], steps: Steps, epsilon: float) -> tuple[NDArray[np.uint8], int]:
+    """As `add_measured` for padded pixels: all four bytes of them in, uint8 [H, W, 4], the padded RGB sum out."""
+    height, width = whole.shape[:2]
+    if steps.shape != (height, width, 3) or whole.shape[2] != 4:
+        raise PromiseError(f"a delta of shape {steps.shape} does not fit padded pixels of shape {whole.shape}")
+    changed = steps.added_to(whole)
+    return changed[:, :, :3], _distance(changed, whole, epsilon)
 
 
 def _distance(changed: NDArray[np.uint8], before: NDArray[np.uint8], epsilon: float) -> int:

@@ -162,7 +162,7 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
     buffer = io.BytesIO()
     with _around_pillow():
-        image_of(pixels, kind).save(buffer, kind, **options)
+        image_of(pixels, rgbx=kind == "JPEG").save(buffer, kind, **options)
     return buffer.getvalue(), {"same": None, "lossless": "png"}.get(how, "jpg")
 
 
@@ -174,7 +174,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
     height, width, channels = picture.pixels.shape
     full = [int(shorter * length / min(height, width)) for length in (height, width)]
     top, left = (int(round((length - side) / 2)) for length in full)
-    image = image_of(picture.pixels[:, :, 0] if channels == 1 else picture.pixels, picture.format)
+    image = image_of(picture.pixels[:, :, 0] if channels == 1 else picture.pixels)
     if full[0] * full[1] <= _MAX_RESIZED_PIXELS:
         resized = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
         resized = resized.crop((left, top, left + side, top + side))
@@ -182,7 +182,8 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
         y, x = height / full[0], width / full[1]
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return replace(picture, pixels=np.asarray(resized).reshape(side, side, channels))
+    pixels = pixels_of(resized) if channels == 3 else np.asarray(resized).reshape(side, side, channels)
+    return replace(picture, pixels=pixels)
 
 
 @contextmanager

@@ -181,10 +181,11 @@ class Store:
         scratch.mkdir(parents=True, exist_ok=True)
         temporary = scratch / uuid.uuid4().hex
         try:
-            with temporary.open("wb") as out:
+            moved = isinstance(content, Path) and _moved(content, temporary)
+            with temporary.open("ab") as out:
                 if isinstance(content, bytes):
                     out.write(content)
-                else:
+                elif not moved:
                     with content.open("rb") as source:
                         while block := source.read(8 << 20):
                             out.write(block)
@@ -215,9 +216,7 @@ class Store:
                 ) from None
             except (OSError, TimeoutError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
                 if _is_credentials(error):
-                    raise StoreError(
-                        f"cannot {verb} {where}: {_line(error)}; set AWS_ACCESS_KEY_ID …"
-                    ) from None
+                    raise StoreError(f"cannot {verb} {where}: {_line(error)}; set AWS_ACCESS_KEY_ID …") from None
                 if attempt == _ATTEMPTS - 1 or not _may_pass(error):
                     raise StoreError(f"cannot {verb} {where}: {_line(error)}") from None
                 time.sleep(min(0.2 * 4**attempt, 10))
@@ -243,14 +242,10 @@ def resolve_input(url: str) -> tuple[Store, list[Entry]]:
         return store, [entry]
     store = Store(url)
     everything = store.list()
-    shards = [
-        e for e in everything if e.name.endswith(SHARD_SUFFIXES) and not e.name.startswith(RUN_FOLDER + "/")
-    ]
+    shards = [e for e in everything if e.name.endswith(SHARD_SUFFIXES) and not e.name.startswith(RUN_FOLDER + "/")]
     if not shards:
         seen = f"{len(everything)} other objects are there" if everything else "nothing is there"
-        raise InputError(
-            f"{url}: no shards (*.tar, *.tar.gz) found: {seen}; check the path, or quote your pattern"
-        )
+        raise InputError(f"{url}: no shards (*.tar, *.tar.gz) found: {seen}; check the path, or quote your pattern")
     return store, shards
 
 
@@ -261,13 +256,9 @@ def _from_glob(url: str) -> tuple[Store, list[Entry]]:
     pattern = "/".join(parts[first:])
     found = store._do("list", pattern, lambda: store.filesystem.glob(store.path(pattern), detail=True))
     base = len(store.root.rstrip("/")) + 1
-    shards = [
-        store._entry(path[base:], info) for path, info in found.items() if path.endswith(SHARD_SUFFIXES)
-    ]
+    shards = [store._entry(path[base:], info) for path, info in found.items() if path.endswith(SHARD_SUFFIXES)]
     if not shards:
-        raise InputError(
-            f"{url}: the pattern matches no shard (*.tar, *.tar.gz); quote it so that the shell leaves it"
-        )
+        raise InputError(f"{url}: the pattern matches no shard (*.tar, *.tar.gz); quote it so that the shell leaves it")
     return store, sorted(shards, key=lambda entry: entry.name)
 
 
@@ -286,15 +277,22 @@ def _from_braces(url: str) -> tuple[Store, list[Entry]]:
     return store, [there[name] for name in sorted(set(names))]
 
 
+def _moved(source: Path, target: Path) -> bool:
+    """True if the file could be renamed; between two filesystems it has to be copied."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        return False
+    return True
+
+
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:200]
 
 
 def _is_credentials(error: BaseException) -> bool:
-    return any(
-        word in f"{type(error).__name__} {error}" for word in ("Credential", "InvalidAccessKey", "Signature")
-    )
+    return any(word in f"{type(error).__name__} {error}" for word in ("Credential", "InvalidAccessKey", "Signature"))
 
 
 def _may_pass(error: BaseException) -> bool:

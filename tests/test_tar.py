@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Reason, Rejection, Sample
-from pipeline.tar import ShardWriter, read_samples, split_name
+from pipeline.tar import ShardWriter, header, read_samples, split_name
 from tests.samples import read, tar_bytes
 
 GOOD = [("a.jpg", b"A" * 700), ("a.cls", b"1"), ("b.jpg", b"B"), ("b.cls", b""), ("c.jpg", b"C" * 512)]
@@ -383,3 +383,25 @@ def test_a_failed_block_leaves_no_digest(tmp_path: Path) -> None:
     with pytest.raises(KeyError), writer:
         raise KeyError
     assert writer.sha256 == ""
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "folder/b.c.json", "x" * 96 + ".jpg", "x" * 97 + ".jpg", "ü/é.png"])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 70_000])
+def test_members_are_written_byte_for_byte_as_by_webdataset_and_tarfile(tmp_path: Path, name: str, size: int) -> None:
+    key, suffix = split_name(name)
+    data = bytes(index % 251 for index in range(size))
+    written = write(tmp_path / "ours.tar", [Sample(key, {suffix: data})])
+    with (tmp_path / "theirs.tar").open("wb") as file:
+        sink = webdataset.TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0)
+        sink.tarstream.format = tarfile.GNU_FORMAT  # its own choice is not passed on
+        sink.write({"__key__": key, suffix: data})
+        sink.close()
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    assert written.size == (tmp_path / "ours.tar").stat().st_size
+
+
+def test_a_size_that_needs_more_than_eleven_octal_digits_is_written_as_tarfile_does() -> None:
+    for size in ((1 << 33) - 1, 1 << 33):
+        info = tarfile.TarInfo("a.jpg")
+        info.size = size
+        assert header("a.jpg", size) == info.tobuf(tarfile.GNU_FORMAT)
