@@ -32,6 +32,8 @@ class Damaged(Exception):
 
 
 class Member(NamedTuple):
+    """One member of an archive, as its header describes it."""
+
     name: str  # bytes that are not UTF-8 are lone surrogates
     kind: str
     size: int  # bytes of its body
