@@ -1,13 +1,13 @@
 """The tree of failures. Each is one line: what, where, and what to do next.
 
-    ScumbleError            exit code
-    ├── SettingsError       2   what the user asked for cannot be: refused before any work
-    ├── InputError          1   what the user gave cannot be read or is not what the plan saw
-    ├── StoreError          1   the object store refused or failed; the only one that is retried
-    ├── ConflictError       1   two truths: digests, fingerprints, surrogates
-    └── PromiseError        1   ours: a bound or a count does not hold
+ScumbleError            exit code
+├── SettingsError       2   what the user asked for cannot be: refused before any work
+├── InputError          1   what the user gave cannot be read or is not what the plan saw
+├── StoreError          1   the object store refused or failed; the only one that is retried
+├── ConflictError       1   two truths: digests, fingerprints, surrogates
+└── PromiseError        1   ours: a bound or a count does not hold
 
-    SampleError             never leaves the shard: it becomes a Rejection
+SampleError             never leaves the shard: it becomes a Rejection
 """
 
 from __future__ import annotations

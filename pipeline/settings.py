@@ -136,7 +136,8 @@ class Settings:
         if self.optimise_through == "proxy":
             _check(
                 self.train_images == "all",
-                "--optimise-through proxy fits all deltas together: --train-images cluster needs --optimise-through surrogate",
+                "--optimise-through proxy fits all deltas together: "
+                "--train-images cluster needs --optimise-through surrogate",
             )
 
     @property

@@ -117,8 +117,10 @@ def row(what: str, unit: str, taken: Sequence[Mapping[str, Timing]], needed: flo
     )
 
 
-def publish(name: str, rows: Sequence[Row], extra: Mapping[str, Any] | None = None) -> None:
-    """Print the table and write results/NAME.json."""
+def publish(
+    name: str, rows: Sequence[Row], extra: Mapping[str, Any] | None = None, *, result: str | None = None
+) -> None:
+    """Print the table of bench_NAME.py and write results/NAME.json, or another one."""
     origin = where()
     print(f"{name}: {origin['machine']}, {origin['cpus']} CPUs, load {origin['load']}, commit {origin['commit']}")
     print(f"  {' '.join(f'{package} {number}' for package, number in origin['versions'].items())}")
@@ -126,14 +128,14 @@ def publish(name: str, rows: Sequence[Row], extra: Mapping[str, Any] | None = No
     for one in rows:
         rates = f"{one.ours_per_cpu_s:9.1f} {one.plain_per_cpu_s:9.1f} {one.unit:>14}"
         print(f"  {one.what:44} {rates}   {one.cpu_ratio}    {one.wall_ratio}   needed {one.needed}, n {one.rounds}")
-    write(name, {"rows": [asdict(one) for one in rows], **(extra or {})})
+    write(result or name, {"rows": [asdict(one) for one in rows], **(extra or {})})
 
 
 def write(name: str, found: Mapping[str, Any]) -> None:
     """results/NAME.json: where it was measured, and what."""
     RESULTS.mkdir(exist_ok=True)
-    command = f"python tests/bench/bench_{name}.py " + " ".join(sys.argv[1:])
-    record = {**where(), "command": command.strip(), **found}
+    command = " ".join(["python", f"tests/bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    record = {**where(), "command": command, **found}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
