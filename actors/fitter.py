@@ -1,4 +1,4 @@
-"""Ray Train worker: takes the next fit that nobody has, and leaves a file. The queue actor leases the fits.
+"""Ray Train worker: takes the next fit that nobody has, and leaves a file.
 
 A fit is one cluster's generator, or "all" where the deltas are fitted together through the proxy. Whatever is
 killed, a finished fit is a file and is never fitted again, and an unfinished one goes on from its checkpoint.
@@ -28,36 +28,6 @@ from pipeline.surrogate import Surrogate, load_surrogate
 TOGETHER = "all"
 CHECKPOINT_SECONDS = 20.0
 ANSWER_SECONDS = 60.0
-
-
-class FitQueue:
-    """Ray actor on the driver's side: who fits what, and how far it is. A worker that died loses its leases."""
-
-    def __init__(self, units: list[str]) -> None:
-        self._free = list(units)
-        self._leases: dict[str, str] = {}  # unit -> worker
-        self._progress = dict.fromkeys(units, 0.0)
-
-    def take(self, worker: str, group: str) -> str | None:
-        """The next unit for a worker, or None. A new worker group means that the one before is dead."""
-        for unit, owner in list(self._leases.items()):
-            if not owner.startswith(group):
-                del self._leases[unit]
-                self._free.insert(0, unit)
-        if not self._free:
-            return None
-        unit = self._free.pop(0)
-        self._leases[unit] = f"{group}/{worker}"
-        return unit
-
-    def tell(self, unit: str, share: float) -> None:
-        """How far a unit is, 0 … 1; 1 ends its lease."""
-        self._progress[unit] = share
-        if share >= 1:
-            self._leases.pop(unit, None)
-
-    def progress(self) -> dict[str, float]:
-        return dict(self._progress)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from actors.assigner import FeatureReader, cluster_collection, count_features, w
 from actors.batches import RunContext, ShardDone, done_of, shard_rows
 from actors.connect import Workers, workers_for
 from actors.embedder import Embedder
-from actors.fitter import TOGETHER, FitQueue, FitTask, fit_loop
+from actors.fit_queue import FitQueue
+from actors.fitter import TOGETHER, FitTask, fit_loop
 from actors.measurer import measure_run
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes

@@ -15,6 +15,7 @@ from pipeline.errors import InputError, SampleError
 from pipeline.picture import decode_rgb
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
+from pipeline.streams import HashingReader
 from pipeline.surrogate import Surrogate
 from pipeline.tar import read_samples
 
@@ -62,7 +63,7 @@ def estimate(
 
     Raises InputError if none of them is usable.
     """
-    counted = _Counting(stream)
+    counted = HashingReader(stream)
     samples: list[Sample] = []
     count = 0
     for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=settings.max_member_bytes):
@@ -153,20 +154,3 @@ def _pass_seconds(surrogate: Surrogate) -> float:
     started = time.perf_counter()
     surrogate.embed_pictures(pictures)
     return 3 * (time.perf_counter() - started) / len(pictures)
-
-
-class _Counting(io.RawIOBase):
-    """Counts the bytes that are read through it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self.size += len(data)
-        return len(data)

@@ -45,9 +45,14 @@ class RemovalCheck:
     per_sample: bool
 
     @property
-    def worst(self) -> float:
-        """The best mean correlation that the blind adversary reached with any estimate."""
+    def worst_blind(self) -> float:
+        """The best mean correlation of any estimate from groups found in the pixels alone."""
         return max(float(np.mean(values)) for values in self.blind.values())
+
+    @property
+    def worst_known(self) -> float:
+        """The best mean correlation of any estimate from the true clusters, as who embeds the images may find them."""
+        return max(float(np.mean(values)) for values in self.known.values())
 
 
 def estimate_deltas(images: Pixels, groups: NDArray[np.int64], *, epsilon: float) -> dict[str, NDArray[np.float32]]:

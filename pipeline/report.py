@@ -170,14 +170,16 @@ def relearned(rows: Sequence[AccuracyRow]) -> Relearned | None:
 
 
 def removal_sentence(check: RemovalCheck) -> str:
-    """What the removal check means, in one plain sentence."""
-    figure = f"correlation {check.worst:.2f} on average, without any label or network"
-    if check.worst >= 0.7:
+    """What the removal check means, in one plain sentence; the stronger of the two adversaries decides."""
+    blind, known = check.worst_blind, check.worst_known
+    worst = max(blind, known)
+    figure = f"correlation {blind:.2f} on average from the pixels alone, {known:.2f} with the clusters known"
+    if worst >= 0.7:
         return (
             f"A trainer who looks for it can read delta off the protected images ({figure}) and subtract it: "
             "against such a trainer expect little protection."
         )
-    if check.worst >= 0.3:
+    if worst >= 0.3:
         return f"Averaging the protected images reveals part of delta ({figure}): a trainer who looks for it gains."
     return (
         f"Averaging the protected images does not reveal delta ({figure}). "

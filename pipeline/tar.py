@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
-import os
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from pipeline.archive import BLOCK, FILE, FOLDER, Damaged, Member, Source, members_of
 from pipeline.records import Reason, Rejection, Sample
+from pipeline.streams import HashedFile
 
 _ZEROS = bytes(BLOCK)
-_FILE_BUFFER = 1 << 19
 _MAX_NAME_BYTES = 4096
 _MAX_MEMBERS = 1000  # of one sample
 _MAX_SAMPLE = 4  # bytes of one sample, as a multiple of max_member_bytes
@@ -179,7 +177,7 @@ class ShardWriter:
         self.num_members = 0
         self.sha256 = ""
         self.size = 0
-        self._file = _Hashed(path)
+        self._file = HashedFile(path)
         self._gzip = gzip.GzipFile("", "wb", _GZIP_LEVEL, cast(IO[bytes], self._file), mtime=0) if compressed else None
         self._parts: list[bytes] = []  # not written yet: one call for many costs less than one for each
         self._waiting = 0
@@ -260,37 +258,3 @@ def _fixed() -> tuple[tuple[bytes, bytes, bytes], int]:
 
 
 _FIXED, _FIXED_SUM = _fixed()
-
-
-class _Hashed(io.RawIOBase):
-    """A new file that knows its size and SHA-256 while it is written."""
-
-    def __init__(self, path: Path) -> None:
-        self.digest = hashlib.sha256()
-        self.size = 0
-        self._file = path.open("wb", buffering=_FILE_BUFFER)
-
-    def writable(self) -> bool:
-        return True
-
-    def take_note(self, data: bytes) -> None:
-        """Hash what will be written later, now that it still is in the processor's cache."""
-        self.digest.update(data)
-        self.size += len(data)
-
-    def write_noted(self, parts: list[bytes]) -> None:
-        """Write what was noted, in the same order, without joining it."""
-        for start in range(0, len(parts), _WRITE_PARTS):
-            some = parts[start : start + _WRITE_PARTS]
-            written = os.writev(self._file.fileno(), some)
-            if written != sum(map(len, some)):
-                self._file.write(b"".join(some)[written:])
-                self._file.flush()
-
-    def write(self, data: Any) -> int:
-        self.take_note(data)
-        return self._file.write(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

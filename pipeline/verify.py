@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from pipeline.fingerprint import derive
 from pipeline.picture import decode, resize_and_crop
 from pipeline.records import Commit, Rejection, Sample
 from pipeline.settings import Settings
+from pipeline.streams import HashingReader
 from pipeline.tar import read_samples
 
 EXACT_FORMATS = ("PNG", "WEBP")  # written without loss, so that the bound holds on the decoded file
@@ -54,7 +54,7 @@ def verify_shard(
     decode_share    share of samples that are decoded, chosen by hash; all of them with 1.0
     """
     check = ShardCheck(commit.shard)
-    hashed = _Hashing(output)
+    hashed = HashingReader(output)
     originals = _originals(source, settings) if source is not None else None
     num_members = 0
     for item in read_samples(io.BufferedReader(hashed, 1 << 20), max_member_bytes=2 * settings.max_member_bytes):
@@ -138,7 +138,7 @@ def _compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, 
             check.fail(ours.key, f"a pixel differs by {largest} levels, epsilon allows {levels_of(settings.epsilon)}")
 
 
-def _compare_counts(check: ShardCheck, commit: Commit, hashed: _Hashing, num_members: int) -> None:
+def _compare_counts(check: ShardCheck, commit: Commit, hashed: HashingReader, num_members: int) -> None:
     for what, found, said in (
         ("bytes", hashed.size, commit.output_size),
         ("SHA-256", hashed.sha256, commit.output_sha256),
@@ -147,32 +147,3 @@ def _compare_counts(check: ShardCheck, commit: Commit, hashed: _Hashing, num_mem
     ):
         if found != said:
             check.fail("", f"{what}: found {found}, the commit says {said}")
-
-
-class _Hashing(io.RawIOBase):
-    """A stream that hashes and counts what is read through it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self._hash.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def drain(self) -> None:
-        """Read what is left behind the archive's end."""
-        block = bytearray(1 << 20)
-        while self.readinto(block):
-            continue
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()

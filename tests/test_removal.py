@@ -64,7 +64,7 @@ def test_a_shared_delta_is_read_off_with_the_clusters_and_without_them(clusters,
     assert min(check.known["iterated"]) > 0.9
     assert min(check.blind["iterated"]) > 0.9
     assert check.blind_purity > 0.95
-    assert check.worst > 0.9
+    assert check.worst_blind > 0.9
     assert check.blind_left < 0.5
     assert not check.per_sample
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -266,6 +267,13 @@ def test_low_moved_shares_are_warned_of_relative_to_clean(html):
 )
 def test_the_removal_check_is_put_in_plain_words(level, words):
     assert words in removal_sentence(removal_check(level))
+
+
+def test_a_delta_that_only_the_known_clusters_reveal_is_not_called_hidden():
+    hidden = removal_check(0.1)
+    assert "does not reveal" in removal_sentence(hidden)
+    revealed = replace(hidden, known={name: (0.95,) * 6 for name in hidden.known})
+    assert "expect little protection" in removal_sentence(revealed)
 
 
 def test_the_same_data_gives_the_same_page(html):

@@ -1,0 +1,76 @@
+"""Streams that count and hash what passes through them, so that nothing is read twice for its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import IO, Any
+
+_FILE_BUFFER = 1 << 19
+_WRITE_PARTS = 900  # of one call; 1024 is what Linux allows
+_DRAIN_BYTES = 1 << 20
+
+
+class HashingReader(io.RawIOBase):
+    """A readable stream that knows the size and SHA-256 of what was read through it so far."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.size = 0
+        self._stream = stream
+        self._digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def drain(self) -> None:
+        """Read to the end: what lies behind an archive's end is part of the file too."""
+        block = bytearray(_DRAIN_BYTES)
+        while self.readinto(block):
+            continue
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that knows its size and SHA-256 while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self._file = path.open("wb", buffering=_FILE_BUFFER)
+
+    def writable(self) -> bool:
+        return True
+
+    def take_note(self, data: bytes) -> None:
+        """Hash what will be written later, now that it still is in the processor's cache."""
+        self.digest.update(data)
+        self.size += len(data)
+
+    def write_noted(self, parts: list[bytes]) -> None:
+        """Write what was noted, in the same order, without joining it."""
+        for start in range(0, len(parts), _WRITE_PARTS):
+            some = parts[start : start + _WRITE_PARTS]
+            written = os.writev(self._file.fileno(), some)
+            if written != sum(map(len, some)):
+                self._file.write(b"".join(some)[written:])
+                self._file.flush()
+
+    def write(self, data: Any) -> int:
+        self.take_note(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,69 @@
+"""The prediction counts what is there, and its factors are those of the files that would be written."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.estimate import COUNTED_SAMPLES, Estimate, estimate
+from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
+from pipeline.surrogate import Surrogate, load_surrogate
+from tests.samples import image_bytes, noise, tar_bytes
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> Surrogate:
+    torch.set_num_threads(1)
+    return load_surrogate(EMBEDDED_SURROGATE, weights=None, size=64, device="cpu")
+
+
+def predicted(data: bytes, surrogate: Surrogate, total: int | None = None, **settings: object) -> Estimate:
+    return estimate(io.BytesIO(data), len(data), total or len(data), surrogate, Settings(**settings))  # type: ignore[arg-type]
+
+
+def test_a_shard_that_is_read_whole_gives_the_number_of_images_exactly(surrogate):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(20, 30, seed=n))) for n in range(50)])
+    found = predicted(data, surrogate)
+    assert found.images == 50
+    assert found.sides == (20, 30)
+    assert found.clusters == clusters_for(50)
+
+
+def test_ten_times_the_bytes_are_ten_times_the_images(surrogate):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(20, 30, seed=n))) for n in range(50)])
+    assert predicted(data, surrogate, 10 * len(data)).images == 500
+
+
+def test_of_a_long_shard_only_the_beginning_is_read(surrogate):
+    small = image_bytes(noise(8, 8))
+    data = tar_bytes([(f"{n:05}.png", small) for n in range(3 * COUNTED_SAMPLES)])
+    stream = io.BytesIO(data)
+    found = estimate(stream, len(data), len(data), surrogate, Settings())
+    assert stream.tell() < len(data) / 2
+    assert abs(found.images - 3 * COUNTED_SAMPLES) < 0.05 * 3 * COUNTED_SAMPLES
+
+
+def test_flat_pictures_grow_and_noise_hardly_does(surrogate):
+    flat = tar_bytes([(f"{n}.png", image_bytes(np.full((64, 64, 3), 100, np.uint8))) for n in range(4)])
+    full = tar_bytes([(f"{n}.png", image_bytes(noise(64, 64, seed=n))) for n in range(4)])
+    assert predicted(flat, surrogate).output_factor > 1.5
+    assert 0.9 < predicted(full, surrogate).output_factor < 1.1
+
+
+def test_more_workers_divide_what_they_share_and_not_the_start():
+    found = Estimate(1_000, (10, 10), 1.0, 10, embed=0.02, apply=0.03, fit=100.0)
+    one, four = found.stage_seconds(1), found.stage_seconds(4)
+    assert one["embed"] == pytest.approx(20)
+    assert one["apply"] == pytest.approx(30)
+    assert four["embed"] == pytest.approx(5)
+    assert four["fit"] == one["fit"] == 100
+    assert four["start-up"] == one["start-up"]
+
+
+def test_no_usable_image_is_refused(surrogate):
+    with pytest.raises(InputError, match="none of the first 2 samples"):
+        predicted(tar_bytes([("a.jpg", b"no"), ("b.json", b"{}")]), surrogate)
