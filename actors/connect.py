@@ -60,7 +60,7 @@ def connected(settings: Settings) -> Iterator[None]:
             _quiet_data(settings)
             yield
         return
-    with _private_cluster(quiet):
+    with _private_cluster(quiet, "info" if settings.debug else "fatal"):
         _quiet_data(settings)
         yield
 
@@ -72,12 +72,17 @@ def _cluster_address() -> str:
 
 
 @contextlib.contextmanager
-def _private_cluster(quiet: Mapping[str, object]) -> Iterator[None]:
+def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[None]:
     """A cluster of this machine alone, behind a token that only this process and its children know.
 
     Ray turns tokens on by itself unless RAY_AUTH_MODE says otherwise; ours keeps it from writing one to the home.
+    log_level is that of Ray's own processes: what they say of inner workings is no line for a user.
     """
-    mine = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    mine = {
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": log_level,
+    }
     before = {name: os.environ.get(name) for name in (*mine, "RAY_AUTH_MODE")}
     os.environ.update(mine)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes

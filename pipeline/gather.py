@@ -27,6 +27,7 @@ from pipeline.scores import scores_from_parquet
 from pipeline.store import Store
 
 _READERS = 16
+_RUN_STAGES = ("embed", "cluster", "fit", "apply", "measure")
 _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
 
 
@@ -100,7 +101,7 @@ def _method(settings: dict[str, Any]) -> str:
 def _stages(commits: list[Commit], wall: dict[str, float]) -> tuple[StageRate, ...]:
     """Wall time of each stage of the last start, then process seconds of the steps of apply."""
     images = sum(commit.num_protected for commit in commits)
-    stages = [StageRate(name, images, seconds) for name, seconds in wall.items()]
+    stages = [StageRate(name, images, wall[name]) for name in _RUN_STAGES if name in wall]
     for name in _APPLY_STAGES:
         seconds = sum(commit.seconds.get(name, 0.0) for commit in commits)
         stages.append(StageRate(f"apply: {name}", images, seconds, _bytes(name, commits)))
