@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from pipeline.apply import image_suffix, protect_sample
 from pipeline.delta import levels_of
 from pipeline.errors import InputError, SampleError
+from pipeline.fitted import FitImages
+from pipeline.objective import delta_side
 from pipeline.picture import decode_rgb
+from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
 from pipeline.streams import HashingReader
@@ -22,8 +26,7 @@ from pipeline.tar import read_samples
 MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read to learn how many bytes of a shard a sample takes; most are not decoded
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
-_PROXY_EPOCHS = 12
-_SECONDS_PER_FIT_PIXEL = 8e-8  # of the proxy and its deltas, one CPU core: 72 px, one image, one epoch = 0.4 ms
+_TIMED_BATCH, _TIMED_STEPS = 512, 4  # of the proxy
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ def estimate(
     apply, factor, sides = _apply_seconds(samples, settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
     clusters = settings.clusters or clusters_for(images)
-    return Estimate(images, sides, factor, clusters, embed, apply, _fit_seconds(images, surrogate, settings, clusters))
+    return Estimate(
+        images, sides, factor, clusters, embed, apply, _fit_seconds(images, sides, surrogate, settings, clusters)
+    )
 
 
 def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:
@@ -135,16 +140,35 @@ def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, fl
     return float(np.mean(seconds)), bytes_out / max(bytes_in, 1), (height, width)
 
 
-def _fit_seconds(images: int, surrogate: Surrogate, settings: Settings, clusters: int) -> float:
-    """A rough prediction: the proxy by pixels, the surrogate by a measured pass there and back."""
+def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, settings: Settings, clusters: int) -> float:
+    """Image-steps of the fit times the seconds of one, measured here."""
     if settings.protection is not None or settings.generator == "texture":
         return 0.0
     fitted = min(images, settings.fit_images or images)
     if settings.optimise_through == "proxy":
-        seen = fitted * _PROXY_EPOCHS + 3 * settings.steps * settings.batch_size
-        return seen * 72 * 72 * _SECONDS_PER_FIT_PIXEL * 3
-    pass_seconds = _pass_seconds(surrogate)
-    return clusters * settings.steps * min(settings.batch_size, fitted) * pass_seconds
+        schedule = Schedule.of(fitted)
+        seen = schedule.steps * schedule.batch + settings.steps * settings.batch_size
+        return seen * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
+    return clusters * settings.steps * min(settings.batch_size, fitted) * _pass_seconds(surrogate)
+
+
+def _proxy_seconds(side: int, settings: Settings) -> float:
+    """Seconds per image of one training step of the proxy; a step of the deltas through it takes about the same."""
+    pixels = torch.zeros((_TIMED_BATCH, 3, side, side), dtype=torch.uint8)
+    images = FitImages(pixels, torch.arange(_TIMED_BATCH) % 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.fit_threads)
+    try:
+        training = ProxyTraining(
+            images, 2, colour_robust=not settings.plain, seed=settings.seed, device=torch.device("cpu")
+        )
+        training.advance()
+        started = time.perf_counter()
+        for _ in range(_TIMED_STEPS):
+            training.advance()
+        return (time.perf_counter() - started) / (_TIMED_STEPS * Schedule.of(_TIMED_BATCH).batch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pass_seconds(surrogate: Surrogate) -> float:

@@ -30,7 +30,7 @@ MAX_ITERATIONS = 300  # and TOLERANCE: on the relative gain of inertia
 TOLERANCE = 1e-5
 RESTART_DIMENSIONS = 64
 RESTART_IMAGES = 20_000
-_ROWS = 4096  # of a block that is widened to float64 at a time
+_ROWS = 512  # of a block that is widened to float64 at a time: as many as stay in the cache
 
 
 class PointSet(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,21 @@ def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long the proxy is trained: batches of `batch` images, `per_epoch` of them, `steps` in all."""
+
+    batch: int
+    per_epoch: int
+    steps: int
+
+    @classmethod
+    def of(cls, num_images: int) -> Schedule:
+        batch = min(BATCH_SIZE, max(SMALL_BATCH, num_images // 8), num_images)
+        per_epoch = num_images // batch
+        return cls(batch, per_epoch, max(EPOCHS, math.ceil(LEAST_STEPS / per_epoch)) * per_epoch)
+
+
 class ProxyTraining:
     """Trains a ProxyNetwork step by step; every draw is named by (seed, purpose, epoch or step).
 
@@ -87,9 +103,8 @@ class ProxyTraining:
         self._optimiser = torch.optim.SGD(
             self.network.parameters(), lr=PEAK_LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
         )
-        self._batch = min(BATCH_SIZE, max(SMALL_BATCH, len(images.pixels) // 8), len(images.pixels))
-        self._per_epoch = len(images.pixels) // self._batch
-        self.steps = max(EPOCHS, math.ceil(LEAST_STEPS / self._per_epoch)) * self._per_epoch
+        self._schedule = Schedule.of(len(images.pixels))
+        self.steps = self._schedule.steps
         self.step = 0
         self.losses = torch.zeros(self.steps)
 
@@ -99,9 +114,9 @@ class ProxyTraining:
 
     def advance(self) -> None:
         """One SGD step. Raises PromiseError if the loss is not finite."""
-        epoch, batch = divmod(self.step, self._per_epoch)
+        epoch, batch = divmod(self.step, self._schedule.per_epoch)
         order = torch.randperm(len(self._pixels), generator=torch_rng(self._seed, "proxy-order", epoch))
-        chosen = order[batch * self._batch : (batch + 1) * self._batch].to(self._device)
+        chosen = order[batch * self._schedule.batch :][: self._schedule.batch].to(self._device)
         rng = torch_rng(self._seed, "proxy-step", self.step)
         images = augmented(self._pixels[chosen].float() / 255, rng)
         if self._colour_robust:
