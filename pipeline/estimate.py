@@ -9,12 +9,14 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from pipeline.apply import image_suffix, protect_sample
-from pipeline.delta import levels_of
+from pipeline.delta import lay, levels_of
 from pipeline.errors import InputError, SampleError
+from pipeline.fingerprint import numpy_rng
 from pipeline.fitted import FitImages
-from pipeline.objective import delta_side
+from pipeline.objective import PROXY_SIDES, delta_side
 from pipeline.picture import decode_rgb
 from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
@@ -27,6 +29,7 @@ MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read to learn how many bytes of a shard a sample takes; most are not decoded
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
 _TIMED_BATCH, _TIMED_STEPS = 512, 4  # of the proxy
+_PATCH_PIXELS = 1.0  # blur of the signs of a typical delta
 
 
 @dataclass(frozen=True)
@@ -104,23 +107,23 @@ def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settin
     return (decoded + time.perf_counter() - started) / len(pictures)
 
 
-class _Full:
-    """A delta at its bound everywhere with random signs: what costs a codec most."""
+class _Typical:
+    """A delta at its bound everywhere, its signs in stripes and patches of a few pixels, as fitted ones have them."""
 
     per_sample = True
 
-    def __init__(self, epsilon: float) -> None:
+    def __init__(self, epsilon: float, side: int) -> None:
         self.epsilon = epsilon
+        noise = gaussian_filter(numpy_rng(0, "typical-delta").normal(size=(side, side)), _PATCH_PIXELS)
+        self._levels = np.repeat((levels_of(epsilon) * np.sign(noise)).astype(np.int8)[None], 3, axis=0)
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> Any:
-        signs = np.random.default_rng(0).integers(0, 2, (height // 8 + 1, width // 8 + 1, 3)) * 2 - 1
-        blocks = signs.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
-        return (blocks * levels_of(self.epsilon)).astype(np.int16)
+        return lay(self._levels, height, width, self.epsilon)
 
 
 def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, float, tuple[int, int]]:
     """Seconds per image, size factor, median height and width."""
-    source = _Full(settings.epsilon)
+    source = _Typical(settings.epsilon, PROXY_SIDES[1])
     bytes_in = bytes_out = 0
     seconds, sides = [], []
     for sample in samples:
