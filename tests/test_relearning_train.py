@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
-from pipeline.relearning.target import build_target
-from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.targets import build_target
+from pipeline.relearning.train import TargetScore, Training, train_target
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -90,15 +90,15 @@ def test_progress_is_told_after_every_epoch():
         regime=Regime(),
         epochs=2,
         seed=0,
-        progress=lambda done, of: told.append((done, of)),
+        on_epoch=lambda training: told.append(len(training.history)),
     )
-    assert told == [(1, 2), (2, 2)]
+    assert told == [1, 2]
 
 
 def test_the_target_has_the_published_size_and_a_stride_for_larger_images():
-    parameters = sum(p.numel() for p in build_target(10, 32, seed=0).parameters())
+    parameters = sum(p.numel() for p in build_target("small", 10, 32, seed=0).parameters())
     assert parameters == pytest.approx(0.38e6, rel=0.02)
-    small, large = build_target(10, 32, seed=0).eval(), build_target(10, 64, seed=0).eval()
+    small, large = build_target("small", 10, 32, seed=0).eval(), build_target("small", 10, 64, seed=0).eval()
     assert small.stem(torch.zeros(1, 3, 32, 32)).shape == large.stem(torch.zeros(1, 3, 64, 64)).shape
     assert large(torch.zeros(2, 3, 72, 72)).shape == (2, 10)
 
@@ -192,3 +192,24 @@ def test_class_wise_symmetric_blocks_destroy_what_a_real_set_teaches():
     assert scores["clean"].accuracy_last > 0.5
     assert scores["control"].accuracy_last < 0.3
     assert scores["control"].accuracy_train > 0.95
+
+
+def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped():
+    images, labels = stripes(192, seed=0)
+    test_images, test_labels = stripes(64, seed=9)
+    states = []
+
+    def run(**options):
+        return train_target(
+            images, labels, test_images, test_labels, regime=find_regime("nt-cg"), epochs=4, seed=3, **options
+        )
+
+    def keep(training: Training) -> None:
+        file = io.BytesIO()
+        torch.save(training.state(), file)
+        states.append(file.getvalue())
+
+    whole = run(on_epoch=keep)
+    resumed = run(resume=torch.load(io.BytesIO(states[1]), weights_only=True))
+    assert resumed.history == whole.history
+    assert resumed.accuracy_last == whole.accuracy_last

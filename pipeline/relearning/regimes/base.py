@@ -1,51 +1,101 @@
-"""What a regime is: how an adversary treats images on their way into ordinary training."""
+"""What a regime is: how an adversary treats images and training; ordinary training (NT) is the base of all others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from pipeline.relearning.train import Recipe, Training
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What an informed adversary assumes about the protection."""
+    """What an adversary has beside the protected images; what a regime lacks, it must say when it is made.
 
-    num_groups: int | None = None  # how many deltas there are; None = as many as classes
-    epsilon: float = 16 / 255  # their bound, in [0, 1] pixel units
+    num_groups     how many deltas there are; None = as many as classes
+    epsilon        their bound, in [0, 1] pixel units
+    clean_images   clean images that are not test images, uint8 [m, 3, S, S], with clean_labels int64 [m]
+    deltas         the true delta of each training image, int16 [n, 3, S, S] in 8-bit levels
+    """
+
+    num_groups: int | None = None
+    epsilon: float = 16 / 255
+    clean_images: Tensor | None = None
+    clean_labels: Tensor | None = None
+    deltas: Tensor | None = None
 
 
 class Regime:
     """Ordinary training (NT); every other regime overrides what it does differently.
 
-    prepare        once, before training: the training images as the adversary will store them
-    prepare_test   once: what the adversary does to every image it is later asked about
-    batch          per step, on the device, after crop and flip
+    The hooks stand in the order in which training calls them. Images and batches are on the training's device;
+    generators (`rng`) are on the CPU, so that every device draws the same.
     """
 
     name = "nt"
 
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The settings of training, before anything is built."""
+        return recipe
+
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """Training images uint8 [n, 3, H, W] and labels int64 [n] -> images of the same shape and dtype."""
+        """Once: training images uint8 [n, 3, H, W] and labels int64 [n] -> images of the same shape and dtype."""
         return images
 
     def prepare_test(self, images: Tensor) -> Tensor:
-        """Test images uint8 [n, 3, H, W] -> the same shape and dtype."""
+        """Once: test images uint8 [n, 3, H, W] -> the same; for what is done to every image asked about."""
         return images
 
+    def start(self, training: Training) -> None:
+        """Once, before the first epoch (again after a restart: what must survive belongs into `state`)."""
+
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """One training batch, float [B, 3, H, W] in [0, 1] -> the same; `rng` is on the CPU."""
+        """Per step, after crop and flip: float [B, 3, H, W] in [0, 1] -> the same."""
         return images
+
+    def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Per step: the loss (scalar, to be minimised), and scores [B, classes] to count training accuracy with.
+
+        images  float [B, 3, H, W] in [0, 1] as `batch` left them, labels int64 [B]
+        """
+        scores = training.scores(images)
+        return training.criterion(scores, labels), scores
+
+    def begin_epoch(self, training: Training, epoch: int) -> None:
+        """Before each epoch, 0, 1, …: for example learning rates by layer."""
+
+    def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
+        """After each epoch, before it is tested: may roll the epoch back; returns figures for the epoch's history."""
+        return {}
+
+    def finish(self, training: Training) -> None:
+        """After the last epoch, before the final test: for example to refit a layer."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the regime itself must remember across a restart, by name."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up `state` again."""
 
 
 class Composed(Regime):
-    """Regimes one after the other, e.g. subtract+cg."""
+    """Regimes one after the other, e.g. subtract+cg. The last one that has a loss of its own decides the loss."""
 
     def __init__(self, name: str, parts: Sequence[Regime]) -> None:
         self.name = name
         self.parts = tuple(parts)
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        for part in self.parts:
+            recipe = part.recipe(recipe)
+        return recipe
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         for part in self.parts:
@@ -57,7 +107,38 @@ class Composed(Regime):
             images = part.prepare_test(images)
         return images
 
+    def start(self, training: Training) -> None:
+        for part in self.parts:
+            part.start(training)
+
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
         for part in self.parts:
             images = part.batch(images, rng)
         return images
+
+    def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        own = [part for part in self.parts if type(part).loss is not Regime.loss]
+        return (own or self.parts)[-1].loss(training, images, labels, rng)
+
+    def begin_epoch(self, training: Training, epoch: int) -> None:
+        for part in self.parts:
+            part.begin_epoch(training, epoch)
+
+    def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
+        return {name: value for part in self.parts for name, value in part.end_epoch(training, epoch).items()}
+
+    def finish(self, training: Training) -> None:
+        for part in self.parts:
+            part.finish(training)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{i}/{name}": value for i, part in enumerate(self.parts) for name, value in part.state().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for i, part in enumerate(self.parts):
+            part.load({name.partition("/")[2]: v for name, v in state.items() if name.partition("/")[0] == str(i)})
+
+
+def soft_cross_entropy(scores: Tensor, shares: Tensor) -> Tensor:
+    """Mean cross entropy of scores [B, C] against shares of classes [B, C] that sum to one (mixed labels)."""
+    return -(shares * F.log_softmax(scores, 1)).sum(1).mean()
