@@ -1,32 +1,101 @@
-"""The target models by name: networks that an adversary trains from random weights."""
+"""The target models by name: networks that an adversary trains, from random or from published weights.
+
+small                                                       a residual network that a CPU trains in seconds
+resnet18 resnet50 vgg16 densenet121 wrn-28-10 wrn-34-10     random weights; a stem for small images up to 64 px
+efficientnet_b1 regnet_x_1_6gf mobilenet_v2 shufflenet_v2_x1_0 vit-14a
+pretrained:SURROGATE                                        a surrogate's weights, trained on
+probe:SURROGATE                                             a linear classifier on a surrogate's frozen features
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
-from pipeline.errors import SettingsError
+from pipeline.errors import InputError, SettingsError
 from pipeline.relearning.targets.small import SmallResNet
 from pipeline.settings import near_matches
 
-__all__ = ["TARGETS", "build_target"]
+__all__ = ["TARGETS", "build_target", "check_target"]
 
-TARGETS: dict[str, Callable[[int, int, float], nn.Module]] = {
-    "small": lambda num_classes, side, dropout: SmallResNet(num_classes, side, dropout),
+Builder = Callable[[int, int, float], nn.Module]
+
+
+# Libraries are imported where a network is built: a driver that only checks names needs none of them.
+def _published(name: str, num_classes: int, side: int, dropout: float) -> nn.Module:
+    from pipeline.relearning.targets.published import build_published
+
+    return build_published(name, num_classes, side, dropout)
+
+
+def _wide(depth: int, width: int, num_classes: int, side: int, dropout: float) -> nn.Module:
+    from pipeline.relearning.targets.wide import build_wide
+
+    return build_wide(depth, width, num_classes, side, dropout)
+
+
+def _vit(num_classes: int, side: int, dropout: float) -> nn.Module:
+    from pipeline.relearning.targets.published import build_vit
+
+    return build_vit(num_classes, side, dropout)
+
+
+def _pretrained(surrogate: str, is_frozen: bool, num_classes: int, side: int, dropout: float) -> nn.Module:
+    from pipeline.relearning.targets.pretrained import build_pretrained
+
+    return build_pretrained(surrogate, num_classes, dropout, is_frozen=is_frozen)
+
+
+TARGETS: dict[str, Builder] = {
+    "small": SmallResNet,
+    "resnet18": partial(_published, "resnet18"),
+    "resnet50": partial(_published, "resnet50"),
+    "vgg16": partial(_published, "vgg16_bn"),
+    "densenet121": partial(_published, "densenet121"),
+    "wrn-28-10": partial(_wide, 28, 10),
+    "wrn-34-10": partial(_wide, 34, 10),
+    "efficientnet_b1": partial(_published, "efficientnet_b1"),
+    "regnet_x_1_6gf": partial(_published, "regnet_x_1_6gf"),
+    "mobilenet_v2": partial(_published, "mobilenet_v2"),
+    "shufflenet_v2_x1_0": partial(_published, "shufflenet_v2_x1_0"),
+    "vit-14a": _vit,
 }
+_ON_WEIGHTS = {"pretrained": False, "probe": True}  # kind: is the trunk frozen
+
+
+def check_target(name: str) -> None:
+    """Raises SettingsError, with near matches, unless `name` is a target that could be built. Reads no weights."""
+    kind, separator, surrogate = name.partition(":")
+    if separator and kind in _ON_WEIGHTS:
+        from pipeline.pretrained import check_surrogate
+
+        try:
+            check_surrogate(surrogate)
+        except SettingsError as error:
+            raise SettingsError(f"target {name!r}: {str(error).removeprefix('--surrogate ')}") from None
+    elif name not in TARGETS:
+        names = [*sorted(TARGETS), "pretrained:SURROGATE", "probe:SURROGATE"]
+        raise SettingsError(f"unknown target {name!r}: none of {', '.join(names)}{near_matches(name, names)}")
 
 
 def build_target(name: str, num_classes: int, side: int, *, seed: int, dropout: float = 0.0) -> nn.Module:
-    """A target with random weights that depend on the seed alone; torch's global generator is left as it was.
+    """A target whose random weights depend on the seed alone; torch's global generator is left as it was.
 
-    The network maps float [B, 3, side, side], normalised, to scores [B, num_classes]; `embed` gives the
-    penultimate features [B, d], `head` the classifier. Raises SettingsError for an unknown name, with near matches.
+    The network maps float [B, 3, side, side], normalised (or in [0, 1], where it has a true attribute
+    `normalises_itself`), to scores [B, num_classes]; `embed` gives the penultimate features [B, d], `head` is the
+    classifier. dropout is the rate between them; at 0 a network keeps the rate that it was published with.
+    Raises SettingsError for an unknown name, with near matches, or a side that the network cannot take; InputError
+    for published weights that cannot be had.
     """
-    if name not in TARGETS:
-        names = sorted(TARGETS)
-        raise SettingsError(f"unknown target {name!r}: none of {', '.join(names)}{near_matches(name, names)}")
+    check_target(name)
+    kind, _, surrogate = name.partition(":")
+    builder = partial(_pretrained, surrogate, _ON_WEIGHTS[kind]) if surrogate else TARGETS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TARGETS[name](num_classes, side, dropout)
+        try:
+            return builder(num_classes, side, dropout)
+        except InputError as error:
+            raise InputError(f"target {name}: {error}") from None
