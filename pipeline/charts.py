@@ -17,18 +17,26 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.fingerprint import sha256
+
 # Placeholders that matplotlib draws with; each becomes a variable of the page's style sheet.
 INK, FAINT, CLEAN, PROTECTED, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
+FOURTH, FIFTH, SIXTH, SEVENTH = "#060606", "#070707", "#080808", "#090909"
 _VARIABLES = {
     INK: "var(--ink)",
     FAINT: "var(--line)",
     CLEAN: "var(--clean)",
     PROTECTED: "var(--protected)",
     THIRD: "var(--third)",
+    FOURTH: "var(--fourth)",
+    FIFTH: "var(--fifth)",
+    SIXTH: "var(--sixth)",
+    SEVENTH: "var(--seventh)",
 }
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "scumble",
+    "text.parse_math": False,
     "font.size": 11,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -56,8 +64,8 @@ def histogram(
     Values that are not finite are left out; those outside the span fall into its first or last bin.
     """
     finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panel(310, 200)
+    with mpl.rc_context(STYLE):
+        figure, axes = panel(310, 200)
         axes.hist(finite.clip(*span), bins=24, range=span, color=PROTECTED)
         axes.set_xlim(*span)
         axes.set_xlabel(label)
@@ -67,20 +75,20 @@ def histogram(
         if mark is not None:
             axes.axvline(mark, color=INK, linewidth=1, linestyle=(0, (3, 2)))
             axes.text(mark, 1.02, mark_label, transform=axes.get_xaxis_transform(), ha="center", fontsize=11)
-        return _svg(figure, f"Histogram: {label}, {len(finite)} pictures")
+        return as_svg(figure, f"Histogram: {label}, {len(finite)} pictures")
 
 
 def training_curve(losses: Sequence[float], title: str, *, span: tuple[float, float], is_low: bool = False) -> str:
     """One cluster's loss over its recorded steps; `span` is shared by all clusters of a run."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panel(190, 140)
+    with mpl.rc_context(STYLE):
+        figure, axes = panel(190, 140)
         axes.plot(range(len(losses)), losses, color=THIRD if is_low else PROTECTED, linewidth=1.5)
         axes.set_ylim(*span)
         axes.set_xlim(0, max(1, len(losses) - 1))
         axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.set_title(title, loc="left")
-        return _svg(figure, f"Loss of {title}, from {losses[0]:.3g} to {losses[-1]:.3g}")
+        return as_svg(figure, f"Loss of {title}, from {losses[0]:.3g} to {losses[-1]:.3g}")
 
 
 def accuracies(rows: Sequence[tuple[str, float | None, float | None]], *, chance: float | None) -> str:
@@ -88,8 +96,8 @@ def accuracies(rows: Sequence[tuple[str, float | None, float | None]], *, chance
 
     rows   (regime, accuracy after clean, accuracy after protected training images), accuracies in [0, 1]
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panel(640, 84 + 36 * len(rows))
+    with mpl.rc_context(STYLE):
+        figure, axes = panel(640, 84 + 36 * len(rows))
         for height, (_, clean, protected) in enumerate(reversed(rows)):
             if clean is not None and protected is not None:
                 axes.plot([protected, clean], [height, height], color=FAINT, linewidth=2, zorder=1)
@@ -107,7 +115,7 @@ def accuracies(rows: Sequence[tuple[str, float | None, float | None]], *, chance
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("accuracy on clean test images")
         figure.legend(loc="outside upper left", ncols=3)
-        return _svg(figure, "Accuracy per regime after training on clean and on protected images")
+        return as_svg(figure, "Accuracy per regime after training on clean and on protected images")
 
 
 def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[float]]) -> str:
@@ -118,8 +126,8 @@ def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[f
         for grouping, values, colour in (("clusters known", known, CLEAN), ("blind", blind, PROTECTED))
         for estimate in values
     ]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panel(640, 56 + 26 * len(rows))
+    with mpl.rc_context(STYLE):
+        figure, axes = panel(640, 56 + 26 * len(rows))
         for height, (_, values, colour) in enumerate(reversed(rows)):
             axes.plot(values, [height] * len(values), "o", color=colour, markersize=6, alpha=0.55)
             axes.plot([float(np.mean(values))] * 2, [height - 0.32, height + 0.32], color=INK, linewidth=2)
@@ -128,7 +136,7 @@ def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[f
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_xlim(min(-0.05, *(min(values) for _, values, _ in rows)), 1)
         axes.set_xlabel("correlation with the true delta (dot: a cluster, bar: mean)")
-        return _svg(figure, "How well deltas can be estimated from protected images alone")
+        return as_svg(figure, "How well deltas can be estimated from protected images alone")
 
 
 def shared_span(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -139,14 +147,18 @@ def shared_span(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty chart, in pixels; made and drawn within rc_context(STYLE)."""
     figure = Figure(figsize=(width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element: no XML head, no metadata, no name spaces, a text for screen readers."""
+def as_svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element: no XML head, no metadata, no name spaces, a text for screen readers.
+
+    title  of this chart alone on its page, for its ids are made of it
+    """
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
@@ -158,7 +170,7 @@ def _svg(figure: Figure, title: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, variable)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    prefix = re.sub(r"\W+", "-", title.lower())  # ids must not meet those of other charts on the page
+    prefix = f"c{sha256(title.encode())[:12]}"  # ids must not meet those of other charts on the page
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

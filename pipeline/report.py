@@ -7,17 +7,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import charts
+from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection
 from pipeline.removal import RemovalCheck
 from pipeline.scores import PictureScore, Spread, pooled_psnr, summarise
@@ -189,26 +187,11 @@ def removal_sentence(check: RemovalCheck) -> str:
 
 def write_report(data: ReportData) -> str:
     """The page as HTML. Keys, names and details are escaped; nothing in it refers to anything outside of it."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": _percent,
-        "count": lambda number: f"{number:,}",
-        "size": _size,
-        "duration": _duration,
-        "figure": _figure,
-        "precise": lambda value: f"{value:#.3g}".rstrip("."),
-    }
-    return environment.get_template("report.html.j2").render(
+    return find_template("report.html.j2").render(
         data=data,
-        input_url=_plain_url(data.input_url),
-        output_url=_plain_url(data.output_url),
-        epsilon_levels=_figure(data.epsilon * 255),
+        input_url=plain_url(data.input_url),
+        output_url=plain_url(data.output_url),
+        epsilon_levels=figure(data.epsilon * 255),
         relearned=relearned(data.accuracy),
         accuracy_rows=[(row, _REGIMES.get(row.regime, ""), _mean_sd(row)) for row in data.accuracy],
         gallery=[_shown(sample) for sample in data.gallery],
@@ -291,14 +274,6 @@ def _data_url(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _plain_url(url: str) -> str:
-    """The URL without user, password, query and fragment."""
-    parts = urlsplit(url)
-    if not parts.scheme:
-        return url
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
@@ -310,30 +285,6 @@ def _mean_sd(row: AccuracyRow) -> tuple[str, str]:
         spread = f" ± {100 * float(np.std(values, ddof=1)):.1f}" if len(values) > 1 else ""
         texts.append(f"{100 * float(np.mean(values)):.1f}{spread} %" if values else "not measured")
     return texts[0], texts[1]
-
-
-def _percent(share: float | None) -> str:
-    return "not measured" if share is None else f"{100 * share:.1f} %"
-
-
-def _figure(value: float) -> str:
-    """Three significant digits, no exponent for what people read."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 __all__ = [
