@@ -158,7 +158,9 @@ def test_an_unknown_regime_is_refused_with_near_matches():
     with pytest.raises(SettingsError, match="at most two"):
         find_regime("iss-gray+iss-jpeg10+cg")
     assert find_regime("subtract+cg").name == "subtract+cg"
-    assert all(find_regime(name).prepare_test(stripes(2, 0)[0]).shape == (2, 3, 32, 32) for name in REGIMES)
+    images = stripes(2, 0)[0]
+    known = Knowledge(clean_images=images, clean_labels=torch.zeros(2, dtype=torch.int64), deltas=images.short())
+    assert all(find_regime(name, known).prepare_test(images).shape == (2, 3, 32, 32) for name in REGIMES)
 
 
 def cifar(split: str, num_shards: int) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torchvision.transforms import v2
+
 from pipeline.errors import SettingsError
+from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge, Regime
 from pipeline.relearning.regimes.colour import ColourAndGray
-from pipeline.relearning.regimes.iss import Grayscale, JpegCompression
+from pipeline.relearning.regimes.dfr import FeatureReweighting
+from pipeline.relearning.regimes.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
+from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
+from pipeline.relearning.regimes.mix import ChannelMixup, Cutout, FixedCutMix, FixedCutout, FixedMixup, MixedLabels
+from pipeline.relearning.regimes.opa import OrthogonalProjection
+from pipeline.relearning.regimes.policies import AugmentationPolicy
+from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
+from pipeline.relearning.regimes.simclr import ContrastivePretraining
+from pipeline.relearning.regimes.smooth import Smoothing
 from pipeline.relearning.regimes.subtract import SubtractEstimate
+from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
 from pipeline.settings import near_matches
 
 __all__ = ["REGIMES", "Knowledge", "Regime", "find_regime"]
@@ -19,17 +31,50 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "cg": lambda _: ColourAndGray(),
     "iss-jpeg10": lambda _: JpegCompression(10),
     "iss-gray": lambda _: Grayscale(),
+    "iss-bits2": lambda _: BitDepth(2),
+    "iss-jpeg10-train": lambda _: JpegCompression(10, tests_too=False),
+    "iss-gray-train": lambda _: Grayscale(tests_too=False),
+    "iss-bits2-train": lambda _: BitDepth(2, tests_too=False),
     "subtract": lambda known: SubtractEstimate("either", known),
     "subtract-label": lambda known: SubtractEstimate("label", known),
     "subtract-blind": lambda known: SubtractEstimate("blind", known),
+    "at": lambda _: AdversarialTraining("at", 4 / 255, 0.8 / 255),
+    "at-8": lambda _: AdversarialTraining("at-8", 8 / 255, 2 / 255),
+    "mixup": lambda _: MixedLabels("mixup", v2.MixUp, 1.0),
+    "cutmix": lambda _: MixedLabels("cutmix", v2.CutMix, 0.5),
+    "cutout": lambda _: Cutout(),
+    "mixup-uc": lambda _: FixedMixup(),
+    "cutmix-uc": lambda _: FixedCutMix(),
+    "cutout-uc": lambda _: FixedCutout(),
+    "mixup-14a": lambda _: ChannelMixup(),
+    "opa": lambda _: OrthogonalProjection(),
+    "ueraser-lite": lambda _: UEraserLite(),
+    "ueraser": lambda _: UEraser(always=False),
+    "ueraser-max": lambda _: UEraser(always=True),
+    "adabn": AdaptedNormalisation,
+    "delta-jitter": DeltaJitter,
+    "delta-known": DeltaKnown,
+    "few-clean": FewClean,
+    "early-stop": EarlyStop,
+    "dfr": FeatureReweighting,
+    "dropout": lambda _: Dropout(),
+    "weight-decay": lambda _: WeightDecay(),
+    "randaugment": lambda _: AugmentationPolicy("randaugment"),
+    "autoaugment": lambda _: AugmentationPolicy("autoaugment"),
+    "trivialaugment": lambda _: AugmentationPolicy("trivialaugment"),
+    "smooth-0.5": lambda _: Smoothing("smooth-0.5", 0.5),
+    "smooth-1": lambda _: Smoothing("smooth-1", 1.0),
+    "smooth-2": lambda _: Smoothing("smooth-2", 2.0),
+    "smooth-uc": lambda _: Smoothing("smooth-uc", 3.0, kernel=7),
+    "simclr": lambda _: ContrastivePretraining(),
 }
 
 
 def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B008  frozen
     """The regime called `name`, e.g. 'nt-cg' or 'subtract+cg'; at most two may be joined by '+'.
 
-    known   what the informed adversary assumes; other regimes do not use it
-    Raises SettingsError for an unknown name, with near matches.
+    known   what the adversary has beside the protected images; most regimes do not use it
+    Raises SettingsError for an unknown name, with near matches, and where `known` lacks what a regime needs.
     """
     parts = [_find_part(part, name, known) for part in name.split("+")]
     if len(parts) > 2:

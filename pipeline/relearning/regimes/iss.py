@@ -1,4 +1,4 @@
-"""Image Shortcut Squeezing: plain compression of training and test images (Liu, Zhao & Larson, ICML 2023)."""
+"""Image Shortcut Squeezing: plain compression of images before training (Liu, Zhao & Larson, ICML 2023)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,37 @@ from pipeline.augment import GREY
 from pipeline.relearning.regimes.base import Regime
 
 
-class JpegCompression(Regime):
-    """Training and test images go through JPEG at one quality (the paper: 10), as Pillow encodes it (4:2:0)."""
+class Squeezing(Regime):
+    """Images go through `squeeze` once, before crop and flip.
 
-    def __init__(self, quality: int) -> None:
-        self.name = f"iss-jpeg{quality}"
-        self.quality = quality
+    name         ends in -train if test images are left as they are: the paper's default
+    tests_too    test images are squeezed as well
+    """
+
+    def __init__(self, name: str, tests_too: bool) -> None:
+        self.name = name if tests_too else f"{name}-train"
+        self.tests_too = tests_too
+
+    def squeeze(self, images: Tensor) -> Tensor:
+        """Images uint8 [n, 3, H, W] -> the same."""
+        return images
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        return self.prepare_test(images)
+        return self.squeeze(images)
 
     def prepare_test(self, images: Tensor) -> Tensor:
+        return self.squeeze(images) if self.tests_too else images
+
+
+class JpegCompression(Squeezing):
+    """JPEG at one quality (the paper: 10), as Pillow encodes it (4:2:0)."""
+
+    def __init__(self, quality: int, tests_too: bool = True) -> None:
+        super().__init__(f"iss-jpeg{quality}", tests_too)
+        self.quality = quality
+
+    def squeeze(self, images: Tensor) -> Tensor:
+        """Every image encoded and decoded again."""
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
         coded = np.stack([self._through(array) for array in arrays])
         return torch.from_numpy(coded).permute(0, 3, 1, 2).to(images.device)
@@ -35,15 +55,28 @@ class JpegCompression(Regime):
         return np.asarray(Image.open(file))
 
 
-class Grayscale(Regime):
-    """Training and test images lose their colour; three equal channels remain."""
+class Grayscale(Squeezing):
+    """Colour is lost; three equal channels remain."""
 
-    name = "iss-gray"
+    def __init__(self, tests_too: bool = True) -> None:
+        super().__init__("iss-gray", tests_too)
 
-    def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        return self.prepare_test(images)
-
-    def prepare_test(self, images: Tensor) -> Tensor:
+    def squeeze(self, images: Tensor) -> Tensor:
+        """Luma in all three channels."""
         weights = torch.tensor(GREY, device=images.device)[:, None, None]
         grey = (images * weights).sum(dim=1, keepdim=True).round()
         return grey.to(torch.uint8).expand_as(images).contiguous()
+
+
+class BitDepth(Squeezing):
+    """Few bits a channel (the paper: 2): the nearest of 2^bits equally spaced levels, black and white among them."""
+
+    def __init__(self, bits: int, tests_too: bool = True) -> None:
+        super().__init__(f"iss-bits{bits}", tests_too)
+        self.bits = bits
+
+    def squeeze(self, images: Tensor) -> Tensor:
+        """Every value the nearest level (Xu et al. 2018, feature squeezing)."""
+        steps = 2**self.bits - 1
+        levels = torch.arange(256).mul(steps / 255).round().mul(255 / steps).round().to(torch.uint8)
+        return levels.to(images.device)[images.int()]

@@ -1,0 +1,47 @@
+"""What a regime needs to know, refused in one line when it is missing; and clean images as its target will see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import SettingsError
+from pipeline.fingerprint import derive
+from pipeline.relearning.regimes.base import Knowledge
+
+if TYPE_CHECKING:
+    from pipeline.relearning.train import Training
+
+
+def need_clean_images(known: Knowledge, regime: str) -> Tensor:
+    """Knowledge.clean_images, uint8 [m, 3, S, S]; SettingsError without them."""
+    if known.clean_images is None or len(known.clean_images) == 0:
+        raise SettingsError(f"regime {regime!r} needs clean images that are not test images: there are none")
+    return known.clean_images
+
+
+def need_clean_set(known: Knowledge, regime: str) -> tuple[Tensor, Tensor]:
+    """Knowledge.clean_images and their labels int64 [m]; SettingsError without them or if their numbers differ."""
+    images = need_clean_images(known, regime)
+    if known.clean_labels is None or len(known.clean_labels) != len(images):
+        count = "no" if known.clean_labels is None else f"{len(known.clean_labels):,}"
+        raise SettingsError(f"regime {regime!r} needs a label for each of {len(images):,} clean images: {count} labels")
+    return images, known.clean_labels
+
+
+def as_tested(training: Training, images: Tensor) -> Tensor:
+    """Images uint8 as the whole regime treats test images, e.g. in grey for iss-gray+early-stop; on its device."""
+    return training.regime.prepare_test(images).to(training.device)
+
+
+@contextmanager
+def named_randomness(training: Training, purpose: str) -> Iterator[None]:
+    """Seed torch's global generators by name and give them back; for what is done outside an epoch."""
+    devices = [training.device] if training.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(training.seed, purpose))
+        yield
