@@ -99,7 +99,7 @@ def build(name: str, *, weights: Path | None, size: int | None) -> Tower:
     check_surrogate(name)
     kind, model, tag = _split(name)
     random = _RANDOM.fullmatch(tag)
-    path = None if random else _local_weights(name, weights)
+    path = None if random else weights_file(name, weights)
     assemble = {"open_clip": _open_clip, "torchvision": _torchvision, "timm": _timm}[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(int(random[1]) if random else 0, "surrogate weights", model))
@@ -157,8 +157,11 @@ def _tags(kind: str, model: str) -> list[str]:
     return [weights.name for weights in torchvision.models.get_model_weights(model)]
 
 
-def _local_weights(name: str, weights: Path | None) -> Path:
-    """The file with the weights of `name`. Raises InputError if it is not here and cannot be fetched."""
+def weights_file(name: str, weights: Path | None) -> Path:
+    """The file with the weights of `name`: given, shipped, cached or fetched.
+
+    Raises InputError if it is not here and cannot be fetched.
+    """
     if weights is not None:
         if not weights.is_file():
             raise InputError(f"--surrogate-weights {weights}: there is no such file")

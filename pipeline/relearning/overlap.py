@@ -1,0 +1,68 @@
+"""How much the clusters of a protection tell about the labels that a target is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import adjusted_mutual_info_score
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Clusters c against labels y of N images, with n(c, y) images in both.
+
+    shortcut_accuracy    sum over c of max over y of n(c, y) / N: what a classifier that sees only the cluster can reach
+    inverse_purity       sum over y of max over c of n(c, y) / N: 1 where no class is spread over clusters
+    ami                  adjusted mutual information (Vinh et al. 2010), normalised by the mean entropy; 0 is chance
+    conditional_entropy  H(Y|C) in bits: what stays open about the label once the cluster is known
+    label_entropy        H(Y) in bits
+    majority             share of the commonest label: the shortcut accuracy of a single cluster
+    """
+
+    shortcut_accuracy: float
+    inverse_purity: float
+    ami: float
+    conditional_entropy: float
+    label_entropy: float
+    majority: float
+
+    @property
+    def purity(self) -> float:
+        """Purity of the clusters, which is the shortcut accuracy by another name."""
+        return self.shortcut_accuracy
+
+
+def overlap(clusters: ArrayLike, labels: ArrayLike) -> Overlap:
+    """The overlap of two partitions, integers [n] each. Raises ValueError for empty or unequal lengths."""
+    counts = joint_counts(clusters, labels)
+    total = counts.sum()
+    return Overlap(
+        shortcut_accuracy=float(counts.max(axis=1).sum() / total),
+        inverse_purity=float(counts.max(axis=0).sum() / total),
+        ami=float(adjusted_mutual_info_score(np.asarray(labels), np.asarray(clusters))),
+        conditional_entropy=conditional_entropy(counts),
+        label_entropy=conditional_entropy(counts.sum(axis=0, keepdims=True)),
+        majority=float(counts.sum(axis=0).max() / total),
+    )
+
+
+def joint_counts(clusters: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
+    """n(c, y), int64 [number of clusters, number of labels that occur]; ascending. Raises ValueError as `overlap`."""
+    rows, columns = np.asarray(clusters), np.asarray(labels)
+    if rows.shape != columns.shape or rows.ndim != 1 or not len(rows):
+        raise ValueError(f"clusters {rows.shape} and labels {columns.shape} must be one per image, for some images")
+    _, rows = np.unique(rows, return_inverse=True)
+    _, columns = np.unique(columns, return_inverse=True)
+    counts = np.zeros((rows.max() + 1, columns.max() + 1), np.int64)
+    np.add.at(counts, (rows, columns), 1)
+    return counts
+
+
+def conditional_entropy(counts: NDArray[np.int64]) -> float:
+    """H(Y|C) in bits of n(c, y) [clusters, labels]; of a single row it is H(Y)."""
+    sizes = counts.sum(axis=1, keepdims=True)
+    present = counts > 0
+    shares = counts[present] / np.broadcast_to(sizes, counts.shape)[present]
+    return abs(float(-(counts[present] * np.log2(shares)).sum() / counts.sum()))
