@@ -10,13 +10,26 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import ray
 
 from pipeline.errors import InputError
-from pipeline.settings import Settings
 
 OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel
+
+
+class Asked(Protocol):
+    """What a job's settings say of the cluster."""
+
+    @property
+    def workers(self) -> int | None: ...
+
+    @property
+    def gpus_per_worker(self) -> float: ...
+
+    @property
+    def debug(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def connected(settings: Settings) -> Iterator[None]:
+def connected(settings: Asked) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names (as inside a submitted job), else run a private one for the while.
 
     Raises InputError if a cluster is named but does not answer.
@@ -105,7 +118,7 @@ def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[No
                 os.environ[name] = value
 
 
-def _quiet_data(settings: Settings) -> None:
+def _quiet_data(settings: Asked) -> None:
     """Our own bars tell the progress; a stage may wait for machines as long as it takes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = settings.debug
@@ -117,7 +130,7 @@ def _quiet_data(settings: Settings) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def workers_for(settings: Settings) -> Workers:
+def workers_for(settings: Asked) -> Workers:
     """Processes of a stage: one per GPU share, or one per CPU, unless --workers says otherwise.
 
     Raises InputError if the cluster has not what is asked for: an actor that cannot be placed would wait for ever.

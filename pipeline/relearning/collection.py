@@ -1,19 +1,21 @@
-"""Labelled pictures of a collection as tensors: what a trainer would load from its shards."""
+"""Labelled pictures of a collection as arrays: what a trainer would load from its shards, decoded once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from pipeline.apply import image_suffix
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SampleError
+from pipeline.fingerprint import derive
 from pipeline.picture import decode_rgb
-from pipeline.records import Rejection
+from pipeline.records import Rejection, Sample
 from pipeline.store import Store
 from pipeline.tar import read_samples
 
@@ -21,32 +23,122 @@ MAX_PIXELS = 100_000_000
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """images uint8 [n, 3, S, S]; labels int64 [n]."""
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """images uint8 [n, 3, S, S]; labels int64 [n]; keys [n], each once."""
 
-    images: Tensor
-    labels: Tensor
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+    def digest(self) -> str:
+        """SHA-256 over keys, labels and pixels, in order."""
+        found = hashlib.sha256("\n".join(self.keys).encode("utf-8", "surrogateescape"))
+        found.update(np.ascontiguousarray(self.labels).data)
+        found.update(np.ascontiguousarray(self.images).data)
+        return found.hexdigest()
+
+    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Collection:
+        """Those rows, in the order given."""
+        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return Collection(self.images[indices], self.labels[indices], tuple(self.keys[i] for i in indices))
 
 
-def load_labelled(store: Store, shards: Sequence[str], *, side: int) -> LabelledImages:
+def load_labelled(store: Store, shards: Sequence[str], *, side: int) -> Collection:
     """Every sample of the shards that has an image and a `.cls` label, at one side, in shard order.
 
     Pictures are cut to a square in the middle and resized (bicubic) as they are decoded from the files.
-    Raises InputError if a sample cannot be read or has no label.
+    Raises InputError, naming shard and key, if a sample cannot be read or has no label or a key comes twice.
     """
-    images, labels = [], []
+    images, labels, keys = [], [], []
     for shard in shards:
         with store.open(shard) as stream:
             for sample in read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES):
                 if isinstance(sample, Rejection):
                     raise InputError(f"{store.url}/{shard}: {sample.key}: {sample.detail}")
-                if "cls" not in sample.members:
-                    raise InputError(f"{store.url}/{shard}: {sample.key} has no .cls label to train on")
-                suffix = image_suffix(sample)
-                pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=MAX_PIXELS, suffix=suffix)
-                square = ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC)
-                images.append(np.asarray(square))
-                labels.append(int(sample.members["cls"]))
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return LabelledImages(stacked, torch.tensor(labels))
+                labels.append(_label(sample, f"{store.url}/{shard}"))
+                images.append(_square(sample, side, f"{store.url}/{shard}"))
+                keys.append(sample.key)
+    return join([Collection(_stacked(images, side), np.array(labels, np.int64), tuple(keys))], store.url)
+
+
+def join(parts: Iterable[Collection], where: str) -> Collection:
+    """One collection of several. Raises InputError if nothing is there or a key comes twice."""
+    parts = list(parts)
+    keys = tuple(key for part in parts for key in part.keys)
+    if not keys:
+        raise InputError(f"{where}: there is no sample with an image and a label")
+    twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: key {twice} comes twice; keys must be unique over all shards of a collection")
+    if len(parts) == 1:
+        return parts[0]
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return Collection(images, labels, keys)
+
+
+def like_clean(protected: Collection, clean: Collection, name: str) -> NDArray[np.int64]:
+    """Row of the clean collection for each protected one.
+
+    Raises InputError for keys that the clean collection lacks, and for labels that differ.
+    """
+    rows = {key: row for row, key in enumerate(clean.keys)}
+    unknown = [key for key in protected.keys if key not in rows]
+    if unknown:
+        raise InputError(f"{name}: {len(unknown):,} of its keys are not in --clean, first {unknown[0]}")
+    found = np.array([rows[key] for key in protected.keys], np.int64)
+    differing = np.flatnonzero(clean.labels[found] != protected.labels)
+    if len(differing):
+        first = int(differing[0])
+        raise InputError(
+            f"{name}: key {protected.keys[first]} has label {protected.labels[first]}, "
+            f"in --clean {clean.labels[found[first]]}; {len(differing):,} labels differ"
+        )
+    return found
+
+
+def check_classes(clean: Collection, test: Collection) -> None:
+    """Raises InputError unless both collections have the same classes."""
+    ours, theirs = (set(np.unique(one.labels).tolist()) for one in (clean, test))
+    if ours != theirs:
+        raise InputError(
+            f"--clean has {len(ours)} classes, --test {len(theirs)}; only one of them has {sorted(ours ^ theirs)[:5]}"
+        )
+
+
+def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
+    """True for the hash-sample of keys that no one trains on."""
+    return np.array([derive(seed, "relearning-holdout", key) < share * 2.0**63 for key in keys], bool)
+
+
+def _label(sample: Sample, where: str) -> int:
+    text = sample.members.get("cls")
+    try:
+        assert text is not None
+        label = int(text)
+        assert label >= 0
+    except (AssertionError, ValueError):
+        raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on") from None
+    return label
+
+
+def _square(sample: Sample, side: int, where: str) -> NDArray[np.uint8]:
+    try:
+        suffix = image_suffix(sample)
+        pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=MAX_PIXELS, suffix=suffix)
+    except SampleError as error:
+        raise InputError(f"{where}: {sample.key}: {error}") from None
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
+
+
+def _stacked(images: list[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]:
+    if not images:
+        return np.zeros((0, 3, side, side), np.uint8)
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+import numpy as np
 import torch
 
-from pipeline.relearning.collection import LabelledImages
+from pipeline.relearning.collection import Collection
 from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.train import train_target
 
@@ -17,9 +18,9 @@ Progress = Callable[[str], None]
 
 
 def compare(
-    clean: LabelledImages,
-    protected: LabelledImages,
-    test: LabelledImages,
+    clean: Collection,
+    protected: Collection,
+    test: Collection,
     regimes: Sequence[str],
     *,
     known: Knowledge,
@@ -48,8 +49,7 @@ def compare(
         {"regime": regime} | {w: [accuracies[regime, w, seed] for seed in seeds] for w in ("clean", "protected")}
         for regime in regimes
     ]
-    num_classes = int(test.labels.max()) + 1
-    counts = torch.bincount(test.labels, minlength=num_classes)
+    counts = np.bincount(test.labels, minlength=test.num_classes)
     setup = (
         f"A small residual network from random weights, {epochs} epochs on {len(clean.images):,} images, last epoch, "
         f"{len(test.images):,} clean test images, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
@@ -57,10 +57,10 @@ def compare(
     return {"rows": rows, "chance": float(counts.max()) / len(test.labels), "setup": setup}
 
 
-_SHARED: dict[str, LabelledImages] = {}
+_SHARED: dict[str, Collection] = {}
 
 
-def _share(clean: LabelledImages, protected: LabelledImages, test: LabelledImages) -> None:
+def _share(clean: Collection, protected: Collection, test: Collection) -> None:
     torch.set_num_threads(1)
     _SHARED.update(clean=clean, protected=protected, test=test)
 
@@ -68,10 +68,10 @@ def _share(clean: LabelledImages, protected: LabelledImages, test: LabelledImage
 def _trial(regime: str, which: str, seed: int, known: Knowledge, epochs: int) -> float:
     train, test = _SHARED[which], _SHARED["test"]
     score = train_target(
-        train.images,
-        train.labels,
-        test.images,
-        test.labels,
+        torch.from_numpy(train.images),
+        torch.from_numpy(train.labels),
+        torch.from_numpy(test.images),
+        torch.from_numpy(test.labels),
         regime=find_regime(regime, known),
         epochs=epochs,
         seed=seed,

@@ -52,11 +52,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EpochScore:
-    """One epoch: mean loss and accuracy on the training batches, accuracy on the test images, the regime's figures."""
+    """One epoch: mean loss and accuracy on the training batches, accuracy on the test images, the regime's figures.
+
+    accuracy_holdout  on clean images that are neither trained on nor test images; None where there are none
+    """
 
     loss: float
     accuracy_train: float
     accuracy_test: float
+    accuracy_holdout: float | None = None
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -67,6 +71,7 @@ class TargetScore:
     accuracy_last   on the test images at the end: the figure that counts
     accuracy_best   of the best epoch, chosen on the test images themselves ("oracle"): for diagnosis only
     accuracy_train  on the training batches of the last epoch
+    accuracy_early_stop  on the test images after the epoch that was best on the held-out images; None without them
     extra_tests     accuracy on further test sets, by name
     seconds         of all epochs, tests included
     diverged        the loss became non-finite and training stopped; such a run is not averaged with others
@@ -80,6 +85,7 @@ class TargetScore:
     history: tuple[EpochScore, ...]
     seconds: float
     diverged: bool
+    accuracy_early_stop: float | None = None
     extra_tests: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
 
@@ -182,6 +188,9 @@ class Training:
         return correct / len(images)
 
     def normalise(self, images: Tensor) -> Tensor:
+        """By the training images' own mean and deviation, unless the network does it as its weights expect."""
+        if getattr(self.network, "normalises_itself", False):
+            return images
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> torch.autocast:
@@ -237,6 +246,7 @@ def train_target(
     target: str = "small",
     recipe: Recipe = Recipe(),  # noqa: B008  frozen
     device: str | torch.device = "cpu",
+    holdout: tuple[Tensor, Tensor] | None = None,
     extra_tests: dict[str, Tensor] | None = None,
     resume: dict[str, Any] | None = None,
     on_epoch: Callable[[Training], None] | None = None,
@@ -246,6 +256,7 @@ def train_target(
     images, test_images   uint8 [n, 3, S, S], S >= 32; labels, test_labels  int64 [n], 0 ... classes-1
     target                a name of pipeline.relearning.target
     epochs                those of the recipe, unless given here
+    holdout               clean images and labels, neither trained on nor tested, scored after each epoch
     extra_tests           further versions of the test images, by name, tested at the end
     resume                what Training.state() returned after an earlier epoch
     on_epoch              called after each epoch; training.history[-1] is its score
@@ -263,20 +274,22 @@ def train_target(
     )
     prepared = regime.prepare(images, labels, seed=seed)
     training = Training(network, prepared, labels, regime, recipe, seed, device)
-    test, test_labels = regime.prepare_test(test_images).to(device), test_labels.to(device)
+    tests = {"test": (regime.prepare_test(test_images).to(device), test_labels.to(device))}
+    if holdout is not None:
+        tests["holdout"] = (regime.prepare_test(holdout[0]).to(device), holdout[1].to(device))
     regime.start(training)
     if resume is not None:
         training.load(resume)
     for epoch in range(len(training.history), recipe.epochs):
         if training.history and not math.isfinite(training.history[-1].loss):
             break
-        training.history.append(_epoch(training, epoch, test, test_labels))
+        training.history.append(_epoch(training, epoch, tests))
         if on_epoch is not None:
             on_epoch(training)
-    return _score(training, test, test_labels, extra_tests or {})
+    return _score(training, *tests["test"], extra_tests or {})
 
 
-def _epoch(training: Training, epoch: int, test: Tensor, test_labels: Tensor) -> EpochScore:
+def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor]]) -> EpochScore:
     started = time.perf_counter()
     devices = [training.device] if training.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # dropout and libraries' augmentations draw from the global one
@@ -284,7 +297,8 @@ def _epoch(training: Training, epoch: int, test: Tensor, test_labels: Tensor) ->
         training.regime.begin_epoch(training, epoch)
         loss, accuracy_train = training.run_epoch(epoch)
         figures = training.regime.end_epoch(training, epoch)
-    score = EpochScore(loss, accuracy_train, training.accuracy(test, test_labels), figures)
+    reached = {name: training.accuracy(*test) for name, test in tests.items()}
+    score = EpochScore(loss, accuracy_train, reached["test"], reached.get("holdout"), figures)
     training.seconds += time.perf_counter() - started
     return score
 
@@ -301,6 +315,7 @@ def _score(training: Training, test: Tensor, test_labels: Tensor, extra: dict[st
         accuracy_last=training.accuracy(test, test_labels),
         accuracy_best=max(score.accuracy_test for score in history),
         accuracy_train=history[-1].accuracy_train,
+        accuracy_early_stop=_early_stop(history),
         history=tuple(history),
         seconds=training.seconds,
         diverged=diverged,
@@ -309,6 +324,14 @@ def _score(training: Training, test: Tensor, test_labels: Tensor, extra: dict[st
         },
         images_per_second=len(history) * training.num_batches * training.batch_size / max(training.seconds, 1e-9),
     )
+
+
+def _early_stop(history: list[EpochScore]) -> float | None:
+    """Test accuracy of the epoch that was best on the held-out images; the first of equals."""
+    scored = [score for score in history if score.accuracy_holdout is not None]
+    if not scored:
+        return None
+    return max(scored, key=lambda score: score.accuracy_holdout or 0.0).accuracy_test
 
 
 def _copied(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The regimes by name. A name is one of REGIMES or several joined by '+', applied from left to right."""
+"""The regimes by name. A name is one of REGIMES or several joined by '+', applied from left to right.
+
+Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
 from pipeline.relearning.regimes.mix import ChannelMixup, Cutout, FixedCutMix, FixedCutout, FixedMixup, MixedLabels
 from pipeline.relearning.regimes.opa import OrthogonalProjection
 from pipeline.relearning.regimes.policies import AugmentationPolicy
+from pipeline.relearning.regimes.progressive import (
+    ProgressiveColour,
+    ProgressiveFull,
+    ProgressiveTraining,
+    staged_regime,
+)
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.smooth import Smoothing
@@ -67,6 +76,9 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "smooth-2": lambda _: Smoothing("smooth-2", 2.0),
     "smooth-uc": lambda _: Smoothing("smooth-uc", 3.0, kernel=7),
     "simclr": lambda _: ContrastivePretraining(),
+    "st": lambda _: ProgressiveTraining(),
+    "st-cg": lambda _: ProgressiveColour(),
+    "st-full": lambda _: ProgressiveFull(),
 }
 
 
@@ -83,6 +95,8 @@ def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B
 
 
 def _find_part(part: str, name: str, known: Knowledge) -> Regime:
+    if "[" in part:
+        return staged_regime(part)
     if part not in REGIMES:
         names = sorted(REGIMES)
         raise SettingsError(

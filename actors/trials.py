@@ -1,0 +1,288 @@
+"""What of an evaluation lives in Ray: collections decoded once into the object store, and Tune trials that train.
+
+A trial's row is a file in the output, created once; while it trains, its last epoch is one too. So a finished trial is
+never run again and a killed one goes on, whatever of Tune's own state is left.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import tune
+
+from pipeline import layout
+from pipeline.errors import InputError, ScumbleError
+from pipeline.features import assignment_from_parquet
+from pipeline.fingerprint import sha256
+from pipeline.fit_images import shorter_sides
+from pipeline.protection import load_protection
+from pipeline.relearning.arms import Arm, Labels, label_both, levels_at, overlap_columns, test_clusters
+from pipeline.relearning.checks import check_labels
+from pipeline.relearning.collection import (
+    MAX_MEMBER_BYTES,
+    MAX_PIXELS,
+    Collection,
+    check_classes,
+    holdout_mask,
+    join,
+    like_clean,
+    load_labelled,
+)
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
+from pipeline.relearning.train import Training
+from pipeline.relearning.trial import run_trial
+from pipeline.store import Store
+from pipeline.tar import read_samples
+
+LOAD_SECONDS = 6 * 3600.0
+RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """References to everything that trials read; in the object store once per node.
+
+    arms    protected name -> Arm; labels  labelling name -> Labels; facts  labelling name -> columns of its rows
+    """
+
+    output: Store
+    clean: Any
+    test: Any
+    arms: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    facts: Mapping[tuple[str, str], Mapping[str, float]]
+    holdout: float
+    side: int
+    versions: str
+    device: str
+    threads: int
+
+
+def load_collection(store: Store, shards: Sequence[str], side: int) -> Any:
+    """Reference to the Collection of some shards, decoded by one task each. Raises InputError."""
+    load = ray.remote(load_labelled).options(num_cpus=1)
+    parts = [load.remote(store, [shard], side=side) for shard in shards]
+    return _checked(ray.remote(_joined).options(num_cpus=1).remote(store.url, *parts))
+
+
+def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Any:
+    """Reference to the Arm of a protected collection. Raises InputError if it does not fit the clean one."""
+    return _checked(ray.remote(_arm).options(num_cpus=1).remote(name, store, protected, clean, test))
+
+
+@dataclass(frozen=True)
+class LoadedLabels:
+    """A labelling in the object store: reference to Labels, their digest, and columns of the rows of each arm."""
+
+    labels: Any
+    digest: str
+    facts: Mapping[str, Mapping[str, float]]
+
+
+def label_collection(
+    name: str, clean: Any, test: Any, arms: Mapping[str, Any], *, classes: str | None, concepts: str | None
+) -> LoadedLabels:
+    """The labels that `name` gives to the clean and the test images. Raises SettingsError or InputError."""
+    task = ray.remote(_labelled).options(num_cpus=1, num_returns=2)
+    labels, about = task.remote(name, classes, concepts, clean, test, list(arms), *arms.values())
+    digest, facts = ray.get(_checked(about))
+    return LoadedLabels(labels, digest, facts)
+
+
+def check_collections(clean: Any, test: Any, regimes: Sequence[str], holdout: float) -> None:
+    """Raise InputError if the classes differ or are too small for one of the regimes."""
+    _checked(ray.remote(_check).options(num_cpus=1).remote(clean, test, list(regimes), holdout))
+
+
+def digest_of(holdout: float, *collections: Any) -> str:
+    """Digest of everything that a trial on these collections sees."""
+    task = ray.remote(_digest).options(num_cpus=1)
+    return sha256("\n".join([str(holdout), *ray.get([task.remote(one) for one in collections])]).encode())
+
+
+def median_side(store: Store, shard: str) -> int:
+    """Median shorter side in pixels of the first images of a shard. Raises InputError."""
+    return int(ray.get(_checked(ray.remote(_side).options(num_cpus=1).remote(store, shard))))
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    data: EvaluationData,
+    *,
+    cpus: float,
+    gpus: float,
+    done: Callable[[Trial], None],
+) -> None:
+    """Train all of them as Tune trials; no scheduler stops any. Raises ScumbleError if one fails for good."""
+    resources = {"cpu": cpus} | ({"gpu": gpus} if gpus else {})
+    by_key = {trial.key: trial for trial in trials}
+    with tempfile.TemporaryDirectory(prefix="scumble-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(train, data=data), resources),
+            param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
+            tune_config=tune.TuneConfig(reuse_actors=True, metric="finished", mode="max"),
+            run_config=tune.RunConfig(
+                name="relearning",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_Told(lambda key: done(by_key[key]))],
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            ),
+        )
+        found = tuner.fit()
+    if found.errors:
+        raise _first_failure(found.errors)
+
+
+def train(config: dict[str, Any], data: EvaluationData) -> None:
+    """The trainable of one trial."""
+    trial = Trial(**config["trial"])
+    if data.output.info(trial.result) is None:
+        torch.set_num_threads(data.threads)
+        arm = None if trial.protection in (CLEAN, CLEAN_PART) else ray.get(data.arms[trial.protection])
+        row = run_trial(
+            trial,
+            ray.get(data.clean),
+            ray.get(data.test),
+            arm,
+            ray.get(data.labels[trial.labelling]),
+            holdout=data.holdout,
+            device=data.device,
+            resume=_resume(data.output, trial),
+            on_epoch=lambda training: _keep(data.output, trial, training),
+        )
+        about = {"key": trial.key, "side": data.side, "versions": data.versions}
+        facts = data.facts.get((trial.protection, trial.labelling), {})
+        data.output.create(trial.result, json.dumps(row | about | dict(facts)).encode())
+        data.output.delete([trial.checkpoint])
+    tune.report({"finished": 1, "key": trial.key})
+
+
+def _resume(output: Store, trial: Trial) -> dict[str, Any] | None:
+    if output.info(trial.checkpoint) is None:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(output.read(trial.checkpoint)), weights_only=True)
+    return state
+
+
+def _keep(output: Store, trial: Trial, training: Training) -> None:
+    file = io.BytesIO()
+    torch.save(training.state(), file)
+    output.put(trial.checkpoint, file.getvalue())
+
+
+class _Told(tune.Callback):  # type: ignore[misc]
+    """Tells of every finished trial."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if result.get("finished") and "key" in result:
+            self._tell(str(result["key"]))
+
+
+def _side(store: Store, shard: str) -> int:
+    with store.open(shard) as stream:
+        samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
+        sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
+    return sorted(sides)[len(sides) // 2]
+
+
+def _digest(collection: Collection) -> str:
+    return collection.digest()
+
+
+def _check(clean: Collection, test: Collection, regimes: list[str], holdout: float) -> None:
+    check_classes(clean, test)
+    labels = clean.labels[~holdout_mask(clean.keys, holdout)]
+    for regime in regimes:
+        check_labels(regime, labels)
+
+
+def _labelled(
+    name: str,
+    classes: str | None,
+    concepts: str | None,
+    clean: Collection,
+    test: Collection,
+    names: list[str],
+    *arms: Arm,
+) -> tuple[Labels, tuple[str, dict[str, dict[str, float]]]]:
+    labels = label_both(name, clean, test, list(arms), classes=classes, concepts=concepts)
+    facts = {
+        arm_name: overlap_columns(arm, labels)
+        for arm_name, arm in zip(names, arms, strict=True)
+        if arm.clusters is not None
+    }
+    return labels, (labels.digest(), facts)
+
+
+def _joined(url: str, *parts: Collection) -> Collection:
+    return join(parts, url)
+
+
+def _checked(reference: Any) -> Any:
+    """The reference itself, once it holds a value. Raises the task's own error."""
+    try:
+        ray.wait([reference], timeout=LOAD_SECONDS)
+        ray.get(reference, timeout=LOAD_SECONDS)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ScumbleError):
+            raise error.cause from None
+        raise
+    return reference
+
+
+def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> Arm:
+    rows = like_clean(protected, clean, name)
+    if store.info(layout.PROTECTION) is None:
+        return Arm(protected, rows)
+    protection = load_protection(store.read(layout.PROTECTION))
+    clusters = _clusters(store, protected)
+    return Arm(
+        protected,
+        rows,
+        clusters=clusters,
+        test_clusters=test_clusters(test, protection, _run_settings(store)),
+        levels=levels_at(protection, protected.images.shape[-1]),
+        epsilon=protection.epsilon,
+    )
+
+
+def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
+    """The cluster of every protected image, by key."""
+    found: dict[str, int] = {}
+    for entry in store.list(layout.ASSIGNMENTS):
+        assignment = assignment_from_parquet(store.read(entry.name))
+        found |= dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
+    missing = [key for key in protected.keys if key not in found]
+    if missing:
+        raise InputError(f"{store.url}: no cluster is recorded for {len(missing):,} keys, first {missing[0]}")
+    return np.array([found[key] for key in protected.keys], np.int64)
+
+
+def _run_settings(store: Store) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(store.read(layout.RUN))["ingredients"]["settings"]
+    return settings
+
+
+def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:
+    error: BaseException | None = errors[0]
+    while error is not None:
+        if isinstance(error, ScumbleError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    line = next((line for line in reversed(str(errors[0]).splitlines()) if line.strip()), type(errors[0]).__name__)
+    return InputError(
+        f"{len(errors)} trials failed, the first with: {line.strip()[:300]}; start the same command again"
+    )

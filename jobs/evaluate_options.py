@@ -1,0 +1,96 @@
+"""The flags of a relearning evaluation, written out and grouped; what they mean is settled in pipeline.relearning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.cli import Parser, given_options
+from pipeline.errors import SettingsError
+from pipeline.relearning.evaluation import PRESETS, RECIPES, EvaluationSettings, evaluation_from
+
+DESCRIPTION = """\
+Train target models on clean and on protected images, under every regime that an adversary would try, and report
+what each relearned. The relearned accuracy of a protection is the worst case over regimes of the seed mean.
+
+  python jobs/evaluate_relearning.py --preset smoke --clean photos/train --test photos/test \\
+      --protected uc=protected/ --output evaluation/
+  python jobs/evaluate_relearning.py --preset audit --gpus-per-worker 1 --clean 's3://art/raw/train-*.tar' …
+
+Start the same command again to go on: finished trials are kept, unfinished ones go on from their last epoch.
+"""
+EPILOG = """\
+exit codes: 0 done, 1 a trial failed, 2 usage or data that do not fit
+
+Regimes may be joined by + (at most two): iss-gray+st-cg. The audit preset is the battery behind every published figure.
+A regime that was not tried may get more out of the images than any of these.
+"""
+
+
+def named_urls(text: str) -> tuple[str, str]:
+    """NAME=URL."""
+    name, found, url = text.partition("=")
+    if not found or not name or not url:
+        raise ValueError(text)
+    return name, url
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in words(text))
+
+
+def evaluation_parser() -> Parser:
+    """All options; none has a default here, so that what was given can be told apart."""
+    usage = "evaluate_relearning.py --clean URL --protected NAME=URL [NAME=URL …] --test URL --output URL [options]"
+    parser = Parser(prog="evaluate_relearning.py", usage=usage, description=DESCRIPTION, epilog=EPILOG)
+    _data(parser)
+    _trials(parser)
+    _run(parser)
+    return parser
+
+
+def _data(parser: Parser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--clean", metavar="URL", help="the originals: shards with a .cls label beside each image")
+    add("--protected", metavar="NAME=URL", type=named_urls, nargs="+", help="protected copies, each with a name")
+    add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
+    add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
+    add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")
+    add("--holdout", type=float, metavar="SHARE", help="of the originals, for early stop and the like (default 0.05)")
+    add("--classes", metavar="FILE", help="the name of class 0, 1, … on each line, for superclasses and concepts")
+    add("--concepts", metavar="FILE", help="safetensors bank of names and embeddings (default: ImageNet's, built in)")
+    add("--config", metavar="FILE", help="YAML file of options; the command line wins over it")
+
+
+def _trials(parser: Parser) -> None:
+    add = parser.add_argument_group("trials: every combination is one").add_argument
+    add("--preset", choices=sorted(PRESETS), help="smoke: minutes on two cores; audit: the battery that counts")
+    add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, …, pretrained:NAME, probe:NAME")
+    add("--regimes", type=words, metavar="A,B", help="nt, nt-cg, st, st-cg, st-full, at, ueraser, opa, subtract+cg, …")
+    add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:N")
+    add("--shares", type=words, metavar="A,B", help="protected part: samples:0.5, classes:0.5 (default samples:1)")
+    add("--seeds", type=numbers, metavar="0,1,2", help="of training: order, augmentation, weights")
+    add("--epochs", type=int, metavar="N", help="of every training (default 12)")
+    add("--recipe", choices=sorted(RECIPES), help="optimiser settings: fast (default) or a paper's")
+
+
+def _run(parser: Parser) -> None:
+    add = parser.add_argument_group("run").add_argument
+    add("--workers", type=int, metavar="N", help="trials at once (default: one per CPU, or per GPU share)")
+    add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each trial (default 0: CPUs only)")
+    add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
+
+
+def parse_evaluation(argv: list[str] | None) -> EvaluationSettings:
+    """Command line over settings file over preset. Raises SettingsError."""
+    given: dict[str, Any] = given_options(evaluation_parser(), argv)
+    pairs = given.pop("protected", [])
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(f"--protected: the name {twice[0]!r} stands for two collections")
+    return evaluation_from({**given, "protected": dict(pairs)}, given.pop("preset", None))

@@ -1,0 +1,167 @@
+"""The steps of a relearning evaluation: refuse what cannot be, load, plan, train what is left, write what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.relearning.report import EvaluationAbout, write_relearning_report
+
+from actors.connect import Workers, workers_for
+from actors.trials import (
+    EvaluationData,
+    LoadedLabels,
+    check_collections,
+    digest_of,
+    label_collection,
+    load_collection,
+    make_arm,
+    median_side,
+    run_trials,
+)
+from jobs import cli
+from jobs.progress import progress
+from jobs.stages import ray_failures
+from pipeline.errors import InputError, SettingsError
+from pipeline.relearning.checks import check_regime
+from pipeline.relearning.evaluation import (
+    CLEAN,
+    HISTORIES,
+    REPORT,
+    RESULTS,
+    SETTINGS,
+    WHOLE,
+    EvaluationSettings,
+    Trial,
+)
+from pipeline.relearning.labellings import check_labelling
+from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
+from pipeline.relearning.targets import check_target
+from pipeline.store import Store, resolve_input
+
+LARGEST_SIDE, SMALLEST_SIDE = 224, 32
+PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The collections in the object store, and their digests."""
+
+    output: Store
+    side: int
+    clean: Any
+    test: Any
+    arms: dict[str, Any]
+    labels: dict[str, LoadedLabels]
+    digests: dict[str, str]
+    workers: Workers
+
+
+def check_names(settings: EvaluationSettings) -> None:
+    """Raise SettingsError for a target, regime or labelling that does not exist, before anything is read."""
+    for target in settings.targets:
+        check_target(target)
+    for regime in settings.regimes:
+        check_regime(regime)
+    for labelling in settings.labellings:
+        check_labelling(labelling)
+
+
+def load(settings: EvaluationSettings) -> Loaded:
+    """Decode every collection once. Raises SettingsError if they do not fit each other."""
+    with _refused(), ray_failures():
+        workers = workers_for(settings)
+        stores = {CLEAN: resolve_input(settings.clean), "test": resolve_input(settings.test)}
+        stores |= {name: resolve_input(url) for name, url in settings.protected.items()}
+        side = settings.side or _side(*stores[CLEAN])
+        data: dict[str, Any] = {}
+        with progress("load", len(stores), "collection") as bar:
+            for name, (store, entries) in stores.items():
+                data[name] = load_collection(store, [entry.name for entry in entries], side)
+                bar.step(name)
+        clean, test = data.pop(CLEAN), data.pop("test")
+        check_collections(clean, test, settings.regimes, settings.holdout)
+        arms = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
+        files = {"classes": settings.classes, "concepts": settings.concepts}
+        labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
+        digests = {CLEAN: digest_of(settings.holdout, clean, test)}
+        digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.protected}
+        return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers)
+
+
+def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
+    """All trials; says how many there are."""
+    trials = settings.trials(loaded.digests, {name: found.digest for name, found in loaded.labels.items()})
+    loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
+    print(f"collections  clean and {len(settings.protected)} protected, at {loaded.side} px")
+    print(f"trials       {len(trials)}, {loaded.workers.count} at once")
+    return trials
+
+
+def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
+    """Those without a row yet."""
+    have = {entry.name for entry in output.list("trials")}
+    left = [trial for trial in trials if trial.result not in have]
+    if len(left) < len(trials):
+        print(f"finished     {len(trials) - len(left)} trials, {len(left)} left")
+    return left
+
+
+def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
+    """Run the trials in Tune."""
+    if not trials:
+        return
+    facts = {(arm, name): row for name, found in loaded.labels.items() for arm, row in found.facts.items()}
+    data = EvaluationData(
+        output=loaded.output,
+        clean=loaded.clean,
+        test=loaded.test,
+        arms=loaded.arms,
+        labels={name: found.labels for name, found in loaded.labels.items()},
+        facts=facts,
+        holdout=settings.holdout,
+        side=loaded.side,
+        versions=" ".join(f"{package} {version(package)}" for package in PACKAGES),
+        device=loaded.workers.device,
+        threads=loaded.workers.threads,
+    )
+    with ray_failures(), progress("relearn", len(trials), "trial") as bar:
+        run_trials(
+            trials, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=lambda trial: bar.step(trial.name)
+        )
+
+
+def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:
+    """Write tables and report; print the figure of every protection."""
+    rows = [json.loads(output.read(trial.result)) for trial in trials]
+    output.put(RESULTS, results_to_parquet(rows))
+    output.put(HISTORIES, histories_to_parquet(rows))
+    about = EvaluationAbout(clean=settings.clean, test=settings.test, protected=dict(settings.protected))
+    output.put(REPORT, write_relearning_report(rows, about=about).encode())
+    for share in settings.shares:
+        print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")
+        for name in (CLEAN, *settings.protected):
+            found = relearned(rows, name, labelling=settings.labellings[0], share=share)
+            if found is not None:
+                print(f"  {name:<32}{found.accuracy:>10.1%}  {found.regime} ({found.num_regimes} tried)")
+    print(f"\nresults      {output.url}/{RESULTS}")
+    print(f"report       {output.url}/{REPORT}")
+    return cli.DONE
+
+
+def _side(store: Store, entries: Sequence[Any]) -> int:
+    """Median shorter side of the first shard's first images, within what targets are built for."""
+    return max(SMALLEST_SIDE, min(LARGEST_SIDE, median_side(store, entries[0].name)))
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Data that do not fit are refused like options that do not: before any training, with exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        raise SettingsError(str(error)) from None

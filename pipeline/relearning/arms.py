@@ -1,0 +1,127 @@
+"""What a trial is made of beside the clean images: protected arms with their deltas, and labellings of both sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.delta import add
+from pipeline.errors import ScumbleError
+from pipeline.fingerprint import sha256
+from pipeline.protection import Protection
+from pipeline.relearning.collection import Collection
+from pipeline.relearning.concepts import read_bank
+from pipeline.relearning.labellings import make_labelling
+from pipeline.relearning.overlap import overlap
+from pipeline.surrogate import load_surrogate
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A protected collection beside the clean one, and what is known of its deltas.
+
+    rows           int64 [n]: row of the clean collection for each protected image
+    clusters       int64 [n], test_clusters int64 [m]; None where the protection is not given
+    levels         int16 [p, 3, S, S], the delta of each cluster at this size; None for textures and strangers
+    """
+
+    collection: Collection
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.int64] | None = None
+    test_clusters: NDArray[np.int64] | None = None
+    levels: NDArray[np.int16] | None = None
+    epsilon: float = 16 / 255
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A labelling of the clean collection [n] and of the test images [m], int64, and its number of classes."""
+
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    num_classes: int
+
+    def digest(self) -> str:
+        """SHA-256 over both."""
+        return sha256(self.train.tobytes() + b"/" + self.test.tobytes())
+
+
+def carrying(
+    images: NDArray[np.uint8], levels: NDArray[np.int16], clusters: NDArray[np.int64], epsilon: float
+) -> NDArray[np.uint8]:
+    """uint8 [n, 3, S, S] images, each with the delta int16 [p, 3, S, S] of its cluster."""
+    laid = levels.transpose(0, 2, 3, 1)
+    pixels = images.transpose(0, 2, 3, 1)
+    changed = [add(one, laid[cluster], epsilon) for one, cluster in zip(pixels, clusters, strict=True)]
+    return np.ascontiguousarray(np.stack(changed).transpose(0, 3, 1, 2))
+
+
+def levels_at(protection: Protection, side: int) -> NDArray[np.int16] | None:
+    """The delta of every cluster at one side, int16 [p, 3, S, S]; None for textures, which have one per image."""
+    if protection.per_sample:
+        return None
+    laid = [protection.delta_for(cluster, "", side, side) for cluster in range(len(protection.targets))]
+    return np.ascontiguousarray(np.stack(laid).transpose(0, 3, 1, 2))
+
+
+def test_clusters(test: Collection, protection: Protection, settings: dict[str, Any]) -> NDArray[np.int64] | None:
+    """The cluster that each test image would be given, int64 [m]; None if the run's surrogate cannot be had here.
+
+    settings  those of the run that made the protection: surrogate, surrogate_weights, surrogate_size
+    """
+    weights = settings.get("surrogate_weights")
+    try:
+        surrogate = load_surrogate(
+            settings["surrogate"],
+            weights=Path(weights) if weights else None,
+            size=settings.get("surrogate_size"),
+            device="cpu",
+        )
+        protection.check_surrogate(surrogate.id)
+    except ScumbleError:
+        return None
+    pictures = list(test.images.transpose(0, 2, 3, 1))
+    features = [surrogate.embed_pictures(pictures[at : at + 64]) for at in range(0, len(pictures), 64)]
+    return protection.clustering.assign(np.concatenate(features))[0].astype(np.int64)
+
+
+def label_both(
+    name: str, clean: Collection, test: Collection, arms: list[Arm], *, classes: str | None, concepts: str | None
+) -> Labels:
+    """What the labelling makes of the clean and of the test images.
+
+    arms  of the protections; where a labelling takes notice of clusters, those of the first that has any
+    Raises SettingsError for what the labelling needs and has not, InputError for files that do not fit.
+    """
+    class_names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else None
+    if class_names is not None:
+        class_names = [one.strip() for one in class_names if one.strip()]
+    given = next((arm for arm in arms if arm.clusters is not None), None)
+    train_clusters = None
+    if given is not None and given.clusters is not None:
+        train_clusters = np.full(len(clean), -1, np.int64)
+        train_clusters[given.rows] = given.clusters
+    bank = read_bank(Path(concepts)) if concepts else None
+    make = partial(make_labelling, name, seed=0, class_names=class_names, bank=bank)
+    train = make(clean.labels, keys=clean.keys, clusters=train_clusters)
+    if train.groups is not None:
+        return Labels(train.labels, train.relabel(test.labels), train.num_classes)
+    clusters = None if given is None else given.test_clusters
+    tested = make(test.labels, keys=test.keys, clusters=clusters)
+    return Labels(train.labels, tested.labels, train.num_classes)
+
+
+def overlap_columns(arm: Arm, labels: Labels) -> dict[str, float]:
+    """How much the clusters of a protection tell about the labels, as columns of its rows."""
+    assert arm.clusters is not None, "only where the clusters are known"
+    found = overlap(arm.clusters, labels.train[arm.rows])
+    return {
+        "purity": found.purity,
+        "adjusted_mutual_information": found.ami,
+        "shortcut_accuracy": found.shortcut_accuracy,
+    }

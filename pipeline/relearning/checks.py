@@ -1,0 +1,30 @@
+"""What can be refused before anything is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.relearning.regimes import Knowledge, find_regime
+
+LEAST_FOR_ACM = 2  # images of a class, and classes
+
+
+def check_regime(name: str) -> None:
+    """Raise SettingsError for a regime that does not exist or cannot be composed so, with near matches."""
+    pixels = torch.zeros((4, 3, 32, 32), dtype=torch.uint8)
+    deltas = torch.zeros((4, 3, 32, 32), dtype=torch.int16)
+    find_regime(name, Knowledge(2, 16 / 255, pixels, torch.zeros(4, dtype=torch.int64), deltas))
+
+
+def check_labels(regime: str, labels: NDArray[np.int64]) -> None:
+    """Raise InputError if there are too few training images for the regime; labels int64 [n]."""
+    sizes = np.bincount(labels)
+    enough = int((sizes >= LEAST_FOR_ACM).sum())
+    if regime.partition("+")[0].startswith("st") and enough < LEAST_FOR_ACM:
+        raise InputError(
+            f"regime {regime}: the activation cluster measure needs two classes of at least two images; "
+            f"{enough} of {int((sizes > 0).sum())} classes have so many"
+        )

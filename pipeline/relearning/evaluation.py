@@ -1,0 +1,223 @@
+"""What an evaluation does: every combination of protection, target, regime, labelling, share and seed is one trial."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import SettingsError
+from pipeline.fingerprint import canonical, sha256
+from pipeline.settings import near_matches
+
+CLEAN = "clean"  # the name of the control in every table
+CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, alone
+WHOLE = "samples:1"
+
+# below the output
+RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "report.html", "evaluation.json"
+TRIALS = "trials"
+
+AUDIT = (
+    *("nt", "nt-cg", "st-cg", "st-full", "iss-gray", "iss-jpeg10", "iss-jpeg10+nt-cg", "ueraser-lite", "opa", "cutmix"),
+    *("subtract", "subtract+cg", "delta-jitter", "adabn", "early-stop", "dfr"),
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"targets": ("small",), "regimes": ("nt", "nt-cg"), "seeds": (0,), "epochs": 4},
+    "audit": {"targets": ("resnet18",), "regimes": AUDIT, "seeds": (0, 1, 2), "epochs": 60},
+    "audit-cpu": {
+        "targets": ("small",),
+        "regimes": ("nt", "nt-cg", "st-cg", "iss-gray", "iss-jpeg10", "cutmix", "subtract", "subtract+cg", "adabn"),
+        "seeds": (0, 1),
+        "epochs": 12,
+    },
+    "st-paper": {
+        "targets": ("resnet18",),
+        "regimes": ("nt", "nt-cg", "st", "st-cg", "st-full"),
+        "seeds": (0,),
+        "epochs": 60,
+        "recipe": "st-paper",
+    },
+    "uc-paper": {
+        "targets": ("resnet18", "efficientnet_b1", "regnet_x_1_6gf"),
+        "regimes": ("nt", "mixup-uc", "cutmix-uc", "cutout-uc", "smooth-uc"),
+        "seeds": (0,),
+        "epochs": 90,
+        "recipe": "uc-paper",
+        "side": 224,
+    },
+    "one-for-all-paper": {
+        "targets": ("resnet18", "resnet50", "vit-14a", "mobilenet_v2", "shufflenet_v2_x1_0"),
+        "regimes": ("nt", "mixup-14a", "smooth-1", "opa"),
+        "labellings": ("original", "concepts:20"),
+        "seeds": (0,),
+        "epochs": 200,
+        "recipe": "one-for-all-paper",
+        "side": 224,
+    },
+}
+
+# Settings of pipeline.relearning.train.Recipe; None = as the network of a CPU record is trained
+RECIPES: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "st-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 128},
+    "uc-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 512},
+    "one-for-all-paper": {
+        "lr": 0.1,
+        "schedule": "cosine",
+        "nesterov": False,
+        "label_smoothing": 0.0,
+        "batch_size": 64,
+        "weight_decay": 3e-5,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training. Its key is the digest of its content, the data's digest included: equal trials run once.
+
+    share   "samples:S" or "classes:S": the part of the training images that is protected; the rest stays clean
+    data    digest of the images; labels  digest of what the labelling made of their labels
+    """
+
+    protection: str
+    target: str
+    regime: str
+    labelling: str
+    share: str
+    seed: int
+    epochs: int
+    recipe: str
+    data: str
+    labels: str
+
+    @property
+    def key(self) -> str:
+        """Twenty hex digits."""
+        return sha256(canonical(asdict(self)))[:20]
+
+    @property
+    def result(self) -> str:
+        """Where its row lies below the output, once it is finished."""
+        return f"{TRIALS}/{self.key}.json"
+
+    @property
+    def checkpoint(self) -> str:
+        """Where its last epoch lies while it is not."""
+        return f"{TRIALS}/{self.key}.pt"
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        rest = "" if self.labelling == "original" else f", {self.labelling}"
+        rest += "" if self.share == WHOLE else f", {self.share} protected"
+        return f"{self.regime} on {self.protection} ({self.target}, seed {self.seed}{rest})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Every choice of an evaluation. Raises SettingsError, one line that names the option.
+
+    protected      name -> URL; side  pixels of all images, None: the median of the clean ones, at most 224
+    classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
+    holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
+    """
+
+    clean: str
+    test: str
+    output: str
+    protected: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[str, ...] = ("small",)
+    regimes: tuple[str, ...] = ("nt",)
+    labellings: tuple[str, ...] = ("original",)
+    shares: tuple[str, ...] = (WHOLE,)
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 12
+    recipe: str = "fast"
+    side: int | None = None
+    classes: str | None = None
+    concepts: str | None = None
+    holdout: float = 0.05
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "test", "output"):
+            _check(bool(getattr(self, name)), f"--{name} is missing")
+        for name in ("targets", "regimes", "labellings", "shares", "seeds"):
+            values = getattr(self, name)
+            _check(bool(values), f"--{name} is empty")
+            _check(len(set(values)) == len(values), f"--{name} names something twice: {', '.join(map(str, values))}")
+        _check(self.epochs >= 1, f"--epochs {self.epochs} is less than 1")
+        _check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
+        _check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
+        for name in (CLEAN, CLEAN_PART):
+            _check(name not in self.protected, f"--protected: {name!r} is the name of a control; choose another")
+        known = sorted(RECIPES)
+        _check(
+            self.recipe in known,
+            f"--recipe {self.recipe!r} is none of {', '.join(known)}{near_matches(self.recipe, known)}",
+        )
+        for share in self.shares:
+            kind, _, number = share.partition(":")
+            try:
+                sane = kind in ("samples", "classes") and 0 < float(number) <= 1
+            except ValueError:
+                sane = False
+            _check(sane, f"--shares {share!r} is not like samples:0.5 or classes:0.5, above 0 and at most 1")
+
+    def trials(self, digests: Mapping[str, str], labels: Mapping[str, str]) -> list[Trial]:
+        """All trials.
+
+        digests  name of every collection -> digest of what is trained on and tested with it
+        labels   labelling -> digest of the labels that it gives
+
+        The clean control is run for every target, regime, labelling and seed, once, whatever the shares; beside
+        every share below 1 stands CLEAN_PART.
+        """
+        found = []
+        combinations = itertools.product(self.targets, self.regimes, self.labellings, self.seeds)
+        for target, regime, labelling, seed in combinations:
+            arms = [(CLEAN, WHOLE)] + [(name, share) for name in self.protected for share in self.shares]
+            arms += [(CLEAN_PART, share) for share in self.shares if float(share.partition(":")[2]) < 1]
+            for protection, share in arms:
+                found.append(
+                    Trial(
+                        protection=protection,
+                        target=target,
+                        regime=regime,
+                        labelling=labelling,
+                        share=share,
+                        seed=seed,
+                        epochs=self.epochs,
+                        recipe=self.recipe,
+                        data=digests[CLEAN if protection == CLEAN_PART else protection],
+                        labels=labels[labelling],
+                    )
+                )
+        return found
+
+
+def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> EvaluationSettings:
+    """Settings from a preset, overlaid with options. Raises SettingsError, with near matches."""
+    if preset is not None and preset not in PRESETS:
+        names = sorted(PRESETS)
+        raise SettingsError(f"--preset {preset!r} is none of {', '.join(names)}{near_matches(preset, names)}")
+    merged = dict(PRESETS[preset]) if preset else {}
+    merged |= given
+    known = [one.name for one in fields(EvaluationSettings)]
+    for name in merged:
+        if name not in known:
+            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
+    for required in ("clean", "test", "output"):
+        _check(bool(merged.get(required)), f"--{required} is missing")
+    return EvaluationSettings(**merged)
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise SettingsError(message)

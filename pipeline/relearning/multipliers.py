@@ -1,0 +1,61 @@
+"""How far the learning rate of each layer is turned down after so many rejected epochs (Dang et al., Eq. 5).
+
+The equation is lost in the text that we have; all of these are 1 everywhere at count 0, fall as the count grows, and
+never fall faster in a deeper layer than in a shallower one, as section III-B and Fig. 6 say. exp_depth alone slows
+all layers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+WIDTH = 2.0  # layers over which the front of linear_front goes from 1 to 0
+SOFTNESS = 1.0  # layers, of sigmoid_front
+DECAY = 0.5  # per layer behind the front, of geometric
+
+
+def _linear_front(advance: float, depth: int, num_layers: int) -> float:
+    return min(1.0, max(0.0, 1 - (advance - (depth - 1)) / WIDTH))
+
+
+def _sigmoid_front(advance: float, depth: int, num_layers: int) -> float:
+    return _sigmoid((depth - advance) / SOFTNESS) / _sigmoid(depth / SOFTNESS)
+
+
+def _geometric(advance: float, depth: int, num_layers: int) -> float:
+    return float(DECAY ** max(0.0, advance - (depth - 1)))
+
+
+def _exp_depth(advance: float, depth: int, num_layers: int) -> float:
+    return math.exp(-advance * (1 - (depth - 1) / num_layers))
+
+
+def _freeze(advance: float, depth: int, num_layers: int) -> float:
+    return 0.0 if depth <= math.floor(advance) else 1.0
+
+
+MULTIPLIERS: dict[str, Callable[[float, int, int], float]] = {
+    "linear_front": _linear_front,
+    "sigmoid_front": _sigmoid_front,
+    "geometric": _geometric,
+    "exp_depth": _exp_depth,
+    "freeze": _freeze,
+}
+
+
+def layer_multipliers(name: str, count: int, num_layers: int, beta: float) -> list[float]:
+    """What to multiply each layer's learning rate with, in [0, 1], shallowest layer first.
+
+    name   linear_front  clip(1 - (beta count - (l - 1)) / 2, 0, 1): a front that moves beta layers per count
+           sigmoid_front  sigmoid(l - beta count) / sigmoid(l)
+           geometric      0.5 ** max(0, beta count - (l - 1))
+           exp_depth      exp(-beta count (1 - (l - 1) / L))
+           freeze         0 for l <= floor(beta count), else 1
+    count  rejected epochs so far, >= 0; beta >= 0; layers l = 1 ... L
+    """
+    return [MULTIPLIERS[name](beta * count, depth, num_layers) for depth in range(1, num_layers + 1)]
+
+
+def _sigmoid(value: float) -> float:
+    return (1 + math.tanh(value / 2)) / 2

@@ -1,0 +1,133 @@
+"""Rows of finished trials: to Parquet and back, seed means, and the one figure that a protection is reported with."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.relearning.evaluation import CLEAN
+
+Row = Mapping[str, Any]  # what pipeline.relearning.trial.run_trial returns, with its labelling's overlap
+
+_TEXT = (
+    *("key", "protection", "target", "regime", "labelling", "share", "recipe", "data", "device", "versions"),
+    "settings",
+)
+_WHOLE = ("seed", "epochs", "side", "num_train", "num_protected", "num_test", "num_classes")
+_REAL = (
+    *("accuracy_last", "accuracy_best", "accuracy_early_stop", "accuracy_own_delta", "accuracy_wrong_delta"),
+    *("accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
+    *("images_per_second", "seconds"),
+)
+SCHEMA = pa.schema(
+    [pa.field(name, pa.string()) for name in _TEXT]
+    + [pa.field(name, pa.int64()) for name in _WHOLE]
+    + [pa.field(name, pa.float64()) for name in _REAL]
+    + [pa.field("diverged", pa.bool_())]
+)
+HISTORY_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("epoch", pa.int64()),
+        *(pa.field(n, pa.float64()) for n in ("loss", "accuracy_train", "accuracy_test", "accuracy_holdout")),
+        pa.field("figures", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """Accuracy after the last epoch over the seeds of one cell, in [0, 1]; diverged trials are not averaged.
+
+    sd  sample standard deviation; None for fewer than two seeds. mean is None if every trial diverged.
+    """
+
+    mean: float | None
+    sd: float | None
+    num_seeds: int
+    num_diverged: int = 0
+
+
+@dataclass(frozen=True)
+class Relearned:
+    """Relearned accuracy: the largest seed mean over regimes and targets, and where it was reached."""
+
+    accuracy: float
+    sd: float | None
+    regime: str
+    target: str
+    num_regimes: int
+
+
+def results_to_parquet(rows: Sequence[Row]) -> bytes:
+    """One row per trial, in SCHEMA's columns, ordered by what a reader compares."""
+    names = ("protection", "labelling", "share", "target", "regime", "seed")
+    ordered = sorted(rows, key=lambda row: tuple(row[name] for name in names))
+    return _parquet([{name: row.get(name) for name in SCHEMA.names} for row in ordered], SCHEMA)
+
+
+def results_from_parquet(data: bytes) -> list[dict[str, Any]]:
+    return list(pq.read_table(io.BytesIO(data)).to_pylist())
+
+
+def histories_to_parquet(rows: Sequence[Row]) -> bytes:
+    """One row per trial and epoch, in HISTORY_SCHEMA's columns; what a regime adds is JSON in `figures`."""
+    found = [
+        {**score, "key": row["key"], "epoch": epoch, "figures": json.dumps(score["figures"], sort_keys=True)}
+        for row in sorted(rows, key=lambda row: str(row["key"]))
+        for epoch, score in enumerate(row["history"], start=1)
+    ]
+    return _parquet([{name: one.get(name) for name in HISTORY_SCHEMA.names} for one in found], HISTORY_SCHEMA)
+
+
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+    return file.getvalue()
+
+
+def seed_means(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], SeedMean]:
+    """Mean and spread over seeds of `accuracy_last` for every combination of the columns `by` that occurs."""
+    cells: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        cells[tuple(row[name] for name in by)].append(row)
+    return {cell: _seed_mean(found) for cell, found in cells.items()}
+
+
+def _seed_mean(rows: Sequence[Row]) -> SeedMean:
+    reached = [float(row["accuracy_last"]) for row in rows if not row["diverged"]]
+    if not reached:
+        return SeedMean(None, None, 0, len(rows))
+    sd = float(np.std(reached, ddof=1)) if len(reached) > 1 else None
+    return SeedMean(float(np.mean(reached)), sd, len(reached), len(rows) - len(reached))
+
+
+def relearned(
+    rows: Sequence[Row], protection: str, *, labelling: str = "original", share: str = "samples:1"
+) -> Relearned | None:
+    """The worst case over regimes and targets of the seed mean; None without a single finished trial.
+
+    For CLEAN it is the control's same maximum, whatever the share.
+    """
+    chosen = [
+        row
+        for row in rows
+        if row["protection"] == protection
+        and row["labelling"] == labelling
+        and (protection == CLEAN or row["share"] == share)
+    ]
+    cells = seed_means(chosen, ("regime", "target"))
+    reached = {cell: found for cell, found in cells.items() if found.mean is not None}
+    if not reached:
+        return None
+    worst = max(reached, key=lambda cell: reached[cell].mean or 0.0)
+    best = reached[worst]
+    return Relearned(best.mean or 0.0, best.sd, *worst, len({regime for regime, _ in cells}))

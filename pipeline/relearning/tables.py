@@ -1,0 +1,291 @@
+"""What the relearning report says in figures: which rows stand beside which, in the order in which a reader compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, WHOLE
+from pipeline.relearning.results import Relearned, Row, SeedMean, relearned, seed_means
+from pipeline.relearning.shares import parse_share
+
+READINGS = ("accuracy_last", "accuracy_early_stop", "accuracy_best", "accuracy_train")
+DELTA_TESTS = ("accuracy_own_delta", "accuracy_wrong_delta")
+OVERLAPS = ("purity", "adjusted_mutual_information", "shortcut_accuracy")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Names in the order in which they are shown, and the labelling and share that the headline is about.
+
+    protections   without the controls
+    """
+
+    protections: tuple[str, ...]
+    targets: tuple[str, ...]
+    regimes: tuple[str, ...]
+    labellings: tuple[str, ...]
+    shares: tuple[str, ...]
+    labelling: str
+    share: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figure of one protection (or of CLEAN) under one labelling and share, and the control's same maximum."""
+
+    protection: str
+    labelling: str
+    share: str
+    found: Relearned | None
+    clean: Relearned | None
+    num_trials: int
+    num_diverged: int
+
+
+def order_of(rows: Sequence[Row], protections: Iterable[str], settings: Mapping[str, Any]) -> Order:
+    """The order that the settings give, then what the rows have beside it, by name."""
+
+    def names(column: str, given: Iterable[Any]) -> tuple[str, ...]:
+        present = {str(row[column]) for row in rows}
+        first = [str(one) for one in given if str(one) in present]
+        return tuple(dict.fromkeys(first + sorted(present)))
+
+    labellings = names("labelling", settings.get("labellings") or ("original",))
+    shares = tuple(sorted({str(row["share"]) for row in rows if is_protection(row)}, key=parse_share))
+    return Order(
+        protections=tuple(name for name in names("protection", protections) if name not in (CLEAN, CLEAN_PART)),
+        targets=names("target", settings.get("targets") or ()),
+        regimes=names("regime", settings.get("regimes") or ("nt", "nt-cg", "st", "st-cg", "st-full")),
+        labellings=labellings,
+        shares=shares,
+        labelling=labellings[0] if labellings else "original",
+        share=WHOLE if WHOLE in shares or not shares else max(shares, key=lambda share: parse_share(share)[1]),
+    )
+
+
+def is_protection(row: Row) -> bool:
+    """True for what was trained on protected images, False for both controls."""
+    return row["protection"] not in (CLEAN, CLEAN_PART)
+
+
+def select(rows: Sequence[Row], protection: str, labelling: str, share: str) -> list[Row]:
+    """Rows of one protection; the clean control stands beside every share."""
+    return [
+        row
+        for row in rows
+        if row["protection"] == protection
+        and row["labelling"] == labelling
+        and (protection == CLEAN or row["share"] == share)
+    ]
+
+
+def headlines(rows: Sequence[Row], order: Order) -> list[Headline]:
+    """One for every labelling, share and protection with trials, and one for CLEAN under every labelling."""
+    found = []
+    for labelling in order.labellings:
+        clean = relearned(rows, CLEAN, labelling=labelling)
+        arms = [(name, share) for share in sorted(order.shares, key=lambda s: s != order.share) for name in order.protections]
+        for name, share in [*arms, (CLEAN, WHOLE)]:
+            chosen = select(rows, name, labelling, share)
+            if chosen:
+                reached = relearned(rows, name, labelling=labelling, share=share)
+                num_diverged = sum(bool(row["diverged"]) for row in chosen)
+                found.append(Headline(name, labelling, share, reached, clean, len(chosen), num_diverged))
+    return found
+
+
+def accuracy_table(rows: Sequence[Row], order: Order, protection: str, labelling: str) -> list[tuple[str, list[Any]]]:
+    """(regime, [(clean, protected), …] by target), SeedMean or None where there is no trial, for the headline's share.
+
+    For CLEAN, clean alone stands in both places.
+    """
+    means = {
+        arm: seed_means(select(rows, arm, labelling, order.share), ("regime", "target")) for arm in (CLEAN, protection)
+    }
+    present = [regime for regime in order.regimes if any(cell[0] == regime for found in means.values() for cell in found)]
+    return [
+        (regime, [(means[CLEAN].get((regime, t)), means[protection].get((regime, t))) for t in order.targets])
+        for regime in present
+    ]
+
+
+def heat_map(rows: Sequence[Row], order: Order) -> tuple[list[str], list[tuple[str, list[tuple[float | None, bool]]]]]:
+    """Names of the columns, and (regime, [(accuracy, is the column's largest), …]); accuracy over targets the largest.
+
+    None: not run, or every trial diverged.
+    """
+    columns = [CLEAN, *order.protections]
+    values: dict[tuple[str, str], float] = {}
+    for name in columns:
+        cells = seed_means(select(rows, name, order.labelling, order.share), ("regime", "target"))
+        for (regime, _), cell in cells.items():
+            if cell.mean is not None:
+                values[regime, name] = max(cell.mean, values.get((regime, name), 0.0))
+    largest = {name: max((v for (_, n), v in values.items() if n == name), default=None) for name in columns}
+
+    def shown(regime: str, name: str) -> tuple[float | None, bool]:
+        value = values.get((regime, name))
+        return value, value is not None and value == largest[name]
+
+    return columns, [(regime, [shown(regime, name) for name in columns]) for regime in order.regimes]
+
+
+def floors(rows: Sequence[Row], order: Order) -> dict[str, tuple[float, float | None, int]]:
+    """labelling -> (accuracy of guessing, share of the commonest class among test images, number of classes)."""
+    found = {}
+    for labelling in order.labellings:
+        row = next(row for row in rows if row["labelling"] == labelling)
+        found[labelling] = (1 / row["num_classes"], row.get("majority"), int(row["num_classes"]))
+    return found
+
+
+def readings(rows: Sequence[Row], order: Order) -> list[tuple[str, str, str, list[float | None]]]:
+    """(protection, regime, target, means of READINGS and DELTA_TESTS over seeds that did not diverge)."""
+    found = []
+    for name in (*order.protections, CLEAN):
+        chosen = select(rows, name, order.labelling, order.share)
+        for regime in order.regimes:
+            for target in order.targets:
+                cell = [
+                    row for row in chosen if (row["regime"], row["target"]) == (regime, target) and not row["diverged"]
+                ]
+                if cell:
+                    found.append((name, regime, target, [_mean(cell, one) for one in (*READINGS, *DELTA_TESTS)]))
+    return found
+
+
+@dataclass(frozen=True)
+class ShareCurve:
+    """Seed means over the share that is protected, for one regime and target.
+
+    points   share -> SeedMean; 0 is the clean control. For CLEAN_PART, share is what is left out.
+    """
+
+    protection: str
+    regime: str
+    target: str
+    points: Mapping[float, SeedMean]
+
+
+def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurve]:
+    """Curves over shares of `kind`, samples or classes; empty where no share of it below 1 was tried."""
+    parts = {share: parse_share(share)[1] for share in order.shares}
+    if not any(parse_share(share)[0] == kind and part < 1 for share, part in parts.items()):
+        return []
+    # Everything protected is everything protected, whether samples or classes are counted
+    used = [share for share in sorted(parts, key=lambda s: parse_share(s)[0] == kind) if share.startswith(f"{kind}:") or parts[share] == 1]
+    found = []
+    for regime in order.regimes:
+        for target in order.targets:
+            for name in (*order.protections, CLEAN_PART):
+                points: dict[float, SeedMean] = {}
+                for part, arm, share in [(0.0, CLEAN, WHOLE)] + [(parts[share], name, share) for share in used]:
+                    chosen = select(rows, arm, order.labelling, share)
+                    cell = seed_means(chosen, ("regime", "target")).get((regime, target))
+                    if cell is not None:
+                        points[part] = cell
+                if any(points[part] for part in points if part > 0):
+                    found.append(ShareCurve(name, regime, target, dict(sorted(points.items()))))
+    return found
+
+
+def overlaps(rows: Sequence[Row], order: Order) -> list[tuple[str, str, int, list[float | None]]]:
+    """(labelling, protection, number of classes, OVERLAPS) where the clusters of a protection are known."""
+    found = []
+    for labelling in order.labellings:
+        for name in order.protections:
+            known = [
+                row
+                for row in rows
+                if (row["labelling"], row["protection"]) == (labelling, name)
+                and any(row.get(one) is not None for one in OVERLAPS)
+            ]
+            if known:
+                row = known[0]
+                found.append((labelling, name, int(row["num_classes"]), [row.get(one) for one in OVERLAPS]))
+    return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the trials of one regime and target cost; `factor` is the mean seconds relative to nt, None without it."""
+
+    regime: str
+    target: str
+    device: str
+    num_trials: int
+    seconds: float
+    images_per_second: float | None
+    factor: float | None
+
+    @property
+    def total(self) -> float:
+        """Seconds of all its trials."""
+        return self.num_trials * self.seconds
+
+
+def costs(rows: Sequence[Row], order: Order) -> list[Cost]:
+    """By target, device and regime; seconds are the mean of a trial, tests included, over all that did not diverge."""
+    cells: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if not row["diverged"] and row.get("seconds") is not None:
+            cells.setdefault((str(row["target"]), str(row.get("device") or ""), str(row["regime"])), []).append(row)
+    seconds = {cell: _mean(found, "seconds") or 0.0 for cell, found in cells.items()}
+    made = []
+    for cell in sorted(cells, key=lambda cell: (order.targets.index(cell[0]), cell[1], order.regimes.index(cell[2]))):
+        target, device, regime = cell
+        plain = seconds.get((target, device, "nt"))
+        made.append(
+            Cost(
+                regime=regime,
+                target=target,
+                device=device,
+                num_trials=len(cells[cell]),
+                seconds=seconds[cell],
+                images_per_second=_mean(cells[cell], "images_per_second"),
+                factor=seconds[cell] / plain if plain else None,
+            )
+        )
+    return made
+
+
+def warnings(rows: Sequence[Row], order: Order) -> list[str]:
+    """What keeps the figures from being compared, in sentences; empty if nothing was found."""
+    found = []
+    if not any(row["protection"] == CLEAN for row in rows):
+        found.append("The clean control was not run: nothing says what was there to be learned.")
+    per_cell = seed_means(rows, ("protection", "target", "regime", "labelling", "share"))
+    fewest = min((cell.num_seeds + cell.num_diverged for cell in per_cell.values()), default=0)
+    if 0 < fewest < 3:
+        number = "One seed" if fewest == 1 else "Two seeds"
+        found.append(f"{number} per cell: differences of a few points may be noise; three or more say how large it is.")
+    diverged = sum(bool(row["diverged"]) for row in rows)
+    if diverged:
+        trials = "trial" if diverged == 1 else "trials"
+        found.append(f"{diverged} of {len(rows)} {trials} diverged; they are marked, and not averaged with others.")
+    for column in ("epochs", "recipe", "side"):
+        values = sorted({str(row[column]) for row in rows if row.get(column) is not None})
+        if len(values) > 1:
+            found.append(f"The trials differ in {column} ({', '.join(values)}): their figures are not comparable.")
+    return found + [*_missing_cells(rows, order)]
+
+
+def _missing_cells(rows: Sequence[Row], order: Order) -> Iterable[str]:
+    """Regimes and targets that the clean control has and a protection lacks, or the other way round."""
+    clean = {(row["regime"], row["target"]) for row in select(rows, CLEAN, order.labelling, order.share)}
+    for name in order.protections if clean else ():
+        cells = {(row["regime"], row["target"]) for row in select(rows, name, order.labelling, order.share)}
+        if cells != clean:
+            yield (
+                f"{name} and the clean control were not tried in the same regimes and targets "
+                f"({len(cells)} and {len(clean)} combinations): their maxima are not of the same choice."
+            )
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values = [float(row[name]) for row in rows if row.get(name) is not None]
+    return float(np.mean(values)) if values else None

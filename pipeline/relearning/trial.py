@@ -1,0 +1,180 @@
+"""One trial from arrays to a row of results: mix clean and protected images, train, test, describe."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.fingerprint import numpy_rng
+from pipeline.relearning.arms import Arm, Labels, carrying
+from pipeline.relearning.collection import Collection, holdout_mask
+from pipeline.relearning.evaluation import CLEAN_PART, RECIPES, Trial
+from pipeline.relearning.projection import project
+from pipeline.relearning.regimes import Knowledge, find_regime
+from pipeline.relearning.shares import protected_mask
+from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
+
+SHOWN_IMAGES = 300  # whose activations are drawn
+
+
+def run_trial(
+    trial: Trial,
+    clean: Collection,
+    test: Collection,
+    arm: Arm | None,
+    labels: Labels,
+    *,
+    holdout: float,
+    device: str,
+    resume: dict[str, Any] | None = None,
+    on_epoch: Callable[[Training], None] | None = None,
+) -> dict[str, Any]:
+    """Train and test as the trial says; a row of results as JSON (see pipeline.relearning.results).
+
+    arm      None for the clean control
+    holdout  share of the clean images, by hash, that is not trained on
+    Raises InputError if nothing is left to train on, or the regime lacks what it needs.
+    """
+    held = holdout_mask(clean.keys, holdout)
+    images, train_labels, is_protected, rows = _training_set(trial, clean, arm, labels, held)
+    knowledge = _knowledge(clean, arm, labels, held, rows, is_protected, images)
+    figures: dict[str, Any] = {"pictures": []}
+
+    def after(training: Training) -> None:
+        if trial.seed == 0 and len(training.history) in _drawn_epochs(trial.epochs):
+            figures["pictures"].append(_picture(training, is_protected, len(training.history)))
+        if on_epoch is not None:
+            on_epoch(training)
+
+    started = time.time()
+    score = train_target(
+        _tensor(images),
+        _tensor(train_labels),
+        _tensor(test.images),
+        _tensor(labels.test),
+        regime=find_regime(trial.regime, knowledge),
+        seed=trial.seed,
+        target=trial.target,
+        recipe=replace(Recipe(**RECIPES[trial.recipe]), epochs=trial.epochs),
+        device=device,
+        holdout=(_tensor(clean.images[held]), _tensor(labels.train[held])) if held.any() else None,
+        extra_tests=_delta_tests(test, arm, trial.seed),
+        resume=resume,
+        on_epoch=after,
+    )
+    return asdict(trial) | _row(score, labels, is_protected, len(test), device) | figures | {"started": started}
+
+
+def _training_set(
+    trial: Trial, clean: Collection, arm: Arm | None, labels: Labels, held: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Images, labels, which of them are protected, and their rows in the clean collection."""
+    if arm is None:
+        rows = np.flatnonzero(~held)
+        if trial.protection == CLEAN_PART:
+            keys = [clean.keys[row] for row in rows]
+            rows = rows[~protected_mask(trial.share, keys, labels.train[rows], seed=trial.seed)]
+        if not len(rows):
+            raise InputError(f"{trial.protection}: no image is left to train on")
+        return clean.images[rows], labels.train[rows], np.zeros(len(rows), bool), rows
+    chosen = np.flatnonzero(~held[arm.rows])
+    if not len(chosen):
+        raise InputError(f"{trial.protection}: no image is left to train on")
+    rows = arm.rows[chosen]
+    keys = [clean.keys[row] for row in rows]
+    is_protected = protected_mask(trial.share, keys, labels.train[rows], seed=trial.seed)
+    images = arm.collection.images[chosen]
+    images[~is_protected] = clean.images[rows[~is_protected]]
+    return images, labels.train[rows], is_protected, rows
+
+
+def _knowledge(
+    clean: Collection,
+    arm: Arm | None,
+    labels: Labels,
+    held: NDArray[np.bool_],
+    rows: NDArray[np.int64],
+    is_protected: NDArray[np.bool_],
+    images: NDArray[np.uint8],
+) -> Knowledge:
+    """What the adversary may use; deltas as they really are in the files."""
+    deltas = None
+    if arm is not None:
+        deltas = _tensor(images.astype(np.int16) - clean.images[rows].astype(np.int16))
+        deltas[_tensor(~is_protected)] = 0
+    return Knowledge(
+        num_groups=None if arm is None or arm.levels is None else len(arm.levels),
+        epsilon=16 / 255 if arm is None else arm.epsilon,
+        clean_images=_tensor(clean.images[held]) if held.any() else None,
+        clean_labels=_tensor(labels.train[held]) if held.any() else None,
+        deltas=deltas if deltas is not None else torch.zeros(images.shape, dtype=torch.int16),
+    )
+
+
+def _delta_tests(test: Collection, arm: Arm | None, seed: int) -> dict[str, Tensor]:
+    """The test images with the delta of their own cluster, and with another's, where the deltas are known."""
+    if arm is None or arm.levels is None or arm.test_clusters is None:
+        return {}
+    num_clusters = len(arm.levels)
+    others = numpy_rng(seed, "wrong-delta").integers(1, num_clusters, len(test)) if num_clusters > 1 else 0
+    wrong = (arm.test_clusters + others) % num_clusters
+    return {
+        name: _tensor(carrying(test.images, arm.levels, clusters, arm.epsilon))
+        for name, clusters in (("own_delta", arm.test_clusters), ("wrong_delta", wrong))
+    }
+
+
+def _drawn_epochs(epochs: int) -> set[int]:
+    return {1, max(1, epochs // 2), epochs}
+
+
+def _picture(training: Training, is_protected: NDArray[np.bool_], epoch: int) -> dict[str, Any]:
+    """Penultimate activations of some training images in two dimensions (Dang et al. 2023, Fig. 5)."""
+    rows = numpy_rng(training.seed, "drawn-images").permutation(len(training.images))[:SHOWN_IMAGES]
+    features = training.features(training.images[torch.from_numpy(rows).to(training.device)]).cpu().numpy()
+    return {
+        "epoch": epoch,
+        "labels": training.labels.cpu().numpy()[rows].tolist(),
+        "protected": is_protected[rows].tolist(),
+        **project(features, seed=training.seed),
+    }
+
+
+def _row(
+    score: TargetScore, labels: Labels, is_protected: NDArray[np.bool_], num_test: int, device: str
+) -> dict[str, Any]:
+    counts = np.bincount(labels.test, minlength=labels.num_classes)
+    return {
+        "accuracy_last": score.accuracy_last,
+        "accuracy_best": score.accuracy_best,
+        "accuracy_early_stop": score.accuracy_early_stop,
+        "accuracy_own_delta": score.extra_tests.get("own_delta"),
+        "accuracy_wrong_delta": score.extra_tests.get("wrong_delta"),
+        "accuracy_train": score.accuracy_train,
+        "diverged": score.diverged,
+        "num_train": len(is_protected),
+        "num_protected": int(is_protected.sum()),
+        "num_test": num_test,
+        "num_classes": labels.num_classes,
+        "majority": float(counts.max() / counts.sum()),
+        "images_per_second": score.images_per_second,
+        "seconds": score.seconds,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "history": [asdict(one) for one in score.history],
+    }
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Without a copy; arrays from an object store are read-only, and training only reads them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,160 @@
+"""The relearning evaluation as a user runs it: real command, real shards, and the files it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests import runs
+from tests.samples import image_bytes
+
+pytestmark = pytest.mark.ray
+JOB = str(runs.ROOT / "jobs/evaluate_relearning.py")
+
+
+def protect_by_class(source: Path, output: Path) -> None:
+    """A copy of every shard with one block pattern per label: unlearnable examples at their strongest."""
+    output.mkdir()
+    for path in sorted(source.glob("*.tar")):
+        with tarfile.open(path) as given, tarfile.open(output / path.name, "w") as made:
+            members = {member.name: given.extractfile(member).read() for member in given}  # type: ignore[union-attr]
+            for name, data in members.items():
+                if name.endswith((".jpg", ".png")):
+                    label = int(members[name.rpartition(".")[0] + ".cls"])
+                    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
+                    signs = np.random.default_rng(label).choice([-1, 1], (8, 8, 3)).repeat(8, 0).repeat(8, 1)
+                    data = image_bytes((pixels + 16 * signs).clip(0, 255).astype(np.uint8))
+                    name = name.rpartition(".")[0] + ".png"
+                runs.add(made, name, data)
+
+
+def evaluate(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, JOB, *options], capture_output=True, text=True, check=False, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("relearning")
+    runs.write_collection(folder / "clean", shards=4, per_shard=48)
+    runs.write_collection(folder / "test", shards=1, per_shard=48)
+    protect_by_class(folder / "clean", folder / "protected")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(data: Path) -> subprocess.CompletedProcess[str]:
+    return evaluate(*options(data, "--shares", "samples:1,samples:0.5", "--labellings", "original"))
+
+
+def options(data: Path, *more: str) -> list[str]:
+    return [
+        *("--preset", "smoke", "--clean", str(data / "clean"), "--test", str(data / "test")),
+        *("--protected", f"blocks={data / 'protected'}", "--output", str(data / "out"), "--epochs", "3", *more),
+    ]
+
+
+def test_every_trial_has_a_row_with_its_settings_and_accuracies(data: Path, done) -> None:
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(data / "out/results.parquet").to_pylist()
+    cells = {(row["protection"], row["regime"], row["share"]) for row in rows}
+    assert cells == {
+        (arm, regime, share)
+        for regime in ("nt", "nt-cg")
+        for arm, share in (
+            ("clean", "samples:1"),
+            ("blocks", "samples:1"),
+            ("blocks", "samples:0.5"),
+            ("clean-part", "samples:0.5"),
+        )
+    }
+    for row in rows:
+        assert 0 <= row["accuracy_last"] <= row["accuracy_best"] <= 1
+        assert row["num_classes"] == 4
+        assert row["majority"] == 0.25
+        assert row["num_test"] == 48
+    histories = pq.read_table(data / "out/histories.parquet").to_pylist()
+    assert len(histories) == 3 * len(rows)
+
+
+def test_half_a_share_protects_half_and_leaves_the_rest_for_the_control(data: Path, done) -> None:
+    rows = {(r["protection"], r["share"]): r for r in pq.read_table(data / "out/results.parquet").to_pylist()}
+    whole, half = rows["blocks", "samples:1"], rows["blocks", "samples:0.5"]
+    assert whole["num_protected"] == whole["num_train"] == rows["clean", "samples:1"]["num_train"]
+    assert half["num_train"] == whole["num_train"]
+    assert half["num_train"] - half["num_protected"] == rows["clean-part", "samples:0.5"]["num_train"]
+    assert 0.35 < half["num_protected"] / half["num_train"] < 0.65
+
+
+def test_the_relearned_figure_is_the_largest_over_regimes_and_stands_in_the_report(data: Path, done) -> None:
+    rows = pq.read_table(data / "out/results.parquet").to_pylist()
+    worst = max(r["accuracy_last"] for r in rows if (r["protection"], r["share"]) == ("blocks", "samples:1"))
+    line = next(line for line in done.stdout.splitlines() if line.strip().startswith("blocks"))
+    assert f"{worst:.1%}" in line
+    assert "2 tried" in line
+    assert f"{100 * worst:.1f}" in (data / "out/report.html").read_text()
+
+
+def test_the_same_command_again_trains_nothing(data: Path, done) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (data / "out/trials").iterdir()}
+    again = evaluate(*options(data, "--shares", "samples:1,samples:0.5", "--labellings", "original"))
+    assert again.returncode == 0, again.stderr
+    assert "8 trials, 0 left" in again.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (data / "out/trials").iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_from_the_last_epoch_to_the_same_rows(data: Path, tmp_path: Path) -> None:
+    def command(output: Path) -> list[str]:
+        return [sys.executable, JOB, *options(data, "--regimes", "nt", "--epochs", "12", "--output", str(output))]
+
+    process = subprocess.Popen(
+        command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    runs.wait_for(lambda: any((tmp_path / "killed/trials").glob("*.pt")), process)  # type: ignore[arg-type]
+    runs.kill_tree(process)  # type: ignore[arg-type]
+    assert any((tmp_path / "killed/trials").glob("*.pt"))
+    for output in ("killed", "quiet"):
+        assert subprocess.run(command(tmp_path / output), capture_output=True, check=False).returncode == 0
+    rows = {name: sorted((tmp_path / name / "trials").glob("*.json")) for name in ("killed", "quiet")}
+    assert [path.name for path in rows["killed"]] == [path.name for path in rows["quiet"]]
+    for ours, theirs in zip(rows["killed"], rows["quiet"], strict=True):
+        one, other = json.loads(ours.read_text()), json.loads(theirs.read_text())
+        assert one["history"] == other["history"]
+        assert one["accuracy_last"] == other["accuracy_last"]
+    assert not list((tmp_path / "killed/trials").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--targets", "smal"], "did you mean small"),
+        (["--regimes", "nt,ntcg"], "did you mean nt-cg"),
+        (["--labellings", "originl"], "original"),
+        (["--gpus-per-worker", "1"], "has 0 GPUs"),
+        (["--test", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_starts(data: Path, changed, words) -> None:
+    refused = evaluate(*options(data, *changed))
+    assert refused.returncode == 2
+    (line,) = refused.stderr.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert words in line
+    assert "stage=relearn" not in refused.stderr
+
+
+def test_collections_that_do_not_fit_each_other_are_refused(data: Path, tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "other", shards=5, per_shard=8)
+    refused = evaluate(*options(data), "--protected", f"other={tmp_path / 'other'}", "--output", str(tmp_path / "out"))
+    assert refused.returncode == 2
+    assert "error: other: " in refused.stderr
+    assert "keys are not in --clean, first 004/0000" in refused.stderr
