@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.regimes.dfr import fit_head
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.train import Recipe, Training
 
 TEMPERATURE = 0.07
 PROJECTION = 128
@@ -24,7 +25,7 @@ class ContrastivePretraining(Regime):
 
     Views: resized crop (.2 to 1), flip, colour jitter (.4, .4, .4, .1; p .8), grey (p .2), blur (sigma .1 to 2, p .5).
     Projection linear-ReLU-linear to 128, temperature .07. The probe uses the protected images and their labels. Until
-    it is fitted, accuracies of epochs say nothing.
+    it is fitted, accuracies of epochs say nothing. The rate is a tenth of the recipe's.
     """
 
     name = "simclr"
@@ -32,6 +33,9 @@ class ContrastivePretraining(Regime):
     def __init__(self) -> None:
         self._projection: nn.Module | None = None
         self._views: nn.Module | None = None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, lr=recipe.lr / 10)  # at the full rate all features become one (measured)
 
     def start(self, training: Training) -> None:
         head, side = training.network.head, training.images.shape[-1]
