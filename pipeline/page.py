@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
-def find_template(name: str) -> Template:
-    """A page of pipeline/templates, by file name. What is put into it is escaped; an unknown name is an error."""
+def find_template(name: str, **filters: Callable[..., Any]) -> Template:
+    """A page of pipeline/templates, by file name; `filters` are those it has of its own.
+
+    What is put into it is escaped; a name that it is not given is an error.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -25,6 +30,7 @@ def find_template(name: str) -> Template:
         "figure": figure,
         "precise": lambda value: f"{value:#.3g}".rstrip("."),
     }
+    environment.filters |= filters
     return environment.get_template(name)
 
 

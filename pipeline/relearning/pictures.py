@@ -48,7 +48,13 @@ class Line:
 
 
 def curves(
-    lines: Sequence[Line], title: str, *, label: str, unit: str = "epoch", is_accuracy: bool = True, floor: float | None = None
+    lines: Sequence[Line],
+    title: str,
+    *,
+    label: str,
+    unit: str = "epoch",
+    is_accuracy: bool = True,
+    floor: float | None = None,
 ) -> str:
     """Lines over epochs or shares as SVG.
 
@@ -80,7 +86,9 @@ def curves(
 def _draw(axes: Axes, line: Line) -> None:
     x, y = np.asarray(line.x, float), np.asarray(line.y, float)
     style = _DASHED if line.is_dashed else "-"
-    axes.plot(x, y, color=line.colour, linewidth=1.6, linestyle=style, marker="o" if line.has_dots else "", markersize=4)
+    axes.plot(
+        x, y, color=line.colour, linewidth=1.6, linestyle=style, marker="o" if line.has_dots else "", markersize=4
+    )
     if line.spread is not None and any(line.spread):
         spread = np.asarray(line.spread, float)
         if line.has_dots:
@@ -106,7 +114,7 @@ def activations(pictures: Sequence[Mapping[str, Any]]) -> str:
     figure = Figure(figsize=(1.75 * max(1, len(pictures)), 1.65 * max(1, len(kinds))), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(max(1, len(kinds)), max(1, len(pictures)), squeeze=False)
-    palette = mpl.colormaps["tab10"].colors
+    palette = mpl.colormaps["tab10"](np.arange(10))
     for row, kind in enumerate(kinds):
         for column, picture in enumerate(pictures):
             axes = places[row][column]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,11 +82,18 @@ def results_from_parquet(data: bytes) -> list[dict[str, Any]]:
 def histories_to_parquet(rows: Sequence[Row]) -> bytes:
     """One row per trial and epoch, in HISTORY_SCHEMA's columns; what a regime adds is JSON in `figures`."""
     found = [
-        {**score, "key": row["key"], "epoch": epoch, "figures": json.dumps(score["figures"], sort_keys=True)}
+        {**score, "key": row["key"], "epoch": epoch, "figures": _json(score["figures"])}
         for row in sorted(rows, key=lambda row: str(row["key"]))
         for epoch, score in enumerate(row["history"], start=1)
     ]
     return _parquet([{name: one.get(name) for name in HISTORY_SCHEMA.names} for one in found], HISTORY_SCHEMA)
+
+
+def _json(figures: Mapping[str, float]) -> str:
+    """Figures that are not finite become null: NaN is no JSON, and strict readers refuse it."""
+    return json.dumps(
+        {name: value if math.isfinite(value) else None for name, value in figures.items()}, sort_keys=True
+    )
 
 
 def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
@@ -130,4 +138,5 @@ def relearned(
         return None
     worst = max(reached, key=lambda cell: reached[cell].mean or 0.0)
     best = reached[worst]
-    return Relearned(best.mean or 0.0, best.sd, *worst, len({regime for regime, _ in cells}))
+    regime, target = worst
+    return Relearned(best.mean or 0.0, best.sd, regime, target, len({regime for regime, _ in cells}))

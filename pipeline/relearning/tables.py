@@ -1,4 +1,4 @@
-"""What the relearning report says in figures: which rows stand beside which, in the order in which a reader compares."""
+"""What the relearning report says in figures: which rows stand beside which, in what order."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ def headlines(rows: Sequence[Row], order: Order) -> list[Headline]:
     found = []
     for labelling in order.labellings:
         clean = relearned(rows, CLEAN, labelling=labelling)
-        arms = [(name, share) for share in sorted(order.shares, key=lambda s: s != order.share) for name in order.protections]
+        arms = [
+            (name, share)
+            for share in sorted(order.shares, key=lambda s: s != order.share)
+            for name in order.protections
+        ]
         for name, share in [*arms, (CLEAN, WHOLE)]:
             chosen = select(rows, name, labelling, share)
             if chosen:
@@ -106,7 +110,9 @@ def accuracy_table(rows: Sequence[Row], order: Order, protection: str, labelling
     means = {
         arm: seed_means(select(rows, arm, labelling, order.share), ("regime", "target")) for arm in (CLEAN, protection)
     }
-    present = [regime for regime in order.regimes if any(cell[0] == regime for found in means.values() for cell in found)]
+    present = [
+        regime for regime in order.regimes if any(cell[0] == regime for found in means.values() for cell in found)
+    ]
     return [
         (regime, [(means[CLEAN].get((regime, t)), means[protection].get((regime, t))) for t in order.targets])
         for regime in present
@@ -177,7 +183,11 @@ def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurv
     if not any(parse_share(share)[0] == kind and part < 1 for share, part in parts.items()):
         return []
     # Everything protected is everything protected, whether samples or classes are counted
-    used = [share for share in sorted(parts, key=lambda s: parse_share(s)[0] == kind) if share.startswith(f"{kind}:") or parts[share] == 1]
+    used = [
+        share
+        for share in sorted(parts, key=lambda s: parse_share(s)[0] == kind)
+        if share.startswith(f"{kind}:") or parts[share] == 1
+    ]
     found = []
     for regime in order.regimes:
         for target in order.targets:

@@ -1,0 +1,136 @@
+"""Seed means, their spread and the relearned accuracy by hand; Parquet read back by pyarrow."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import statistics
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
+from pipeline.relearning.results import (
+    HISTORY_SCHEMA,
+    SCHEMA,
+    SeedMean,
+    histories_to_parquet,
+    relearned,
+    results_from_parquet,
+    results_to_parquet,
+    seed_means,
+)
+
+
+def row(protection, regime, seed, last, **changed):
+    return {
+        "key": f"{protection}{regime}{seed}",
+        "protection": protection,
+        "target": "small",
+        "regime": regime,
+        "labelling": "original",
+        "share": "samples:1",
+        "seed": seed,
+        "accuracy_last": last,
+        "diverged": False,
+        "history": [],
+    } | changed
+
+
+def test_a_seed_mean_is_the_mean_and_the_sample_deviation():
+    rows = [row("uc", "nt", seed, last) for seed, last in enumerate((0.2, 0.3, 0.7))]
+    (found,) = seed_means(rows, ("regime",)).values()
+    assert found.mean == pytest.approx(0.4)
+    assert found.sd == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
+    assert found.sd == pytest.approx(statistics.stdev((0.2, 0.3, 0.7)))
+    assert (found.num_seeds, found.num_diverged) == (3, 0)
+
+
+def test_one_seed_has_no_spread_and_diverged_trials_are_only_counted():
+    rows = [row("uc", "nt", 0, 0.5), row("uc", "nt", 1, 0.9, diverged=True), row("uc", "at", 0, 0.1, diverged=True)]
+    assert seed_means(rows, ("regime",)) == {
+        ("nt",): SeedMean(0.5, None, 1, 1),
+        ("at",): SeedMean(None, None, 0, 1),
+    }
+
+
+def test_cells_are_what_the_columns_tell_apart():
+    rows = [row("uc", "nt", 0, 0.1), row("uc", "cg", 0, 0.2), row("uc", "nt", 0, 0.3, target="resnet18")]
+    assert set(seed_means(rows, ("regime", "target"))) == {("nt", "small"), ("cg", "small"), ("nt", "resnet18")}
+    assert seed_means(rows, ())[()].mean == pytest.approx(0.2)
+
+
+def test_relearned_accuracy_is_the_largest_seed_mean_not_the_largest_trial():
+    rows = [
+        *(row("uc", "nt", 0, 0.1), row("uc", "nt", 1, 0.9)),  # .5
+        *(row("uc", "cg", 0, 0.55), row("uc", "cg", 1, 0.65)),  # .6
+        *(row("uc", "cg", 0, 0.7, target="resnet18"), row("uc", "cg", 1, 0.72, target="resnet18")),  # .71
+        row("uc", "at", 0, 0.99, diverged=True),
+        row("uc", "st", 0, 0.95, labelling="concepts:20"),
+        row("uc", "st", 0, 0.95, share="samples:0.5"),
+        row("sp", "st", 0, 0.95),
+    ]
+    found = relearned(rows, "uc")
+    assert found.accuracy == pytest.approx(0.71)
+    assert found.sd == pytest.approx(math.sqrt(0.0002))
+    assert (found.regime, found.target) == ("cg", "resnet18")
+    assert found.num_regimes == 3  # nt, cg, and at, which was tried
+    assert relearned(rows, "uc", share="samples:0.5").accuracy == 0.95
+    assert relearned(rows, "uc", labelling="concepts:20").regime == "st"
+
+
+def test_the_clean_control_stands_beside_every_share_and_its_part_only_beside_its_own():
+    rows = [row(CLEAN, "nt", 0, 0.9), row(CLEAN_PART, "nt", 0, 0.7, share="samples:0.5")]
+    assert relearned(rows, CLEAN, share="samples:0.5").accuracy == 0.9
+    assert relearned(rows, CLEAN_PART, share="samples:0.5").accuracy == 0.7
+    assert relearned(rows, CLEAN_PART) is None
+
+
+def test_nothing_finished_means_no_relearned_accuracy():
+    assert relearned([], "uc") is None
+    assert relearned([row("uc", "nt", 0, 0.5, diverged=True)], "uc") is None
+    assert relearned([row("uc", "nt", 0, 0.0)], "uc").accuracy == 0.0
+
+
+def test_results_come_back_from_parquet_as_they_went_in():
+    rows = [
+        row("uc", "nt", 1, 0.25, accuracy_own_delta=0.75, num_train=4750, device="cpu", purity=0.4),
+        row("uc", "nt", 0, 0.5, diverged=True, unknown="left out"),
+        row(CLEAN, "nt", 0, np.float64(0.875)),
+    ]
+    back = results_from_parquet(results_to_parquet(rows))
+    assert [(one["protection"], one["seed"]) for one in back] == [(CLEAN, 0), ("uc", 0), ("uc", 1)]
+    assert set(back[0]) == set(SCHEMA.names)
+    for one in back:
+        (origin,) = [r for r in rows if r["key"] == one["key"]]
+        assert one == {name: origin.get(name) for name in SCHEMA.names}
+    assert relearned(back, "uc") == relearned(rows, "uc")
+    assert results_from_parquet(results_to_parquet([])) == []
+
+
+def test_histories_have_a_row_per_epoch_and_figures_are_strict_json():
+    history = [
+        {"loss": 2.3, "accuracy_train": 0.1, "accuracy_test": 0.2, "accuracy_holdout": None, "figures": {}},
+        {
+            "loss": float("nan"),
+            "accuracy_train": 0.3,
+            "accuracy_test": 0.4,
+            "accuracy_holdout": 0.5,
+            "figures": {"count": 2.0, "acm": float("nan")},
+        },
+    ]
+    rows = [row("uc", "st", 0, 0.4, history=history), row(CLEAN, "nt", 0, 0.9)]
+    table = pq.read_table(io.BytesIO(histories_to_parquet(rows)))
+    assert table.schema.equals(HISTORY_SCHEMA)
+    first, second = table.to_pylist()
+    assert (first["key"], first["epoch"], first["accuracy_test"], first["accuracy_holdout"]) == ("ucst0", 1, 0.2, None)
+    assert (second["epoch"], second["accuracy_holdout"]) == (2, 0.5)
+    assert math.isnan(second["loss"])
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert json.loads(first["figures"]) == {}
+    assert json.loads(second["figures"], parse_constant=refuse) == {"acm": None, "count": 2.0}
