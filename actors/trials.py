@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -123,6 +124,7 @@ def run_trials(
     done: Callable[[Trial], None],
 ) -> None:
     """Train all of them as Tune trials; no scheduler stops any. Raises ScumbleError if one fails for good."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the caller's bar tells the progress
     resources = {"cpu": cpus} | ({"gpu": gpus} if gpus else {})
     by_key = {trial.key: trial for trial in trials}
     with tempfile.TemporaryDirectory(prefix="scumble-tune-") as scratch:

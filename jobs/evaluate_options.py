@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jobs.cli import Parser, given_options
@@ -35,8 +36,8 @@ def named_urls(text: str) -> tuple[str, str]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Separated by commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Separated by commas; those inside of [ ] belong to one word."""
+    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -88,9 +89,9 @@ def _run(parser: Parser) -> None:
 def parse_evaluation(argv: list[str] | None) -> EvaluationSettings:
     """Command line over settings file over preset. Raises SettingsError."""
     given: dict[str, Any] = given_options(evaluation_parser(), argv)
-    pairs = given.pop("protected", [])
+    pairs, preset = given.pop("protected", []), given.pop("preset", None)
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SettingsError(f"--protected: the name {twice[0]!r} stands for two collections")
-    return evaluation_from({**given, "protected": dict(pairs)}, given.pop("preset", None))
+    return evaluation_from({**given, "protected": dict(pairs)}, preset)

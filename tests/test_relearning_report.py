@@ -217,7 +217,10 @@ def test_the_first_line_is_the_largest_seed_mean_beside_the_clean_control_s():
         *(row(CLEAN, "nt", 0, 0.80), row(CLEAN, "nt", 1, 0.90)),  # mean .85
         *(row(CLEAN, "nt-cg", 0, 0.84), row(CLEAN, "nt-cg", 1, 0.83)),
     ]
-    assert first_line(rows) == "Relearned accuracy, the worst case of 2 regimes: uc 62.0 %; clean images 85.0 %."
+    assert (
+        first_line(rows)
+        == "Relearned accuracy, the worst case of 2 regimes on 2 targets: uc 62.0 %; clean images 85.0 %."
+    )
 
 
 def test_a_diverged_trial_is_marked_and_not_averaged():
@@ -248,7 +251,7 @@ def test_every_protection_stands_in_the_first_line_in_the_user_s_order(html):
                 cells.setdefault((one["regime"], one["target"]), []).append(one["accuracy_last"])
         most[name] = 100 * max(sum(cell) / len(cell) for cell in cells.values())
     assert first == (
-        f"Relearned accuracy, the worst case of 5 regimes: uc {most['uc']:.1f} %, sp {most['sp']:.1f} %; "
+        f"Relearned accuracy, the worst case of 5 regimes on 2 targets: uc {most['uc']:.1f} %, sp {most['sp']:.1f} %; "
         f"clean images {most[CLEAN]:.1f} %."
     )
 
@@ -299,6 +302,7 @@ def test_the_sections_show_what_the_rows_hold(html):
     assert "78.0 %" in text  # own delta
     assert "11.0 %" in text  # another's
     assert "× 2.6" in text  # staged training beside ordinary
+    assert "20 % of samples" in text
     assert "12 of 24 trainings are shown" in text
     assert html.count('class="plain"') == 12
     assert "biased upwards" in text

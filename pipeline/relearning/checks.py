@@ -7,9 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.relearning.acm import usable_classes
 from pipeline.relearning.regimes import Knowledge, find_regime
-
-LEAST_FOR_ACM = 2  # images of a class, and classes
 
 
 def check_regime(name: str) -> None:
@@ -21,10 +20,8 @@ def check_regime(name: str) -> None:
 
 def check_labels(regime: str, labels: NDArray[np.int64]) -> None:
     """Raise InputError if there are too few training images for the regime; labels int64 [n]."""
-    sizes = np.bincount(labels)
-    enough = int((sizes >= LEAST_FOR_ACM).sum())
-    if regime.partition("+")[0].startswith("st") and enough < LEAST_FOR_ACM:
-        raise InputError(
-            f"regime {regime}: the activation cluster measure needs two classes of at least two images; "
-            f"{enough} of {int((sizes > 0).sum())} classes have so many"
-        )
+    if any(part.startswith("st") for part in regime.split("+")):
+        try:
+            usable_classes(labels)
+        except InputError as error:
+            raise InputError(f"regime {regime}: {error}") from None

@@ -23,7 +23,7 @@ from pipeline.charts import FIFTH, FOURTH, INK, PROTECTED, SEVENTH, SIXTH, STYLE
 
 SERIES = (PROTECTED, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
 SERIES_NAMES = ("protected", "third", "fourth", "fifth", "sixth", "seventh")  # of the page's variables, in their order
-_DASHED, _DOTTED = (0, (4, 2)), (0, (1, 1.6))
+_DASHED, _DOTTED = (0, (4, 2)), (0, (1, 3))
 _GREY = "#8b8f97"  # readable on light and dark paper: a PNG has one colour for both
 
 
@@ -32,7 +32,7 @@ class Line:
     """One line of a chart; values that are not finite leave a gap.
 
     colour    one of pipeline.charts' placeholders
-    spread    half height of the band around y, or of the error bars where `is_dotted` points are few
+    spread    half height of the band around y, or of error bars where the line has dots
     crosses   indices of points that are crossed out: rejected epochs, or where a training diverged
     end       a dot at the last x, for what was measured after it
     """
@@ -42,6 +42,7 @@ class Line:
     colour: str
     is_dashed: bool = False
     has_dots: bool = False
+    is_step: bool = False
     spread: Sequence[float] | None = None
     crosses: Sequence[int] = ()
     end: float | None = None
@@ -67,7 +68,7 @@ def curves(
         for line in lines:
             _draw(axes, line)
         if floor is not None:
-            axes.axhline(floor, color=INK, linewidth=0.8, linestyle=_DOTTED)
+            axes.axhline(floor, color=INK, linewidth=1, linestyle=_DOTTED)
         if is_accuracy:
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -86,9 +87,8 @@ def curves(
 def _draw(axes: Axes, line: Line) -> None:
     x, y = np.asarray(line.x, float), np.asarray(line.y, float)
     style = _DASHED if line.is_dashed else "-"
-    axes.plot(
-        x, y, color=line.colour, linewidth=1.6, linestyle=style, marker="o" if line.has_dots else "", markersize=4
-    )
+    marker, steps = "o" if line.has_dots else "", "steps-mid" if line.is_step else "default"
+    axes.plot(x, y, color=line.colour, linewidth=1.6, linestyle=style, marker=marker, markersize=4, drawstyle=steps)
     if line.spread is not None and any(line.spread):
         spread = np.asarray(line.spread, float)
         if line.has_dots:

@@ -95,6 +95,7 @@ def first_line(headlines: Sequence[tables.Headline], order: tables.Order) -> str
         return "What a target still learns from the protected images has not been measured."
     numbers = {one.found.num_regimes for one in measured if one.found is not None}
     of = f" of {_regimes(numbers.pop())}" if len(numbers) == 1 else ""
+    on = f" on {len(order.targets)} targets" if len(order.targets) > 1 else ""
     figures = []
     for one in protected:
         count = f" (of {_regimes(one.found.num_regimes)})" if one.found is not None and not of else ""
@@ -104,7 +105,7 @@ def first_line(headlines: Sequence[tables.Headline], order: tables.Order) -> str
     if clean is not None and clean.found is not None:
         count = f" (of {_regimes(clean.found.num_regimes)})" if not of else ""
         control = f"clean images {percent(clean.found.accuracy)}{count}"
-    return f"Relearned accuracy, the worst case{of}: {', '.join(figures)}; {control}."
+    return f"Relearned accuracy, the worst case{of}{on}: {', '.join(figures)}; {control}."
 
 
 def _regimes(number: int) -> str:
@@ -226,19 +227,25 @@ def _figure_line(history: Sequence[Mapping[str, Any]], figure: str, colour: str)
     values = [score["figures"].get(figure) for score in history]
     y = [float("nan") if value is None else float(value) for value in values]
     rejected = [i for i, score in enumerate(history) if score["figures"].get("rejected")] if figure != "count" else []
-    return pictures.Line(range(1, len(y) + 1), y, colour, crosses=rejected)
+    return pictures.Line(range(1, len(y) + 1), y, colour, crosses=rejected, is_step=figure == "count")
 
 
 def _activations(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:
     """Pictures of ordinary training, of the regime that got the most and of ST first; then of others."""
     found: list[tuple[int, int, int, str, Row]] = []
-    reached = {one.protection: one.found for one in tables.headlines(rows, order) if one.labelling == order.labelling}
+    reached = {
+        one.protection: one.found
+        for one in tables.headlines(rows, order)
+        if one.labelling == order.labelling and (one.protection == CLEAN or one.share == order.share)
+    }
     for name in (CLEAN, *order.protections):
         most = reached.get(name)
         for row in _chosen(rows, order, name):
             if row.get("pictures"):
                 is_most = most is not None and (row["regime"], row["target"]) == (most.regime, most.target)
-                rank = 0 if row["regime"] == "nt" else 1 if is_most else 2 if row["regime"].startswith("st") else 3
+                is_first = row["target"] == order.targets[0]
+                is_nt, is_staged = row["regime"] == "nt", row["regime"].startswith("st")
+                rank = 0 if is_nt and is_first else 1 if is_most else 2 if is_staged and is_first else 3
                 found.append((rank, order.targets.index(row["target"]), order.regimes.index(row["regime"]), name, row))
     found.sort(key=lambda one: one[:3])
     return [

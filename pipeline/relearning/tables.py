@@ -198,7 +198,7 @@ def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurv
                     cell = seed_means(chosen, ("regime", "target")).get((regime, target))
                     if cell is not None:
                         points[part] = cell
-                if any(points[part] for part in points if part > 0):
+                if any(0 < part < 1 for part in points):
                     found.append(ShareCurve(name, regime, target, dict(sorted(points.items()))))
     return found
 
@@ -275,8 +275,7 @@ def warnings(rows: Sequence[Row], order: Order) -> list[str]:
         found.append(f"{number} per cell: differences of a few points may be noise; three or more say how large it is.")
     diverged = sum(bool(row["diverged"]) for row in rows)
     if diverged:
-        trials = "trial" if diverged == 1 else "trials"
-        found.append(f"{diverged} of {len(rows)} {trials} diverged; they are marked, and not averaged with others.")
+        found.append(f"{diverged} of {len(rows)} trials diverged; diverged trials are marked, and not averaged.")
     for column in ("epochs", "recipe", "side"):
         values = sorted({str(row[column]) for row in rows if row.get(column) is not None})
         if len(values) > 1:
