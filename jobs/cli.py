@@ -71,21 +71,29 @@ def read_config(path: Path, parser: Parser) -> dict[str, Any]:
 
 
 def _checked(path: Path, action: argparse.Action, value: Any) -> Any:
-    """One value of a settings file, by the rules of its flag."""
+    """One value of a settings file, by the rules of its flag; lists and mappings where the flag takes several."""
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
             raise SettingsError(f"--config {path}: {action.dest} must be true or false, not {value!r}")
         return value or None
-    convert: Callable[[str], Any] = action.type if callable(action.type) else str
-    try:
-        converted = convert(str(value))
-    except (ValueError, argparse.ArgumentTypeError):
-        raise SettingsError(f"--config {path}: {action.dest}: {value!r} does not fit") from None
+    if isinstance(value, dict):
+        value = [f"{name}={each}" for name, each in value.items()]
+    if action.nargs == "+":
+        return [_converted(path, action, one) for one in (value if isinstance(value, list) else [value])]
+    converted = _converted(path, action, ",".join(map(str, value)) if isinstance(value, list) else value)
     if action.choices is not None and converted not in action.choices:
         raise SettingsError(
             f"--config {path}: {action.dest} {value!r} is none of {', '.join(map(str, action.choices))}"
         )
     return converted
+
+
+def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
+    convert: Callable[[str], Any] = action.type if callable(action.type) else str
+    try:
+        return convert(str(value))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise SettingsError(f"--config {path}: {action.dest}: {value!r} does not fit") from None
 
 
 def run(main: Callable[[list[str] | None], int]) -> int:

@@ -57,7 +57,8 @@ def evaluation_parser() -> Parser:
 def _data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--clean", metavar="URL", help="the originals: shards with a .cls label beside each image")
-    add("--protected", metavar="NAME=URL", type=named_urls, nargs="+", help="protected copies, each with a name")
+    copies = "protected copies, each with a name"
+    add("--protected", metavar="NAME=URL", type=named_urls, nargs="+", action="extend", help=copies)
     add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
     add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")

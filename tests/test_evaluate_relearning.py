@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.evaluate_options import parse_evaluation
 from tests import runs
 from tests.samples import image_bytes
 
@@ -158,3 +159,19 @@ def test_collections_that_do_not_fit_each_other_are_refused(data: Path, tmp_path
     assert refused.returncode == 2
     assert "error: other: " in refused.stderr
     assert "keys are not in --clean, first 004/0000" in refused.stderr
+
+
+def test_a_settings_file_takes_lists_and_the_command_line_wins(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.yaml").write_text(
+        "preset: smoke\nclean: a\ntest: b\noutput: c\nprotected: {uc: one, sp: two}\n"
+        "regimes: [nt, 'st-cg[reduce=pca2,threshold=0.5]']\nseeds: [3, 4]\ntargets: small\n"
+    )
+    settings = parse_evaluation(["--config", str(tmp_path / "evaluation.yaml"), "--epochs", "7", "--test", "d"])
+    assert settings.protected == {"uc": "one", "sp": "two"}
+    assert settings.regimes == ("nt", "st-cg[reduce=pca2,threshold=0.5]")
+    assert (settings.seeds, settings.epochs, settings.test, settings.targets) == ((3, 4), 7, "d", ("small",))
+
+
+def test_protected_copies_add_up_over_the_command_line() -> None:
+    given = ["--clean", "a", "--test", "b", "--output", "c", "--protected", "uc=1", "sp=2", "--protected", "cw=3"]
+    assert parse_evaluation(given).protected == {"uc": "1", "sp": "2", "cw": "3"}

@@ -15,7 +15,7 @@ FORBIDDEN = {
     "jobs": {"torch", "numpy", "faiss"},
 }
 ONLY_STORE = {"fsspec", "s3fs", "botocore", "aiohttp"}
-JOBS = {"protect_imagenet", "demo", "verify", "status", "report"}
+JOBS = {"protect_imagenet", "demo", "verify", "status", "report", "evaluate_relearning"}
 
 
 def imports(path: Path) -> set[str]:
@@ -71,11 +71,13 @@ def test_the_readme_names_every_file_and_every_flag_it_shows_exists() -> None:
     for path in ROOMS:
         if path.name != "__init__.py" and "relearning" not in path.parts:
             assert f"`{path.name}`" in readme, name(path)
+    from jobs.evaluate_options import evaluation_parser
     from jobs.options import protection_parser
 
-    known = {flag for action in protection_parser()._actions for flag in action.option_strings}
+    actions = [*protection_parser()._actions, *evaluation_parser()._actions]
+    known = {flag for action in actions for flag in action.option_strings}
     shown = {word.strip("`.,:)") for word in readme.split() if word.strip("`(").startswith("--")}
-    others = {"--working-dir", "--output", "--"}
+    others = {"--working-dir", "--output", "--", "--ray"}
     assert {word.strip("(").split("=")[0] for word in shown} <= known | others
 
 
