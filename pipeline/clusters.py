@@ -14,7 +14,6 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError, SettingsError
@@ -287,6 +286,8 @@ def quality(points: Floats, clusters: Ints, seed: int) -> ClusterQuality:
         rows = np.sort(numpy_rng(seed, "cluster quality").choice(rows, _QUALITY_IMAGES, replace=False))
     labels = clusters[rows]
     defined = 2 <= len(np.unique(labels)) < len(labels)
+    from sklearn.metrics import silhouette_score  # here, because every worker imports this module and it takes a second
+
     silhouette = float(silhouette_score(points[rows], labels)) if defined else None
     wanted = min(_QUALITY_NEIGHBOURS, len(points) - 1)
     _, nearest = faiss.knn(points[rows], points, wanted + 1)

@@ -117,8 +117,8 @@ def test_adabn_takes_the_statistics_of_all_clean_images_and_leaves_the_weights()
     weights = [parameter.detach().clone() for parameter in training.network.parameters()]
     regime.finish(training)
     first = training.network.stem[0]
-    with torch.no_grad():
-        convolved = first[0](training.normalise(clean.float() / 255))
+    with torch.no_grad(), training.autocast():
+        convolved = first[0](training.normalise(clean.float() / 255)).float()
     assert torch.allclose(first[1].running_mean, convolved.mean((0, 2, 3)), atol=1e-4)
     assert first[1].momentum == 0.1
     assert all(torch.equal(a, b) for a, b in zip(weights, training.network.parameters(), strict=True))

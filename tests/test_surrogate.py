@@ -25,6 +25,7 @@ from pipeline import pretrained
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.surrogate import Surrogate, check_surrogate, load_surrogate
+from pipeline.towers import clip
 
 EMBEDDED = "timm:tf_efficientnet_lite0"
 TINY_CLIP = {
@@ -238,7 +239,7 @@ def test_clip_features_are_open_clip_s_own_joint_embedding(tiny_clip: str, tmp_p
     whole = open_clip.create_model(tiny_clip, pretrained_image=False, load_weights=False).eval()
     save_file(whole.state_dict(), tmp_path / "tiny.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "_tags", lambda kind, model: ["mine"])
+        patch.setattr(clip, "tags", lambda model: ["mine"])
         surrogate = load_surrogate(
             f"open_clip:{tiny_clip}/mine", weights=tmp_path / "tiny.safetensors", size=None, device="cpu"
         )

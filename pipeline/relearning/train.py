@@ -264,7 +264,8 @@ def train_target(
     on_epoch              called after each epoch; training.history[-1] is its score
 
     channels_last; bf16 autocast where the device has it (GPUs, and CPUs with avx512_bf16 or AMX: twice as fast there).
-    Equal arguments give equal results on one machine with one number of threads. Raises ValueError for shapes that do not fit.
+    Equal arguments give equal results on one machine with one number of threads. Raises ValueError for shapes that do
+    not fit.
     """
     _check(images, labels)
     _check(test_images, test_labels)

@@ -13,13 +13,13 @@ import io
 from pathlib import Path
 
 import numpy as np
+from controls import carrying_each, class_wise_random, separable
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.records import Rejection, Sample
 from pipeline.store import Store, resolve_input
 from pipeline.tar import ShardWriter, read_samples
-from tests.controls import carrying_each, class_wise_random, separable
 
 CONTROLS = {"class-random": class_wise_random, "separable": separable}
 

@@ -1,0 +1,56 @@
+"""Image towers of open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+from open_clip.pretrained import download_pretrained
+
+from pipeline.towers.base import Assembled, Preprocessing, interpolation
+
+
+def models() -> list[str]:
+    return list(open_clip.list_models())
+
+
+def tags(model: str) -> list[str]:
+    return list(open_clip.list_pretrained_tags_by_model(model))
+
+
+def source(model: str, tag: str) -> str:
+    config = open_clip.get_pretrained_cfg(model, tag)
+    hub = config.get("hf_hub", "").rstrip("/")
+    return f"{hub}, open_clip_model.safetensors" if hub else str(config.get("url"))
+
+
+def fetch(model: str, tag: str) -> str:
+    return str(download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
+
+
+def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assembled:
+    """The visual tower up to the joint embedding; the text tower is dropped."""
+    config = open_clip.get_pretrained_cfg(model, tag)
+    whole = open_clip.create_model(
+        model,
+        pretrained=None if path is None else str(path),
+        force_quick_gelu=config.get("quick_gelu", False),  # OpenAI's weights are quietly wrong without it
+        force_image_size=size,
+        pretrained_image=False,
+        pretrained_text=False,
+        weights_only=True,
+    )
+    mode = config.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise ValueError(f"its resize mode {mode!r} is not supported")
+    side = whole.visual.image_size
+    side = int(side[0] if isinstance(side, (tuple, list)) else side)
+    preprocessing = Preprocessing(
+        size=side,
+        resize=side,
+        mean=tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(config.get("std", open_clip.OPENAI_DATASET_STD)),
+        interpolation=interpolation(config.get("interpolation", "bicubic")),
+        squash=mode == "squash",
+    )
+    return whole.visual, preprocessing, None

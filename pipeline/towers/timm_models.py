@@ -1,0 +1,67 @@
+"""Image towers of timm's classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from torch import nn
+
+from pipeline.towers.base import RANDOM, Assembled, Preprocessing, fetch_url, head_of, interpolation, read_weights
+
+
+def models() -> list[str]:
+    return list(timm.list_models())
+
+
+def tags(model: str) -> list[str]:
+    return [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
+
+
+def source(model: str, tag: str) -> str:
+    found = timm.get_pretrained_cfg(_full_name(model, tag))
+    return f"{found.hf_hub_id or found.url}, model.safetensors"
+
+
+def fetch(model: str, tag: str) -> str:
+    config = timm.get_pretrained_cfg(_full_name(model, tag))
+    if not config.hf_hub_id:
+        if not config.url:
+            raise FileNotFoundError("no weights were ever published")
+        return fetch_url(config.url)
+    repository, _, revision = config.hf_hub_id.partition("@")
+    for filename in (config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"):
+        try:
+            return str(hf_hub_download(repository, filename, revision=revision or None))
+        except EntryNotFoundError as error:
+            missing = error
+    raise missing
+
+
+def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assembled:
+    """The network with its classifier cut off."""
+    name = _full_name(model, tag)
+    config = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": size} if size is not None and config.fixed_input_size else {}
+    if path is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": read_weights(path)}}
+    network = timm.create_model(name, **options)
+    head = network.get_classifier()
+    network.reset_classifier(0)
+    side = int(config.input_size[1])
+    preprocessing = Preprocessing(
+        size=side,
+        resize=int(side / config.crop_pct),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=interpolation(config.interpolation),
+        squash=config.crop_mode == "squash",
+    )
+    return network, preprocessing.at(size), head_of(head) if isinstance(head, nn.Linear) else None
+
+
+def _full_name(model: str, tag: str) -> str:
+    return model if not tag or RANDOM.fullmatch(tag) else f"{model}.{tag}"
