@@ -27,6 +27,7 @@ _OTHER_PICTURES = frozenset(
 
 
 _Form = TypeVar("_Form", Steps, NDArray[np.int16])
+_Item = TypeVar("_Item")
 
 
 class DeltaSource(Protocol):
@@ -150,43 +151,71 @@ def _extension(suffix: str) -> str:
     return suffix.rpartition(".")[2].lower()
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A sample whose image was decoded, and the time that it took."""
+
+    sample: Sample
+    suffix: str
+    picture: Picture
+    seconds: float
+
+
+def open_sample(sample: Sample, *, settings: Settings) -> Opened:
+    """The sample with its image decoded, at the size that it will be written in. Raises SampleError."""
+    started = time.perf_counter()
+    suffix = image_suffix(sample)
+    picture = decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
+    if settings.size == "224":
+        picture = resize_and_crop(picture)
+    return Opened(sample, suffix, picture, time.perf_counter() - started)
+
+
 def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, settings: Settings) -> ProtectedSample:
     """The sample with the delta of its cluster in its image; all other members to the byte, in their order.
 
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
     """
-    suffix = image_suffix(sample)
-    source = sample.members[suffix]
-    marks = [time.perf_counter()]
-    picture = decode(source, max_pixels=settings.max_pixels, suffix=suffix)
-    if settings.size == "224":
-        picture = resize_and_crop(picture)
-    marks.append(time.perf_counter())
-    whole = whole_of(picture.pixels)
-    place = (cluster, sample.key, *picture.pixels.shape[:2])
-    if whole is None:
-        laid = protection.delta_for(*place)
-        marks.append(time.perf_counter())
-        pixels, largest = add_measured(picture.pixels, laid, protection.epsilon)
+    opened = open_sample(sample, settings=settings)
+    place = (cluster, sample.key, *opened.picture.pixels.shape[:2])
+    started = time.perf_counter()
+    delta: Steps | NDArray[np.int16]
+    if whole_of(opened.picture.pixels) is not None and isinstance(protection, LaidDeltas):
+        delta = protection.steps_for(*place)
     else:
-        steps = (
-            protection.steps_for(*place) if isinstance(protection, LaidDeltas) else Steps(protection.delta_for(*place))
-        )
-        marks.append(time.perf_counter())
-        pixels, largest = add_steps(whole, steps, protection.epsilon)
+        delta = protection.delta_for(*place)
+    spent = time.perf_counter() - started
+    return close_sample(opened, delta, protection.epsilon, settings=settings, delta_seconds=spent)
+
+
+def close_sample(
+    opened: Opened, delta: Steps | NDArray[np.int16], epsilon: float, *, settings: Settings, delta_seconds: float = 0.0
+) -> ProtectedSample:
+    """Lay a delta, whole 8-bit levels [H, W, 3], over an opened image and encode it as the settings say.
+
+    Raises SampleError if it cannot be encoded, PromiseError if the bound does not hold.
+    """
+    marks = [time.perf_counter()]
+    picture, source = opened.picture, opened.sample.members[opened.suffix]
+    whole = whole_of(picture.pixels)
+    if whole is None:
+        assert not isinstance(delta, Steps)
+        pixels, largest = add_measured(picture.pixels, delta, epsilon)
+    else:
+        pixels, largest = add_steps(whole, delta if isinstance(delta, Steps) else Steps(delta), epsilon)
     marks.append(time.perf_counter())
     protected = Picture(pixels, picture.format, picture.exif, picture.icc, picture.xmp)
     encoded, extension = encode(protected, how=settings.encode, metadata=settings.metadata)
     marks.append(time.perf_counter())
     # no other member can have the new name: it would have been a second image
-    renamed = _renamed(suffix, extension)
+    renamed = _renamed(opened.suffix, extension)
     members = {
-        renamed if name == suffix else name: encoded if name == suffix else data
-        for name, data in sample.members.items()
+        renamed if name == opened.suffix else name: encoded if name == opened.suffix else data
+        for name, data in opened.sample.members.items()
     }
-    stages = ("decode", "delta", "add", "encode")
-    seconds = {stage: end - start for stage, start, end in zip(stages, marks, marks[1:], strict=False)}
-    return ProtectedSample(Sample(sample.key, members), largest, len(source), len(encoded), seconds)
+    seconds = {"decode": opened.seconds, "delta": delta_seconds}
+    seconds |= {"add": marks[1] - marks[0], "encode": marks[2] - marks[1]}
+    return ProtectedSample(Sample(opened.sample.key, members), largest, len(source), len(encoded), seconds)
 
 
 def _renamed(suffix: str, extension: str | None) -> str:
@@ -210,28 +239,50 @@ def protect_shard(
     clusters  key -> cluster. A sample without one is rejected: it could not be embedded.
     Raises PromiseError if a bound does not hold; nothing of the shard may be published then.
     """
+    return write_protected(_one_by_one(samples, protection, clusters, settings), writer)
+
+
+def _one_by_one(
+    samples: Iterable[Sample | Rejection], protection: DeltaSource, clusters: Mapping[str, int], settings: Settings
+) -> Iterator[tuple[ProtectedSample, int] | Rejection]:
+    for item in samples:
+        if isinstance(item, Rejection):
+            yield item
+            continue
+        try:
+            cluster = _cluster_of(item, clusters, settings)
+            done = protect_sample(item, protection, cluster, settings=settings)
+        except SampleError as error:
+            yield rejection_of(item, error)
+            continue
+        yield done, cluster
+
+
+def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], writer: ShardWriter) -> ShardOutcome:
+    """Write protected samples, each with its cluster, and count what became of all; rejections are kept.
+
+    The time that is in no stage of a sample was spent reading.
+    """
     rejections: list[Rejection] = []
     used: Counter[int] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
     largest = bytes_in = bytes_out = 0
-    for item in _timed(samples, seconds):
-        if isinstance(item, Rejection):
-            rejections.append(item)
+    for result in _timed(results, seconds):
+        if isinstance(result, Rejection):
+            rejections.append(result)
             continue
-        try:
-            done = protect_sample(item, protection, _cluster_of(item, clusters, settings), settings=settings)
-        except SampleError as error:
-            rejections.append(_rejection(item, error))
-            continue
+        done, cluster = result
         start = time.perf_counter()
         writer.write(done.sample)
         seconds["write"] += time.perf_counter() - start
         for stage, spent in done.seconds.items():
             seconds[stage] += spent
-        used[clusters[item.key]] += 1
+            seconds["read"] -= spent
+        used[cluster] += 1
         largest = max(largest, done.max_abs_delta)
         bytes_in += done.input_image_bytes
         bytes_out += done.output_image_bytes
+    seconds["read"] = max(0.0, seconds["read"])
     return ShardOutcome(
         sum(used.values()),
         tuple(rejections),
@@ -243,9 +294,9 @@ def protect_shard(
     )
 
 
-def _timed(samples: Iterable[Sample | Rejection], seconds: defaultdict[str, float]) -> Iterator[Sample | Rejection]:
-    """The same samples; the time that it takes to get them is added to seconds["read"]."""
-    iterator = iter(samples)
+def _timed(results: Iterable[_Item], seconds: defaultdict[str, float]) -> Iterator[_Item]:
+    """The same; the time that it takes to get them is added to seconds["read"]."""
+    iterator = iter(results)
     while True:
         start = time.perf_counter()
         item = next(iterator, None)
@@ -264,7 +315,7 @@ def _cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings)
     return cluster
 
 
-def _rejection(sample: Sample, error: SampleError) -> Rejection:
+def rejection_of(sample: Sample, error: SampleError) -> Rejection:
     """The quarantine's line for a sample; it names the image member where there is one."""
     pictures = [suffix for suffix in sample.members if _extension(suffix) in IMAGE_SUFFIXES]
     member = f"{sample.key}.{(pictures or list(sample.members))[0]}"

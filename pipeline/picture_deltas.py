@@ -1,0 +1,169 @@
+"""Deltas for pictures that no earlier stage has seen: embedded, sent to the nearest cluster, protected, in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, open_sample, rejection_of
+from pipeline.errors import SampleError
+from pipeline.picture import decode_rgb
+from pipeline.protection import Protection
+from pipeline.records import Rejection, Sample
+from pipeline.settings import Settings
+from pipeline.surrogate import Surrogate
+
+PIXELS_AT_ONCE = 64_000_000  # of a batch: its decoded pictures are all held
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One picture that needs a delta.
+
+    small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale
+    height, width  of the delta
+    """
+
+    key: str
+    small: Pixels
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The delta of one picture.
+
+    levels    int16 [height, width, 3], whole 8-bit levels within epsilon
+    cluster   the nearest centroid; distance  how far it is: far beyond what was fitted means drift
+    """
+
+    levels: NDArray[np.int16]
+    cluster: int
+    distance: float
+
+
+class PictureDeltas(Protocol):
+    """Whatever answers: which deltas for these pictures?"""
+
+    @property
+    def epsilon(self) -> float:
+        """Bound on |delta|, pixel units."""
+
+    @property
+    def at_least(self) -> int:
+        """Shorter side in pixels that the pictures to be embedded must have, where the originals have it."""
+
+    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+        """One answer each."""
+
+
+class NearestDeltas:
+    """The delta of the cluster whose centroid is nearest (Zhang et al. 2023): nothing is clustered again.
+
+    Raises ConflictError if the surrogate is not the one that the protection was fitted with.
+    """
+
+    def __init__(self, protection: Protection, surrogate: Surrogate) -> None:
+        protection.check_surrogate(surrogate.id)
+        self.epsilon, self.at_least = protection.epsilon, surrogate.resize
+        self._protection, self._surrogate, self._laid = protection, surrogate, LaidDeltas(protection)
+
+    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+        features = self._surrogate.embed_pictures([one.small for one in asked])
+        # as the stage `embed` stores them, so that one picture has one cluster whichever way it comes
+        clusters, distances = self._protection.clustering.assign(features.astype(np.float16))
+        return [
+            Answer(self._laid.delta_for(int(cluster), one.key, one.height, one.width), int(cluster), float(distance))
+            for one, cluster, distance in zip(asked, clusters, distances, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class ProtectedPicture:
+    """A sample whose image carries the delta that was chosen for it."""
+
+    done: ProtectedSample
+    cluster: int
+    distance: float
+
+
+def protect_pictures(
+    samples: Iterable[Sample | Rejection],
+    deltas: PictureDeltas,
+    *,
+    settings: Settings,
+    batch_size: int,
+    threads: int = 1,
+) -> Iterator[ProtectedPicture | Rejection]:
+    """Every sample protected or rejected, in input order; read, embedded and encoded batch by batch.
+
+    batch_size  pictures that are embedded at once; fewer if they have more than PIXELS_AT_ONCE pixels together
+    threads     that decode and encode a batch
+    The first results come before the second batch is read. Raises PromiseError if a bound does not hold.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        opener = _Opener(settings, deltas.at_least)
+        for batch in _batches(samples, batch_size):
+            opened = list(pool.map(opener.open, batch))
+            usable = [one for one in opened if not isinstance(one, Rejection)]
+            started = time.perf_counter()
+            answers = deltas.for_pictures([asked for _, asked in usable]) if usable else []
+            spent = (time.perf_counter() - started) / max(1, len(usable))
+            closing = iter(
+                [
+                    pool.submit(_close, one, answer, deltas.epsilon, settings, spent)
+                    for (one, _), answer in zip(usable, answers, strict=True)
+                ]
+            )
+            for one in opened:
+                yield one if isinstance(one, Rejection) else next(closing).result()
+
+
+class _Opener:
+    def __init__(self, settings: Settings, at_least: int) -> None:
+        self._settings, self._at_least = settings, at_least
+
+    def open(self, item: Sample | Rejection) -> tuple[Opened, Asked] | Rejection:
+        if isinstance(item, Rejection):
+            return item
+        try:
+            opened = open_sample(item, settings=self._settings)
+            height, width = opened.picture.pixels.shape[:2]
+            data, limit = item.members[opened.suffix], self._settings.max_pixels
+            small = decode_rgb(data, at_least=self._at_least, max_pixels=limit, suffix=opened.suffix)
+            return opened, Asked(item.key, small, height, width)
+        except SampleError as error:
+            return rejection_of(item, error)
+
+
+def _close(
+    opened: Opened, answer: Answer, epsilon: float, settings: Settings, spent: float
+) -> ProtectedPicture | Rejection:
+    try:
+        done = close_sample(opened, answer.levels, epsilon, settings=settings, delta_seconds=spent)
+    except SampleError as error:
+        return rejection_of(opened.sample, error)
+    return ProtectedPicture(done, answer.cluster, answer.distance)
+
+
+def _batches(items: Iterable[Sample | Rejection], batch_size: int) -> Iterator[list[Sample | Rejection]]:
+    """Batches bounded by count and by the bytes of their files: a decoded picture is some 10 times as large."""
+    batch: list[Sample | Rejection] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += sum(map(len, item.members.values())) if isinstance(item, Sample) else 0
+        if len(batch) == batch_size or size * 10 > PIXELS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
