@@ -15,7 +15,8 @@ from actors.batches import RunContext
 from pipeline import layout
 from pipeline.features import assignment_from_parquet
 from pipeline.measure import ShardMeasures, measure_shard, measured_shards, removal_of
-from pipeline.protection import Protection, load_protection
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.protection import Protection, load_any_protection
 from pipeline.scores import scores_to_parquet
 
 TASK_SECONDS = 3600
@@ -34,9 +35,9 @@ def _count(context: RunContext, shard: str) -> int:
     return int(json.loads(context.output.read(layout.commit(shard)))["num_protected"])
 
 
-def _protection(context: RunContext, key: bytes | None) -> Protection:
-    protection = load_protection(context.output.read(layout.PROTECTION))
-    return protection.with_key(key) if key is not None else protection
+def _protection(context: RunContext, key: bytes | None) -> Protection | UniversalProtection:
+    protection = load_any_protection(context.output.read(layout.PROTECTION))
+    return protection.with_key(key) if key is not None and isinstance(protection, Protection) else protection
 
 
 def _measure(context: RunContext, shard: str, key: bytes | None, num_images: int) -> ShardMeasures:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard
 from pipeline.commits import check_same_commit
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
-from pipeline.protection import Protection, load_protection
-from pipeline.records import Commit, Shard
+from pipeline.protection import load_protection
+from pipeline.records import Commit, Rejection, Sample, Shard
 from pipeline.tar import ShardWriter, read_samples
 
 
@@ -29,10 +30,10 @@ class Protector:
 
     def __init__(self, context: RunContext, key: bytes | None = None) -> None:
         self.context = context
-        self.protection: Protection = load_protection(context.output.read(layout.PROTECTION))
-        if key is not None:
-            self.protection = self.protection.with_key(key)
-        self.deltas = LaidDeltas(self.protection)
+        protection = load_protection(context.output.read(layout.PROTECTION))
+        protection = protection if key is None else protection.with_key(key)
+        self.protection_sha256 = protection.sha256
+        self.deltas = LaidDeltas(protection)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         return done_columns([self._protect(shard) for shard in shards_of(batch)])
@@ -47,17 +48,17 @@ class Protector:
                 self.context.source.open_version(shard.name, shard.etag) as stream,
                 ShardWriter(path, compressed=shard.name.endswith(".gz")) as writer,
             ):
-                outcome = protect_shard(
-                    read_samples(stream, max_member_bytes=self.context.settings.max_member_bytes),
-                    writer,
-                    self.deltas,
-                    self._clusters(shard),
-                    settings=self.context.settings,
-                )
+                samples = read_samples(stream, max_member_bytes=self.context.settings.max_member_bytes)
+                outcome = self._outcome(shard, samples, writer)
             put_started = time.perf_counter()
             self.context.output.put_file(shard.name, path)
             seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
         return self._done(shard, self._commit(shard, writer, outcome, seconds), started)
+
+    def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
+        """Step 3: the clusters are known, because the stages before have assigned every image."""
+        clusters = self._clusters(shard)
+        return protect_shard(samples, writer, self.deltas, clusters, settings=self.context.settings)
 
     def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
         """Publish the quarantine, then the commit; meet whoever was first."""
@@ -71,7 +72,7 @@ class Protector:
             input_etag=shard.etag,
             output_size=writer.size,
             output_sha256=writer.sha256,
-            protection_sha256=self.protection.sha256,
+            protection_sha256=self.protection_sha256,
             num_protected=outcome.num_protected,
             num_quarantined=len(outcome.rejections),
             num_members=writer.num_members,

@@ -58,7 +58,12 @@ def _where(parser: Parser) -> None:
 def _clusters(parser: Parser) -> None:
     group = parser.add_argument_group("surrogate and clusters")
     add = group.add_argument
-    add("--method", choices=["uc"], help="uc: Unlearnable Clusters (Zhang et al., CVPR 2023)")
+    add(
+        "--method",
+        choices=["uc", "one-for-all"],
+        help="uc: Unlearnable Clusters (Zhang et al., CVPR 2023), the default; one-for-all: a universal generator "
+        "(Chen et al. 2024), trained by train_one_for_all.py and given as --protection",
+    )
     add(
         "--surrogate",
         metavar="NAME",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from pipeline import layout
 from pipeline.commits import check_places, check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.protection import Protection, load_protection
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard
-from pipeline.settings import Settings
+from pipeline.settings import DEFAULT_EPSILON, Settings
 from pipeline.store import RUN_FOLDER, Store, resolve_input
 from pipeline.surrogate import Surrogate, check_surrogate, load_surrogate
 from pipeline.tar import read_samples
@@ -32,6 +33,7 @@ class Run:
     plan: Plan
     surrogate: Surrogate  # on the driver, for its identity and for estimates
     protection: Protection | None  # given by --protection
+    universal: UniversalProtection | None  # given by --protection, with --method one-for-all
     key: bytes | None  # secret of the texture generator
     record: dict[str, Any]
 
@@ -59,9 +61,11 @@ def prepare(settings: Settings) -> Run:
     check_places(settings.input, settings.output, source.root, output.root)
     shards = [Shard(entry.name, entry.size, entry.etag) for entry in entries]
     key = _read_key(settings)
-    protection, protection_sha256 = _read_protection(settings, key)
+    given, protection_sha256 = _read_protection(settings, key)
+    if given is not None:
+        settings = replace(settings, epsilon=given.epsilon)
     _check_enough_images(settings, source, shards)
-    surrogate = _load_surrogate(settings, protection)
+    surrogate = _load_surrogate(settings, given)
     ingredients = ingredients_of(
         settings,
         shards,
@@ -72,7 +76,8 @@ def prepare(settings: Settings) -> Run:
     record = run_record(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
     committed = _committed(settings, output, record, {shard.name for shard in shards})
     plan = make_plan(shards, ingredients.fingerprint, committed)
-    return Run(settings, source, output, plan, surrogate, protection, key, record)
+    protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
+    return Run(settings, source, output, plan, surrogate, protection, universal, key, record)
 
 
 def start(run: Run) -> None:
@@ -105,20 +110,31 @@ def _read_key(settings: Settings) -> bytes | None:
     return key
 
 
-def _read_protection(settings: Settings, key: bytes | None) -> tuple[Protection | None, str | None]:
+def _read_protection(
+    settings: Settings, key: bytes | None
+) -> tuple[Protection | UniversalProtection | None, str | None]:
     if settings.protection is None:
         return None, None
     folder, _, name = settings.protection.rpartition("/")
     data = Store(folder or ".").read(name)
-    protection = load_protection(data)
-    if protection.per_sample:
+    protection = load_any_protection(data)
+    if protection.method != settings.method:
+        raise SettingsError(
+            f"{settings.protection} is a protection of another method: add --method {protection.method}"
+        )
+    if settings.epsilon not in (DEFAULT_EPSILON, protection.epsilon):
+        raise SettingsError(
+            f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
+            f"{protection.epsilon * 255:g}/255; leave --epsilon away, or fit anew"
+        )
+    if isinstance(protection, Protection) and protection.per_sample:
         if key is None:
             raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
 
 
-def _load_surrogate(settings: Settings, protection: Protection | None) -> Surrogate:
+def _load_surrogate(settings: Settings, protection: Protection | UniversalProtection | None) -> Surrogate:
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     surrogate = load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device="cpu")
     if protection is not None:

@@ -29,12 +29,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def protect(run: Run, status: StatusFile) -> None:
     """The stages in their order; each skips what is there already."""
-    with status.stage("embed"):
-        embed(run)
-    with status.stage("cluster"):
-        clustering = cluster(run)
-    with status.stage("fit"):
-        fit(run, clustering)
+    if run.universal is None:  # a universal generator is trained already, and embeds each image as it is applied
+        with status.stage("embed"):
+            embed(run)
+        with status.stage("cluster"):
+            clustering = cluster(run)
+        with status.stage("fit"):
+            fit(run, clustering)
     with status.stage("apply"):
         apply(run)
     with status.stage("measure"):

@@ -28,6 +28,7 @@ from actors.fitter import TOGETHER, FitTask, fit_loop
 from actors.measurer import measure_run
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
+from actors.universal_protector import UniversalProtector
 from jobs.prepare import Run
 from jobs.progress import progress
 from pipeline import layout
@@ -101,9 +102,14 @@ def apply(run: Run) -> None:
     """Protected shards: everything that has no commit yet goes through the shard transaction."""
     have = {entry.name for entry in run.output.list(layout.COMMITS)}
     left = [shard for shard in run.plan.shards if layout.commit(shard.name) not in have]
+    actor: type = Protector
     workers = workers_for(run.settings).on_cpus()
+    arguments: tuple[Any, ...] = (run.key,)
+    if run.universal is not None:
+        run.output.create(layout.PROTECTION, run.universal.to_bytes())
+        actor, workers, arguments = UniversalProtector, workers_for(run.settings), ()
     with progress("apply", len(left)) as bar:
-        for done in over_shards(left, Protector, (context_of(run, workers), run.key), workers):
+        for done in over_shards(left, actor, (context_of(run, workers), *arguments), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
 
 
@@ -138,7 +144,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         workers = workers_for(run.settings)
         count = min(workers.count, len(left))
         cpus = float(min(workers.cpus * workers.count // count, run.settings.fit_threads))
-        with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, _watched(task.queue, len(left)):
+        with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, watched(task.queue, len(left)):
             TorchTrainer(
                 fit_loop,
                 train_loop_config={"task": task},
@@ -187,7 +193,7 @@ def _cluster_sizes(run: Run) -> dict[int, int]:
 
 
 @contextlib.contextmanager
-def _watched(queue: Any, num_units: int) -> Iterator[None]:
+def watched(queue: Any, num_units: int) -> Iterator[None]:
     """Show how far the fits are while the trainer blocks."""
     over = threading.Event()
 

@@ -69,16 +69,7 @@ def estimate(
 
     Raises InputError if none of them is usable.
     """
-    counted = HashingReader(stream)
-    samples: list[Sample] = []
-    count = 0
-    for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=settings.max_member_bytes):
-        count += 1
-        if isinstance(item, Sample) and len(samples) < MEASURED_IMAGES:
-            samples.append(item)
-        if count == COUNTED_SAMPLES:
-            break
-    bytes_each = (counted.size if count == COUNTED_SAMPLES else shard_bytes) / max(count, 1)
+    samples, bytes_each = first_samples(stream, shard_bytes, max_member_bytes=settings.max_member_bytes)
     embed = _embed_seconds(samples, surrogate, settings)
     apply, factor, sides = _apply_seconds(samples, settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
@@ -86,6 +77,22 @@ def estimate(
     return Estimate(
         images, sides, factor, clusters, embed, apply, _fit_seconds(images, sides, surrogate, settings, clusters)
     )
+
+
+def first_samples(
+    stream: IO[bytes], shard_bytes: int, *, max_member_bytes: int, wanted: int = MEASURED_IMAGES
+) -> tuple[list[Sample], float]:
+    """The first samples of a shard, and how many bytes of a shard a sample takes, from at most 1,000 of them."""
+    counted = HashingReader(stream)
+    samples: list[Sample] = []
+    count = 0
+    for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=max_member_bytes):
+        count += 1
+        if isinstance(item, Sample) and len(samples) < wanted:
+            samples.append(item)
+        if count == COUNTED_SAMPLES:
+            break
+    return samples, (counted.size if count == COUNTED_SAMPLES else shard_bytes) / max(count, 1)
 
 
 def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:

@@ -11,7 +11,8 @@ from safetensors.numpy import load
 
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.protection import Protection, load_protection
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Commit, Reason, Rejection
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
@@ -85,11 +86,13 @@ def _json(output: Store, name: str) -> Any:
     return json.loads(output.read(name)) if output.info(name) is not None else None
 
 
-def _protection(output: Store) -> Protection | None:
-    return load_protection(output.read(layout.PROTECTION)) if output.info(layout.PROTECTION) is not None else None
+def _protection(output: Store) -> Protection | UniversalProtection | None:
+    return load_any_protection(output.read(layout.PROTECTION)) if output.info(layout.PROTECTION) is not None else None
 
 
 def _method(settings: dict[str, Any]) -> str:
+    if settings["method"] == "one-for-all":
+        return "One for All, a universal generator"
     how = {
         "direct": f"direct delta optimised through the {settings['optimise_through']}",
         "network": "one generator network per cluster, through the surrogate",
@@ -118,12 +121,14 @@ def _bytes(step: str, commits: list[Commit]) -> int:
     return sizes.get(step, 0)
 
 
-def _clusters(commits: list[Commit], protection: Protection | None) -> tuple[ClusterRow, ...]:
+def _clusters(commits: list[Commit], protection: Protection | UniversalProtection | None) -> tuple[ClusterRow, ...]:
     sizes: Counter[int] = Counter()
     for commit in commits:
         sizes.update({int(cluster): count for cluster, count in commit.clusters.items()})
     if protection is None:
         return ()
+    if isinstance(protection, UniversalProtection):
+        return tuple(ClusterRow(index=i, images=sizes[i]) for i in range(len(protection.clustering.centroids)))
     figures = protection.figures
     moved, before, losses = (figures.get(name, ()) for name in ("moved", "before", "losses"))
     return tuple(

@@ -14,6 +14,7 @@ from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import derive
+from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture import decode, decode_rgb, resize_and_crop
 from pipeline.protection import Protection
 from pipeline.records import Sample
@@ -64,7 +65,7 @@ def measure_shard(
     output: IO[bytes],
     source: IO[bytes],
     assignment: Assignment,
-    protection: Protection,
+    protection: Protection | UniversalProtection,
     settings: Settings,
     *,
     num_images: int,
@@ -77,7 +78,7 @@ def measure_shard(
     clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
     share = {
         "score": SCORED_IMAGES / num_images,
-        "average": AVERAGED_PER_CLUSTER * len(protection.targets) / num_images,
+        "average": AVERAGED_PER_CLUSTER * len(protection.clustering.centroids) / num_images,
     }
     scores: list[PictureScore] = []
     shown: list[Shown] = []
@@ -93,7 +94,7 @@ def measure_shard(
             if wanted:
                 shown.append(Shown(after.key, cluster, _thumbnail(original), _thumbnail(protected)))
         if derive(settings.seed, "average", assignment.shard, after.key) < share["average"] * 2.0**63:
-            squares.append(_square(after, cluster, protection, settings))
+            squares.append(_square(before, after, cluster, protection, settings))
     side = _REMOVAL_SIDE
     return ShardMeasures(
         tuple(scores),
@@ -104,7 +105,9 @@ def measure_shard(
     )
 
 
-def removal_of(parts: list[ShardMeasures], protection: Protection, settings: Settings) -> RemovalCheck | None:
+def removal_of(
+    parts: list[ShardMeasures], protection: Protection | UniversalProtection, settings: Settings
+) -> RemovalCheck | None:
     """How well deltas can be read off the protected pixels of all parts; None with too few images."""
     squares = np.concatenate([part.squares for part in parts])
     clusters = np.concatenate([part.clusters for part in parts])
@@ -155,12 +158,21 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _square(
-    sample: Sample, cluster: int, protection: Protection, settings: Settings
+    before: Sample, after: Sample, cluster: int, protection: Protection | UniversalProtection, settings: Settings
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
     """A protected picture at one size, as a trainer would load it, and the delta that it carries there."""
-    suffix = image_suffix(sample)
-    pixels = decode_rgb(sample.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
+    suffix = image_suffix(after)
+    pixels = decode_rgb(after.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
+    square = _squeezed(pixels)
+    if isinstance(protection, UniversalProtection):  # its delta is nowhere but in the picture
+        original = _pixels(before, settings, resize=True)
+        original = original if original.ndim == 3 else np.repeat(original[..., None], 3, axis=2)
+        laid = square.astype(np.float32) - _squeezed(original)
+    else:
+        laid = protection.delta_for(cluster, after.key, _REMOVAL_SIDE, _REMOVAL_SIDE).astype(np.float32)
+    return square.transpose(2, 0, 1), cluster, laid.transpose(2, 0, 1)
+
+
+def _squeezed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size = (_REMOVAL_SIDE, _REMOVAL_SIDE)
-    square = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    laid = protection.delta_for(cluster, sample.key, *size)
-    return square.transpose(2, 0, 1), cluster, laid.transpose(2, 0, 1).astype(np.float32)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR))

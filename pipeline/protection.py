@@ -17,6 +17,7 @@ from pipeline.clusters import Clustering
 from pipeline.delta import lay, levels_of
 from pipeline.errors import ConflictError, InputError, PromiseError, ScumbleError, SettingsError
 from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.one_for_all.protection import METHOD, UniversalProtection
 from pipeline.settings import Generator, Size
 from pipeline.textures import Bands, bands_for, check_key
 
@@ -127,6 +128,18 @@ class Protection:
 def load_protection(data: bytes) -> Protection:
     """The inverse of Protection.to_bytes.
 
+    Raises InputError, one line, if `data` is cut short, is no protection, is of another format version, or is a
+    universal generator.
+    """
+    found = load_any_protection(data)
+    if not isinstance(found, Protection):
+        raise InputError("a universal generator, not the deltas of clusters: add --method one-for-all")
+    return found
+
+
+def load_any_protection(data: bytes) -> Protection | UniversalProtection:
+    """What Protection.to_bytes or UniversalProtection.to_bytes wrote.
+
     Raises InputError, one line, if `data` is cut short, is no protection, or is of another format version.
     """
     try:
@@ -137,6 +150,8 @@ def load_protection(data: bytes) -> Protection:
         version = header.pop("format_version")
         if version != FORMAT_VERSION:
             raise InputError(f"a protection of format {version}; this version reads format {FORMAT_VERSION}")
+        if header["method"] == METHOD:
+            return UniversalProtection.from_parts(header, tensors)
         clustering = {n.removeprefix("clustering."): a for n, a in tensors.items() if n.startswith("clustering.")}
         return Protection(
             **{name: header[name] for name in _FIELDS},

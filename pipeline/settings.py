@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from pipeline.errors import SettingsError
 
+Method = Literal["uc", "one-for-all"]
 Generator = Literal["direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
 TrainImages = Literal["cluster", "all"]
@@ -22,6 +23,7 @@ Metadata = Literal["keep", "strip-gps", "strip"]
 
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
+DEFAULT_EPSILON = 16 / 255
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scumble": {},
@@ -59,7 +61,7 @@ class Settings:
     input: str = _runtime("")
     output: str = _runtime("")
     # the surrogate and its clusters
-    method: Literal["uc"] = "uc"
+    method: Method = "uc"
     surrogate: str = DEFAULT_SURROGATE
     surrogate_weights: str | None = _runtime(None)  # the digest of the weights is in the fingerprint instead
     surrogate_size: int | None = None  # side in pixels of what is embedded; None = as the weights were trained
@@ -68,7 +70,7 @@ class Settings:
     restarts: int = 24
     cluster_images: int = 50_000  # k-means fits on a hash-sample of at most this many, the rest is assigned
     # the delta
-    epsilon: float = 16 / 255
+    epsilon: float = DEFAULT_EPSILON
     generator: Generator = "direct"
     optimise_through: OptimiseThrough = "proxy"
     plain: bool = False  # without colour-robust training of proxy and delta
@@ -113,6 +115,11 @@ class Settings:
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
+        if self.method == "one-for-all":
+            _check(
+                self.protection is not None,
+                "--method one-for-all applies what jobs/train_one_for_all.py has trained: add --protection FILE",
+            )
         if self.generator == "texture":
             _check(
                 self.key_file is not None,
@@ -147,7 +154,7 @@ class Settings:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("uc",),
+    "method": get_args(Method),
     "cluster_space": get_args(ClusterSpace),
     "generator": get_args(Generator),
     "optimise_through": get_args(OptimiseThrough),

@@ -15,7 +15,7 @@ FORBIDDEN = {
     "jobs": {"torch", "numpy", "faiss"},
 }
 ONLY_STORE = {"fsspec", "s3fs", "botocore", "aiohttp"}
-JOBS = {"protect_imagenet", "demo", "verify", "status", "report", "evaluate_relearning"}
+JOBS = {"protect_imagenet", "demo", "verify", "status", "report", "evaluate_relearning", "train_one_for_all"}
 
 
 def imports(path: Path) -> set[str]:
@@ -75,9 +75,11 @@ def test_the_readme_names_every_file_and_every_flag_it_shows_exists() -> None:
         elif path.name != "__init__.py":
             assert f"`{path.name}`" in readme, name(path)
     from jobs.evaluate_options import evaluation_parser
+    from jobs.one_for_all_options import one_for_all_parser
     from jobs.options import protection_parser
 
-    actions = [*protection_parser()._actions, *evaluation_parser()._actions]
+    parsers = (protection_parser(), evaluation_parser(), one_for_all_parser())
+    actions = [action for parser in parsers for action in parser._actions]
     known = {flag for action in actions for flag in action.option_strings}
     shown = {word.strip("`.,:)") for word in readme.split() if word.strip("`(").startswith("--")}
     others = {"--working-dir", "--output", "--", "--ray"}

@@ -11,17 +11,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
+from pipeline.concepts import ConceptBank, bank_bytes, imagenet_bank, read_bank, text_bank
 from pipeline.errors import InputError, SettingsError
-from pipeline.relearning.concepts import (
-    ConceptBank,
-    bank_bytes,
-    group_concepts,
-    grouping_quality,
-    imagenet_bank,
-    read_bank,
-    sweep_groups,
-    text_bank,
-)
+from pipeline.relearning.concepts import group_concepts, grouping_quality, sweep_groups
 from pipeline.relearning.labellings import check_labelling, make_labelling
 from pipeline.relearning.overlap import overlap
 from pipeline.relearning.shares import parse_share, protected_mask

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.concepts import read_bank
 from pipeline.delta import add
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
 from pipeline.protection import Protection
 from pipeline.relearning.collection import Collection
-from pipeline.relearning.concepts import read_bank
 from pipeline.relearning.labellings import make_labelling
 from pipeline.relearning.overlap import overlap
 from pipeline.surrogate import load_surrogate

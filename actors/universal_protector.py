@@ -1,0 +1,73 @@
+"""Holds a universal generator and its surrogate: one shard in, one committed shard out, by the same transaction.
+
+No stage comes before it: every image is embedded here, and its nearest centroid is noted beside the shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.batches import RunContext
+from actors.protector import Protector
+from pipeline import layout
+from pipeline.apply import ProtectedSample, ShardOutcome, write_protected
+from pipeline.errors import ConflictError
+from pipeline.features import Assignment, assignment_to_parquet
+from pipeline.one_for_all.deltas import UniversalDeltas
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.picture_deltas import protect_pictures
+from pipeline.protection import load_any_protection
+from pipeline.records import Rejection, Sample, Shard
+from pipeline.surrogate import load_surrogate
+from pipeline.tar import ShardWriter
+
+BATCH = {"cpu": 32, "cuda": 256}  # pictures the generator sees at once
+
+
+class UniversalProtector(Protector):
+    """Ray Data actor of the stage `apply` of One for All; can be built and called without Ray."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        torch.set_num_threads(context.threads)
+        protection = load_any_protection(context.output.read(layout.PROTECTION))
+        if not isinstance(protection, UniversalProtection):
+            raise ConflictError(f"{context.output.url}/{layout.PROTECTION} is not a universal generator")
+        settings = context.settings
+        weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+        surrogate = load_surrogate(
+            settings.surrogate, weights=weights, size=settings.surrogate_size, device=context.device
+        )
+        self.protection_sha256 = protection.sha256
+        self.universal = UniversalDeltas(protection, surrogate)
+
+    def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
+        keys: list[str] = []
+        nearest: list[tuple[int, float]] = []
+
+        def noted() -> Iterator[tuple[ProtectedSample, int] | Rejection]:
+            for one in protect_pictures(
+                samples,
+                self.universal,
+                settings=self.context.settings,
+                batch_size=BATCH[self.context.device],
+                threads=self.context.threads,
+            ):
+                if isinstance(one, Rejection):
+                    yield one
+                    continue
+                keys.append(one.done.sample.key)
+                nearest.append((one.cluster, one.distance))
+                yield one.done, one.cluster
+
+        outcome = write_protected(noted(), writer)
+        clusters, distances = (np.array(column) for column in zip(*nearest, strict=True)) if nearest else ([], [])
+        assignment = Assignment(
+            shard.name, tuple(keys), np.asarray(clusters, np.int32), np.asarray(distances, np.float32)
+        )
+        self.context.output.put(layout.assignment(shard.name), assignment_to_parquet(assignment))
+        return outcome

@@ -1,0 +1,108 @@
+"""Ray Train worker of One for All: one generator, trained data-parallel, checkpointed, left as one file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from safetensors.torch import load, save
+
+from pipeline.concepts import ConceptBank
+from pipeline.one_for_all.finish import bank_tensor, finished_protection
+from pipeline.one_for_all.fit import TrainingImages, UniversalFit
+from pipeline.one_for_all.pictures import Squares, read_squares
+from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.store import Store
+from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.tar import read_samples
+
+UNIT = "generator"
+CHECKPOINT_SECONDS = 30.0
+ANSWER_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class UniversalTask:
+    """What every worker is told.
+
+    output   folder of the protection; name, checkpoint  files in it
+    squares  references to Squares in the object store
+    queue    handle of a FitQueue, which is told how far the training is
+    """
+
+    settings: OneForAllSettings
+    bank: ConceptBank
+    fingerprint: str
+    output: Store
+    name: str
+    squares: Sequence[Any]
+    queue: Any
+    threads: int
+
+    @property
+    def checkpoint(self) -> str:
+        return f"{self.name}.{self.fingerprint[:16]}.checkpoint"
+
+
+def squares_of(
+    store: Store, shards: Sequence[str], settings: OneForAllSettings, *, side: int, share: float
+) -> list[Any]:
+    """References to the pictures of some shards, read by one task each."""
+    task = ray.remote(_read).options(num_cpus=1)
+    return [task.remote(store, shard, settings, side, share) for shard in shards]
+
+
+def _read(store: Store, shard: str, settings: OneForAllSettings, side: int, share: float) -> Squares:
+    with store.open(shard) as stream:
+        return read_squares(
+            read_samples(stream, max_member_bytes=settings.max_member_bytes),
+            shard,
+            side=side,
+            share=share,
+            seed=settings.seed,
+            max_pixels=settings.max_pixels,
+            with_labels=settings.select_by == "label",
+        )
+
+
+def universal_loop(config: dict[str, Any]) -> None:
+    """The loop of every worker: all take the same steps; the first keeps the checkpoint and writes the file."""
+    task: UniversalTask = config["task"]
+    torch.set_num_threads(task.threads)
+    is_first = ray.train.get_context().get_world_rank() == 0
+    surrogate = surrogate_of(task.settings, str(ray.train.torch.get_device()))
+    fit = UniversalFit(_images(task), surrogate, bank_tensor(task.bank), task.settings, str(surrogate.device))
+    if task.output.info(task.checkpoint) is not None:
+        fit.load(load(task.output.read(task.checkpoint)))
+    saved = time.monotonic()
+    while not fit.is_done:
+        fit.advance(5)
+        if is_first:
+            ray.get(task.queue.tell.remote(UNIT, min(fit.progress, 0.999)), timeout=ANSWER_SECONDS)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                task.output.put(task.checkpoint, save(fit.state()))
+                saved = time.monotonic()
+    if is_first:
+        task.output.put(task.name, finished_protection(fit, task.bank, task.fingerprint).to_bytes())
+        task.output.delete([task.checkpoint])
+
+
+def surrogate_of(settings: OneForAllSettings, device: str) -> Surrogate:
+    """The surrogate that the settings name, on `device`."""
+    weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+    return load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device=device)
+
+
+def _images(task: UniversalTask) -> TrainingImages:
+    parts: list[Squares] = ray.get(list(task.squares), timeout=ANSWER_SECONDS)
+    pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts]))
+    labels = [part.labels for part in parts if part.labels is not None]
+    return TrainingImages(pixels, torch.from_numpy(np.concatenate(labels)) if labels else None)

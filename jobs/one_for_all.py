@@ -1,0 +1,161 @@
+"""The steps of training a universal generator: refuse what cannot be, read the pictures, train, show."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from actors.connect import Workers, workers_for
+from actors.fit_queue import FitQueue
+from actors.universal_trainer import UNIT, UniversalTask, squares_of, surrogate_of, universal_loop
+from jobs import cli
+from jobs.stages import ray_failures, watched
+from pipeline.concepts import ConceptBank, bank_bytes, bank_for
+from pipeline.errors import ConflictError, SettingsError
+from pipeline.estimate import first_samples
+from pipeline.fingerprint import canonical, library_versions, sha256
+from pipeline.one_for_all.pictures import square_side
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.one_for_all.report import write_training_report
+from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.protection import load_any_protection
+from pipeline.store import Entry, Store, resolve_input
+from pipeline.surrogate import Surrogate, check_surrogate
+
+RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that was checked and may start."""
+
+    settings: OneForAllSettings
+    sources: tuple[tuple[Store, list[Entry]], ...]
+    output: Store
+    name: str
+    surrogate: Surrogate
+    bank: ConceptBank
+    fingerprint: str
+    is_done: bool
+
+    @property
+    def summary(self) -> str:
+        settings, count = self.settings, sum(len(entries) for _, entries in self.sources)
+        size = sum(entry.size for _, entries in self.sources for entry in entries) / 1e6
+        side = settings.side_for(self.surrogate.input_size)
+        lines = [
+            f"input        {' '.join(settings.input)}: {count} shards, {size:,.1f} MB",
+            f"output       {settings.output}",
+            f"concepts     {len(self.bank.names):,}, surrogate {settings.surrogate} at {self.surrogate.input_size} px",
+            f"generator    width {settings.width}, {settings.blocks} blocks, {side} px, "
+            f"epsilon {settings.epsilon * 255:g}/255, {settings.loss}",
+        ]
+        return "\n".join(lines + (["trained      already: nothing is left to do"] if self.is_done else []))
+
+
+def prepare(settings: OneForAllSettings) -> Training:
+    """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
+    check_surrogate(settings.surrogate)
+    sources = tuple(resolve_input(url) for url in settings.input)
+    surrogate = surrogate_of(settings, "cpu")
+    weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+    bank = bank_for(settings.concepts, surrogate, template=settings.template, weights=weights)
+    folder, _, name = settings.output.rpartition("/")
+    if not name.endswith(".safetensors"):
+        raise SettingsError(f"--output {settings.output} must be a file that ends in .safetensors")
+    listing = [[store.url, entry.name, entry.size, entry.etag] for store, entries in sources for entry in entries]
+    deciding = {
+        "settings": settings.deciding,
+        "listing": listing,
+        "weights": surrogate.weights_sha256,
+        "bank": sha256(bank_bytes(bank)),
+        "versions": library_versions(),
+    }
+    fingerprint = sha256(canonical(deciding))
+    output = Store(folder or ".")
+    return Training(
+        settings, sources, output, name, surrogate, bank, fingerprint, _is_done(settings, output, name, fingerprint)
+    )
+
+
+def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint: str) -> bool:
+    if settings.overwrite or output.info(name) is None:
+        return False
+    there = load_any_protection(output.read(name))
+    if there.fingerprint != fingerprint:
+        raise ConflictError(f"{settings.output} is another protection: choose another --output, or --overwrite")
+    return True
+
+
+def load(run: Training) -> list[Any]:
+    """References to the training pictures in the object store."""
+    settings = run.settings
+    side = square_side(settings.side_for(run.surrogate.input_size))
+    share = 1.0
+    if settings.images is not None:
+        store, entries = run.sources[0]
+        with store.open(entries[0].name) as stream:
+            _, bytes_each = first_samples(stream, entries[0].size, max_member_bytes=settings.max_member_bytes)
+        total = sum(entry.size for _, entries in run.sources for entry in entries) / bytes_each
+        share = min(1.0, settings.images / max(1.0, total))
+    references = []
+    for store, entries in run.sources:
+        references += squares_of(store, [entry.name for entry in entries], settings, side=side, share=share)
+    return references
+
+
+def train(run: Training, squares: list[Any]) -> None:
+    """Train in a group of Ray Train workers; whatever is killed, it goes on from the last checkpoint."""
+    with ray_failures(), tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch:
+        workers = _workers(run.settings)
+        queue = ray.remote(num_cpus=0)(FitQueue).remote([UNIT])
+        task = UniversalTask(
+            run.settings, run.bank, run.fingerprint, run.output, run.name, squares, queue, workers.threads
+        )
+        with watched(queue, 1):
+            TorchTrainer(
+                universal_loop,
+                train_loop_config={"task": task},
+                scaling_config=ScalingConfig(
+                    num_workers=workers.count,
+                    use_gpu=bool(workers.gpus),
+                    resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+                ),
+                run_config=RunConfig(
+                    name=run.fingerprint[:16],
+                    storage_path=scratch,
+                    failure_config=FailureConfig(max_failures=RESTARTS),
+                ),
+            ).fit()
+
+
+def _workers(settings: OneForAllSettings) -> Workers:
+    """One process per GPU; on CPUs one with all threads, unless --workers asks for more."""
+    found = workers_for(settings)
+    if settings.gpus_per_worker or settings.workers:
+        return found
+    return Workers(1, found.cpus * found.count, 0.0)
+
+
+def report(run: Training) -> int:
+    """Write the report beside the protection, and say how far embeddings were moved."""
+    protection = load_any_protection(run.output.read(run.name))
+    assert isinstance(protection, UniversalProtection)
+    store, entries = run.sources[0]
+    page = f"{run.name.removesuffix('.safetensors')}.html"
+    with store.open(entries[0].name) as stream:
+        html = write_training_report(protection, run.surrogate, stream, run.settings)
+    run.output.put(page, html.encode())
+    curves = protection.figures["curves"]
+    print(f"steps        {protection.figures['steps']:,} on {protection.figures['images']:,} images")
+    for name, words in (("near", "similar concepts"), ("opposite", "the opposite concept")):
+        print(f"cosine       to {words}: {curves[name + '_clean'][-1]:.3f} clean, {curves[name][-1]:.3f} protected")
+    print(f"protection   {run.settings.output}")
+    print(f"report       {run.output.url}/{page}")
+    return cli.DONE

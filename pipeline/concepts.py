@@ -1,0 +1,207 @@
+"""A bank of concepts, name -> embedding: what deltas are aimed at, and what label names are grouped by.
+
+file       safetensors: embeddings [m, d]; names as a JSON list in the metadata
+text       the text tower of an open_clip model
+built in   the last layer of the classifier shipped here: its weights of a class are the class's embedding
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pipeline.errors import InputError, SettingsError
+from pipeline.fingerprint import derive
+from pipeline.settings import EMBEDDED_SURROGATE, near_matches
+from pipeline.surrogate import Surrogate
+
+TEMPLATE = "a photo of a {}"  # Chen et al. 2024
+NAMES = Path(__file__).parent / "names"
+SHIPPED = ("imagenet", "cifar100", "pets")
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptBank:
+    """names [m], each perhaps several synonyms between commas; embeddings float32 [m, d], d >= 1.
+
+    Raises InputError for shapes that do not fit and embeddings that are not finite.
+    """
+
+    names: tuple[str, ...]
+    embeddings: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        shape = self.embeddings.shape
+        if len(shape) != 2 or shape[0] != len(self.names) or not self.embeddings.size:
+            raise InputError(f"a concept bank has one embedding per name: {len(self.names)} names, embeddings {shape}")
+        if not np.isfinite(self.embeddings).all():
+            raise InputError("the embeddings of a concept bank must be finite")
+
+    def of(self, class_names: Sequence[str]) -> NDArray[np.float32]:
+        """Embedding of each class name, [k, d].
+
+        The mean over all concepts with that name; else with that synonym; else with a synonym that ends in that word
+        ('dog' finds 'Eskimo dog'). Case, hyphens and underscores do not count.
+        Raises InputError, with near matches, for names that the bank does not have.
+        """
+        tiers = self._tiers()
+        found, missing = [], []
+        for name in class_names:
+            rows = next((tier[_plain(name)] for tier in tiers if _plain(name) in tier), None)
+            if rows is None:
+                missing.append(name)
+            else:
+                found.append(self.embeddings[rows].mean(axis=0))
+        if missing:
+            shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+            near = near_matches(_plain(missing[0]), list(tiers[1]))
+            raise InputError(f"{len(missing)} of {len(class_names)} classes are not in the concept bank: {shown}{near}")
+        return np.stack(found)
+
+    def _tiers(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, list[int]]]:
+        """Rows by whole name, by synonym, and by every ending of a synonym."""
+        whole: dict[str, list[int]] = {}
+        synonyms: dict[str, list[int]] = {}
+        endings: dict[str, list[int]] = {}
+        for row, name in enumerate(self.names):
+            whole.setdefault(_plain(name), []).append(row)
+            parts = {_plain(part) for part in name.split(",")}
+            words = [part.split() for part in parts]
+            for part in parts:
+                synonyms.setdefault(part, []).append(row)
+            for ending in {" ".join(one[start:]) for one in words for start in range(1, len(one))}:
+                endings.setdefault(ending, []).append(row)
+        return whole, synonyms, endings
+
+
+def read_bank(path: Path) -> ConceptBank:
+    """The bank of a safetensors file. Raises InputError for a file that is none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = json.loads((file.metadata() or {})["names"])
+            embeddings = np.asarray(file.get_tensor("embeddings"), dtype=np.float32)
+        return ConceptBank(tuple(str(name) for name in names), embeddings)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path} is no concept bank (tensor embeddings, JSON list names in metadata): {reason}"
+        ) from None
+
+
+def bank_bytes(bank: ConceptBank) -> bytes:
+    """The bank as a file that `read_bank` reads."""
+    return save({"embeddings": np.ascontiguousarray(bank.embeddings)}, {"names": json.dumps(bank.names)})
+
+
+@lru_cache(maxsize=1)
+def imagenet_bank() -> ConceptBank:
+    """The thousand classes of ImageNet-1k, by WordNet id and synonyms, without any file or network.
+
+    Embeddings are the rows of the last layer of the classifier shipped here, [1000, 1280]: classes that look alike lie
+    close, which serves where no text tower is at hand but is not the papers' text embedding.
+    """
+    from pipeline.pretrained import build
+
+    head = build(EMBEDDED_SURROGATE, weights=None, size=None).head
+    assert head is not None
+    return _head_bank(head[0])
+
+
+def text_bank(
+    names: Sequence[str], tower: str, *, template: str = TEMPLATE, weights: Path | None = None
+) -> ConceptBank:
+    """Names in the joint space of an open_clip model, not normalised (as the released code of Chen et al. 2024).
+
+    tower     open_clip:MODEL/PRETRAINED; random-SEED for untrained weights
+    template  what is encoded; {} stands for the name, underscores in it become spaces
+    Raises SettingsError for an unknown tower or a template without {}, InputError for weights that cannot be had.
+    """
+    import open_clip
+
+    from pipeline.pretrained import check_surrogate, weights_file
+
+    if "{}" not in template:
+        raise SettingsError(f"template {template!r} has no {{}} for the name")
+    if not tower.startswith("open_clip:"):
+        raise SettingsError(f"text tower {tower!r} is not like open_clip:ViT-B-32/openai")
+    check_surrogate(tower)
+    model, _, tag = tower.removeprefix("open_clip:").partition("/")
+    path = None if tag.startswith("random-") else weights_file(tower, weights)
+    config = open_clip.get_pretrained_cfg(model, tag)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(0, "text tower weights", tag))
+        network = open_clip.create_model(
+            model,
+            pretrained=None if path is None else str(path),
+            force_quick_gelu=config.get("quick_gelu", False),
+            weights_only=True,
+        ).eval()
+    tokens = open_clip.get_tokenizer(model)([template.format(name.replace("_", " ")) for name in names])
+    with torch.inference_mode():
+        encoded = [network.encode_text(part).float().numpy() for part in tokens.split(256)]
+    return ConceptBank(tuple(names), np.concatenate(encoded))
+
+
+def class_names(source: str) -> list[str]:
+    """Names, one a line, of a text file or of what ships here: imagenet, cifar100, pets. Raises InputError."""
+    path = NAMES / f"{source}.txt" if source in SHIPPED else Path(source)
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(("head", *SHIPPED))
+        raise InputError(f"--concepts {source}: neither {known} nor a file of names ({error})") from None
+    if len(set(names)) < 2:
+        raise InputError(f"--concepts {source}: at least two different names are needed")
+    return names
+
+
+def bank_for(source: str | None, surrogate: Surrogate, *, template: str, weights: Path | None) -> ConceptBank:
+    """The bank that a universal generator is trained with, in the surrogate's own embedding space.
+
+    source  head: the rows of the surrogate's classifier; a bank of *.safetensors; else names (see `class_names`),
+            encoded by the surrogate's text tower, or looked up among the classes of an ImageNet classifier.
+            None: head where there is one, else imagenet.
+    Raises SettingsError if the surrogate has neither a classifier nor a text tower, InputError for other files.
+    """
+    if source is not None and source.endswith(".safetensors"):
+        return read_bank(Path(source))
+    if source in (None, "head"):
+        if surrogate.head is not None:
+            return _head_bank(surrogate.head[0])
+        if source == "head":
+            raise SettingsError(f"--concepts head: {surrogate.name} is no classifier; give names or a bank")
+    names = class_names(source or "imagenet")
+    if surrogate.name.startswith("open_clip:"):
+        return text_bank(names, surrogate.name, template=template, weights=weights)
+    if surrogate.head is None or len(surrogate.head[0]) != IMAGENET_CLASSES:
+        raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; give head or a bank")
+    return ConceptBank(tuple(names), _head_bank(surrogate.head[0]).of(names))
+
+
+def _head_bank(rows: NDArray[np.float32]) -> ConceptBank:
+    """The classes of a classifier; by their names if it is one of ImageNet-1k."""
+    if len(rows) != IMAGENET_CLASSES:
+        return ConceptBank(tuple(f"class {number}" for number in range(len(rows))), rows)
+    return ConceptBank(_imagenet_names(), rows)
+
+
+def _imagenet_names() -> tuple[str, ...]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    names = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return tuple(f"{wnid}, {description}" for wnid, description in names)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())

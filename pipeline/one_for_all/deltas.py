@@ -1,0 +1,84 @@
+"""A universal protection at work: pictures in, deltas out, in one forward pass of surrogate and generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.delta import levels_of
+from pipeline.errors import PromiseError
+from pipeline.one_for_all.generator import UniversalGenerator, bounded
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.picture_deltas import Answer, Asked
+from pipeline.surrogate import Surrogate
+
+
+class UniversalDeltas:
+    """Answers with the generator's delta for each picture.
+
+    A picture of any size and shape is squeezed to the generator's side, so that all of it is seen; its delta is
+    brought to the picture's own size (bilinear; averaged where that is smaller), cut at epsilon and rounded to whole
+    8-bit levels. Pictures smaller than the generator's side are enlarged for it, and the averaging on the way back
+    takes strength from their delta: train with a --side near the size of the pictures (Chen et al. 2024, section 4.4).
+
+    Raises ConflictError if the surrogate is not the one that the generator was trained with.
+    """
+
+    def __init__(self, protection: UniversalProtection, surrogate: Surrogate) -> None:
+        protection.check_surrogate(surrogate.id)
+        self.epsilon = protection.epsilon
+        self.at_least = max(surrogate.resize, protection.side)
+        self._protection, self._surrogate = protection, surrogate
+        generator = UniversalGenerator(surrogate.dimension, width=protection.width, blocks=protection.blocks)
+        generator.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in protection.weights.items()})
+        self._generator = generator.eval().requires_grad_(False).to(surrogate.device)
+        self._generator = self._generator.to(memory_format=torch.channels_last)
+
+    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+        """One answer each. Raises PromiseError if the surrogate or the generator gives what is not finite."""
+        pictures = [one.small for one in asked]
+        features = self._surrogate.embed_pictures(pictures)
+        clusters, distances = self._protection.clustering.assign(features)
+        deltas = self.deltas(self._squeezed(pictures), torch.from_numpy(features))
+        return [
+            Answer(self._levels(delta, one.height, one.width), int(cluster), float(distance))
+            for one, delta, cluster, distance in zip(asked, deltas, clusters, distances, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def deltas(self, images: Tensor, features: Tensor) -> Tensor:
+        """Delta float32 [B, 3, S, S] of images uint8 [B, 3, S, S] with their features [B, d]; bf16 on a GPU."""
+        device = self._surrogate.device
+        seen = images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            raw = self._generator(seen, F.normalize(features.to(device).float(), dim=1))
+        found = bounded(raw.float(), self._protection.bound, self.epsilon)
+        if not bool(torch.isfinite(found).all()):
+            raise PromiseError("the generator gives deltas that are not finite: the protection file is damaged")
+        return found
+
+    def _squeezed(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        side = (self._protection.side,) * 2
+        squares = []
+        for picture in pictures:
+            pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
+            squares.append(pixels if pixels.shape[2:] == side else _resized(pixels, side))
+        return torch.cat(squares)
+
+    def _levels(self, delta: Tensor, height: int, width: int) -> NDArray[np.int16]:
+        """int16 [height, width, 3] of delta [3, S, S]."""
+        laid = delta[None].float()
+        if laid.shape[2:] != (height, width):
+            laid = F.interpolate(laid, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        limit = levels_of(self.epsilon)
+        levels = (laid[0] * 255).round_().clamp_(-limit, limit)
+        return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy().astype(np.int16))
+
+
+def _resized(pixels: Tensor, side: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,81 @@
+"""A finished training becomes a protection: weights, what was seen, and what kind of images it was trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.clusters import Clustering, fit_clusters
+from pipeline.concepts import ConceptBank
+from pipeline.fingerprint import numpy_rng
+from pipeline.one_for_all.fit import UniversalFit
+from pipeline.one_for_all.protection import UniversalProtection
+
+EMBEDDED_IMAGES = 5_000  # of the training images, for the centroids that drift is measured from
+PER_CLUSTER, MOST_CLUSTERS = 50, 20
+CURVE_POINTS = 200
+_BATCH = 64
+_LICENCE = (
+    "trained on the images and with the surrogate named here: the terms of both apply to this file; "
+    "the weights of the surrogate are not in it"
+)
+
+
+def finished_protection(fit: UniversalFit, bank: ConceptBank, fingerprint: str) -> UniversalProtection:
+    """The protection of a training that is done."""
+    settings = fit.settings
+    weights = {
+        name: value.detach().float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+        for name, value in fit.generator.state_dict().items()
+    }
+    return UniversalProtection(
+        surrogate_id=fit.surrogate.id,
+        epsilon=settings.epsilon,
+        bound=settings.bound,
+        side=fit.side,
+        width=settings.width,
+        blocks=settings.blocks,
+        weights=weights,
+        clustering=_clustering(fit),
+        fingerprint=fingerprint,
+        licence=_LICENCE,
+        figures={
+            "steps": fit.step,
+            "images": len(fit.images.pixels),
+            "batch_size": settings.batch_size,
+            "loss": settings.loss,
+            "select_by": settings.select_by,
+            "near": settings.near,
+            "concepts": len(bank.names),
+            "curves": {name: _curve(values) for name, values in fit.curves.items()},
+        },
+    )
+
+
+def _clustering(fit: UniversalFit) -> Clustering:
+    """k-means of the embeddings of a sample of the training images, as new pictures will be embedded."""
+    pixels = fit.images.pixels
+    rows = np.sort(
+        numpy_rng(fit.settings.seed, "14a-centroids").permutation(len(pixels))[: min(len(pixels), EMBEDDED_IMAGES)]
+    )
+    pictures = [pixels[row].permute(1, 2, 0).numpy() for row in rows.tolist()]
+    features = np.concatenate(
+        [fit.surrogate.embed_pictures(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
+    )
+    num_clusters = max(1, min(MOST_CLUSTERS, len(features) // PER_CLUSTER))
+    fitted = fit_clusters([features], "features", None, num_clusters, restarts=4, seed=fit.settings.seed)
+    return fitted.clustering
+
+
+def _curve(values: list[float]) -> list[float]:
+    """At most 200 points: means of equal stretches."""
+    parts: list[NDArray[Any]] = np.array_split(np.array(values), min(CURVE_POINTS, len(values)))
+    return [round(float(part.mean()), 6) for part in parts]
+
+
+def bank_tensor(bank: ConceptBank) -> torch.Tensor:
+    """Embeddings float32 [m, d]."""
+    return torch.from_numpy(np.array(bank.embeddings))

@@ -1,0 +1,84 @@
+"""The trained artefact of One for All, to and from one safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from pipeline.clusters import Clustering
+from pipeline.errors import ConflictError
+from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.one_for_all.generator import Bound
+
+METHOD = "one-for-all"
+_FIELDS = ("surrogate_id", "epsilon", "bound", "side", "width", "blocks", "fingerprint", "licence", "figures")
+
+
+@dataclass(frozen=True, eq=False)
+class UniversalProtection:
+    """All that is needed to protect any image: the generator, and which surrogate embeds for it.
+
+    surrogate_id  of the encoder that the generator was trained with: name, digest of the weights, preprocessing
+    epsilon       bound on |delta|, pixel units
+    bound         how the generator's output is brought within it
+    side          of the images that the generator sees, pixels
+    weights       float32 arrays of the generator, by name, running statistics included
+    clustering    of the training images' embeddings: an image far from all its centroids is unlike all of them
+    figures       what was measured while training, as JSON (report only)
+    """
+
+    surrogate_id: str
+    epsilon: float
+    bound: Bound
+    side: int
+    width: int
+    blocks: int
+    weights: Mapping[str, NDArray[Any]]
+    clustering: Clustering
+    fingerprint: str
+    licence: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    method = METHOD
+    per_sample = True  # the delta depends on the image itself
+
+    def check_surrogate(self, surrogate_id: str) -> None:
+        """Raise ConflictError unless this is the surrogate that the generator was trained with."""
+        if surrogate_id != self.surrogate_id:
+            raise ConflictError(
+                f"the protection was trained with surrogate {self.surrogate_id}, not {surrogate_id}: "
+                "use the same --surrogate, --surrogate-weights and --surrogate-size"
+            )
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; equal protections give equal bytes."""
+        header = {name: getattr(self, name) for name in _FIELDS}
+        header |= {"method": METHOD, "figures": dict(self.figures), "format_version": FORMAT_VERSION}
+        tensors = {f"clustering.{name}": array for name, array in self.clustering.to_tensors().items()}
+        tensors |= {f"generator.{name}": array for name, array in self.weights.items()}
+        whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        return save(whole, metadata={"scumble": canonical(header).decode()})
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return sha256(self.to_bytes())
+
+    @classmethod
+    def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> UniversalProtection:
+        """The inverse of `to_bytes`, for pipeline.protection.load_protection. Raises KeyError for what is missing."""
+
+        def under(prefix: str) -> dict[str, NDArray[Any]]:
+            return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+        return cls(
+            **{name: header[name] for name in _FIELDS},
+            weights=under("generator."),
+            clustering=Clustering.from_tensors(under("clustering.")),
+        )

@@ -1,0 +1,95 @@
+"""The page of a trained universal generator: curves, cosines, pictures (Chen et al. 2024, Fig. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import IO
+
+import matplotlib as mpl
+import numpy as np
+
+from pipeline.apply import image_suffix
+from pipeline.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
+from pipeline.errors import SampleError
+from pipeline.one_for_all.deltas import UniversalDeltas
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.page import find_template
+from pipeline.picture import decode_rgb
+from pipeline.picture_deltas import Asked
+from pipeline.records import Sample
+from pipeline.report import GallerySample, shown
+from pipeline.surrogate import Surrogate
+from pipeline.tar import read_samples
+
+SHOWN_PICTURES = 8
+
+
+def write_training_report(
+    protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
+) -> str:
+    """HTML of one file, without script or network.
+
+    shard  stream of a shard of the training images; the first few are shown with their deltas
+    """
+    figures = protection.figures
+    curves = figures["curves"]
+    return find_template("one_for_all.html.j2").render(
+        protection=protection,
+        settings=sorted((name, value) for name, value in settings.deciding.items() if value is not None),
+        figures=figures,
+        loss=_curve(curves["loss"], figures["steps"], "Training loss"),
+        near=_cosines(curves["near_clean"], curves["near"], figures["steps"], "similar concepts"),
+        opposite=_cosines(curves["opposite_clean"], curves["opposite"], figures["steps"], "the opposite concept"),
+        parameters=sum(
+            int(np.prod(array.shape)) for name, array in protection.weights.items() if "running" not in name
+        ),
+        gallery=[shown(one) for one in _gallery(protection, surrogate, shard, settings)],
+    )
+
+
+def _curve(values: Sequence[float], steps: int, title: str) -> str:
+    with mpl.rc_context(STYLE):
+        figure, axes = panel(330, 220)
+        axes.plot(np.linspace(0, steps, len(values)), values, color=PROTECTED, linewidth=1.5)
+        axes.set_xlabel("step")
+        axes.set_title(title, loc="left")
+        return as_svg(figure, f"{title}, from {values[0]:.3g} to {values[-1]:.3g}")
+
+
+def _cosines(clean: Sequence[float], protected: Sequence[float], steps: int, what: str) -> str:
+    with mpl.rc_context(STYLE):
+        figure, axes = panel(330, 220)
+        at = np.linspace(0, steps, len(clean))
+        axes.plot(at, clean, color=CLEAN, linewidth=1.5)
+        axes.plot(at, protected, color=PROTECTED, linewidth=1.5)
+        axes.set_xlabel("step")
+        title = f"Cosine to {what}"
+        axes.set_title(title, loc="left")
+        return as_svg(figure, f"{title}: clean {clean[-1]:.3g}, protected {protected[-1]:.3g} at the end")
+
+
+def _gallery(
+    protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
+) -> list[GallerySample]:
+    pictures = []
+    for sample in read_samples(shard, max_member_bytes=settings.max_member_bytes):
+        if not isinstance(sample, Sample):
+            continue
+        try:
+            suffix = image_suffix(sample)
+            data = sample.members[suffix]
+            pictures.append(
+                (sample.key, decode_rgb(data, at_least=1 << 20, max_pixels=settings.max_pixels, suffix=suffix))
+            )
+        except SampleError:
+            continue
+        if len(pictures) == SHOWN_PICTURES:
+            break
+    deltas = UniversalDeltas(protection, surrogate)
+    found = []
+    for key, pixels in pictures:
+        (answer,) = deltas.for_pictures([Asked(key, pixels, *pixels.shape[:2])])
+        protected = (pixels.astype(np.int16) + answer.levels).clip(0, 255).astype(np.uint8)
+        found.append(GallerySample(key=key, cluster=answer.cluster, original=pixels, protected=protected))
+    return found

@@ -1,0 +1,129 @@
+"""What may be chosen of a universal generator's training: ranges and defaults. Knows no flags and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import SettingsError
+from pipeline.one_for_all.generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
+from pipeline.one_for_all.losses import LOSSES, NEAR, SELECT_BY, SelectBy
+from pipeline.settings import DEFAULT_SURROGATE, near_matches
+
+SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section 4.4)
+
+
+def _runtime(default: Any) -> Any:
+    """A field that changes how a training goes, but not what comes of it: left out of the fingerprint."""
+    return field(default=default, metadata={"decides_bytes": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneForAllSettings:
+    """Every choice of a training. The defaults are the paper's where it states one (methods of section 4.1).
+
+    side        of the images that the generator sees, in pixels; None: the surrogate's input, to a multiple of 8
+    concepts    a bank: `head` (the classifier's own classes), a text file of names for the surrogate's text tower,
+                `imagenet`, `cifar100` or `pets` (names that ship), or a safetensors bank; None: head if there is one,
+                else imagenet
+    batch_size  images of one step over all workers; accumulate  parts in which a step is computed
+    Raises SettingsError, one line that names the option, for anything out of range.
+    """
+
+    input: str = _runtime("")
+    output: str = _runtime("")
+    surrogate: str = DEFAULT_SURROGATE
+    surrogate_weights: str | None = _runtime(None)
+    surrogate_size: int | None = None
+    concepts: str | None = None
+    template: str = "a photo of a {}"
+    epsilon: float = 8 / 255
+    bound: Bound = "eps_tanh"
+    loss: str = "logratio"
+    select_by: SelectBy = "clean_embedding"
+    near: int = NEAR
+    width: int = WIDTH
+    blocks: int = BLOCKS
+    side: int | None = None
+    images: int | None = None
+    epochs: int = 200
+    max_steps: int = 100_000
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    seed: int = 0
+    max_pixels: int = 100_000_000
+    max_member_bytes: int = 256 * 1024 * 1024
+    workers: int | None = _runtime(None)
+    gpus_per_worker: float = 0.0
+    overwrite: bool = _runtime(False)
+    debug: bool = _runtime(False)
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"bound": BOUNDS, "loss": tuple(LOSSES), "select_by": SELECT_BY}.items():
+            value = getattr(self, name)
+            near = near_matches(str(value), list(allowed))
+            _check(value in allowed, f"{_flag(name)} {value!r} is none of {', '.join(allowed)}{near}")
+        _check(1 / 255 <= self.epsilon < 1, f"--epsilon must lie between 1/255 and 1; it is {self.epsilon:g}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            _check(value is None or value >= least, f"{_flag(name)} must be at least {least}; it is {value}")
+        _check(
+            self.side is None or self.side % STRIDE == 0,
+            f"--side must be a multiple of {STRIDE}: the generator halves it three times; it is {self.side}",
+        )
+        _check(
+            self.batch_size % self.accumulate == 0,
+            f"--batch-size {self.batch_size} is not a multiple of --accumulate {self.accumulate}",
+        )
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The choices that decide what is trained, for the fingerprint."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("decides_bytes", True)}
+
+    def side_for(self, input_size: int) -> int:
+        """Side of the generator's images: as asked for, else the surrogate's input to the multiple of 8 above it."""
+        return self.side or -(-input_size // STRIDE) * STRIDE
+
+
+def one_for_all_settings(given: Mapping[str, Any]) -> OneForAllSettings:
+    """Settings from options. Raises SettingsError for unknown names, with near matches, and for what is missing."""
+    known = [f.name for f in fields(OneForAllSettings)]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
+    for name in ("input", "output"):
+        _check(bool(given.get(name)), f"--{name} is missing")
+    return OneForAllSettings(**given)
+
+
+_LEAST = {
+    "surrogate_size": 32,
+    "near": 1,
+    "width": 1,
+    "blocks": 1,
+    "side": 16,
+    "images": 2,
+    "epochs": 1,
+    "max_steps": 1,
+    "batch_size": 2,
+    "accumulate": 1,
+    "lr": 0,
+    "weight_decay": 0,
+    "max_pixels": 1,
+    "max_member_bytes": 1,
+    "workers": 1,
+    "gpus_per_worker": 0,
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise SettingsError(message)
