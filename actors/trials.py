@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,17 @@ from pipeline.errors import InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
 from pipeline.fit_images import shorter_sides
-from pipeline.protection import load_protection
-from pipeline.relearning.arms import Arm, Labels, label_both, levels_at, overlap_columns, test_clusters
+from pipeline.protection import Protection, load_any_protection
+from pipeline.relearning.arms import (
+    Arm,
+    Labels,
+    label_both,
+    levels_at,
+    overlap_columns,
+    surrogate_of,
+    test_clusters,
+    universal_tests,
+)
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
     MAX_MEMBER_BYTES,
@@ -249,16 +258,21 @@ def _arm(name: str, store: Store, protected: Collection, clean: Collection, test
     rows = like_clean(protected, clean, name)
     if store.info(layout.PROTECTION) is None:
         return Arm(protected, rows)
-    protection = load_protection(store.read(layout.PROTECTION))
-    clusters = _clusters(store, protected)
-    return Arm(
+    protection = load_any_protection(store.read(layout.PROTECTION))
+    surrogate = surrogate_of(protection, _run_settings(store))
+    arm = Arm(
         protected,
         rows,
-        clusters=clusters,
-        test_clusters=test_clusters(test, protection, _run_settings(store)),
-        levels=levels_at(protection, protected.images.shape[-1]),
+        clusters=_clusters(store, protected),
+        test_clusters=None if surrogate is None else test_clusters(test, protection, surrogate),
         epsilon=protection.epsilon,
     )
+    if isinstance(protection, Protection):
+        return replace(arm, levels=levels_at(protection, protected.images.shape[-1]))
+    if surrogate is None:
+        return arm
+    own, wrong = universal_tests(test, protection, surrogate)
+    return replace(arm, own_tests=own, wrong_tests=wrong)
 
 
 def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from pipeline.surrogate import Surrogate, load_surrogate
 from pipeline.tar import read_samples
 
 UNIT = "generator"
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0
 
 

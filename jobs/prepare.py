@@ -114,6 +114,10 @@ def _read_protection(
     settings: Settings, key: bytes | None
 ) -> tuple[Protection | UniversalProtection | None, str | None]:
     if settings.protection is None:
+        if settings.method == "one-for-all":
+            raise SettingsError(
+                "--method one-for-all applies what jobs/train_one_for_all.py has trained: add --protection FILE"
+            )
         return None, None
     folder, _, name = settings.protection.rpartition("/")
     data = Store(folder or ".").read(name)

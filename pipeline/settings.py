@@ -115,11 +115,6 @@ class Settings:
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
-        if self.method == "one-for-all":
-            _check(
-                self.protection is not None,
-                "--method one-for-all applies what jobs/train_one_for_all.py has trained: add --protection FILE",
-            )
         if self.generator == "texture":
             _check(
                 self.key_file is not None,

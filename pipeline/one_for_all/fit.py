@@ -203,7 +203,7 @@ class _Summed(torch.autograd.Function):
 
 
 def _summed(values: Tensor) -> Tensor:
-    found: Tensor = _Summed.apply(values)  # type: ignore[no-untyped-call]
+    found: Tensor = _Summed.apply(values)
     return found
 
 

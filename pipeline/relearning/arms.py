@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,14 @@ from pipeline.concepts import read_bank
 from pipeline.delta import add
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
+from pipeline.one_for_all.deltas import UniversalDeltas
+from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.picture_deltas import Asked
 from pipeline.protection import Protection
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labellings import make_labelling
 from pipeline.relearning.overlap import overlap
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogate import Surrogate, load_surrogate
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,8 @@ class Arm:
     rows           int64 [n]: row of the clean collection for each protected image
     clusters       int64 [n], test_clusters int64 [m]; None where the protection is not given
     levels         int16 [p, 3, S, S], the delta of each cluster at this size; None for textures and strangers
+    own_tests      uint8 [m, 3, S, S], the test images with the delta that a universal generator gives each of them, and
+    wrong_tests    with that of another; None for all other protections
     """
 
     collection: Collection
@@ -35,6 +41,8 @@ class Arm:
     clusters: NDArray[np.int64] | None = None
     test_clusters: NDArray[np.int64] | None = None
     levels: NDArray[np.int16] | None = None
+    own_tests: NDArray[np.uint8] | None = None
+    wrong_tests: NDArray[np.uint8] | None = None
     epsilon: float = 16 / 255
 
 
@@ -69,8 +77,8 @@ def levels_at(protection: Protection, side: int) -> NDArray[np.int16] | None:
     return np.ascontiguousarray(np.stack(laid).transpose(0, 3, 1, 2))
 
 
-def test_clusters(test: Collection, protection: Protection, settings: dict[str, Any]) -> NDArray[np.int64] | None:
-    """The cluster that each test image would be given, int64 [m]; None if the run's surrogate cannot be had here.
+def surrogate_of(protection: Protection | UniversalProtection, settings: Mapping[str, Any]) -> Surrogate | None:
+    """The surrogate that a protection belongs to; None if it cannot be had here.
 
     settings  those of the run that made the protection: surrogate, surrogate_weights, surrogate_size
     """
@@ -85,6 +93,28 @@ def test_clusters(test: Collection, protection: Protection, settings: dict[str, 
         protection.check_surrogate(surrogate.id)
     except ScumbleError:
         return None
+    return surrogate
+
+
+def universal_tests(
+    test: Collection, protection: UniversalProtection, surrogate: Surrogate
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The test images with the generator's delta for each of them, and with its delta for the image before."""
+    deltas = UniversalDeltas(protection, surrogate)
+    side = test.images.shape[-1]
+    levels: list[NDArray[np.int16]] = []
+    for start in range(0, len(test), 64):
+        pictures = test.images[start : start + 64].transpose(0, 2, 3, 1)
+        levels += [one.levels for one in deltas.for_pictures([Asked("", one, side, side) for one in pictures])]
+    laid = np.stack(levels).transpose(0, 3, 1, 2)
+    rows, epsilon = np.arange(len(test)), protection.epsilon
+    return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)
+
+
+def test_clusters(
+    test: Collection, protection: Protection | UniversalProtection, surrogate: Surrogate
+) -> NDArray[np.int64]:
+    """The cluster that each test image would be given, int64 [m]."""
     pictures = list(test.images.transpose(0, 2, 3, 1))
     features = [surrogate.embed_pictures(pictures[at : at + 64]) for at in range(0, len(pictures), 64)]
     return protection.clustering.assign(np.concatenate(features))[0].astype(np.int64)

@@ -122,6 +122,8 @@ def _knowledge(
 
 def _delta_tests(test: Collection, arm: Arm | None, seed: int) -> dict[str, Tensor]:
     """The test images with the delta of their own cluster, and with another's, where the deltas are known."""
+    if arm is not None and arm.own_tests is not None and arm.wrong_tests is not None:
+        return {"own_delta": _tensor(arm.own_tests), "wrong_delta": _tensor(arm.wrong_tests)}
     if arm is None or arm.levels is None or arm.test_clusters is None:
         return {}
     num_clusters = len(arm.levels)
