@@ -230,11 +230,10 @@ def _labelled(
     *arms: Arm,
 ) -> tuple[Labels, tuple[str, dict[str, dict[str, float]]]]:
     labels = label_both(name, clean, test, list(arms), classes=classes, concepts=concepts)
-    facts = {
-        arm_name: overlap_columns(arm, labels)
-        for arm_name, arm in zip(names, arms, strict=True)
-        if arm.clusters is not None
-    }
+    facts = {arm_name: dict(labels.quality) for arm_name in (CLEAN, CLEAN_PART, *names)}
+    for arm_name, arm in zip(names, arms, strict=True):
+        if arm.clusters is not None:
+            facts[arm_name] |= overlap_columns(arm, labels)
     return labels, (labels.digest(), facts)
 
 

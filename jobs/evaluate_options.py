@@ -73,7 +73,7 @@ def _trials(parser: Parser) -> None:
     add("--preset", choices=sorted(PRESETS), help="smoke: minutes on two cores; audit: the battery that counts")
     add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, …, pretrained:NAME, probe:NAME")
     add("--regimes", type=words, metavar="A,B", help="nt, nt-cg, st, st-cg, st-full, at, ueraser, opa, subtract+cg, …")
-    add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:N")
+    add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:5-36")
     add("--shares", type=words, metavar="A,B", help="protected part: samples:0.5, classes:0.5 (default samples:1)")
     add("--seeds", type=numbers, metavar="0,1,2", help="of training: order, augmentation, weights")
     add("--epochs", type=int, metavar="N", help="of every training (default 12)")

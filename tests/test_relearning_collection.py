@@ -146,3 +146,10 @@ def test_what_cannot_be_is_refused_in_one_line(changed, words):
 def test_an_unknown_preset_is_refused_with_near_matches():
     with pytest.raises(SettingsError, match="did you mean smoke"):
         evaluation_from(GIVEN, "smok")
+
+
+def test_a_range_of_labellings_is_one_of_each():
+    settings = evaluation_from({"clean": "a", "test": "b", "output": "c", "labellings": ("original", "concepts:5-7")})
+    assert settings.labellings == ("original", "concepts:5", "concepts:6", "concepts:7")
+    with pytest.raises(SettingsError, match="ends before it begins"):
+        evaluation_from({"clean": "a", "test": "b", "output": "c", "labellings": ("concepts:7-5",)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,15 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """A labelling of the clean collection [n] and of the test images [m], int64, and its number of classes."""
+    """A labelling of the clean collection [n] and of the test images [m], int64, and its number of classes.
+
+    quality  how good the choice of classes is, by name, where there was one
+    """
 
     train: NDArray[np.int64]
     test: NDArray[np.int64]
     num_classes: int
+    quality: Mapping[str, float] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 over both."""
@@ -140,7 +144,7 @@ def label_both(
     make = partial(make_labelling, name, seed=0, class_names=class_names, bank=bank)
     train = make(clean.labels, keys=clean.keys, clusters=train_clusters)
     if train.groups is not None:
-        return Labels(train.labels, train.relabel(test.labels), train.num_classes)
+        return Labels(train.labels, train.relabel(test.labels), train.num_classes, train.quality)
     clusters = None if given is None else given.test_clusters
     tested = make(test.labels, keys=test.keys, clusters=clusters)
     return Labels(train.labels, tested.labels, train.num_classes)

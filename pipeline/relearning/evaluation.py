@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -215,6 +216,8 @@ def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> Eval
         raise SettingsError(f"--preset {preset!r} is none of {', '.join(names)}{near_matches(preset, names)}")
     merged = dict(PRESETS[preset]) if preset else {}
     merged |= given
+    if "labellings" in merged:
+        merged["labellings"] = tuple(name for one in merged["labellings"] for name in _swept(one))
     known = [one.name for one in fields(EvaluationSettings)]
     for name in merged:
         if name not in known:
@@ -222,6 +225,16 @@ def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> Eval
     for required in ("clean", "test", "output"):
         _check(bool(merged.get(required)), f"--{required} is missing")
     return EvaluationSettings(**merged)
+
+
+def _swept(labelling: str) -> list[str]:
+    """concepts:5-36 -> concepts:5 … concepts:36; others as they are."""
+    found = re.fullmatch(r"(concepts|groups|random):(\d+)-(\d+)", labelling)
+    if found is None:
+        return [labelling]
+    first, last = int(found[2]), int(found[3])
+    _check(first <= last, f"--labellings {labelling!r} ends before it begins")
+    return [f"{found[1]}:{number}" for number in range(first, last + 1)]
 
 
 def _check(holds: bool, message: str) -> None:

@@ -77,6 +77,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         num_activations=sum(bool(row.get("pictures")) for row in rows),
         share_kinds=_share_kinds(rows, order),
         overlaps=tables.overlaps(rows, order),
+        qualities=tables.qualities(rows, order),
         readings=tables.readings(rows, order),
         has_delta_tests=any(row.get(name) is not None for row in rows for name in tables.DELTA_TESTS),
         costs=tables.costs(rows, order),

@@ -26,6 +26,7 @@ _WHOLE = ("seed", "epochs", "side", "num_train", "num_protected", "num_test", "n
 _REAL = (
     *("accuracy_last", "accuracy_best", "accuracy_early_stop", "accuracy_own_delta", "accuracy_wrong_delta"),
     *("accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
+    *("sse", "silhouette", "calinski_harabasz"),
     *("images_per_second", "seconds"),
 )
 SCHEMA = pa.schema(

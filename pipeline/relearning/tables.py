@@ -15,6 +15,7 @@ from pipeline.relearning.shares import parse_share
 READINGS = ("accuracy_last", "accuracy_early_stop", "accuracy_best", "accuracy_train")
 DELTA_TESTS = ("accuracy_own_delta", "accuracy_wrong_delta")
 OVERLAPS = ("purity", "adjusted_mutual_information", "shortcut_accuracy")
+QUALITIES = ("sse", "silhouette", "calinski_harabasz")
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,16 @@ def overlaps(rows: Sequence[Row], order: Order) -> list[tuple[str, str, int, lis
             if known:
                 row = known[0]
                 found.append((labelling, name, int(row["num_classes"]), [row.get(one) for one in OVERLAPS]))
+    return found
+
+
+def qualities(rows: Sequence[Row], order: Order) -> list[tuple[str, int, list[float | None]]]:
+    """(labelling, number of classes, QUALITIES) of the labellings that group classes by their names."""
+    found = []
+    for labelling in order.labellings:
+        row = next((row for row in rows if row["labelling"] == labelling and row.get("sse") is not None), None)
+        if row is not None:
+            found.append((labelling, int(row["num_classes"]), [row.get(one) for one in QUALITIES]))
     return found
 
 

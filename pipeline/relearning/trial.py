@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def run_trial(
             on_epoch(training)
 
     started = time.time()
+    recipe = replace(Recipe(**RECIPES[trial.recipe]), epochs=trial.epochs)
     score = train_target(
         _tensor(images),
         _tensor(train_labels),
@@ -64,14 +66,19 @@ def run_trial(
         regime=find_regime(trial.regime, knowledge),
         seed=trial.seed,
         target=trial.target,
-        recipe=replace(Recipe(**RECIPES[trial.recipe]), epochs=trial.epochs),
+        recipe=recipe,
         device=device,
         holdout=(_tensor(clean.images[held]), _tensor(labels.train[held])) if held.any() else None,
         extra_tests=_delta_tests(test, arm, trial.seed),
         resume=resume,
         on_epoch=after,
     )
-    return asdict(trial) | _row(score, labels, is_protected, len(test), device) | figures | {"started": started}
+    return (
+        asdict(trial)
+        | _row(score, labels, is_protected, len(test), device)
+        | figures
+        | {"started": started, "settings": json.dumps(asdict(recipe), sort_keys=True)}
+    )
 
 
 def _training_set(
