@@ -43,7 +43,7 @@ class UniversalProtector(Protector):
             settings.surrogate, weights=weights, size=settings.surrogate_size, device=context.device
         )
         self.protection_sha256 = protection.sha256
-        self.universal = UniversalDeltas(protection, surrogate)
+        self.universal = UniversalDeltas(protection, surrogate, small_images=settings.small_images)
 
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
         keys: list[str] = []

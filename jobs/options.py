@@ -103,6 +103,11 @@ def _files(parser: Parser) -> None:
     group = parser.add_argument_group("files")
     add = group.add_argument
     add("--size", choices=["native", "224"], help="keep each image's size (default), or resize and crop as UC does")
+    add(
+        "--small-images",
+        choices=["resize", "native"],
+        help="a universal generator sees images of at most 64 px enlarged (default), or as they are",
+    )
     add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
     add("--metadata", choices=["keep", "strip-gps", "strip"], help="EXIF and XMP; colour profiles are always kept")
     add("--max-pixels", type=int, metavar="N", help="larger images go to quarantine (default 100000000)")

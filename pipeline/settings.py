@@ -19,6 +19,7 @@ Bound = Literal["project", "tanh_clamp", "eps_tanh", "clamp_ste"]
 Permutation = Literal["next", "far"]
 ClusterSpace = Literal["smoothed", "features"]
 Size = Literal["native", "224"]
+SmallImages = Literal["resize", "native"]
 Metadata = Literal["keep", "strip-gps", "strip"]
 
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
@@ -89,6 +90,7 @@ class Settings:
     protection: str | None = _runtime(None)  # apply this file instead of fitting; its digest is in the fingerprint
     # the files
     size: Size = "native"
+    small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
     encode: str = "same"  # same | lossless | jpeg:QUALITY
     metadata: Metadata = "keep"
     max_pixels: int = 100_000_000
@@ -158,6 +160,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "distance": get_args(Distance),
     "bound": get_args(Bound),
     "size": get_args(Size),
+    "small_images": get_args(SmallImages),
     "metadata": get_args(Metadata),
 }
 _LEAST = {

@@ -241,6 +241,24 @@ def test_deltas_of_every_size_are_whole_levels_within_epsilon(surrogate, bound):
     assert max(np.abs(answer.levels).max() for answer in deltas.for_pictures(asked)) == 8
 
 
+def test_small_pictures_may_be_seen_as_they_are(surrogate):
+    fit = fitted(surrogate)
+    with torch.no_grad():
+        fit.generator.up[-1].weight.mul_(30)  # so that whole levels differ
+    protection = replace(protection_of(fit, surrogate), side=64)
+    rng = np.random.default_rng(0)
+    sizes = [(32, 32), (20, 13), (70, 70)]
+    asked = [Asked(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
+    native = UniversalDeltas(protection, surrogate, small_images="native")
+    ours, theirs = native.for_pictures(asked), UniversalDeltas(protection, surrogate).for_pictures(asked)
+    assert [one.levels.shape[:2] for one in ours] == sizes
+    assert not np.array_equal(ours[0].levels, theirs[0].levels)
+    assert np.array_equal(ours[2].levels, theirs[2].levels)  # not small
+    features = torch.from_numpy(surrogate.embed_pictures([asked[0].small]))
+    alone = native.deltas(torch.from_numpy(asked[0].small).permute(2, 0, 1)[None], features)
+    assert np.abs(ours[0].levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
+
+
 def test_the_delta_depends_on_the_picture_and_not_on_its_company(surrogate):
     deltas = UniversalDeltas(protection_of(fitted(surrogate), surrogate), surrogate)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)

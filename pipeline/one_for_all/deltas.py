@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from pipeline.delta import levels_of
 from pipeline.errors import PromiseError
-from pipeline.one_for_all.generator import UniversalGenerator, bounded
+from pipeline.one_for_all.generator import STRIDE, UniversalGenerator, bounded
 from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.one_for_all.settings import SMALL_SIDE
 from pipeline.picture_deltas import Answer, Asked
+from pipeline.settings import SmallImages
 from pipeline.surrogate import Surrogate
 
 
@@ -23,14 +25,19 @@ class UniversalDeltas:
 
     A picture of any size and shape is squeezed to the generator's side, so that all of it is seen; its delta is
     brought to the picture's own size (bilinear; averaged where that is smaller), cut at epsilon and rounded to whole
-    8-bit levels. Pictures smaller than the generator's side are enlarged for it, and the averaging on the way back
-    takes strength from their delta: train with a --side near the size of the pictures (Chen et al. 2024, section 4.4).
+    8-bit levels.
 
+    small_images  what is done with pictures of at most 64 px a side. resize: enlarged like all others (Chen et al.
+                  2024, section 4.4); averaging takes strength from their delta on the way back. native: the generator,
+                  which is convolutional, sees them as they are, mirrored at the edges to a multiple of 8.
     Raises ConflictError if the surrogate is not the one that the generator was trained with.
     """
 
-    def __init__(self, protection: UniversalProtection, surrogate: Surrogate) -> None:
+    def __init__(
+        self, protection: UniversalProtection, surrogate: Surrogate, *, small_images: SmallImages = "resize"
+    ) -> None:
         protection.check_surrogate(surrogate.id)
+        self._small_images = small_images
         self.epsilon = protection.epsilon
         self.at_least = max(surrogate.resize, protection.side)
         self._protection, self._surrogate = protection, surrogate
@@ -44,11 +51,42 @@ class UniversalDeltas:
         pictures = [one.small for one in asked]
         features = self._surrogate.embed_pictures(pictures)
         clusters, distances = self._protection.clustering.assign(features)
-        deltas = self.deltas(self._squeezed(pictures), torch.from_numpy(features))
         return [
             Answer(self._levels(delta, one.height, one.width), int(cluster), float(distance))
-            for one, delta, cluster, distance in zip(asked, deltas, clusters, distances, strict=True)
+            for one, delta, cluster, distance in zip(
+                asked, self._made(asked, features), clusters, distances, strict=True
+            )
         ]
+
+    def _made(self, asked: Sequence[Asked], features: NDArray[np.float32]) -> list[Tensor]:
+        """Delta [3, S, S] of each, pictures of one seen size together."""
+        seen = [self._seen(one) for one in asked]
+        found: list[Tensor] = [torch.empty(0)] * len(asked)
+        for size in sorted({tuple(one.shape) for one in seen}):
+            rows = [row for row, one in enumerate(seen) if tuple(one.shape) == size]
+            made = self.deltas(torch.cat([seen[row] for row in rows]), torch.from_numpy(features[rows]))
+            for row, delta in zip(rows, made, strict=True):
+                height, width = asked[row].height, asked[row].width
+                found[row] = delta[:, :height, :width] if self._is_native(asked[row]) else delta
+        return found
+
+    def _is_native(self, one: Asked) -> bool:
+        return (
+            self._small_images == "native"
+            and max(one.height, one.width) <= SMALL_SIDE
+            and one.small.shape[:2] == (one.height, one.width)
+        )
+
+    def _seen(self, one: Asked) -> Tensor:
+        """What the generator is shown of a picture: uint8 [1, 3, s, s]."""
+        pixels = torch.from_numpy(np.require(one.small, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        if self._is_native(one):
+            rows, columns = (_mirrored(size) for size in (one.height, one.width))
+            return pixels[:, :, rows][:, :, :, columns]
+        side = (self._protection.side,) * 2
+        if pixels.shape[2:] == side:
+            return pixels
+        return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
 
     @torch.inference_mode()
     def deltas(self, images: Tensor, features: Tensor) -> Tensor:
@@ -62,14 +100,6 @@ class UniversalDeltas:
             raise PromiseError("the generator gives deltas that are not finite: the protection file is damaged")
         return found
 
-    def _squeezed(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        side = (self._protection.side,) * 2
-        squares = []
-        for picture in pictures:
-            pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
-            squares.append(pixels if pixels.shape[2:] == side else _resized(pixels, side))
-        return torch.cat(squares)
-
     def _levels(self, delta: Tensor, height: int, width: int) -> NDArray[np.int16]:
         """int16 [height, width, 3] of delta [3, S, S]."""
         laid = delta[None].float()
@@ -80,5 +110,9 @@ class UniversalDeltas:
         return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy().astype(np.int16))
 
 
-def _resized(pixels: Tensor, side: tuple[int, int]) -> Tensor:
-    return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
+def _mirrored(size: int) -> Tensor:
+    """Rows 0 … size - 1, then mirrored ones up to a multiple of 8, at least 16."""
+    wanted = max(16, -(-size // STRIDE) * STRIDE)
+    period = max(1, 2 * (size - 1))
+    place = torch.arange(wanted) % period
+    return torch.where(place < size, place, period - place)
