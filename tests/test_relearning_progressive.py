@@ -26,6 +26,7 @@ from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.progressive import ProgressiveFull, StagedOptions
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
+from tests.bench.controls import carrying_each, class_wise_blocks, separable
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -469,17 +470,28 @@ def cifar(split: str, count: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.slow
 def test_class_wise_blocks_stop_nt_but_neither_nt_cg_nor_st_full():
-    images, labels = cifar("train", 3_000)
-    test_images, test_labels = cifar("test", 1_000)
-    blocks = np.random.default_rng(0).choice([-16, 16], (10, 3, 4, 4)).repeat(8, axis=2).repeat(8, axis=3)
-    protected = (images.numpy().astype(int) + blocks[labels.numpy()]).clip(0, 255).astype(np.uint8)
-    found = {
-        name: train_target(
-            torch.from_numpy(protected), labels, test_images, test_labels, regime=find_regime(name), epochs=6, seed=0
-        )
-        for name in ("nt", "nt-cg", "st-full[reduce=pca2]")
-    }
+    found = relearn(class_wise_blocks, 3_000, ("nt", "nt-cg", "st-full[reduce=pca2]"), epochs=6)
     assert found["nt"].accuracy_last < 0.22
     assert found["nt"].accuracy_train > 0.95
     assert found["nt-cg"].accuracy_last > 0.28
     assert found["st-full[reduce=pca2]"].accuracy_last > 0.28
+
+
+@pytest.mark.slow
+def test_separable_noise_stops_nt_but_not_nt_cg():
+    """With 12 epochs of all 6,000 images: clean 67 %, NT 34 %, NT-CG 64 %; it needs time to be preferred."""
+    found = relearn(separable, 6_000, ("nt", "nt-cg"), epochs=12)
+    assert found["nt"].accuracy_last < 0.42
+    assert found["nt"].accuracy_train > 0.9
+    assert found["nt-cg"].accuracy_last > found["nt"].accuracy_last + 0.15
+
+
+def relearn(shortcut, count: int, regimes: tuple[str, ...], epochs: int) -> dict[str, TargetScore]:
+    """What targets learn from CIFAR-10 images that carry the shortcut."""
+    images, labels = cifar("train", count)
+    test_images, test_labels = cifar("test", 1_000)
+    protected = torch.from_numpy(carrying_each(images.numpy(), shortcut(labels.numpy(), 32)))
+    return {
+        name: train_target(protected, labels, test_images, test_labels, regime=find_regime(name), epochs=epochs, seed=0)
+        for name in regimes
+    }
