@@ -13,7 +13,6 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError, SettingsError
@@ -309,6 +308,8 @@ def target_clusters(centroids: NDArray[Any], permutation: Permutation) -> NDArra
         raise SettingsError("--clusters must be at least 2: an image is moved to a cluster that is not its own")
     if permutation == "next":
         return np.roll(np.arange(num_clusters), -1)
+    from scipy.optimize import linear_sum_assignment  # here, because all who protect import this module
+
     wide = np.asarray(centroids, dtype=np.float64)
     apart = np.linalg.norm(wide[:, None] - wide[None], axis=2)
     np.fill_diagonal(apart, -1e6 * (1 + apart.max()))

@@ -7,11 +7,13 @@ import json
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import features
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 1
 _DECIDE_BYTES = ("pillow", "numpy", "torch", "torchvision", "timm", "open_clip_torch", "scikit-learn")
@@ -40,6 +42,8 @@ def numpy_rng(seed: int, purpose: str, *index: object) -> np.random.Generator:
 
 def torch_rng(seed: int, purpose: str, *index: object) -> torch.Generator:
     """CPU torch generator for one named draw; CPU, so that every device draws the same numbers."""
+    import torch  # here, because most who need a digest do without, and it takes seconds
+
     return torch.Generator().manual_seed(derive(seed, purpose, *index))
 
 

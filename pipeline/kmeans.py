@@ -16,8 +16,6 @@ import faiss
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
-from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
@@ -201,9 +199,13 @@ def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, t
         raise InputError(
             f"{num_clusters} clusters cannot be made of {len(points)} images, some of them alike; lower --clusters"
         )
+    # Here, because all who protect import this module; before the limit, because it holds for what is loaded by then.
+    from sklearn.cluster import kmeans_plusplus
+    from sklearn.decomposition import PCA
+
     # BLAS may add in another order on another number of threads.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        reduced = _principal_components(chosen)
+        reduced = _principal_components(chosen, PCA)
 
         def restart(index: int) -> KMeansResult:
             state = derive(seed, "k-means++", index) % 2**32
@@ -216,10 +218,10 @@ def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, t
     return Start(means.astype(np.float32), tuple(sorted(result.inertia for result in results)))
 
 
-def _principal_components(points: Floats) -> Floats:
+def _principal_components(points: Floats, decomposition: Any) -> Floats:
     dimensions = min(RESTART_DIMENSIONS, *points.shape)
     if dimensions == points.shape[1]:
         return points
     solver = "covariance_eigh" if points.shape[0] >= points.shape[1] else "full"
-    reduced = PCA(dimensions, svd_solver=solver).fit_transform(points)
+    reduced = decomposition(dimensions, svd_solver=solver).fit_transform(points)
     return np.ascontiguousarray(reduced, dtype=np.float32)
