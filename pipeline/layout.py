@@ -51,3 +51,27 @@ def commit(shard: str) -> str:
 def quarantine(shard: str) -> str:
     """What of a shard was refused, one line a sample."""
     return f"{QUARANTINE}/{shard}.jsonl"
+
+
+UPLOADS = f"{RUN_FOLDER}/uploads"
+UPLOADS_ORIGIN = f"{UPLOADS}/run.json"
+UPLOADS_LEASE = f"{UPLOADS}/lease.json"
+UPLOADS_LEDGER = f"{UPLOADS}/ledger.json"
+UPLOADS_LAST_RUN = f"{UPLOADS}/last-run.json"
+UPLOADS_COMMITS = f"{UPLOADS}/commits"
+UPLOADS_SEGMENTS = f"{UPLOADS}/ledger"
+
+
+def upload_commit(unit: str) -> str:
+    """The record that makes a unit of new uploads count."""
+    return f"{UPLOADS_COMMITS}/{unit}.json"
+
+
+def upload_segment(name: str) -> str:
+    """A sorted part of the uploads' ledger."""
+    return f"{UPLOADS_SEGMENTS}/{name}.parquet"
+
+
+def upload_quarantine(unit: str) -> str:
+    """What of a unit of new uploads was refused, one line an image."""
+    return f"{UPLOADS}/quarantine/{unit}.jsonl"

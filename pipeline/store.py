@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -20,33 +20,39 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from braceexpand import braceexpand
 
+from pipeline import buckets, folder
 from pipeline.errors import InputError, StoreError
 
 SHARD_SUFFIXES = (".tar", ".tar.gz")
 RUN_FOLDER = "_scumble"
 _ATTEMPTS = 5
 _PASSING = (
-    "timeout",
-    "timed out",
-    "connect",
-    "reset",
-    "slowdown",
-    "internal",
-    "unavailable",
-    "500",
-    "502",
-    "503",
+    *("timeout", "timed out", "connect", "reset", "slowdown", "internal", "unavailable", "incomplete", "payload"),
+    *("500", "502", "503"),
 )
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One object: its name below the store's root, size in bytes, and the store's word for its version."""
+    """One object: its name below the store's root, size in bytes, and the store's word for its version.
+
+    modified  seconds since the epoch by the store's clock; 0 where it was not asked for
+    """
 
     name: str
     size: int
+    etag: str  # "" for what is no plain file: a link or a device in a folder
+    modified: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object's content with the word for exactly this version, and its age in seconds by the store's own clock."""
+
+    data: bytes
     etag: str
+    age_s: float
 
 
 class Store:
@@ -60,6 +66,7 @@ class Store:
         self._filesystem: Any = None
         protocol, _, path = self.url.rpartition("://")
         self.is_local = protocol in ("", "file")
+        self.is_s3 = protocol in ("s3", "s3a")
         try:
             known = fsspec.get_filesystem_class(protocol or "file")
         except (ValueError, ImportError) as error:
@@ -87,6 +94,35 @@ class Store:
         base = len(self.path("").rstrip("/")) + 1
         entries = [self._entry(path[base:], info) for path, info in found.items() if len(path) > base]
         return sorted(entries, key=lambda entry: entry.name)
+
+    def walk(self) -> Iterator[Entry]:
+        """Every object with its time, in the order of names, page by page: never all of them in memory.
+
+        Raises InputError if there is no such folder or bucket, StoreError if a part cannot be listed.
+        """
+        if not self.is_s3:
+            yield from self._walk_folder() if self.is_local else self.list()
+            return
+        token: str | None = ""
+        while token is not None:
+            objects, token = self._do("list", "", partial(buckets.page, self.filesystem, self.root, token))
+            for fields in buckets.entries(objects, self.root):
+                yield Entry(*fields)
+
+    def _walk_folder(self) -> Iterator[Entry]:
+        try:
+            for name, size, modified, is_file in folder.walk_folder(self.root):
+                yield Entry(name, size, _file_etag(size, modified) if is_file else "", modified)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"cannot list {self.url}: it is not there") from None
+        except OSError as error:
+            raise StoreError(f"cannot list {self.url}: {_line(error)}") from None
+
+    def clock(self) -> float:
+        """Seconds since the epoch by the clock that `modified` is told by: the server's, or this machine's."""
+        if not self.is_s3:
+            return time.time()
+        return self._do("list", "", lambda: buckets.clock(self.filesystem, self.root))
 
     def info(self, name: str) -> Entry | None:
         """The object called `name`, or None."""
@@ -118,12 +154,57 @@ class Store:
         data: bytes = self._do("read", name, lambda: self.filesystem.cat_file(self.path(name)))
         return data
 
-    def put(self, name: str, data: bytes) -> None:
+    def read_if(self, name: str, etag: str) -> bytes | None:
+        """All bytes of one version of an object; None if it is gone, or another one before they are all read."""
+        try:
+            if self.is_local:
+                return self._do("read", name, lambda: folder.read_settled(self.path(name), etag, _file_etag))
+            if self.is_s3:
+                got = self._do("read", name, lambda: buckets.get(self.filesystem, self.path(name), etag))
+                return got[0] if got else None
+            data = self.read(name)
+        except InputError:
+            return None
+        now = self.info(name)
+        return data if now is not None and now.etag == etag else None
+
+    def look(self, name: str) -> Seen | None:
+        """An object that `replace_if` may replace; None if it is not there."""
+        self._needs_conditions()
+        try:
+            if self.is_local:
+                return Seen(*self._do("read", name, lambda: folder.look(self.path(name), self._scratch)))
+            got = self._do("read", name, lambda: buckets.get(self.filesystem, self.path(name)))
+        except InputError:
+            return None
+        return Seen(*got) if got else None
+
+    def replace_if(self, name: str, data: bytes, etag: str) -> str | None:
+        """Replace one version of an object, as `look` has seen it; the new version, or None if it is another by now.
+
+        An answer that was lost on the way is cleared up by reading back, so that `data` should be unlike any other.
+        """
+        self._needs_conditions()
+        if self.is_local:
+            lock = self._scratch / f"{folder.digest(name.encode())[:16]}.lock"
+            publish = partial(self._publish, name, data, os.replace)
+            swapped = self._do("replace", name, lambda: folder.swap(self.path(name), etag, lock, publish))
+            return folder.digest(data) if swapped else None
+        try:
+            new = self._do("replace", name, lambda: buckets.replace(self.filesystem, self.path(name), data, etag))
+        except InputError:
+            return None
+        if new is None and (now := self.look(name)) is not None and now.data == data:
+            return now.etag
+        return new
+
+    def put(self, name: str, data: bytes, content_type: str | None = None) -> None:
         """Write an object whole, replacing what was there; no reader ever sees a part of it."""
         if self.is_local:
             self._do("write", name, lambda: self._publish(name, data, os.replace))
         else:
-            self._do("write", name, lambda: self.filesystem.pipe_file(self.path(name), data))
+            options = {"ContentType": content_type} if content_type and self.is_s3 else {}
+            self._do("write", name, lambda: self.filesystem.pipe_file(self.path(name), data, **options))
 
     def put_file(self, name: str, source: Path) -> None:
         """Upload a local file whole; it may have been moved away afterwards."""
@@ -177,9 +258,8 @@ class Store:
         """Write beside the run's records, flush to disk, then appear under the real name in one step."""
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(self.root) / RUN_FOLDER / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        temporary = scratch / uuid.uuid4().hex
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        temporary = self._scratch / uuid.uuid4().hex
         try:
             moved = isinstance(content, Path) and _moved(content, temporary)
             with temporary.open("ab") as out:
@@ -195,9 +275,17 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
 
+    @property
+    def _scratch(self) -> Path:
+        return Path(self.root) / RUN_FOLDER / "scratch"
+
+    def _needs_conditions(self) -> None:
+        if not self.is_local and not self.is_s3:
+            raise StoreError(f"{self.url}: only folders and s3:// can replace one version of an object")
+
     def _entry(self, name: str, info: dict[str, Any]) -> Entry:
         size = int(info.get("size") or 0)
-        etag = info.get("ETag") or info.get("etag") or f"{size}-{int(float(info.get('mtime', 0)) * 1e6)}"
+        etag = info.get("ETag") or info.get("etag") or _file_etag(size, float(info.get("mtime", 0)))
         return Entry(name, size, str(etag).strip('"'))
 
     def _do(self, verb: str, name: str, action: Callable[[], _T]) -> _T:
@@ -221,6 +309,10 @@ class Store:
                     raise StoreError(f"cannot {verb} {where}: {_line(error)}") from None
                 time.sleep(min(0.2 * 4**attempt, 10))
         raise AssertionError("unreachable")
+
+
+def _file_etag(size: int, modified: float) -> str:
+    return f"{size}-{int(modified * 1e6)}"
 
 
 def resolve_input(url: str) -> tuple[Store, list[Entry]]:

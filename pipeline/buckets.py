@@ -1,0 +1,81 @@
+"""Calls to an S3 bucket that s3fs has no name for: pages in order, one version read or replaced, the server's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+_REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+
+
+def page(filesystem: Any, root: str, token: str, count: int = 1000) -> tuple[list[dict[str, Any]], str | None]:
+    """Up to 1000 objects below `root` ("bucket/prefix") in the byte order of their keys, and the next page's token.
+
+    token  of the page before, "" for the first; the last has None
+    """
+    bucket, _, prefix = root.partition("/")
+    options = {"ContinuationToken": token} if token else {}
+    prefix = f"{prefix}/" if prefix else ""
+    answer = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=count, **options)
+    return answer.get("Contents", []), answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+
+
+def clock(filesystem: Any, root: str) -> float:
+    """Seconds since the epoch, as the server tells the time."""
+    bucket, _, prefix = root.partition("/")
+    return _date(filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
+
+
+def get(filesystem: Any, path: str, etag: str | None = None) -> tuple[bytes, str, float] | None:
+    """Content, etag and age in seconds by the server's clock, in one answer; None if it is not the version `etag`."""
+    bucket, key = _split(path)
+    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+    try:
+        answer = filesystem.call_s3("get_object", Bucket=bucket, Key=key, **condition)
+    except OSError as error:
+        if was_refused(error):
+            return None
+        raise
+    data = asyncio.run_coroutine_threadsafe(answer["Body"].read(), filesystem.loop).result()
+    return data, answer["ETag"].strip('"'), _date(answer) - answer["LastModified"].timestamp()
+
+
+def replace(filesystem: Any, path: str, data: bytes, etag: str) -> str | None:
+    """The new etag; None if what is there is not the version `etag`."""
+    bucket, key = _split(path)
+    try:
+        answer = filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
+    except OSError as error:
+        if was_refused(error):
+            return None
+        raise
+    return str(answer["ETag"]).strip('"')
+
+
+def was_refused(error: BaseException) -> bool:
+    """True if a condition did not hold, however the server's word for it was translated."""
+    response = getattr(error.__cause__, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code", ""))
+    return code in _REFUSED or (isinstance(error, OSError) and error.errno == errno.EINVAL and "412" in code)
+
+
+def entries(found: list[dict[str, Any]], root: str) -> Iterator[tuple[str, int, str, float]]:
+    """(name below the root, bytes, etag, seconds since the epoch) of a page; markers of folders are left out."""
+    prefix = root.partition("/")[2]
+    base = len(prefix) + 1 if prefix else 0
+    for one in found:
+        key = one["Key"]
+        if not key.endswith("/"):
+            yield key[base:], int(one["Size"]), one["ETag"].strip('"'), one["LastModified"].timestamp()
+
+
+def _split(path: str) -> tuple[str, str]:
+    bucket, _, key = path.partition("/")
+    return bucket, key
+
+
+def _date(answer: dict[str, Any]) -> float:
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()

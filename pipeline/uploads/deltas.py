@@ -1,0 +1,94 @@
+"""A protection's file -> whatever answers: which deltas for these pictures?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError, SettingsError
+
+if TYPE_CHECKING:
+    from pipeline.picture_deltas import PictureDeltas
+
+_HEADER_LENGTH_BYTES = 8
+_HEADER = "scumble"
+
+
+@dataclass(frozen=True)
+class UploadDeltas:
+    """What protects pictures of a collection that is not clustered again.
+
+    distance_p99  float32 [p]: an image farther than this from its nearest centroid resembles nothing that was fitted;
+                  None where the protection has no centroids
+    """
+
+    deltas: PictureDeltas
+    distance_p99: NDArray[np.float32] | None
+
+    def is_far(self, cluster: int, distance: float) -> bool:
+        """True if an image lies beyond what 99 % of its cluster's fitted images do."""
+        p99 = self.distance_p99
+        return p99 is not None and 0 <= cluster < len(p99) and distance > float(p99[cluster])
+
+
+def deltas_from(
+    protection: bytes, *, key: bytes | None = None, weights: Path | None = None, device: str = "cpu"
+) -> UploadDeltas:
+    """What a protection's file answers with, its surrogate loaded on `device`.
+
+    key      secret of a texture
+    weights  file of the surrogate's weights; None = where its library keeps them
+    Raises InputError for a damaged file or weights that cannot be had, ConflictError if key or weights are others
+    than the protection was fitted with, SettingsError if it needs a key and there is none.
+    """
+    from pipeline.picture_deltas import NearestDeltas  # here, because a run without new uploads needs none of it
+    from pipeline.protection import Protection, load_any_protection
+    from pipeline.surrogate import load_surrogate
+
+    check_protection(protection, has_key=key is not None)
+    loaded = load_any_protection(protection)
+    identity = surrogate_of(loaded.surrogate_id)
+    surrogate = load_surrogate(identity["name"], weights=weights, size=identity["size"], device=device)
+    p99 = loaded.clustering.distance_p99
+    if isinstance(loaded, Protection):
+        with_key = loaded.with_key(key) if loaded.per_sample and key is not None else loaded
+        return UploadDeltas(NearestDeltas(with_key, surrogate), p99)
+    from pipeline.one_for_all.deltas import UniversalDeltas
+
+    return UploadDeltas(UniversalDeltas(loaded, surrogate), p99)
+
+
+def check_protection(data: bytes, *, has_key: bool) -> None:
+    """Refuse in an instant what can be refused without loading it. Raises InputError, or SettingsError for no key."""
+    header = _header(data)
+    if header.get("key_sha256") and not has_key:
+        raise SettingsError("--protection needs the secret it was made with: add --key-file FILE")
+    if "surrogate_id" in header:
+        surrogate_of(header["surrogate_id"])
+
+
+def surrogate_of(surrogate_id: str) -> Mapping[str, Any]:
+    """Name and size of the surrogate that a protection names. Raises InputError if it names none."""
+    try:
+        identity = json.loads(surrogate_id)
+        return {"name": str(identity["name"]), "size": int(identity["size"])}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"the protection names no surrogate that can be loaded: {surrogate_id[:80]!r}") from None
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
+    try:
+        metadata = json.loads(data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length])["__metadata__"]
+        header = json.loads(metadata[_HEADER])
+        if not isinstance(header, dict):
+            raise TypeError(header)
+        return header
+    except (ValueError, KeyError, TypeError):
+        raise InputError("not a protection file, or cut short; copy it again or fit a new one") from None

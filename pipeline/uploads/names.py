@@ -1,0 +1,86 @@
+"""Names of uploads: images, shards and the rest; what they are called in the output; which are refused."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+
+from pipeline.records import Reason
+from pipeline.settings import jpeg_quality
+from pipeline.store import RUN_FOLDER, SHARD_SUFFIXES
+
+IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))
+IMAGE, SHARD = "image", "shard"
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+_MAX_KEY_BYTES = 1024  # of an S3 key
+_MAX_PART_BYTES = 255  # of a file's or folder's name
+_CUT_BY_S3FS = "?versionId="
+
+
+def kind_of(name: str) -> str | None:
+    """IMAGE or SHARD; None for what is neither, and for what lies in the folder of a run's records."""
+    if name.startswith(f"{RUN_FOLDER}/"):
+        return None
+    if _extension(name) in IMAGE_EXTENSIONS:
+        return IMAGE
+    return SHARD if name.lower().endswith(SHARD_SUFFIXES) else None
+
+
+def sample_name(name: str) -> tuple[str, str]:
+    """(key, suffix) of a loose image: cut at its last dot, so that no two images of a folder share a key but twins."""
+    stem, _, extension = name.rpartition(".")
+    return stem, extension
+
+
+def output_name(name: str, encode: str) -> str:
+    """What a loose image is called in the output; no two images are called the same.
+
+    same keeps every name. Where the format may change, its extension is appended (`a.jpg` -> `a.jpg.png`) unless the
+    name has it already; a name with two (`a.jpg.png`) gets a third, because it may be what another one becomes.
+    """
+    if encode == "same":
+        return name
+    fitting = ("png",) if jpeg_quality(encode) is None else ("jpg", "jpeg")
+    stem, _, extension = name.rpartition(".")
+    if extension.lower() in fitting and _extension(stem) not in IMAGE_EXTENSIONS:
+        return name
+    return f"{name}.{fitting[0]}"
+
+
+def content_type(name: str) -> str | None:
+    """Media type by extension, e.g. image/png."""
+    return mimetypes.types_map.get("." + _extension(name)) or {"webp": "image/webp"}.get(_extension(name))
+
+
+def fault_of(name: str, output_path: str, *, is_local: bool) -> tuple[Reason, str] | None:
+    """Why an object of this name is never written, or None.
+
+    output_path  where it would lie, as the output's filesystem names it: "bucket/key" or a path
+    """
+    parts = name.split("/")
+    if ".." in parts or "." in parts or "" in parts:
+        return Reason.UNSAFE_NAME, "the name leaves its prefix, or would be another one in a folder"
+    if _UNSAFE.search(name):
+        return Reason.UNSAFE_NAME, "the name holds a backslash or a control character"
+    if _CUT_BY_S3FS in name:
+        return Reason.UNSAFE_NAME, f"the name holds {_CUT_BY_S3FS}, which clients take for a version and cut off"
+    if _NOT_UTF8.search(name):
+        return Reason.UNUSABLE_NAME, "the name is not UTF-8"
+    written = output_path.split("/")[-len(parts) :]
+    if is_local and any(len(part.encode()) > _MAX_PART_BYTES for part in written):
+        return Reason.UNUSABLE_NAME, f"a folder cannot hold a name of more than {_MAX_PART_BYTES} bytes"
+    if not is_local and len(output_path.partition("/")[2].encode()) > _MAX_KEY_BYTES:
+        return Reason.UNUSABLE_NAME, f"the output's key would be longer than {_MAX_KEY_BYTES} bytes"
+    return None
+
+
+def shown(name: str) -> str:
+    """A name as it can stand in a log and in a UTF-8 file."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _extension(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""

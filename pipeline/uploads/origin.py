@@ -1,0 +1,88 @@
+"""Whose output this is: the input, the protection and the settings that made it; no other may go on in it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import layout
+from pipeline.errors import ConflictError, InputError
+from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.store import RUN_FOLDER, Store
+
+
+def origin_of(source: Store, protection_sha256: str, deciding: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of an output; credentials and keys are not in it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "input": source.root,
+        "protection_sha256": protection_sha256,
+        "settings": dict(deciding),
+    }
+
+
+def fingerprint_of(origin: Mapping[str, Any]) -> str:
+    """Digest of what decides the bytes of every object, but for the versions of libraries: they may be updated."""
+    return sha256(canonical({name: value for name, value in origin.items() if name != "input"}))
+
+
+def check_origin(output: Store, origin: Mapping[str, Any]) -> bool:
+    """True if the output is of this origin, False if it is empty.
+
+    Raises ConflictError, naming what differs, if it is another's, or if somebody else has written there.
+    """
+    seen = output.look(layout.UPLOADS_ORIGIN)
+    if seen is None:
+        _check_empty(output)
+        return False
+    try:
+        theirs = json.loads(seen.data)
+        differing = [name for name in origin if theirs.get(name) != origin[name]]
+    except (ValueError, AttributeError):
+        raise InputError(f"{output.url}/{layout.UPLOADS_ORIGIN} is not a record of uploads; restore it") from None
+    if differing:
+        name = differing[0]
+        raise ConflictError(
+            f"{output.url} was made with another {name} ({_short(theirs.get(name))}, now {_short(origin[name])}): "
+            f"use that one, or another --output; if an input has only moved, correct {layout.UPLOADS_ORIGIN}"
+        )
+    return True
+
+
+def claim(output: Store, origin: Mapping[str, Any]) -> None:
+    """Write whose output this is. Raises ConflictError if somebody else was faster."""
+    if not output.create(layout.UPLOADS_ORIGIN, canonical(origin)):
+        check_origin(output, origin)
+
+
+def honours_conditions(output: Store) -> bool:
+    """True if the store refuses to replace another version of an object, and to create one that is there."""
+    name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
+    try:
+        return (
+            output.create(name, b"1")
+            and not output.create(name, b"2")
+            and output.replace_if(name, b"3", "0" * 32) is None
+        )
+    finally:
+        output.delete([name])
+
+
+def _check_empty(output: Store) -> None:
+    try:
+        stranger = next((entry.name for entry in output.walk() if _is_strange(entry.name)), None)
+    except InputError:
+        return  # there is no such folder yet
+    if stranger is not None:
+        raise ConflictError(f"{output.url} holds {stranger}, which no run over uploads wrote: choose another --output")
+
+
+def _is_strange(name: str) -> bool:
+    return not name.startswith((f"{layout.UPLOADS}/", f"{RUN_FOLDER}/scratch/", f"{RUN_FOLDER}/probe-"))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,104 @@
+"""What a user may choose for new uploads: units, ranges, conflicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pipeline.errors import SettingsError
+from pipeline.settings import Metadata, Settings, near_matches
+
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadSettings:
+    """Every choice of a run over new uploads.
+
+    Raises SettingsError, one line that names the option, for anything out of range or in conflict.
+    """
+
+    input: str
+    output: str
+    protection: str
+    surrogate_weights: str | None = None
+    key_file: str | None = None
+    settle: float = 30.0  # seconds since the last change after which an upload is taken for complete
+    unit_images: int = 50
+    unit_bytes: int = 64 * 1024 * 1024
+    encode: str = "same"
+    metadata: Metadata = "keep"
+    max_pixels: int = 100_000_000
+    max_member_bytes: int = 256 * 1024 * 1024
+    max_quarantine: float = 0.01  # share of a run's images; more ends it with exit code 3
+    max_drift: float = 0.1  # share of a run's images beyond the training's p99; more is a warning
+    watch: float | None = None  # seconds between two looks
+    lease: float = 60.0  # seconds that a lease holds without a heartbeat
+    wait_lease: float = 0.0
+    ray: bool = False
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+    dry_run: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"settle": 0, "unit_images": 1, "unit_bytes": 1, "watch": 0.1, "lease": 1, "wait_lease": 0}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise SettingsError(f"--{name.replace('_', '-')} must be at least {lowest}; it is {value:g}")
+        if not 0 <= self.max_drift <= 1:
+            raise SettingsError("--max-drift is a share between 0 and 1, e.g. 0.1")
+        if self.dry_run and self.watch is not None:
+            raise SettingsError("--dry-run looks once: leave --watch out")
+        if self.workers is not None and not self.ray:
+            raise SettingsError("--workers is the number of Ray's processes: add --ray")
+        _ = self.pictures
+
+    @property
+    def pictures(self) -> Settings:
+        """How each picture is decoded and written."""
+        return Settings(
+            encode=self.encode,
+            metadata=self.metadata,
+            max_pixels=self.max_pixels,
+            max_member_bytes=self.max_member_bytes,
+            max_quarantine=self.max_quarantine,
+            workers=self.workers,
+            gpus_per_worker=self.gpus_per_worker,
+        )
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The choices that decide an output's bytes; limits only decide what is refused."""
+        return {"encode": self.encode, "metadata": self.metadata}
+
+
+def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
+    """Settings from options. Raises SettingsError for one that is missing or unknown, with near matches."""
+    known = [f.name for f in fields(UploadSettings)]
+    for required in ("input", "output", "protection"):
+        if not given.get(required):
+            raise SettingsError(f"--{required} is missing (see --help)")
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
+    return UploadSettings(**given)
+
+
+def parse_seconds(text: str) -> float:
+    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_bytes(text: str) -> int:
+    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
+    found = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]]

@@ -1,0 +1,238 @@
+"""One unit of new uploads: read whole, protected, put into the output, and described by the commit that makes it count.
+
+1 read every object in the version that was listed; another one is left for the next run
+2 protect it, or note why not
+3 put what was protected, then the quarantine's lines
+4 the caller creates the commit; until then nothing of the unit counts, and all of it may be done again
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import layout
+from pipeline.errors import InputError, StoreError
+from pipeline.fingerprint import sha256
+from pipeline.records import Reason, Rejection, Sample
+from pipeline.settings import Settings
+from pipeline.store import Store
+from pipeline.uploads.ledger import UnitCommit
+from pipeline.uploads.names import content_type, output_name, sample_name, shown
+from pipeline.uploads.segments import Row
+from pipeline.uploads.units import Item, Unit
+
+if TYPE_CHECKING:
+    from pipeline.apply import ProtectedSample
+    from pipeline.picture_deltas import ProtectedPicture
+    from pipeline.uploads.deltas import UploadDeltas
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where uploads come from and go to, and what decides their bytes."""
+
+    source: Store
+    output: Store
+    settings: Settings
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of a unit; `commit` has no rows if there is nothing to commit.
+
+    moved   names whose version is another one by now, or gone: the next run will see
+    failed  (name, error) of objects that the store did not give
+    """
+
+    commit: UnitCommit
+    moved: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def protected(self) -> int:
+        return sum(row.protected for row in self.commit.rows)
+
+    @property
+    def quarantined(self) -> int:
+        return sum(row.quarantined for row in self.commit.rows)
+
+    @property
+    def drifted(self) -> int:
+        return sum(row.drifted for row in self.commit.rows)
+
+
+def protect_unit(unit: Unit, places: Places, deltas: UploadDeltas, *, threads: int) -> UnitResult:
+    """Write a unit's protected objects and its quarantine; the commit that is returned makes them count.
+
+    Raises StoreError if the output cannot be written, PromiseError if a bound does not hold.
+    """
+    protect = _protect_shard if unit.is_shard and unit.items[0].fault is None else _protect_images
+    found = protect(unit, places, deltas, threads)
+    if found.refused:
+        lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in found.refused]
+        places.output.put(layout.upload_quarantine(unit.id), ("\n".join(lines) + "\n").encode())
+    rows = tuple(sorted(found.rows, key=lambda row: row.name))
+    return UnitResult(UnitCommit(unit.id, places.fingerprint, rows), tuple(found.moved), tuple(found.failed))
+
+
+@dataclass
+class _Found:
+    rows: list[Row] = field(default_factory=list)
+    refused: list[Rejection] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def refuse(self, item: Item, rejection: Rejection) -> None:
+        name = shown(item.name)
+        self.refused.append(Rejection(name, name, rejection.reason, rejection.detail))
+        reason, detail = rejection.reason.value, rejection.detail
+        self.rows.append(_row(item, quarantined=1, reason=reason, detail=shown(detail)))
+
+
+def _row(item: Item, **fields: object) -> Row:
+    return Row(item.name, item.etag, item.version, item.size, item.kind, **fields)  # type: ignore[arg-type]
+
+
+def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
+    from pipeline.picture_deltas import protect_pictures
+
+    found = _Found()
+    given: list[Item] = []
+    with ThreadPoolExecutor(threads) as pool:
+        samples = _samples(unit, places, pool, given, found)
+        results = protect_pictures(
+            samples, deltas.deltas, settings=places.settings, batch_size=BATCH_SIZE, threads=threads
+        )
+        waiting = []
+        for number, result in enumerate(results):
+            item = given[number]
+            if isinstance(result, Rejection):
+                found.refuse(item, result)
+            else:
+                waiting.append((item, pool.submit(_put_image, item, result, places, deltas)))
+        for item, putting in waiting:
+            done = putting.result()
+            if isinstance(done, Rejection):
+                found.refuse(item, done)
+            else:
+                found.rows.append(done)
+    return found
+
+
+def _samples(
+    unit: Unit, places: Places, pool: ThreadPoolExecutor, given: list[Item], found: _Found
+) -> Iterator[Sample | Rejection]:
+    """What could be read of a unit, each noted in `given`; the rest is noted in `found`."""
+    for item, outcome in zip(unit.items, pool.map(lambda one: _read(one, places), unit.items), strict=True):
+        if outcome is None:
+            found.moved.append(item.name)
+        elif isinstance(outcome, str):
+            found.failed.append((item.name, outcome))
+        else:
+            given.append(item)
+            yield outcome
+
+
+def _read(item: Item, places: Places) -> Sample | Rejection | str | None:
+    """The object as a sample, or why not; None if it is no longer the version that was listed."""
+    key, suffix = sample_name(item.name)
+    limit = places.settings.max_member_bytes
+    if item.fault is not None:
+        return Rejection(key, item.name, *item.fault)
+    if item.size > limit:
+        detail = f"{item.size:,} bytes are more than --max-member-bytes {limit:,}"
+        return Rejection(key, item.name, Reason.TOO_LARGE, detail)
+    try:
+        data = places.source.read_if(item.name, item.etag)
+    except StoreError as error:
+        return str(error)
+    return None if data is None else Sample(key, {suffix: data})
+
+
+def _put_image(item: Item, picture: ProtectedPicture, places: Places, deltas: UploadDeltas) -> Row | Rejection:
+    (data,) = picture.done.sample.members.values()
+    name = output_name(item.name, places.settings.encode)
+    try:
+        places.output.put(name, data, content_type(name))
+    except (InputError, FileExistsError):
+        if not places.output.is_local:
+            raise
+        # an object store may have both `a` and `a/b`
+        return Rejection(item.name, item.name, Reason.UNUSABLE_NAME, "a folder has a file where this name has a folder")
+    return _row(
+        item,
+        output=name,
+        output_size=len(data),
+        output_sha256=sha256(data),
+        cluster=picture.cluster,
+        distance=picture.distance,
+        protected=1,
+        drifted=int(deltas.is_far(picture.cluster, picture.distance)),
+    )
+
+
+def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
+    from pipeline.apply import write_protected
+    from pipeline.picture_deltas import protect_pictures
+    from pipeline.tar import ShardWriter, read_samples
+
+    (item,) = unit.items
+    settings, found = places.settings, _Found()
+    far: list[bool] = []
+
+    def counted() -> Iterator[tuple[ProtectedSample, int] | Rejection]:
+        samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
+        for one in protect_pictures(samples, deltas.deltas, settings=settings, batch_size=BATCH_SIZE, threads=threads):
+            if isinstance(one, Rejection):
+                yield one
+            else:
+                far.append(deltas.is_far(one.cluster, one.distance))
+                yield one.done, one.cluster
+
+    with tempfile.TemporaryDirectory(prefix="scumble-") as scratch:
+        path = Path(scratch) / "shard"
+        try:
+            with (
+                places.source.open_version(item.name, item.etag) as stream,
+                ShardWriter(path, compressed=item.name.lower().endswith(".gz")) as writer,
+            ):
+                outcome = write_protected(counted(), writer)
+            now = places.source.info(item.name)
+        except InputError:
+            now = None
+        except (StoreError, OSError) as error:
+            found.failed.append((item.name, str(error)))
+            return found
+        if now is None or now.etag != item.etag:
+            found.moved.append(item.name)
+            return found
+        try:
+            places.output.put_file(item.name, path)
+        except (InputError, FileExistsError):
+            if not places.output.is_local:
+                raise
+            detail = "a folder has a file where this name has a folder"
+            found.refuse(item, Rejection(item.name, item.name, Reason.UNUSABLE_NAME, detail))
+            return found
+    found.refused += outcome.rejections
+    found.rows.append(
+        _row(
+            item,
+            output=item.name,
+            output_size=writer.size,
+            output_sha256=writer.sha256,
+            protected=outcome.num_protected,
+            quarantined=outcome.num_quarantined,
+            drifted=sum(far),
+        )
+    )
+    return found

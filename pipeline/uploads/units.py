@@ -1,0 +1,67 @@
+"""Groups of new objects that are protected and committed together; the first are small, so that work shows soon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.fingerprint import canonical, sha256
+from pipeline.records import Reason
+from pipeline.uploads.names import SHARD
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object that is to be protected.
+
+    version  of its row in the ledger: 1 for the first, one more for every change since
+    fault    why it goes to quarantine unread, or None
+    """
+
+    name: str
+    size: int  # bytes
+    etag: str
+    kind: str  # IMAGE or SHARD
+    version: int = 1
+    fault: tuple[Reason, str] | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Loose images, or one shard: the unit of work, of retry and of commit."""
+
+    items: tuple[Item, ...]
+
+    @cached_property
+    def id(self) -> str:
+        """Digest of what changes: whoever makes the same step from the same ledger commits under the same name."""
+        return sha256(canonical([[item.name, item.etag, item.version] for item in self.items]))[:32]
+
+    @property
+    def is_shard(self) -> bool:
+        return self.items[0].kind == SHARD
+
+
+def units_of(items: Iterable[Item], *, max_images: int, max_bytes: int) -> Iterator[Unit]:
+    """Units of 1, 2, 4, … up to `max_images` images and `max_bytes` bytes (or one image); every shard is one.
+
+    A unit is yielded as soon as it is full: of `items`, no more is held than one unit.
+    """
+    limit = 1
+    waiting: list[Item] = []
+    size = 0
+    for item in items:
+        if item.kind == SHARD:
+            yield Unit((item,))
+            continue
+        if waiting and size + item.size > max_bytes:
+            yield Unit(tuple(waiting))
+            waiting, size, limit = [], 0, min(2 * limit, max_images)
+        waiting.append(item)
+        size += item.size
+        if len(waiting) >= limit:
+            yield Unit(tuple(waiting))
+            waiting, size, limit = [], 0, min(2 * limit, max_images)
+    if waiting:
+        yield Unit(tuple(waiting))
