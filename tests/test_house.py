@@ -15,7 +15,8 @@ FORBIDDEN = {
     "jobs": {"torch", "numpy", "faiss"},
 }
 ONLY_STORE = {"fsspec", "s3fs", "botocore", "aiohttp"}
-JOBS = {"protect_imagenet", "demo", "verify", "status", "report", "evaluate_relearning", "train_one_for_all"}
+JOBS = {"protect_imagenet", "protect_uploads", "train_one_for_all", "evaluate_relearning"}
+JOBS |= {"demo", "verify", "status", "report"}
 
 
 def imports(path: Path) -> set[str]:
@@ -77,8 +78,9 @@ def test_the_readme_names_every_file_and_every_flag_it_shows_exists() -> None:
     from jobs.evaluate_options import evaluation_parser
     from jobs.one_for_all_options import one_for_all_parser
     from jobs.options import protection_parser
+    from jobs.uploads_options import uploads_parser
 
-    parsers = (protection_parser(), evaluation_parser(), one_for_all_parser())
+    parsers = (protection_parser(), evaluation_parser(), one_for_all_parser(), uploads_parser())
     actions = [action for parser in parsers for action in parser._actions]
     known = {flag for action in actions for flag in action.option_strings}
     shown = {word.strip("`.,:)") for word in readme.split() if word.strip("`(").startswith("--")}

@@ -1,0 +1,23 @@
+"""Protect new uploads:  python jobs/protect_uploads.py --input uploads/ --output safe/ --protection FILE"""
+
+from __future__ import annotations
+
+from jobs import cli
+from jobs.uploads import first_look, prepare, round_of, stopping, workers
+from jobs.uploads_options import parse_uploads
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse_uploads(argv)
+    run = prepare(settings)
+    if settings.dry_run:
+        return first_look(run)
+    with stopping() as stop, workers(run) as protect:
+        code = round_of(run, protect, stop)
+        while settings.watch is not None and not stop.wait(settings.watch):
+            code = round_of(run, protect, stop)
+    return cli.DONE if settings.watch is not None else code
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,279 @@
+"""The steps of a run over new uploads: check, look, protect unit by unit, commit, say what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from jobs import cli
+from pipeline import layout
+from pipeline.commits import check_places
+from pipeline.errors import ScumbleError, SettingsError, StoreError
+from pipeline.fingerprint import sha256
+from pipeline.store import Store
+from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
+from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
+from pipeline.uploads.ledger import Ledger
+from pipeline.uploads.listing import Tally, changes
+from pipeline.uploads.names import fault_of, output_name, shown
+from pipeline.uploads.origin import check_origin, claim, fingerprint_of, honours_conditions, origin_of
+from pipeline.uploads.settings import UploadSettings
+from pipeline.uploads.summary import Summary
+from pipeline.uploads.transaction import Places, UnitResult, protect_unit
+from pipeline.uploads.units import Item, Unit, units_of
+
+Protect = Callable[[Iterable[Unit]], Iterator[UnitResult]]
+
+LEAST_KEY_BYTES = 16
+_COMPACT_UNITS = 200  # between two compactions of a long run
+_SILENT_UNITS = 5  # of which the store gave no object at all: it is down
+_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was checked and may start."""
+
+    settings: UploadSettings
+    places: Places
+    origin: dict[str, Any]
+    protection: bytes
+    key: bytes | None
+    is_first: bool  # nothing was written to this output yet
+
+    def load(self) -> UploadDeltas:
+        """The protection with its surrogate: seconds, so only once there is something to protect."""
+        weights = Path(self.settings.surrogate_weights) if self.settings.surrogate_weights else None
+        device = "cuda" if self.settings.gpus_per_worker else "cpu"
+        return deltas_from(self.protection, key=self.key, weights=weights, device=device)
+
+
+def prepare(settings: UploadSettings) -> Run:
+    """Refuse what can be refused before anything is listed or written."""
+    source, output = Store(settings.input), Store(settings.output)
+    check_places(settings.input, settings.output, source.root, output.root)
+    key = _read_key(settings.key_file)
+    folder, _, name = settings.protection.rpartition("/")
+    protection = Store(folder or ("/" if settings.protection.startswith("/") else ".")).read(name)
+    check_protection(protection, has_key=key is not None)
+    origin = origin_of(source, sha256(protection), settings.deciding)
+    is_first = not check_origin(output, origin)
+    places = Places(source, output, settings.pictures, fingerprint_of(origin))
+    return Run(settings, places, origin, protection, key, is_first)
+
+
+def _read_key(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"--key-file {path}: {error.strerror}") from None
+    if len(key) < LEAST_KEY_BYTES:
+        raise SettingsError(f"--key-file {path}: {len(key)} bytes are too few, at least {LEAST_KEY_BYTES}")
+    return key
+
+
+def look(run: Run, tally: Tally) -> Iterator[Item]:
+    """What is new, while the listing goes on."""
+    places, encode = run.places, run.settings.encode
+    output = places.output
+
+    def fault(name: str) -> Any:
+        return fault_of(name, output.path(output_name(name, encode)), is_local=output.is_local)
+
+    known, now = Ledger(output).known(), places.source.clock()
+    settle_s = run.settings.settle
+    return changes(places.source.walk(), known, now=now, settle_s=settle_s, fault=fault, tally=tally)
+
+
+def first_look(run: Run) -> int:
+    """The dry run: names and counts; nothing is written."""
+    summary = Summary()
+    size = 0
+    for number, item in enumerate(look(run, summary.tally)):
+        size += item.size
+        if number < _SHOWN:
+            print(f"new          {shown(item.name)}" + (f" ({item.fault[0].value})" if item.fault else ""))
+        elif number == _SHOWN:
+            print("new          … and more")
+    print(f"to protect   {summary.tally.new + summary.tally.changed:,} objects, {size / 1e6:,.1f} MB")
+    print("\n".join(line for line in summary.lines() if line.startswith(("found", "deleted"))))
+    return cli.DONE
+
+
+def round_of(run: Run, protect: Protect, stop: threading.Event) -> int:
+    """Look once and protect what is new, under the lease; with --watch, what may pass does not end the job."""
+    try:
+        return _round(run, protect, stop)
+    except (StoreError, LeaseLost) as error:
+        if run.settings.watch is None:
+            raise
+        print(f"error: {error}; looking again in {run.settings.watch:.0f} s", file=sys.stderr, flush=True)
+        return cli.FAILED
+
+
+def _round(run: Run, protect: Protect, stop: threading.Event) -> int:
+    settings, output = run.settings, run.places.output
+    lease = take_lease(output, layout.UPLOADS_LEASE, duration_s=settings.lease, wait_s=settings.wait_lease)
+    if isinstance(lease, Held):
+        print(f"nothing done: another run is at {settings.output} ({lease}); the next one will look again")
+        return cli.DONE
+    with contextlib.closing(_Released(lease)):
+        summary = Summary()
+        try:
+            if run.is_first:
+                _claim(run)
+            _protect_new(run, protect, stop, lease, summary)
+        except BaseException as error:
+            _note_failure(output, summary, error)
+            raise
+        return _finish(run, summary, stopped=stop.is_set())
+
+
+class _Released:
+    def __init__(self, lease: Lease) -> None:
+        self.close = lease.release
+
+
+def _claim(run: Run) -> None:
+    if not honours_conditions(run.places.output):
+        print(
+            f"warning: {run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it",
+            file=sys.stderr,
+        )
+    claim(run.places.output, run.origin)
+
+
+def _protect_new(run: Run, protect: Protect, stop: threading.Event, lease: Lease, summary: Summary) -> None:
+    ledger, settings = Ledger(run.places.output), run.settings
+    ledger.compact(merge=False, before=lease.check)  # what a run left that was killed
+    items = look(run, summary.tally)
+    units = units_of(items, max_images=settings.unit_images, max_bytes=settings.unit_bytes)
+    silent = 0
+    for result in protect(_until(stop, units)):
+        lease.check()
+        if result.commit.rows:
+            ledger.commit(result.commit)
+        summary.add(result)
+        _say(result, summary)
+        silent = silent + 1 if result.failed and not result.commit.rows else 0
+        if silent == _SILENT_UNITS:
+            raise StoreError(f"{_SILENT_UNITS} units in a row could not be read: {result.failed[0][1]}")
+        if summary.units % _COMPACT_UNITS == 0:
+            ledger.compact(merge=False, before=lease.check)
+    ledger.compact(merge=True, before=lease.check)
+
+
+def _until(stop: threading.Event, units: Iterator[Unit]) -> Iterator[Unit]:
+    for unit in units:
+        if stop.is_set():
+            return
+        yield unit
+
+
+def _say(result: UnitResult, summary: Summary) -> None:
+    unit, rate = result.commit.unit[:12], f"{summary.rate:.1f}/s"
+    fields = f"images={summary.protected} rejected={summary.quarantined} rate={rate}"
+    print(f"stage=uploads unit={unit} {fields}", file=sys.stderr, flush=True)
+
+
+def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
+    """The counts, for people and for machines; what a user must know; the exit code."""
+    settings, share = run.settings, summary.quarantine_share
+    code = cli.QUARANTINED if share > settings.max_quarantine else cli.DONE
+    code = cli.FAILED if summary.failed else code
+    _write(run.places.output, summary, state="stopped" if stopped else "done", exit_code=code)
+    print("\n".join(summary.lines()))
+    where = f"{settings.output}/{layout.UPLOADS}"
+    if not summary.tally.listed and not stopped:
+        _warn(f"nothing is at {settings.input}; check the path")
+    if summary.drifts(settings.max_drift):
+        shown_share = f"{summary.drift_share:.0%} of the new images are unlike what the protection was fitted on"
+        _warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
+    if code == cli.QUARANTINED:
+        allowed = f"--max-quarantine allows {settings.max_quarantine:.1%}"
+        _warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
+    if summary.failed:
+        name, error = summary.failed[0]
+        _warn(f"{len(summary.failed)} objects could not be read and are left for the next run, first {name}: {error}")
+    if stopped:
+        print("stopped after the current unit; the next run goes on")
+    return code
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _note_failure(output: Store, summary: Summary, error: BaseException) -> None:
+    code = error.exit_code if isinstance(error, ScumbleError) else cli.FAILED
+    message = str(error) if isinstance(error, ScumbleError) else type(error).__name__
+    with contextlib.suppress(ScumbleError):  # the store itself may be what fails
+        _write(output, summary, state="failed", exit_code=code, message=message)
+
+
+def _write(output: Store, summary: Summary, **fields: Any) -> None:
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = {"status": fields["state"], "ended": ended} | fields | summary.to_json()
+    output.put(layout.UPLOADS_LAST_RUN, json.dumps(record, indent=1, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets: the current unit is finished, then the run ends."""
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def workers(run: Run) -> Iterator[Protect]:
+    """Who protects units: this process, or with --ray the actors of a cluster; nothing is loaded before the first."""
+    with contextlib.ExitStack() as stack:
+        yield partial(_on_ray, run, stack) if run.settings.ray else _Here(run)
+
+
+class _Here:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._deltas: UploadDeltas | None = None
+
+    def __call__(self, units: Iterable[Unit]) -> Iterator[UnitResult]:
+        for unit in units:
+            self._deltas = self._deltas or self._run.load()
+            yield protect_unit(unit, self._run.places, self._deltas, threads=os.cpu_count() or 1)
+
+
+def _on_ray(run: Run, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Iterator[UnitResult]:
+    """Nothing of Ray is imported or started before the first unit: most looks find nothing."""
+    waiting = iter(units)
+    first = next(waiting, None)
+    if first is None:
+        return
+    import ray
+
+    from actors.connect import connected, workers_for
+    from actors.uploader import UploaderContext, over_units
+    from jobs.stages import ray_failures
+
+    with ray_failures():
+        if not ray.is_initialized():  # with --watch it stays
+            stack.enter_context(connected(run.settings))
+        weights = run.settings.surrogate_weights
+        context = UploaderContext(run.places, run.protection, run.key, weights)
+        yield from over_units(chain([first], waiting), context, workers_for(run.settings))
