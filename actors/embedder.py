@@ -6,13 +6,19 @@ With a protection at hand (--protection) it also sends every image to the neares
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
+from actors.metrics import actor_recorder
 from pipeline import layout
 from pipeline.embed import embed_shard
+from pipeline.errors import ScumbleError
 from pipeline.features import Assignment, assignment_to_parquet, features_to_parquet
+from pipeline.metrics import ShardCounts, report_failure, report_shard
 from pipeline.protection import Protection
 from pipeline.records import Shard
 from pipeline.surrogate import load_surrogate
@@ -26,6 +32,7 @@ class Embedder:
 
     def __init__(self, context: RunContext, protection: Protection | None = None) -> None:
         self.context = context
+        self.metrics = actor_recorder("embed")
         self.protection = protection
         settings = context.settings
         weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
@@ -34,14 +41,18 @@ class Embedder:
         )
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        return done_columns([self._embed(shard) for shard in shards_of(batch)])
+        try:
+            return done_columns([self._embed(shard) for shard in shards_of(batch)])
+        except ScumbleError as error:
+            report_failure(self.metrics, "embed", error)
+            raise
 
     def _embed(self, shard: Shard) -> ShardDone:
         """Embed one shard and leave its features; the file is its own commit."""
         started = time.perf_counter()
         settings = self.context.settings
         with self.context.source.open_version(shard.name, shard.etag) as stream:
-            features, rejections, _ = embed_shard(
+            features, rejections, spent = embed_shard(
                 read_samples(stream, max_member_bytes=settings.max_member_bytes),
                 self.surrogate,
                 shard=shard.name,
@@ -50,10 +61,19 @@ class Embedder:
                 max_pixels=settings.max_pixels,
             )
         data = features_to_parquet(features, surrogate_id=self.surrogate.id, fingerprint=self.context.fingerprint)
+        assigned = drifted = 0
         if self.protection is not None:
             clusters, distance = self.protection.clustering.assign(features.values)
+            assigned = len(clusters)
+            drifted = int(np.count_nonzero(distance > self.protection.clustering.distance_p99[clusters]))
             assignment = Assignment(shard.name, features.keys, clusters, distance)
             self.context.output.create(layout.assignment(shard.name), assignment_to_parquet(assignment))
+        put_started = time.perf_counter()
         self.context.output.create(layout.features(shard.name), data)
-        seconds = time.perf_counter() - started
-        return ShardDone(shard.name, len(features.keys), len(rejections), shard.size, seconds)
+        elapsed = time.perf_counter() - started
+        seconds = vars(spent) | {"put": time.perf_counter() - put_started}
+        reasons = Counter(one.reason.value for one in rejections)
+        sizes = (shard.size, len(data))
+        counts = ShardCounts(len(features.keys), reasons, *sizes, seconds, elapsed, assigned, drifted)
+        report_shard(self.metrics, "embed", counts)
+        return ShardDone(shard.name, len(features.keys), len(rejections), shard.size, elapsed)

@@ -5,6 +5,9 @@ It lives beside the driver, where memory is dear: nothing here may import torch.
 
 from __future__ import annotations
 
+from actors.metrics import recorder
+from pipeline.metrics import RESTARTED
+
 
 class FitQueue:
     """Every fit has at most one worker; a worker that died loses its leases."""
@@ -13,9 +16,14 @@ class FitQueue:
         self._free = list(units)
         self._leases: dict[str, str] = {}  # unit -> worker
         self._progress = dict.fromkeys(units, 0.0)
+        self._group = ""
+        self._metrics = recorder()
 
     def take(self, worker: str, group: str) -> str | None:
         """The next unit for a worker, or None. A new worker group means that the one before is dead."""
+        if self._group not in ("", group):
+            self._metrics.record(RESTARTED, 1, stage="fit")
+        self._group = group
         for unit, owner in list(self._leases.items()):
             if not owner.startswith(group):
                 del self._leases[unit]

@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import load, save
 
 from actors.batches import RunContext
+from actors.metrics import recorder
 from pipeline import layout
 from pipeline.clusters import Clustering
 from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.fit_images import fit_images_from
 from pipeline.fitted import Fit, FitImages
+from pipeline.metrics import STAGE_SECONDS
 from pipeline.surrogate import Surrogate, load_surrogate
 
 TOGETHER = "all"
@@ -77,9 +79,11 @@ def _fit_unit(unit: str, task: FitTask, images: FitImages, device: str) -> None:
     fit = _start(unit, task, images, device)
     if output.info(checkpoint) is not None:
         fit.load(load(output.read(checkpoint)))
-    saved = time.monotonic()
+    metrics, saved = recorder(), time.monotonic()
     while not fit.is_done:
+        started = time.monotonic()
         fit.advance(5)
+        metrics.record(STAGE_SECONDS, time.monotonic() - started, stage="fit", step="model")
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             output.put(checkpoint, save(fit.state()))
             saved = time.monotonic()

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
+from actors.metrics import actor_recorder
 from pipeline import layout
 from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard
 from pipeline.commits import check_same_commit
+from pipeline.errors import ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
+from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.protection import load_protection
 from pipeline.records import Commit, Rejection, Sample, Shard
 from pipeline.tar import ShardWriter, read_samples
@@ -30,6 +33,7 @@ class Protector:
 
     def __init__(self, context: RunContext, key: bytes | None = None) -> None:
         self.context = context
+        self.metrics = actor_recorder("apply")
         protection = load_protection(context.output.read(layout.PROTECTION))
         protection = protection if key is None else protection.with_key(key)
         self.protection_sha256 = protection.sha256
@@ -40,8 +44,20 @@ class Protector:
 
     def _protect(self, shard: Shard) -> ShardDone:
         started = time.perf_counter()
-        if (existing := self._committed(shard)) is not None:
-            return self._done(shard, existing, started)
+        try:
+            if (existing := self._committed(shard)) is not None:
+                self.metrics.record(SHARDS, 1, stage="apply", state="skipped")
+                return self._done(shard, existing, started)
+            done = self._done(shard, commit := self._transaction(shard), started)
+        except ScumbleError as error:
+            report_failure(self.metrics, "apply", error)
+            raise
+        sizes = (commit.input_size, commit.output_size)
+        counts = ShardCounts(commit.num_protected, commit.quarantine, *sizes, commit.seconds, done.seconds)
+        report_shard(self.metrics, "apply", counts)
+        return done
+
+    def _transaction(self, shard: Shard) -> Commit:
         with tempfile.TemporaryDirectory(prefix="scumble-") as scratch:
             path = Path(scratch) / "shard"
             with (
@@ -53,7 +69,7 @@ class Protector:
             put_started = time.perf_counter()
             self.context.output.put_file(shard.name, path)
             seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
-        return self._done(shard, self._commit(shard, writer, outcome, seconds), started)
+        return self._commit(shard, writer, outcome, seconds)
 
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
         """Step 3: the clusters are known, because the stages before have assigned every image."""
@@ -88,6 +104,7 @@ class Protector:
         existing = self._committed(shard)
         if existing is not None:
             check_same_commit(commit, existing)
+            self.metrics.record(CONFLICTS, 1, stage="apply", outcome="equal")
         return commit
 
     def _committed(self, shard: Shard) -> Commit | None:

@@ -20,11 +20,13 @@ import torch
 from numpy.typing import NDArray
 from ray import tune
 
+from actors.metrics import recorder
 from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
 from pipeline.fit_images import shorter_sides
+from pipeline.metrics import RESTARTED
 from pipeline.protection import Protection, load_any_protection
 from pipeline.relearning.arms import (
     Arm,
@@ -181,6 +183,7 @@ def train(config: dict[str, Any], data: EvaluationData) -> None:
 def _resume(output: Store, trial: Trial) -> dict[str, Any] | None:
     if output.info(trial.checkpoint) is None:
         return None
+    recorder().record(RESTARTED, 1, stage="relearn")
     state: dict[str, Any] = torch.load(io.BytesIO(output.read(trial.checkpoint)), weights_only=True)
     return state
 

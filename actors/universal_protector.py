@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from actors.batches import RunContext
+from actors.metrics import actor_recorder
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.apply import ProtectedSample, ShardOutcome, write_protected
@@ -33,6 +34,7 @@ class UniversalProtector(Protector):
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
+        self.metrics = actor_recorder("apply")
         torch.set_num_threads(context.threads)
         protection = load_any_protection(context.output.read(layout.PROTECTION))
         if not isinstance(protection, UniversalProtection):

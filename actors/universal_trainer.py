@@ -15,7 +15,9 @@ import ray.train.torch
 import torch
 from safetensors.torch import load, save
 
+from actors.metrics import recorder
 from pipeline.concepts import ConceptBank
+from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.pictures import Squares, read_squares
@@ -82,9 +84,11 @@ def universal_loop(config: dict[str, Any]) -> None:
     fit = UniversalFit(_images(task), surrogate, bank_tensor(task.bank), task.settings, str(surrogate.device))
     if task.output.info(task.checkpoint) is not None:
         fit.load(load(task.output.read(task.checkpoint)))
-    saved = time.monotonic()
+    metrics, saved = recorder(), time.monotonic()
     while not fit.is_done:
+        started = time.monotonic()
         fit.advance(5)
+        metrics.record(STAGE_SECONDS, time.monotonic() - started, stage="fit", step="model")
         if is_first:
             ray.get(task.queue.tell.remote(UNIT, min(fit.progress, 0.999)), timeout=ANSWER_SECONDS)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:

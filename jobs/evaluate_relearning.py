@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from actors.connect import connected
+from actors.metrics import recorder
 from jobs import cli
 from jobs.evaluate_options import parse_evaluation
-from jobs.evaluation import check_names, gather, left_of, load, plan, train
+from jobs.evaluation import check_names, gather, load, plan, train
+from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,7 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     with connected(settings):
         loaded = load(settings)
         trials = plan(settings, loaded)
-        train(settings, loaded, left_of(trials, loaded.output))
+        train(settings, loaded, trials)
+        report_success(recorder(), "evaluate_relearning")
     return gather(settings, trials, loaded.output)
 
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.relearning.report import EvaluationAbout, write_relearning_report
-
 from actors.connect import Workers, workers_for
 from actors.trials import (
     EvaluationData,
@@ -25,6 +23,7 @@ from actors.trials import (
 )
 from jobs import cli
 from jobs.progress import progress
+from jobs.relearned import RelearnedSoFar
 from jobs.stages import ray_failures
 from pipeline.errors import InputError, SettingsError
 from pipeline.relearning.checks import check_regime
@@ -39,6 +38,7 @@ from pipeline.relearning.evaluation import (
     Trial,
 )
 from pipeline.relearning.labellings import check_labelling
+from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
 from pipeline.store import Store, resolve_input
@@ -112,9 +112,11 @@ def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
 
 
 def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
-    """Run the trials in Tune."""
-    if not trials:
+    """Run those that have no row yet in Tune."""
+    left = left_of(trials, loaded.output)
+    if not left:
         return
+    so_far = RelearnedSoFar(settings, loaded.output, [trial for trial in trials if trial not in left])
     facts = {(arm, name): row for name, found in loaded.labels.items() for arm, row in found.facts.items()}
     data = EvaluationData(
         output=loaded.output,
@@ -129,10 +131,13 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
         device=loaded.workers.device,
         threads=loaded.workers.threads,
     )
-    with ray_failures(), progress("relearn", len(trials), "trial") as bar:
-        run_trials(
-            trials, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=lambda trial: bar.step(trial.name)
-        )
+    with ray_failures(), progress("relearn", len(left), "trial") as bar:
+
+        def done(trial: Trial) -> None:
+            bar.step(trial.name)
+            so_far.add(trial)
+
+        run_trials(left, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=done)
 
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:

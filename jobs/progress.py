@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from actors.metrics import recorder
+from pipeline.metrics import QUEUE_DEPTH, report_progress
+
 
 class Progress:
     """Progress of one stage over `total` units (shards, or per cent of a fit)."""
@@ -24,6 +27,7 @@ class Progress:
         """Another unit is done; `name` is the shard or cluster it was."""
         self.done += units
         self.images += images
+        report_progress(recorder(), self.stage, self.total - self.done)
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.rate:,.0f} images/s" if self.images else "", refresh=False)
             self._bar.update(units)
@@ -54,5 +58,6 @@ def progress(stage: str, total: int, unit: str = "shard") -> Iterator[Progress]:
     shown = Progress(stage, total, unit)
     try:
         yield shown
+        recorder().record(QUEUE_DEPTH, 0, stage=stage)
     finally:
         shown.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from actors.connect import connected
+from actors.metrics import recorder
 from jobs import cli
 from jobs.dry_run import print_plan
 from jobs.options import parse_settings
@@ -10,6 +11,7 @@ from jobs.outcome import finish
 from jobs.prepare import Run, is_left, prepare, start
 from jobs.reported import StatusFile, reported
 from jobs.stages import apply, cluster, embed, fit, measure
+from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,10 +23,14 @@ def main(argv: list[str] | None = None) -> int:
         return cli.DONE
     with reported(run.output, run.plan.fingerprint) as status:
         start(run)
-        if is_left(run):
-            with connected(settings):
-                protect(run, status)
-        return finish(run, status)
+        if not is_left(run):
+            return finish(run, status)
+        with connected(settings):
+            protect(run, status)
+            code = finish(run, status)
+            if code == cli.DONE:
+                report_success(recorder(), "protect_imagenet")
+        return code
 
 
 def protect(run: Run, status: StatusFile) -> None:

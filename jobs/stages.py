@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
 from actors.fitter import TOGETHER, FitTask, fit_loop
 from actors.measurer import measure_run
+from actors.metrics import recorder
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
 from actors.universal_protector import UniversalProtector
@@ -37,6 +39,7 @@ from pipeline.clusters import Clustering, target_clusters
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fit_images import fit_shares, picture_side, shorter_sides
 from pipeline.fitted import FittedDeltas, merge
+from pipeline.metrics import LAST_PROGRESS
 from pipeline.objective import delta_side
 from pipeline.records import Shard
 from pipeline.settings import Settings, clusters_for
@@ -198,11 +201,15 @@ def watched(queue: Any, num_units: int) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
+        before = 0.0
         with progress("fit", 100 * num_units, "percent") as bar:
             while not over.wait(1.0):
                 with contextlib.suppress(RayError):
                     shares = ray.get(queue.progress.remote(), timeout=30)
                     done = int(100 * sum(shares.values()))
+                    if sum(shares.values()) > before:
+                        before = sum(shares.values())
+                        recorder().record(LAST_PROGRESS, time.time())
                     if done - bar.done >= (1 if sys.stderr.isatty() else 10 * num_units):
                         bar.step(f"{100 * sum(shares.values()) / num_units:.0f}", units=done - bar.done)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from actors.connect import connected
+from actors.metrics import recorder
 from jobs import cli
 from jobs.one_for_all import load, prepare, report, train
 from jobs.one_for_all_options import parse_one_for_all
+from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         with connected(settings):
             squares = load(run)
             train(run, squares)
+            report_success(recorder(), "train_one_for_all")
     return report(run)
 
 

@@ -126,14 +126,7 @@ def relearned(
 
     For CLEAN it is the control's same maximum, whatever the share.
     """
-    chosen = [
-        row
-        for row in rows
-        if row["protection"] == protection
-        and row["labelling"] == labelling
-        and (protection == CLEAN or row["share"] == share)
-    ]
-    cells = seed_means(chosen, ("regime", "target"))
+    cells = _cells(rows, protection, labelling, share)
     reached = {cell: found for cell, found in cells.items() if found.mean is not None}
     if not reached:
         return None
@@ -141,3 +134,26 @@ def relearned(
     best = reached[worst]
     regime, target = worst
     return Relearned(best.mean or 0.0, best.sd, regime, target, len({regime for regime, _ in cells}))
+
+
+def relearned_by_regime(
+    rows: Sequence[Row], protection: str, *, labelling: str = "original", share: str = "samples:1"
+) -> dict[str, float]:
+    """Regime -> accuracy of its best target, mean over seeds; regimes whose trials all diverged are left out."""
+    found: dict[str, float] = {}
+    for (regime, _), cell in _cells(rows, protection, labelling, share).items():
+        if cell.mean is not None:
+            found[regime] = max(cell.mean, found.get(regime, 0.0))
+    return found
+
+
+def _cells(rows: Sequence[Row], protection: str, labelling: str, share: str) -> dict[tuple[Any, ...], SeedMean]:
+    """The seed mean of every regime and target; of CLEAN, whatever the share."""
+    chosen = [
+        row
+        for row in rows
+        if row["protection"] == protection
+        and row["labelling"] == labelling
+        and (protection == CLEAN or row["share"] == share)
+    ]
+    return seed_means(chosen, ("regime", "target"))
