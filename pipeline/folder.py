@@ -8,6 +8,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 Found = tuple[str, int, float, bool]  # name below the root, bytes, seconds since the epoch, whether it is a plain file
@@ -19,30 +20,32 @@ def walk_folder(root: str) -> Iterator[Found]:
     Links are not followed but named, as files that are none. What vanishes meanwhile is left out. Names of one
     folder are held at a time, and of those above it. Raises OSError, so that a part is never taken for the whole.
     """
-    waiting = _children(root, "")
-    while waiting:
-        entry, name, is_folder = waiting.pop()
-        try:
-            if is_folder:
-                waiting += _children(entry.path, name)
+    folders = [_children(root, "")]
+    while folders:
+        for name, entry, is_folder in folders[-1]:
+            try:
+                if is_folder:
+                    folders.append(_children(entry.path, name))
+                    break
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
                 continue
-            found = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        yield name, found.st_size, found.st_mtime, stat.S_ISREG(found.st_mode)
+            yield name, found.st_size, found.st_mtime, stat.S_ISREG(found.st_mode)
+        else:
+            folders.pop()
 
 
-def _children(folder: str, name: str) -> list[tuple[os.DirEntry[str], str, bool]]:
-    """Of one folder, last first; a folder's name is compared with the slash that follows it in whole names."""
+def _children(folder: str, name: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
+    """Of one folder, sorted; a folder's name is compared with the slash that follows it in whole names."""
     with os.scandir(folder) as entries:
         found = [
-            (entry, f"{name}{entry.name}/", True)
+            (f"{name}{entry.name}/", entry, True)
             if entry.is_dir(follow_symlinks=False)
-            else (entry, name + entry.name, False)
+            else (name + entry.name, entry, False)
             for entry in entries
         ]
-    found.sort(key=lambda one: one[1], reverse=True)
-    return found
+    found.sort(key=itemgetter(0))
+    return iter(found)
 
 
 def read_settled(path: str, etag: str, etag_of: Callable[[int, float], str]) -> bytes | None:

@@ -10,10 +10,11 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import aiohttp
 import fsspec
@@ -31,10 +32,10 @@ _PASSING = (
     *("500", "502", "503"),
 )
 _T = TypeVar("_T")
+_new = tuple.__new__  # half the time of Entry(…), where every file of a folder is named
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One object: its name below the store's root, size in bytes, and the store's word for its version.
 
     modified  seconds since the epoch by the store's clock; 0 where it was not asked for
@@ -43,7 +44,7 @@ class Entry:
     name: str
     size: int
     etag: str  # "" for what is no plain file: a link or a device in a folder
-    modified: float = field(default=0.0, compare=False)
+    modified: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ class Store:
 
     def _walk_folder(self) -> Iterator[Entry]:
         try:
-            for name, size, modified, is_file in folder.walk_folder(self.root):
-                yield Entry(name, size, _file_etag(size, modified) if is_file else "", modified)
+            yield from starmap(_file_entry, folder.walk_folder(self.root))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"cannot list {self.url}: it is not there") from None
         except OSError as error:
@@ -191,12 +191,9 @@ class Store:
             swapped = self._do("replace", name, lambda: folder.swap(self.path(name), etag, lock, publish))
             return folder.digest(data) if swapped else None
         try:
-            new = self._do("replace", name, lambda: buckets.replace(self.filesystem, self.path(name), data, etag))
+            return self._do("replace", name, lambda: buckets.replace(self.filesystem, self.path(name), data, etag))
         except InputError:
             return None
-        if new is None and (now := self.look(name)) is not None and now.data == data:
-            return now.etag
-        return new
 
     def put(self, name: str, data: bytes, content_type: str | None = None) -> None:
         """Write an object whole, replacing what was there; no reader ever sees a part of it."""
@@ -313,6 +310,10 @@ class Store:
 
 def _file_etag(size: int, modified: float) -> str:
     return f"{size}-{int(modified * 1e6)}"
+
+
+def _file_entry(name: str, size: int, modified: float, is_file: bool) -> Entry:
+    return _new(Entry, (name, size, f"{size}-{int(modified * 1e6)}" if is_file else "", modified))
 
 
 def resolve_input(url: str) -> tuple[Store, list[Entry]]:

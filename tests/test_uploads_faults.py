@@ -390,7 +390,8 @@ def faulty(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Proxy]:
     import s3fs
 
     proxy = _Proxy(s3_server, lambda count: {5: 503, 11: 500, 17: 1}.get(count % 23, 0))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, proxy.url)
     s3fs.S3FileSystem.clear_instance_cache()
     yield proxy
     s3fs.S3FileSystem.clear_instance_cache()

@@ -28,7 +28,7 @@ from tests.uploads import Job, jpeg, patch, small_protection, small_surrogate, u
 ODD = {
     "a b/ü/100% + q?*[{~#&'.JPG": jpeg(1),
     "日本/名.png": image_bytes(patch(2)),
-    "x" * 251 + ".jpg": jpeg(3),
+    "x" * 180 + ".jpg": jpeg(3),
     "deep/" * 30 + "a.webp": image_bytes(patch(4), "WEBP", lossless=True),
 }
 

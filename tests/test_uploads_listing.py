@@ -47,6 +47,7 @@ def test_what_changed_less_than_the_settle_time_ago_is_left_for_the_next_run() -
     items, tally = found([entry(name, age_s=age) for name, age in ages.items()], [])
     assert [item.name for item in items] == ["b.jpg", "d.jpg"]
     assert (tally.unsettled, tally.new) == (2, 2)
+    assert len(found([entry("a.jpg", age_s=-0.7)], [], settle_s=0)[0]) == 1
     items, tally = found([entry("a.jpg", "2", 1.0)], [("a.jpg", "1", 1)])
     assert (items, tally.unsettled, tally.changed, tally.deleted) == ([], 1, 0, 0)
 

@@ -53,9 +53,15 @@ def small_surrogate() -> Surrogate:
 
 
 @functools.cache
-def small_protection(p99: float = 2.0) -> Protection:
+def small_protection() -> Protection:
+    """A protection for `small_surrogate`."""
+    return protection_of(small_surrogate())
+
+
+def protection_of(surrogate: Surrogate | None) -> Protection:
     """Four clusters around real patches, random deltas: nothing was fitted, all of it is real."""
-    surrogate, rng = small_surrogate(), np.random.default_rng(0)
+    surrogate = surrogate or load_surrogate(SURROGATE, weights=None, size=None, device="cpu")
+    rng, p99 = np.random.default_rng(0), 2.0
     features = surrogate.embed_pictures([patch(number) for number in range(16)])
     space = ClusterSpace.fit("smoothed", features, surrogate.head)
     clustering = Clustering(space, space.points(features)[:4], features[:4], np.full(4, p99, np.float32))

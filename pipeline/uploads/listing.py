@@ -22,7 +22,6 @@ _FUTURE_S = 86400.0  # no clock is wrong by more than this, so that a later time
 class Tally:
     """Objects of one look at the input, each counted once; the first names of those that a reader will ask for."""
 
-    listed: int = 0
     known: int = 0  # done before, and the same since
     new: int = 0
     changed: int = 0  # done before, but another etag now
@@ -30,6 +29,10 @@ class Tally:
     skipped: int = 0  # no image and no shard
     deleted: int = 0  # done before, but no longer there
     deleted_names: list[str] = field(default_factory=list)
+
+    @property
+    def listed(self) -> int:
+        return self.known + self.new + self.changed + self.unsettled + self.skipped
 
 
 def changes(
@@ -42,31 +45,32 @@ def changes(
     fault           name -> why it is refused
     Raises StoreError if the listing is not sorted: what is new could not be told then.
     """
+    settled = now - settle_s if settle_s else float("inf")  # clocks of servers are told in whole seconds
     rows = iter(known)
-    row = next(rows, None)
+    nothing = ("", "", 0)  # no object has this name
+    row_name, row_etag, version = next(rows, nothing)
     last = ""
-    for entry in entries:
-        name = entry.name
+    for entry in entries:  # nearly all are known: what is done here is done for every object of the prefix
+        name = entry[0]
         if name <= last:
             raise StoreError(f"the store lists {shown(name)} after {shown(last)}: a listing in byte order is needed")
         last = name
-        while row is not None and row[0] < name:
-            _count_deleted(row[0], tally)
-            row = next(rows, None)
-        version = 0
-        tally.listed += 1
-        if row is not None and row[0] == name:
-            _, etag, version = row
-            row = next(rows, None)
-            if etag == entry.etag:
+        while row_name < name and row_name:
+            _count_deleted(row_name, tally)
+            row_name, row_etag, version = next(rows, nothing)
+        before = 0
+        if row_name == name:
+            before, etag = version, row_etag
+            row_name, row_etag, version = next(rows, nothing)
+            if etag == entry[2]:
                 tally.known += 1
                 continue
-        item = _judged(entry, version, now - settle_s, now, fault, tally)
+        item = _judged(entry, before, settled, now, fault, tally)
         if item is not None:
             yield item
-    while row is not None:
-        _count_deleted(row[0], tally)
-        row = next(rows, None)
+    while row_name:
+        _count_deleted(row_name, tally)
+        row_name, row_etag, version = next(rows, nothing)
 
 
 def _judged(entry: Entry, version: int, settled: float, now: float, fault: Fault, tally: Tally) -> Item | None:

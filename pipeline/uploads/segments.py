@@ -140,11 +140,15 @@ def read_known(file: IO[bytes]) -> Iterator[Known]:
 def _read(file: IO[bytes], names: tuple[str, ...]) -> Iterator[Any]:
     with pq.ParquetFile(file, pre_buffer=False) as opened:
         for batch in opened.iter_batches(BLOCK_ROWS, columns=list(names), use_threads=False):
-            columns = {name: batch.column(name).to_pylist() for name in names}
-            for name in _BYTES:
-                if name in columns:
-                    columns[name] = [data.decode("utf-8", "surrogateescape") for data in columns[name]]
-            yield from zip(*columns.values(), strict=True)
+            columns = [_texts(batch.column(n)) if n in _BYTES else batch.column(n).to_pylist() for n in names]
+            yield from zip(*columns, strict=True)
+
+
+def _texts(column: Any) -> list[str]:
+    try:
+        return list(column.cast(pa.string()).to_pylist())
+    except pa.ArrowInvalid:  # a name that is not UTF-8
+        return [data.decode("utf-8", "surrogateescape") for data in column.to_pylist()]
 
 
 def merged(parts: list[Iterator[Values]]) -> Iterator[Values]:

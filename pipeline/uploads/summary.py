@@ -61,6 +61,7 @@ class Summary:
         """All counts, by name."""
         tally = vars(self.tally) | {"unsettled": self.tally.unsettled + self.moved}
         return tally | {
+            "listed": self.tally.listed,
             "protected": self.protected,
             "quarantined": self.quarantined,
             "units": self.units,
