@@ -16,7 +16,7 @@ FORBIDDEN = {
 }
 ONLY_STORE = {"fsspec", "s3fs", "botocore", "aiohttp"}
 JOBS = {"protect_imagenet", "protect_uploads", "train_one_for_all", "evaluate_relearning"}
-JOBS |= {"demo", "verify", "status", "report"}
+JOBS |= {"demo", "verify", "status", "report", "doctor"}
 
 
 def imports(path: Path) -> set[str]:
@@ -75,12 +75,13 @@ def test_the_readme_names_every_file_and_every_flag_it_shows_exists() -> None:
             assert f"`{folders[0]}/`" in readme, name(path)
         elif path.name != "__init__.py":
             assert f"`{path.name}`" in readme, name(path)
+    from jobs.doctor import doctor_parser
     from jobs.evaluate_options import evaluation_parser
     from jobs.one_for_all_options import one_for_all_parser
     from jobs.options import protection_parser
     from jobs.uploads_options import uploads_parser
 
-    parsers = (protection_parser(), evaluation_parser(), one_for_all_parser(), uploads_parser())
+    parsers = (protection_parser(), evaluation_parser(), one_for_all_parser(), uploads_parser(), doctor_parser())
     actions = [action for parser in parsers for action in parser._actions]
     known = {flag for action in actions for flag in action.option_strings}
     shown = {word.strip("`.,:)") for word in readme.split() if word.strip("`(").startswith("--")}

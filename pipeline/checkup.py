@@ -1,0 +1,215 @@
+"""What would break a run later, found before it: libraries, space, weights and stores, each looked at for real."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, features
+
+from pipeline import layout
+from pipeline.errors import InputError, ScumbleError
+from pipeline.fingerprint import library_versions, sha256
+from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
+from pipeline.protection import load_any_protection
+from pipeline.store import RUN_FOLDER, Entry, Store, resolve_input
+from pipeline.surrogate import load_surrogate
+
+SHM = Path("/dev/shm")
+LEAST_SHM_BYTES = 1_000_000_000  # Ray's object store of a private cluster
+LEAST_SCRATCH_BYTES = 2_000_000_000
+_OLDEST_PYTHON = (3, 10)
+_CODECS = {"JPEG": ("jpg", "jpg"), "PNG": ("zlib", "png"), "WEBP": ("webp", "webp")}
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check-up. advice  what to do about it; "" where all is well"""
+
+    level: Level
+    subject: str
+    detail: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<8} {self.subject:<12} {self.detail}" + (f"; {self.advice}" if self.advice else "")
+
+
+def found(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What a check finds; one that raises a ScumbleError finds an error: its one line says what to do."""
+    try:
+        return list(check())
+    except ScumbleError as error:
+        return [Finding("error", subject, str(error))]
+
+
+def check_python() -> list[Finding]:
+    """The interpreter, and the versions that decide output bytes."""
+    versions = library_versions()
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "pillow", "numpy"))
+    if sys.version_info < _OLDEST_PYTHON:
+        return [Finding("error", "python", platform.python_version(), "install Python 3.10 or newer")]
+    return [Finding("ok", "python", f"{platform.python_version()}, {shown}")]
+
+
+def check_codecs() -> list[Finding]:
+    """Every format that is written comes back from its codec, whatever versions are installed."""
+    findings = []
+    pixels = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
+    for kind, (feature, suffix) in _CODECS.items():
+        try:
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+            same = np.array_equal(np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB")), pixels)
+        except (OSError, KeyError, ValueError) as error:
+            findings.append(Finding("error", suffix, f"Pillow cannot write or read it ({error})", _REINSTALL))
+            continue
+        if kind != "JPEG" and not same:
+            findings.append(Finding("error", suffix, "lossless images come back changed", _REINSTALL))
+            continue
+        version = features.version(feature)
+        findings.append(Finding("ok", suffix, f"Pillow writes and reads it ({feature} {version})"))
+    return findings
+
+
+_REINSTALL = "install Pillow again from a wheel: pip install --force-reinstall -c constraints.txt pillow"
+
+
+def check_space(shards: Iterable[Entry] = (), processes: int = 1) -> list[Finding]:
+    """Shared memory for Ray, and scratch for shards that are being written and for what Ray spills.
+
+    shards  of the input, where it is known; processes  that each write one of them
+    """
+    folder = Path(tempfile.gettempdir())
+    need = max([LEAST_SCRATCH_BYTES, *(2 * processes * entry.size for entry in shards)])
+    findings = [_space("scratch", folder, need, f"set TMPDIR to a disk with {_gb(need)}, or start fewer --workers")]
+    if SHM.is_dir():
+        advice = "give the container more (docker --shm-size=2g, or a larger emptyDir): Ray falls back to a slow disk"
+        findings.append(_space("/dev/shm", SHM, LEAST_SHM_BYTES, advice))
+    return findings
+
+
+def _space(subject: str, folder: Path, need: int, advice: str) -> Finding:
+    try:
+        free = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"1")
+    except OSError as error:
+        return Finding("error", subject, f"{folder} cannot be written ({error.strerror})", advice)
+    detail = f"{_gb(free)} free in {folder}"
+    return Finding("ok", subject, detail) if free >= need else Finding("warning", subject, detail, advice)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
+
+
+def check_gpu(gpus_per_worker: float) -> list[Finding]:
+    """GPUs that torch sees on this machine, against what the run asks for."""
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if names:
+        detail = f"{len(names)} x {names[0]}, CUDA {torch.version.cuda}"
+        unused = "" if gpus_per_worker else "the run would use CPUs alone: add --gpus-per-worker 1"
+        return [Finding("warning" if unused else "ok", "gpu", detail, unused)]
+    if gpus_per_worker:
+        advice = "install the driver and a CUDA build of torch, or leave --gpus-per-worker at 0"
+        return [Finding("error", "gpu", f"torch {torch.__version__} sees none", advice)]
+    return [Finding("ok", "gpu", "none, and none is asked for")]
+
+
+def check_weights(surrogate: str, weights: str | None, size: int | None, protection: str | None) -> list[Finding]:
+    """The surrogate's weights are here, are those that were published, fit its network and, if given, a protection.
+
+    Weights that a library would fetch are fetched. Raises a ScumbleError.
+    """
+    if ":" in surrogate and "random-" in surrogate:
+        return [Finding("warning", "weights", f"{surrogate} is untrained", "take a trained surrogate for real work")]
+    path = weights_file(surrogate, Path(weights) if weights else None)
+    digest = sha256(path.read_bytes())
+    published = _published_digest(path)
+    if published and not digest.startswith(published):
+        advice = "the file is damaged: delete it and start again, it is fetched anew"
+        return [Finding("error", "weights", f"{path} has SHA-256 {digest[:16]}, published as {published[:16]}", advice)]
+    loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
+    if protection is not None:
+        folder, _, name = protection.rpartition("/")
+        given: Any = load_any_protection(Store(folder or ("/" if protection.startswith("/") else ".")).read(name))
+        wanted = json.loads(given.surrogate_id)
+        ours = json.loads(loaded.id)
+        if (wanted["name"], wanted["weights"]) != (ours["name"], ours["weights"]):
+            detail = f"{protection} needs {wanted['name']} with weights {wanted['weights']}, not {ours['weights']}"
+            return [Finding("error", "weights", detail, "give --surrogate and --surrogate-weights of its own run")]
+    known = "as published" if published else "no published digest to compare with"
+    detail = f"{surrogate}, {loaded.dimension} features of {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
+    return [Finding("ok", "weights", detail)]
+
+
+def _published_digest(path: Path) -> str | None:
+    """The digest that the file's publisher put into its name: whole in a hub's cache, its beginning in torch's."""
+    if path == EMBEDDED_WEIGHTS:
+        return EMBEDDED_SHA256
+    real = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", real):
+        return real
+    beginning = re.search(r"-([0-9a-f]{8,64})\.(?:pth|pt|safetensors)$", real)
+    return beginning[1] if beginning else None
+
+
+def check_input(url: str) -> tuple[list[Entry], list[Finding]]:
+    """The shards that the input means, and whether the first can be read. Raises a ScumbleError."""
+    store, shards = resolve_input(url)
+    with store.open(shards[0].name) as stream:
+        beginning = stream.read(512)
+    total = sum(entry.size for entry in shards)
+    if len(beginning) < min(512, shards[0].size):
+        raise InputError(f"{store.url}/{shards[0].name} ends after {len(beginning)} bytes; upload it again")
+    return shards, [Finding("ok", "input", f"{url}: {len(shards):,} shards, {_gb(total)}, the first can be read")]
+
+
+def check_output(url: str) -> list[Finding]:
+    """The output can be written, read and deleted in, and refuses to create what is there. Raises a ScumbleError."""
+    store = Store(url)
+    name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
+    store.put(name, b"probe")
+    if store.read(name) != b"probe":
+        return [Finding("error", "output", f"{url} gives back other bytes than were written", "take another store")]
+    store.delete([name])
+    findings = [Finding("ok", "output", f"{url} can be written, read and deleted in")]
+    if store.honours_create():
+        findings.append(Finding("ok", "commits", "a second create of one name is refused, as commits need"))
+    else:
+        advice = "never run two jobs on one output at a time, or take a store that honours If-None-Match"
+        findings.append(Finding("warning", "commits", "the store ignores create-if-absent", advice))
+    if store.info(layout.RUN) is not None:
+        fingerprint = json.loads(store.read(layout.RUN))["fingerprint"]
+        detail = f"{url} holds run {fingerprint[:16]}; the same settings go on from it, others are refused"
+        findings.append(Finding("ok", "resume", detail))
+    return findings
+
+
+def compare_versions(ours: Mapping[str, str], theirs: Mapping[str, str], where: str) -> list[Finding]:
+    """An error if libraries that decide output bytes differ between the driver and a node."""
+    names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if not names:
+        return [
+            Finding("ok", where, ", ".join(f"{name} {theirs[name]}" for name in ("ray", "python") if name in theirs))
+        ]
+    shown = ", ".join(f"{name} {theirs.get(name)} (driver {ours.get(name)})" for name in names)
+    return [
+        Finding("error", where, f"other versions than the driver: {shown}", "use one image, or one constraints.txt")
+    ]
