@@ -36,7 +36,11 @@ def write_training_report(
     curves = figures["curves"]
     return find_template("one_for_all.html.j2").render(
         protection=protection,
-        settings=sorted((name, value) for name, value in settings.deciding.items() if value is not None),
+        settings=sorted(
+            (name, f"{255 * value:g}/255" if name == "epsilon" else value)
+            for name, value in settings.deciding.items()
+            if value is not None
+        ),
         figures=figures,
         loss=_curve(curves["loss"], figures["steps"], "Training loss"),
         near=_cosines(curves["near_clean"], curves["near"], figures["steps"], "similar concepts"),
