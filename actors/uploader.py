@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from actors.connect import Workers
 from pipeline.uploads.deltas import deltas_from
@@ -37,6 +38,7 @@ class Uploader:
 
     def __init__(self, context: UploaderContext, device: str = "cpu", threads: int = 1) -> None:
         weights = Path(context.weights) if context.weights else None
+        torch.set_num_threads(threads)
         self._places, self._threads = context.places, threads
         self._deltas = deltas_from(context.protection, key=context.key, weights=weights, device=device)
 

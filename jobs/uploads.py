@@ -133,7 +133,7 @@ def _round(run: Run, protect: Protect, stop: threading.Event) -> int:
     with contextlib.closing(_Released(lease)):
         summary = Summary()
         try:
-            if run.is_first:
+            if run.is_first and not check_origin(output, run.origin):
                 _claim(run)
             _protect_new(run, protect, stop, lease, summary)
         except BaseException as error:
