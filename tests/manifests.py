@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import shutil
@@ -55,6 +56,7 @@ def _needs_kustomize() -> None:
         pytest.skip(f"this kubectl has kustomize {version}; rendering needs v5 (kubectl 1.27 or newer)")
 
 
+@functools.cache
 def ray_schemas() -> dict[tuple[str, str], Any]:
     """(apiVersion, kind) -> JSON schema that refuses unknown fields, from KubeRay's own definitions."""
     if not CRDS.is_dir():

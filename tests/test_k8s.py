@@ -62,6 +62,14 @@ def test_kuberay_accepts_every_ray_object_and_knows_every_field(objects: list[di
         assert errors == []
 
 
+@pytest.mark.parametrize(("file", "one"), written(), ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_written_is_accepted_before_kustomize_touches_it(file: str, one: dict[str, Any]) -> None:
+    if one["apiVersion"].startswith("ray.io/"):
+        jsonschema.validate(one, ray_schemas()[one["apiVersion"], one["kind"]], jsonschema.Draft202012Validator)
+    elif not one["apiVersion"].startswith(OPERATOR):
+        kubernetes_validate.validate(one, "1.37", strict=True)
+
+
 def test_a_wrong_field_would_be_found() -> None:
     schemas = ray_schemas()
     (job,) = (one for file, one in written() if file == "base/protect-imagenet.yaml")
