@@ -32,15 +32,14 @@ def written() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def rendered(overlay: str, tmp_path: Path, *options: str) -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send, with some of the options switched on; skipped where kubectl is not there."""
+def rendered(overlay: str, tmp_path: Path, *options: str, more: str = "") -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send, with some of the options and `more` lines; skipped without kubectl."""
     _needs_kustomize()
     copy = tmp_path / "k8s"
     shutil.copytree(K8S, copy, dirs_exist_ok=True)
     folder = copy / overlay
-    if options:
-        with (folder / "kustomization.yaml").open("a") as file:
-            file.write(f"components: [{', '.join(f'../../options/{option}' for option in options)}]\n")
+    with (folder / "kustomization.yaml").open("a") as file:
+        file.write(f"components: [{', '.join(f'../../options/{option}' for option in options)}]\n{more}")
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

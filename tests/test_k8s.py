@@ -93,6 +93,16 @@ def test_every_reference_leads_to_an_object_that_is_rendered(objects: list[dict[
             assert {container["image"] for container in pod["containers"]} == {"scumble:0.1"}
 
 
+def test_names_inside_of_ray_s_objects_follow_a_prefix(tmp_path: Path) -> None:
+    objects = rendered("overlays/cpu", tmp_path, *OPTIONS, more="namePrefix: mine-\n")
+    for one in objects:
+        for pod in pods(one) if one["kind"].startswith("Ray") else ():
+            names = {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume}
+            names |= {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+            names |= {pod["serviceAccountName"]} if "serviceAccountName" in pod else set()
+            assert [name for name in names if not name.startswith("mine-")] == []
+
+
 @pytest.mark.parametrize(("file", "one"), written(), ids=lambda value: value if isinstance(value, str) else "")
 def test_pods_are_restricted_and_ask_for_what_they_may_use(file: str, one: dict[str, Any]) -> None:
     for pod in pods(one):
