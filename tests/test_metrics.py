@@ -7,6 +7,7 @@ import re
 import socket
 import tarfile
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
 from actors.protector import Protector
 from jobs.metrics import PrometheusRecorder, exported
+from jobs.relearned import RelearnedSoFar
 from pipeline import layout, metrics
 from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.features import assignment_from_parquet
 from pipeline.protection import Protection
 from pipeline.records import Commit, Shard
+from pipeline.relearning.evaluation import EvaluationSettings, Trial
 from pipeline.relearning.results import relearned_by_regime
 from pipeline.settings import Settings
 from pipeline.store import Store
@@ -179,6 +182,37 @@ def test_relearned_accuracy_is_the_best_target_s_mean_over_seeds_of_each_regime(
     rows += [row("st", "vit", 0.9, diverged=True), row("st", "small", 1.0, share="samples:0.5")]
     rows += [row("at", "small", 0.1, diverged=True)]
     assert relearned_by_regime(rows, "uc") == pytest.approx({"nt": 0.3, "st": 0.6})
+
+
+def test_an_evaluation_tells_what_was_relearned_so_far_earlier_starts_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, recorder = Store(str(tmp_path)), PrometheusRecorder(CollectorRegistry())
+    monkeypatch.setattr("jobs.relearned.recorder", lambda: recorder)
+    fixed: dict[str, Any] = {
+        "protection": "uc",
+        "target": "small",
+        "labelling": "original",
+        "share": "samples:1",
+        "epochs": 2,
+    }
+    fixed |= {"recipe": "fast", "data": "d", "labels": "l"}
+    trials = [Trial(**fixed, regime=regime, seed=seed) for regime in ("nt", "st") for seed in (0, 1)]
+    for trial, accuracy in zip(trials, (0.2, 0.4, 0.5, 0.7), strict=True):
+        row = asdict(trial) | {"accuracy_last": accuracy, "diverged": False, "num_train": 10, "seconds": 3.0}
+        store.put(trial.result, json.dumps(row).encode())
+    settings = EvaluationSettings(clean="a", test="b", output="c", protected={"uc": "d"})
+    so_far = RelearnedSoFar(settings, store, trials[:2])
+    figure = 'scumble_relearned_accuracy{protection="uc",regime="%s"}'
+    assert samples(recorder.registry) == {figure % "nt": pytest.approx(0.3)}
+    so_far.add(trials[2])
+    found = samples(recorder.registry)
+    assert found[figure % "st"] == 0.5
+    so_far.add(trials[3])
+    found = samples(recorder.registry)
+    assert found[figure % "st"] == pytest.approx(0.6)
+    assert found['scumble_images_total{stage="relearn"}'] == 40
+    assert found['scumble_stage_seconds_total{stage="relearn",step="model"}'] == 6
 
 
 def test_jobs_without_ray_serve_their_metrics_on_a_port_and_leave_a_file(tmp_path: Path) -> None:
