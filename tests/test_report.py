@@ -210,7 +210,7 @@ def test_relearned_accuracy_is_the_largest_seed_mean_for_both_trainings():
     assert relearned(()) is None
 
 
-def test_hostile_names_are_shown_and_not_obeyed():
+def test_hostile_names_areshown_and_not_obeyed():
     evil = '<script>alert("x")</script>"><img src=http://evil onerror=alert(1)>'
     data = realistic()
     sample = data.gallery[0]
@@ -280,12 +280,12 @@ def test_the_same_data_gives_the_same_page(html):
     assert write_report(realistic()) == html
 
 
-def test_a_large_picture_is_shown_as_its_middle_and_amplified_by_ten():
-    from pipeline.report import _shown
+def test_a_large_picture_isshown_as_its_middle_and_amplified_by_ten():
+    from pipeline.report import shown
 
     before = np.full((400, 300), 100, dtype=np.uint8)
     after = before.copy()
     after[200, 150] = 105
-    shown = _shown(GallerySample("k", 0, before, after))
+    shown = shown(GallerySample("k", 0, before, after))
     assert shown["is_cut"]
     assert (shown["width"], shown["height"], shown["most"]) == (300, 400, 5)
