@@ -1,6 +1,6 @@
 # make demo     install, protect a small real collection offline, measure the effect, write a report
 # make test     install what tests need and run the fast tests
-# make test-all everything, slow and S3 and fault tests included
+# make test-all what make test leaves out: slow and fault tests, and the S3 tests on a real server
 # make bench    the benchmarks; each prints a table and writes tests/bench/results/*.json
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ test: $(VENV)/installed-test lint
 	$(RUN) -m pytest -q -m "not slow"
 
 test-all: $(VENV)/installed-test lint
-	tests/with_s3.sh $(RUN) -m pytest -q
+	tests/with_s3.sh $(RUN) -m pytest -q -m "slow or s3"
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,13 @@ from pipeline.store import Store
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses a bucket is marked s3: `make test-all` runs it again, on a real server."""
+    for item in items:
+        if {"bucket", "s3_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.s3)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
