@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.features import Assignment, assignment_to_parquet, features_to_par
 from pipeline.metrics import ShardCounts, report_failure, report_shard
 from pipeline.protection import Protection
 from pipeline.records import Shard
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogate import surrogate_for
 from pipeline.tar import read_samples
 
 BATCH = {"cpu": 32, "cuda": 256}  # pictures the surrogate sees at once
@@ -34,11 +33,7 @@ class Embedder:
         self.context = context
         self.metrics = actor_recorder("embed")
         self.protection = protection
-        settings = context.settings
-        weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-        self.surrogate = load_surrogate(
-            settings.surrogate, weights=weights, size=settings.surrogate_size, device=context.device
-        )
+        self.surrogate = surrogate_for(context.settings, context.device)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         try:

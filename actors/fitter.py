@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +24,7 @@ from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.fit_images import fit_images_from
 from pipeline.fitted import Fit, FitImages
 from pipeline.metrics import STAGE_SECONDS
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogate import Surrogate, surrogate_for
 
 TOGETHER = "all"
 CHECKPOINT_SECONDS = 20.0
@@ -107,10 +106,6 @@ _LOADED: dict[str, Surrogate] = {}
 
 def _surrogate(context: RunContext, device: str) -> Surrogate:
     """The surrogate, loaded once per worker process."""
-    settings = context.settings
     if device not in _LOADED:
-        weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-        _LOADED[device] = load_surrogate(
-            settings.surrogate, weights=weights, size=settings.surrogate_size, device=device
-        )
+        _LOADED[device] = surrogate_for(context.settings, device)
     return _LOADED[device]

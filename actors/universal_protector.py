@@ -6,7 +6,6 @@ No stage comes before it: every image is embedded here, and its nearest centroid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture_deltas import protect_pictures
 from pipeline.protection import load_any_protection
 from pipeline.records import Rejection, Sample, Shard
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogate import surrogate_for
 from pipeline.tar import ShardWriter
 
 BATCH = {"cpu": 32, "cuda": 256}  # pictures the generator sees at once
@@ -40,10 +39,7 @@ class UniversalProtector(Protector):
         if not isinstance(protection, UniversalProtection):
             raise ConflictError(f"{context.output.url}/{layout.PROTECTION} is not a universal generator")
         settings = context.settings
-        weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-        surrogate = load_surrogate(
-            settings.surrogate, weights=weights, size=settings.surrogate_size, device=context.device
-        )
+        surrogate = surrogate_for(settings, context.device)
         self.protection_sha256 = protection.sha256
         self.universal = UniversalDeltas(protection, surrogate, small_images=settings.small_images)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.pictures import Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.store import Store
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogate import surrogate_for
 from pipeline.tar import read_samples
 
 UNIT = "generator"
@@ -80,7 +79,7 @@ def universal_loop(config: dict[str, Any]) -> None:
     task: UniversalTask = config["task"]
     torch.set_num_threads(task.threads)
     is_first = ray.train.get_context().get_world_rank() == 0
-    surrogate = surrogate_of(task.settings, str(ray.train.torch.get_device()))
+    surrogate = surrogate_for(task.settings, str(ray.train.torch.get_device()))
     fit = UniversalFit(_images(task), surrogate, bank_tensor(task.bank), task.settings, str(surrogate.device))
     if task.output.info(task.checkpoint) is not None:
         fit.load(load(task.output.read(task.checkpoint)))
@@ -97,12 +96,6 @@ def universal_loop(config: dict[str, Any]) -> None:
     if is_first:
         task.output.put(task.name, finished_protection(fit, task.bank, task.fingerprint).to_bytes())
         task.output.delete([task.checkpoint])
-
-
-def surrogate_of(settings: OneForAllSettings, device: str) -> Surrogate:
-    """The surrogate that the settings name, on `device`."""
-    weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-    return load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device=device)
 
 
 def _images(task: UniversalTask) -> TrainingImages:

@@ -18,6 +18,7 @@ from pipeline.errors import ScumbleError, SettingsError
 from pipeline.settings import near_matches
 
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
+LEAST_KEY_BYTES = 16
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +45,19 @@ def given_options(parser: Parser, argv: list[str] | None) -> dict[str, Any]:
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     config = given.pop("config", None)
     return (read_config(Path(config), parser) if config else {}) | given
+
+
+def read_key(path: str | None) -> bytes | None:
+    """The secret of --key-file. Raises SettingsError if it cannot be read or is too short to be one."""
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"--key-file {path}: {error.strerror}") from None
+    if len(key) < LEAST_KEY_BYTES:
+        raise SettingsError(f"--key-file {path}: {len(key)} bytes are too few, at least {LEAST_KEY_BYTES}")
+    return key
 
 
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from actors.connect import Workers, workers_for
 from actors.fit_queue import FitQueue
-from actors.universal_trainer import UNIT, UniversalTask, squares_of, surrogate_of, universal_loop
+from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs import cli
 from jobs.stages import ray_failures, watched
 from pipeline.concepts import ConceptBank, bank_bytes, bank_for
@@ -25,8 +25,8 @@ from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.report import write_training_report
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.protection import load_any_protection
-from pipeline.store import Entry, Store, resolve_input
-from pipeline.surrogate import Surrogate, check_surrogate
+from pipeline.store import Entry, Store, file_at, resolve_input
+from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 
 RESTARTS = 3
 
@@ -63,10 +63,10 @@ def prepare(settings: OneForAllSettings) -> Training:
     """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
     sources = tuple(resolve_input(url) for url in settings.input)
-    surrogate = surrogate_of(settings, "cpu")
+    surrogate = surrogate_for(settings, "cpu")
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     bank = bank_for(settings.concepts, surrogate, template=settings.template, weights=weights)
-    folder, _, name = settings.output.rpartition("/")
+    output, name = file_at(settings.output)
     if not name.endswith(".safetensors"):
         raise SettingsError(f"--output {settings.output} must be a file that ends in .safetensors")
     listing = [[store.url, entry.name, entry.size, entry.etag] for store, entries in sources for entry in entries]
@@ -78,7 +78,6 @@ def prepare(settings: OneForAllSettings) -> Training:
         "versions": library_versions(),
     }
     fingerprint = sha256(canonical(deciding))
-    output = Store(folder or ".")
     return Training(
         settings, sources, output, name, surrogate, bank, fingerprint, _is_done(settings, output, name, fingerprint)
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from jobs import cli
 from pipeline import layout
 from pipeline.commits import check_places, check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
 from pipeline.errors import ConflictError, InputError, SettingsError
@@ -16,11 +16,9 @@ from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard
 from pipeline.settings import DEFAULT_EPSILON, Settings
-from pipeline.store import RUN_FOLDER, Store, resolve_input
-from pipeline.surrogate import Surrogate, check_surrogate, load_surrogate
+from pipeline.store import RUN_FOLDER, Store, file_at, resolve_input
+from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 from pipeline.tar import read_samples
-
-LEAST_KEY_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,14 @@ def prepare(settings: Settings) -> Run:
     output = Store(settings.output)
     check_places(settings.input, settings.output, source.root, output.root)
     shards = [Shard(entry.name, entry.size, entry.etag) for entry in entries]
-    key = _read_key(settings)
+    key = cli.read_key(settings.key_file)
     given, protection_sha256 = _read_protection(settings, key)
     if given is not None:
         settings = replace(settings, epsilon=given.epsilon)
     _check_enough_images(settings, source, shards)
-    surrogate = _load_surrogate(settings, given)
+    surrogate = surrogate_for(settings, "cpu")
+    if given is not None:
+        given.check_surrogate(surrogate.id)
     ingredients = ingredients_of(
         settings,
         shards,
@@ -98,18 +98,6 @@ def is_left(run: Run) -> bool:
     return bool(run.plan.left) or run.output.info(layout.GALLERY) is None
 
 
-def _read_key(settings: Settings) -> bytes | None:
-    if settings.key_file is None:
-        return None
-    try:
-        key = Path(settings.key_file).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"--key-file {settings.key_file}: {error.strerror}") from None
-    if len(key) < LEAST_KEY_BYTES:
-        raise SettingsError(f"--key-file {settings.key_file}: {len(key)} bytes are too few, at least {LEAST_KEY_BYTES}")
-    return key
-
-
 def _read_protection(
     settings: Settings, key: bytes | None
 ) -> tuple[Protection | UniversalProtection | None, str | None]:
@@ -119,8 +107,8 @@ def _read_protection(
                 "--method one-for-all applies what jobs/train_one_for_all.py has trained: add --protection FILE"
             )
         return None, None
-    folder, _, name = settings.protection.rpartition("/")
-    data = Store(folder or ".").read(name)
+    store, name = file_at(settings.protection)
+    data = store.read(name)
     protection = load_any_protection(data)
     if protection.method != settings.method:
         raise SettingsError(
@@ -136,14 +124,6 @@ def _read_protection(
             raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
-
-
-def _load_surrogate(settings: Settings, protection: Protection | UniversalProtection | None) -> Surrogate:
-    weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-    surrogate = load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device="cpu")
-    if protection is not None:
-        protection.check_surrogate(surrogate.id)
-    return surrogate
 
 
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 from jobs import cli
 from pipeline import layout
 from pipeline.commits import check_places
-from pipeline.errors import ScumbleError, SettingsError, StoreError
+from pipeline.errors import ScumbleError, StoreError
 from pipeline.fingerprint import sha256
-from pipeline.store import Store
+from pipeline.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger
@@ -35,7 +35,6 @@ from pipeline.uploads.units import Item, Unit, units_of
 
 Protect = Callable[[Iterable[Unit]], Iterator[UnitResult]]
 
-LEAST_KEY_BYTES = 16
 _COMPACT_UNITS = 200  # between two compactions of a long run
 _SILENT_UNITS = 5  # of which the store gave no object at all: it is down
 _SHOWN = 50
@@ -63,26 +62,14 @@ def prepare(settings: UploadSettings) -> Run:
     """Refuse what can be refused before anything is listed or written."""
     source, output = Store(settings.input), Store(settings.output)
     check_places(settings.input, settings.output, source.root, output.root)
-    key = _read_key(settings.key_file)
-    folder, _, name = settings.protection.rpartition("/")
-    protection = Store(folder or ("/" if settings.protection.startswith("/") else ".")).read(name)
+    key = cli.read_key(settings.key_file)
+    store, name = file_at(settings.protection)
+    protection = store.read(name)
     check_protection(protection, has_key=key is not None)
     origin = origin_of(source, sha256(protection), settings.deciding)
     is_first = not check_origin(output, origin)
     places = Places(source, output, settings.pictures, fingerprint_of(origin))
     return Run(settings, places, origin, protection, key, is_first)
-
-
-def _read_key(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        key = Path(path).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"--key-file {path}: {error.strerror}") from None
-    if len(key) < LEAST_KEY_BYTES:
-        raise SettingsError(f"--key-file {path}: {len(key)} bytes are too few, at least {LEAST_KEY_BYTES}")
-    return key
 
 
 def look(run: Run, tally: Tally) -> Iterator[Item]:

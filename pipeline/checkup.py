@@ -23,7 +23,7 @@ from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
 from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
-from pipeline.store import RUN_FOLDER, Entry, Store, resolve_input
+from pipeline.store import RUN_FOLDER, Entry, Store, file_at, resolve_input
 from pipeline.surrogate import load_surrogate
 
 SHM = Path("/dev/shm")
@@ -147,8 +147,8 @@ def check_weights(surrogate: str, weights: str | None, size: int | None, protect
         return [Finding("error", "weights", f"{path} has SHA-256 {digest[:16]}, published as {published[:16]}", advice)]
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
     if protection is not None:
-        folder, _, name = protection.rpartition("/")
-        given: Any = load_any_protection(Store(folder or ("/" if protection.startswith("/") else ".")).read(name))
+        store, name = file_at(protection)
+        given: Any = load_any_protection(store.read(name))
         wanted = json.loads(given.surrogate_id)
         ours = json.loads(loaded.id)
         if (wanted["name"], wanted["weights"]) != (ours["name"], ours["weights"]):

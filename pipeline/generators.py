@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.settings import Bound
 
+Norm = Callable[[int], nn.Module]  # number of channels -> normalisation
+
 
 class ResidualBlock(nn.Module):
-    """Two reflect-padded 3 x 3 convolutions with batch normalisation; no activation after the sum."""
+    """Two reflect-padded 3 x 3 convolutions with normalisation; no activation after the sum."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=False),
-            _norm(channels),
+            norm(channels),
             nn.ReLU(inplace=True),
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=False),
-            _norm(channels),
+            norm(channels),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
         total: Tensor = maps + self.body(maps)
         return total
+
+
+def first_layers(width: int, norm: Norm) -> list[nn.Module]:
+    """Image [B, 3, S, S] -> maps [B, width, S, S]: reflect-padded 7 x 7 convolution."""
+    return [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7, bias=False), norm(width), nn.ReLU(inplace=True)]
+
+
+def halve(channels: int, norm: Norm) -> list[nn.Module]:
+    """Maps [B, channels, S, S] -> [B, 2 channels, S/2, S/2]."""
+    convolution = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+    return [convolution, norm(2 * channels), nn.ReLU(inplace=True)]
+
+
+def double(channels: int, norm: Norm) -> list[nn.Module]:
+    """Maps [B, channels, S, S] -> [B, channels/2, 2 S, 2 S]."""
+    half = channels // 2
+    convolution = nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1, bias=False)
+    return [convolution, norm(half), nn.ReLU(inplace=True)]
+
+
+def last_layers(width: int) -> list[nn.Module]:
+    """Maps [B, width, S, S] -> the values before tanh, [B, 3, S, S]."""
+    return [nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7)]
 
 
 class ResNetGenerator(nn.Module):
@@ -41,29 +68,9 @@ class ResNetGenerator(nn.Module):
 
     def __init__(self, width: int = 64, blocks: int = 6) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.ReflectionPad2d(3),
-            nn.Conv2d(3, width, 7, bias=False),
-            _norm(width),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
-            _norm(2 * width),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1, bias=False),
-            _norm(4 * width),
-            nn.ReLU(inplace=True),
-        )
-        self.blocks = nn.Sequential(*(ResidualBlock(4 * width) for _ in range(blocks)))
-        self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(4 * width, 2 * width, 3, stride=2, padding=1, output_padding=1, bias=False),
-            _norm(2 * width),
-            nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=False),
-            _norm(width),
-            nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(3),
-            nn.Conv2d(width, 3, 7),
-        )
+        self.encoder = nn.Sequential(*first_layers(width, _norm), *halve(width, _norm), *halve(2 * width, _norm))
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * width, _norm) for _ in range(blocks)))
+        self.decoder = nn.Sequential(*double(4 * width, _norm), *double(2 * width, _norm), *last_layers(width))
 
     def forward(self, sigma: Tensor) -> Tensor:
         raw: Tensor = self.decoder(self.blocks(self.encoder(sigma)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,20 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
+from pipeline.artefact import artefact_to_bytes, check_same_surrogate, damaged, read_header, read_tensors
 from pipeline.clusters import Clustering
 from pipeline.delta import lay, levels_of
-from pipeline.errors import ConflictError, InputError, PromiseError, ScumbleError, SettingsError
-from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
+from pipeline.fingerprint import sha256
 from pipeline.one_for_all.protection import METHOD, UniversalProtection
 from pipeline.settings import Generator, Size
 from pipeline.textures import Bands, bands_for, check_key
 
-_HEADER = "scumble"  # one metadata entry: the library writes several in no fixed order
 _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")
-_HEADER_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,22 +98,16 @@ class Protection:
 
     def check_surrogate(self, surrogate_id: str) -> None:
         """Raise ConflictError unless features of this surrogate are what the centroids were made of."""
-        if surrogate_id != self.surrogate_id:
-            raise ConflictError(
-                f"the protection was fitted for surrogate {self.surrogate_id}, not {surrogate_id}: "
-                "use the same --surrogate, --surrogate-weights and --surrogate-size"
-            )
+        check_same_surrogate(self.surrogate_id, surrogate_id)
 
     def to_bytes(self) -> bytes:
         """One safetensors file; equal protections give equal bytes. The secret key is not in it."""
-        header = {name: getattr(self, name) for name in _FIELDS}
-        header = {**header, "figures": dict(self.figures), "format_version": FORMAT_VERSION}
+        header = {name: getattr(self, name) for name in _FIELDS} | {"figures": dict(self.figures)}
         tensors = {f"clustering.{name}": array for name, array in self.clustering.to_tensors().items()}
         tensors["targets"] = np.array(self.targets, np.int64)
         if self.levels is not None:
             tensors["levels"] = self.levels
-        whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        return save(whole, metadata={_HEADER: canonical(header).decode()})
+        return artefact_to_bytes(header, tensors)
 
     @cached_property
     def sha256(self) -> str:
@@ -142,14 +132,8 @@ def load_any_protection(data: bytes) -> Protection | UniversalProtection:
 
     Raises InputError, one line, if `data` is cut short, is no protection, or is of another format version.
     """
+    header, tensors = read_header(data), read_tensors(data)
     try:
-        tensors = load(data)
-        length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
-        metadata = json.loads(data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length])["__metadata__"]
-        header = json.loads(metadata[_HEADER])
-        version = header.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise InputError(f"a protection of format {version}; this version reads format {FORMAT_VERSION}")
         if header["method"] == METHOD:
             return UniversalProtection.from_parts(header, tensors)
         clustering = {n.removeprefix("clustering."): a for n, a in tensors.items() if n.startswith("clustering.")}
@@ -159,8 +143,5 @@ def load_any_protection(data: bytes) -> Protection | UniversalProtection:
             targets=tuple(tensors["targets"].tolist()),
             levels=tensors.get("levels"),
         )
-    except ScumbleError:
-        raise
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"not a protection file, or cut short ({reason}); copy it again or fit a new one") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged(error) from None

@@ -316,6 +316,12 @@ def _file_entry(name: str, size: int, modified: float, is_file: bool) -> Entry:
     return _new(Entry, (name, size, f"{size}-{int(modified * 1e6)}" if is_file else "", modified))
 
 
+def file_at(url: str) -> tuple[Store, str]:
+    """The store and the name in it that the URL or path of one file means."""
+    folder, slash, name = url.rpartition("/")
+    return Store(folder or slash or "."), name
+
+
 def resolve_input(url: str) -> tuple[Store, list[Entry]]:
     """The store and the shards (.tar, .tar.gz) that an input URL means, sorted by name.
 
@@ -327,8 +333,7 @@ def resolve_input(url: str) -> tuple[Store, list[Entry]]:
     if any(sign in url for sign in "*?["):
         return _from_glob(url)
     if url.endswith(SHARD_SUFFIXES):
-        folder, _, name = url.rpartition("/")
-        store = Store(folder or ".")
+        store, name = file_at(url)
         entry = store.info(name)
         if entry is None:
             raise InputError(f"{url}: there is no such shard")

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,24 @@ from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fingerprint import canonical
 from pipeline.pretrained import Tower, build, check_surrogate
 
-__all__ = ["Surrogate", "check_surrogate", "load_surrogate"]
+__all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "surrogate_for"]
+
+
+class SurrogateSettings(Protocol):
+    """The part of a run's settings that says which surrogate it takes."""
+
+    @property
+    def surrogate(self) -> str: ...
+    @property
+    def surrogate_weights(self) -> str | None: ...
+    @property
+    def surrogate_size(self) -> int | None: ...
+
+
+def surrogate_for(settings: SurrogateSettings, device: str) -> Surrogate:
+    """The surrogate that the settings name, on `device`; raises as load_surrogate does."""
+    weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
+    return load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device=device)
 
 
 def load_surrogate(name: str, *, weights: Path | None, size: int | None, device: str) -> Surrogate:

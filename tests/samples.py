@@ -7,8 +7,10 @@ import tarfile
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from pipeline.delta import lay
 from pipeline.records import Rejection, Sample
@@ -56,3 +58,22 @@ class ExtremeDeltas:
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         return lay(self.levels[cluster], height, width, self.epsilon)
+
+
+def stripes(
+    count: int,
+    seed: int,
+    *,
+    periods: tuple[int, ...] = (4, 16),
+    contrast: tuple[float, float] = (20, 60),
+    deviation: float = 20,
+) -> tuple[Tensor, Tensor]:
+    """Easy classes, two per period: horizontal and vertical stripes, in random colours under noise; 32 px."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2 * len(periods), count)
+    position = np.indices((32, 32))
+    images = np.empty((count, 3, 32, 32))
+    for row, label in enumerate(labels):
+        wave = np.sign(np.sin(2 * np.pi * position[label % 2] / periods[label // 2] + rng.uniform(0, 6)))
+        images[row] = 128 + rng.uniform(*contrast, (3, 1, 1)) * wave + rng.normal(0, deviation, (3, 32, 32))
+    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)

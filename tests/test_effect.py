@@ -6,16 +6,11 @@ CIFAR-10, 4,000 training and 2,000 test images, 12 epochs of a network that the 
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.clusters import fit_clusters
@@ -25,6 +20,7 @@ from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogate import load_surrogate
+from tests.real import cifar10
 
 pytestmark = pytest.mark.slow
 TRAIN, EPOCHS, PATTERN_SIDE, LEVELS = 4000, 12, 8, 16
@@ -39,31 +35,15 @@ class Cifar:
     clusters: Tensor
 
 
-def read(shards: Iterable[Path]) -> tuple[Tensor, Tensor]:
-    images, labels = [], []
-    for shard in sorted(shards):
-        with tarfile.open(shard, "r|*") as members:
-            for member in members:
-                file = members.extractfile(member)
-                assert file is not None
-                data, kind = file.read(), member.name.rpartition(".")[2]
-                if kind in ("webp", "png"):
-                    images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-                elif kind == "cls":
-                    labels.append(int(data))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
-
-
 @pytest.fixture(scope="module")
-def cifar(shared_data: Path) -> Cifar:
-    images, labels = read((shared_data / "cifar10").glob("cifar10-train-*.tar.gz"))
-    images, labels = images[:TRAIN], labels[:TRAIN]
+def cifar() -> Cifar:
+    images, labels = cifar10("train", TRAIN)
     surrogate = load_surrogate(EMBEDDED_SURROGATE, weights=None, size=160, device="cpu")
     pictures = list(images.permute(0, 2, 3, 1).numpy())
     features = [surrogate.embed_pictures(pictures[start : start + 64]) for start in range(0, TRAIN, 64)]
     found = fit_clusters(features, "smoothed", surrogate.head, clusters_for(TRAIN), restarts=24, seed=0)
     clusters = torch.from_numpy(found.clusters).long()
-    return Cifar(images, labels, *read((shared_data / "cifar10").glob("cifar10-test-*.tar.gz")), clusters)
+    return Cifar(images, labels, *cifar10("test"), clusters)
 
 
 def fitted(cifar: Cifar, *, plain: bool) -> FittedDeltas:

@@ -220,7 +220,7 @@ def test_a_universal_generator_is_no_set_of_cluster_deltas(surrogate):
 
 def test_another_surrogate_is_refused(surrogate):
     other = load_surrogate("timm:test_resnet.random-1", weights=None, size=SIDE, device="cpu")
-    with pytest.raises(ConflictError, match="trained with surrogate"):
+    with pytest.raises(ConflictError, match="fitted for surrogate"):
         UniversalDeltas(protection_of(fitted(surrogate), surrogate), other)
 
 

@@ -21,26 +21,7 @@ from pipeline.relearning.regimes.dfr import fit_head
 from pipeline.relearning.regimes.simclr import contrastive_loss
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Four easy classes: horizontal or vertical stripes of two widths, in random colours under noise; 32 px."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, count)
-    position = np.indices((32, 32))
-    images = np.empty((count, 3, 32, 32))
-    for row, label in enumerate(labels):
-        wave = np.sign(np.sin(2 * np.pi * position[label % 2] / (4 if label < 2 else 16) + rng.uniform(0, 6)))
-        images[row] = 128 + rng.uniform(20, 60, (3, 1, 1)) * wave + rng.normal(0, 20, (3, 32, 32))
-    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+from tests.samples import stripes
 
 
 def start(regime: Regime, images: Tensor, labels: Tensor, kind: type[Training] = Training) -> Training:

@@ -1,260 +1,30 @@
-"""ST as Dang et al. define it: the measure, the front of learning rates, the rollback, and what it is for."""
+"""ST as Dang et al. define it: the front of learning rates, the rollback, and what it is for."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torchvision
-from PIL import Image
-from sklearn.metrics import davies_bouldin_score
 from torch import Tensor
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import derive
-from pipeline.relearning.acm import VARIANTS, activation_cluster_measure, pseudo_labels, validation_rows
-from pipeline.relearning.layers import ordered_layers
-from pipeline.relearning.multipliers import MULTIPLIERS, layer_multipliers
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.progressive import ProgressiveFull, StagedOptions
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
 from tests.bench.controls import carrying_each, class_wise_blocks, separable
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-# --- the measure
-
-
-# centre (1, 0), mean distance 1, radius 1; centre (9, 0), mean distance 2, radius 3; centres 8 apart
-TWO_CLASSES = np.array([[0, 0], [2, 0], [9, -3], [9, -1], [9, 1], [9, 3]], dtype=np.float64)
-TWO_LABELS = np.array([0, 0, 1, 1, 1, 1])
-BETWEEN = (math.sqrt(90) + math.sqrt(82) + math.sqrt(58) + math.sqrt(50)) / 4
-
-
-@pytest.mark.parametrize(
-    ("variant", "expected"),
-    [
-        ("db_inverse", 8 / (1 + 2)),
-        ("radius_ratio", 8 / (1 + 3)),
-        ("gap", (8 - 1 - 3) / (1 + 2)),
-        ("ratio_of_means", 8 / 1.5),
-        ("mean_of_pairs", BETWEEN / (2 + (2 + 4 + 6 + 2 + 4 + 2) / 6)),
-    ],
-)
-def test_acm_of_two_classes_is_what_the_hand_finds(variant, expected):
-    found = activation_cluster_measure(TWO_CLASSES, TWO_LABELS, variant=variant, reduce="none")
-    assert found == pytest.approx(expected, rel=1e-12)
-
-
-def test_acm_averages_over_all_pairs_of_classes():
-    centres = np.array([[0, 0], [6, 8], [0, 8]])  # 10, 8 and 6 apart
-    points = np.concatenate([centre + [[1, 0], [-1, 0]] for centre in centres])
-    labels = np.repeat([4, 7, 9], 2)
-    assert activation_cluster_measure(points, labels, reduce="none") == pytest.approx((10 + 8 + 6) / 3 / 2)
-    assert activation_cluster_measure(points, labels, variant="gap", reduce="none") == pytest.approx((8 + 6 + 4) / 6)
-
-
-def test_acm_of_two_classes_is_the_inverse_of_sklearns_davies_bouldin():
-    features, labels = blobs(2, apart=3)
-    expected = 1 / davies_bouldin_score(features, labels)
-    assert activation_cluster_measure(features, labels, reduce="none") == pytest.approx(expected, rel=1e-6)
-
-
-def blobs(num_classes: int, apart: float, count: int = 30, size: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(num_classes), count)
-    centres = rng.standard_normal((num_classes, size))
-    return rng.standard_normal((len(labels), size)) + apart * centres[labels], labels
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_acm_grows_as_blobs_part_and_does_not_see_motion_or_scale(variant):
-    found = []
-    for apart in (0, 1, 2, 4, 8):
-        features, labels = blobs(4, apart)
-        found.append(activation_cluster_measure(features, labels, variant=variant, reduce="none"))
-    assert found == sorted(found)
-    assert found[-1] > found[0]
-    turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))
-    moved = 37.0 * features @ turn + 5
-    for reduce in ("none", "pca2"):
-        before, after = (
-            activation_cluster_measure(x, labels, variant=variant, reduce=reduce) for x in (features, moved)
-        )
-        assert after == pytest.approx(before, rel=1e-6)
-
-
-def test_acm_on_a_tsne_map_is_higher_for_parted_blobs_and_the_same_twice():
-    near, far = (activation_cluster_measure(*blobs(3, apart), seed=1) for apart in (0.0, 6.0))
-    assert far > 2 * near
-    assert activation_cluster_measure(*blobs(3, 6.0), seed=1) == far
-
-
-def test_acm_of_collapsed_features_is_zero_and_of_points_infinite():
-    labels = np.array([0, 0, 1, 1])
-    for reduce in ("tsne", "pca2", "none"):
-        assert activation_cluster_measure(np.ones((4, 3), np.float32), labels, reduce=reduce) == 0
-    points = np.array([[0.0, 0], [0, 0], [1, 0], [1, 0]])
-    assert activation_cluster_measure(points, labels, reduce="none") == math.inf
-
-
-@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 0, 1, 2], [0, 1, 2, 3]])
-def test_too_few_samples_for_acm_are_one_clear_line(labels):
-    with pytest.raises(InputError, match="needs at least 2 classes with at least 2 samples each") as refused:
-        activation_cluster_measure(np.zeros((4, 2)), np.array(labels))
-    assert "\n" not in str(refused.value)
-    with pytest.raises(InputError, match="needs at least 2 classes"):
-        validation_rows(np.array(labels))
-
-
-def test_classes_of_one_sample_do_not_count():
-    features = np.concatenate([TWO_CLASSES, [[500.0, 500.0]]])
-    labels = np.append(TWO_LABELS, 2)
-    assert activation_cluster_measure(features, labels, reduce="none") == pytest.approx(8 / 3)
-
-
-def test_the_validation_subset_is_the_papers():
-    rng = np.random.default_rng(0)
-    ten, hundred = rng.integers(0, 10, 5_000), rng.integers(0, 100, 20_000)
-    rows = validation_rows(ten)
-    assert np.bincount(ten[rows]).tolist() == [100] * 10
-    assert np.array_equal(rows, np.unique(rows))
-    assert np.array_equal(rows, validation_rows(ten))
-    assert not np.array_equal(rows, validation_rows(ten, seed=1))
-    assert np.bincount(hundred[validation_rows(hundred)]).tolist() == [50] * 10
-    assert len(validation_rows(np.repeat(np.arange(10), 7))) == 70
-    assert np.bincount(ten[validation_rows(ten, 5, 3)]).tolist() == [5] * 3
-
-
-def test_pseudo_labels_find_groups_that_labels_do_not_name():
-    features, groups = blobs(3, apart=10)
-    found = pseudo_labels(features.astype(np.float32), 3)
-    assert len(set(zip(groups.tolist(), found.tolist(), strict=True))) == 3
-    other = np.tile([0, 1, 2], 30)
-    assert activation_cluster_measure(features, found, reduce="none") > 5
-    assert activation_cluster_measure(features, other, reduce="none") < 1
-
-
-# --- layers
-
-
-@pytest.fixture(scope="module")
-def resnet18():
-    return torchvision.models.resnet18(weights=None)
-
-
-@pytest.mark.parametrize(("granularity", "count"), [("block", 10), ("module", 21), ("stage", 6)])
-def test_resnet18_has_the_layers_one_would_count(resnet18, granularity, count):
-    layers = ordered_layers(resnet18, granularity)
-    assert len(layers) == count
-    assert layers[0] == ["conv1.weight", "bn1.weight", "bn1.bias"]
-    assert layers[-1] == ["fc.weight", "fc.bias"]
-
-
-@pytest.mark.parametrize("granularity", ["block", "module", "stage"])
-@pytest.mark.parametrize(
-    "name", ["resnet18", "densenet121", "shufflenet_v2_x0_5", "timm/vit_tiny_patch16_224", "small"]
-)
-def test_every_parameter_is_in_exactly_one_layer_in_order(name, granularity):
-    if name == "small":
-        network = build_target("small", 10, 32, seed=0)
-    elif name.startswith("timm/"):
-        network = timm.create_model(name.removeprefix("timm/"))
-    else:
-        network = torchvision.models.get_model(name, weights=None)
-    layers = ordered_layers(network, granularity)
-    assert [one for layer in layers for one in layer] == [one for one, _ in network.named_parameters()]
-
-
-def test_blocks_of_other_networks_are_what_their_papers_call_blocks():
-    counts = {
-        "vgg16_bn": 13 + 3,  # convs and linears
-        "densenet121": 1 + 4 + 3 + 1,  # stem, dense blocks, transitions, classifier
-        "mobilenet_v2": 1 + 17 + 1 + 1,
-        "vit_b_16": 1 + 12 + 1,
-    }
-    with torch.device("meta"):
-        found = {name: len(ordered_layers(torchvision.models.get_model(name, weights=None))) for name in counts}
-    assert found == counts
-    small = ordered_layers(build_target("small", 10, 32, seed=0), "stage")
-    assert [layer[0].partition(".")[0] for layer in small] == ["stem", "residual", "last", "head"]
-
-
-def test_parameters_that_are_not_trained_are_no_layer(resnet18):
-    frozen = torchvision.models.resnet18(weights=None).requires_grad_(False)
-    frozen.fc.requires_grad_(True)
-    assert ordered_layers(frozen) == [["fc.weight", "fc.bias"]]
-
-
-# --- multipliers
-
-
-def test_the_linear_front_moves_beta_layers_per_count():
-    assert layer_multipliers("linear_front", 0, 5, 1.0) == [1, 1, 1, 1, 1]
-    assert layer_multipliers("linear_front", 1, 5, 1.0) == [0.5, 1, 1, 1, 1]
-    assert layer_multipliers("linear_front", 2, 5, 1.0) == [0, 0.5, 1, 1, 1]
-    assert layer_multipliers("linear_front", 3, 5, 1.0) == [0, 0, 0.5, 1, 1]
-    assert layer_multipliers("linear_front", 1, 5, 2.5) == [0, 0.25, 0.75, 1, 1]
-    assert layer_multipliers("linear_front", 6, 5, 1.0) == [0, 0, 0, 0, 0]
-
-
-def test_the_other_multipliers_at_small_counts():
-    assert layer_multipliers("freeze", 1, 4, 1.5) == [0, 1, 1, 1]
-    assert layer_multipliers("freeze", 2, 4, 1.5) == [0, 0, 0, 1]
-    assert layer_multipliers("geometric", 2, 4, 1.0) == [0.25, 0.5, 1, 1]
-    expected = [math.exp(-2 * (1 - depth / 4)) for depth in range(4)]
-    assert layer_multipliers("exp_depth", 2, 4, 1.0) == pytest.approx(expected)
-
-    def sigmoid(x: float) -> float:
-        return 1 / (1 + math.exp(-x))
-
-    expected = [sigmoid(layer - 2) / sigmoid(layer) for layer in (1, 2, 3, 4)]
-    assert layer_multipliers("sigmoid_front", 2, 4, 1.0) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", MULTIPLIERS)
-def test_multipliers_begin_at_one_fall_with_the_count_and_shallow_layers_first(name):
-    table = np.array([layer_multipliers(name, count, 10, 0.7) for count in range(40)])
-    assert np.array_equal(table[0], np.ones(10))
-    assert (np.diff(table, axis=0) <= 0).all()
-    assert (np.diff(table, axis=1) >= 0).all()
-    assert table[-1].max() < (0.1 if name == "exp_depth" else 1e-4)
-    assert table.min() >= 0
-
+from tests.real import cifar10
+from tests.samples import stripes
 
 # --- the loop
 
 
-def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two easy classes: horizontal or vertical stripes, in random colours under noise; 32 px."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, count)
-    position = np.indices((32, 32))
-    images = np.empty((count, 3, 32, 32))
-    for row, label in enumerate(labels):
-        wave = np.sign(np.sin(2 * np.pi * position[label] / 8 + rng.uniform(0, 6)))
-        images[row] = 128 + rng.uniform(10, 40, (3, 1, 1)) * wave + rng.normal(0, 30, (3, 32, 32))
-    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
-
-
-SET = stripes(128, seed=0)
+SET = stripes(128, 0, periods=(8,), contrast=(10, 40), deviation=30)
 
 
 class Run:
@@ -451,23 +221,6 @@ def test_options_are_named_in_the_regime_and_refused_when_unknown():
 # --- what it is for
 
 
-def cifar(split: str, count: int) -> tuple[Tensor, Tensor]:
-    paths = sorted((SHARED / "cifar10").glob(f"cifar10-{split}-*.tar.gz"))
-    if not paths:
-        pytest.skip("needs the CIFAR-10 shards of shared/data/cifar10")
-    images, labels = [], []
-    for path in paths:
-        with tarfile.open(path) as shard:
-            for member in shard:
-                data = shard.extractfile(member).read()
-                if member.name.endswith(".cls"):
-                    labels.append(int(data))
-                elif member.name.endswith((".png", ".jpg", ".webp")):
-                    images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return pixels[:count], torch.tensor(labels)[:count]
-
-
 @pytest.mark.slow
 def test_class_wise_blocks_stop_nt_but_neither_nt_cg_nor_st_full():
     found = relearn(class_wise_blocks, 3_000, ("nt", "nt-cg", "st-full[reduce=pca2]"), epochs=6)
@@ -488,8 +241,8 @@ def test_separable_noise_stops_nt_but_not_nt_cg():
 
 def relearn(shortcut, count: int, regimes: tuple[str, ...], epochs: int) -> dict[str, TargetScore]:
     """What targets learn from CIFAR-10 images that carry the shortcut."""
-    images, labels = cifar("train", count)
-    test_images, test_labels = cifar("test", 1_000)
+    images, labels = cifar10("train", count)
+    test_images, test_labels = cifar10("test", 1_000)
     protected = torch.from_numpy(carrying_each(images.numpy(), shortcut(labels.numpy(), 32)))
     return {
         name: train_target(protected, labels, test_images, test_labels, regime=find_regime(name), epochs=epochs, seed=0)

@@ -28,14 +28,6 @@ SEES_MORE = {  # regime: what it needs beside the protected images
 PART = sorted(name for name in REGIMES if not name.startswith("st"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pictures(count: int, seed: int) -> Tensor:
     """Smooth random pictures, uint8 [count, 3, 32, 32]."""
     rng = np.random.default_rng(seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,37 +12,9 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
 from pipeline.relearning.pictures import Line, activations, curves
 from pipeline.relearning.regimes import REGIMES
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
+from tests.pages import Page
 
-VOID = {"meta", "img", "br", "link", "hr", "input", "path", "use"}
 EVIL = '<script>alert("x")</script>"><img src=http://evil onerror=alert(1)> $x_{'
-
-
-class Page(HTMLParser):
-    """Collects text, attributes and unbalanced tags."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text, self.tags, self.open, self.attributes = "", [], [], []
-        self.faults: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        if tag not in VOID and (not self.open or self.open.pop() != tag):
-            self.faults.append(tag)
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def row(protection=CLEAN, regime="nt", seed=0, last=0.8, **changed):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,28 +14,8 @@ from pipeline.errors import SettingsError
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, Training, train_target
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Four easy classes: horizontal or vertical stripes of two widths, in random colours under noise; 32 px."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, count)
-    position = np.indices((32, 32))
-    images = np.empty((count, 3, 32, 32))
-    for row, label in enumerate(labels):
-        wave = np.sign(np.sin(2 * np.pi * position[label % 2] / (4 if label < 2 else 16) + rng.uniform(0, 6)))
-        images[row] = 128 + rng.uniform(20, 60, (3, 1, 1)) * wave + rng.normal(0, 20, (3, 32, 32))
-    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+from tests.real import cifar10
+from tests.samples import stripes
 
 
 def train(images: Tensor, labels: Tensor, *, regime: str = "nt", epochs: int = 6, seed: int = 0) -> TargetScore:
@@ -163,26 +141,10 @@ def test_an_unknown_regime_is_refused_with_near_matches():
     assert all(find_regime(name, known).prepare_test(images).shape == (2, 3, 32, 32) for name in REGIMES)
 
 
-def cifar(split: str, num_shards: int) -> tuple[Tensor, Tensor]:
-    paths = sorted((SHARED / "cifar10").glob(f"cifar10-{split}-*.tar.gz"))[:num_shards]
-    if not paths:
-        pytest.skip("needs the CIFAR-10 shards of shared/data/cifar10")
-    images, labels = [], []
-    for path in paths:
-        with tarfile.open(path) as shard:
-            for member in shard:
-                data = shard.extractfile(member).read()
-                if member.name.endswith(".cls"):
-                    labels.append(int(data))
-                elif member.name.endswith((".png", ".jpg", ".webp")):
-                    images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
-
-
 @pytest.mark.slow
 def test_class_wise_symmetric_blocks_destroy_what_a_real_set_teaches():
-    images, labels = cifar("train", 6)
-    test_images, test_labels = cifar("test", 2)
+    images, labels = cifar10("train")
+    test_images, test_labels = cifar10("test")
     rng = np.random.default_rng(0)
     halves = rng.choice([-16, 16], (10, 3, 4, 2))
     blocks = np.concatenate([halves, halves[..., ::-1]], axis=3).repeat(8, axis=2).repeat(8, axis=3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -24,38 +23,7 @@ from pipeline.report import (
     write_report,
 )
 from pipeline.scores import score_picture
-
-VOID = {"meta", "img", "br", "link", "hr", "input", "path", "use"}
-
-
-class Page(HTMLParser):
-    """Collects text, attributes and unbalanced tags."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text, self.tags, self.open, self.attributes = "", [], [], []
-        self.faults: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        if tag in VOID:
-            return
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(tag)
-
-    def handle_data(self, data):
-        self.text += data
+from tests.pages import Page
 
 
 def removal_check(level: float) -> RemovalCheck:

@@ -11,10 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,6 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.store import Store
 from pipeline.uploads.lease import LeaseLost, take_lease
 from pipeline.uploads.units import Unit
+from tests.faulty_server import FaultyServer
 from tests.runs import ROOT, wait_for
 from tests.uploads import Job, jpeg, upload
 
@@ -337,59 +335,11 @@ def test_sigterm_in_the_middle_finishes_the_unit_and_the_next_run_goes_on(job: J
     check_all(job, set(photos(20)))
 
 
-class _Proxy:
-    """An S3 server that fails and dawdles in front of one that does not."""
-
-    def __init__(self, endpoint: str, answer: Callable[[int], int]) -> None:
-        self.count = self.faults = 0
-        target = urlsplit(endpoint)
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # answers `Expect: 100-continue`
-
-            def _forward(self) -> None:
-                outer.count += 1
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status = answer(outer.count)
-                outer.faults += bool(status)
-                if status == 1:
-                    time.sleep(1.0)
-                elif status:
-                    self.send_response(status)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                upstream = HTTPConnection(target.hostname or "", target.port, timeout=60)
-                headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-                upstream.request(self.command, self.path, body, headers)
-                response = upstream.getresponse()
-                data = response.read()
-                self.send_response(response.status)
-                for name, value in response.getheaders():
-                    if name.lower() not in ("transfer-encoding", "content-length", "connection"):
-                        self.send_header(name, value)
-                length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
-                self.send_header("Content-Length", length or "0")
-                self.end_headers()
-                self.wfile.write(data)
-                upstream.close()
-
-            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _forward
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
-def faulty(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Proxy]:
+def faulty(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     import s3fs
 
-    proxy = _Proxy(s3_server, lambda count: {5: 503, 11: 500, 17: 1}.get(count % 23, 0))
+    proxy = FaultyServer(s3_server, lambda count: {5: 503, 11: 500, 17: 1}.get(count % 23, 0))
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(name, proxy.url)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -400,7 +350,7 @@ def faulty(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Proxy]:
 
 
 @pytest.mark.s3
-def test_a_store_that_answers_500_and_503_and_slowly_costs_time_only(remote: Job, faulty: _Proxy) -> None:
+def test_a_store_that_answers_500_and_503_and_slowly_costs_time_only(remote: Job, faulty: FaultyServer) -> None:
     upload(remote.source, photos(4) | {"bad.jpg": b""})
     assert remote.run() == 0
     assert remote.run() == 0

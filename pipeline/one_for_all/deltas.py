@@ -79,10 +79,13 @@ class UniversalDeltas:
 
     def _seen(self, one: Asked) -> Tensor:
         """What the generator is shown of a picture: uint8 [1, 3, s, s]."""
-        pixels = torch.from_numpy(np.require(one.small, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        small = one.small
         if self._is_native(one):
-            rows, columns = (_mirrored(size) for size in (one.height, one.width))
-            return pixels[:, :, rows][:, :, :, columns]
+            rows, columns = (max(2 * STRIDE, -(-size // STRIDE) * STRIDE) - size for size in small.shape[:2])
+            small = np.pad(small, ((0, rows), (0, columns), (0, 0)), mode="reflect")
+        pixels = torch.from_numpy(np.require(small, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        if self._is_native(one):
+            return pixels
         side = (self._protection.side,) * 2
         if pixels.shape[2:] == side:
             return pixels
@@ -108,11 +111,3 @@ class UniversalDeltas:
         limit = levels_of(self.epsilon)
         levels = (laid[0] * 255).round_().clamp_(-limit, limit)
         return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy().astype(np.int16))
-
-
-def _mirrored(size: int) -> Tensor:
-    """Rows 0 … size - 1, then mirrored ones up to a multiple of 8, at least 16."""
-    wanted = max(16, -(-size // STRIDE) * STRIDE)
-    period = max(1, 2 * (size - 1))
-    place = torch.arange(wanted) % period
-    return torch.where(place < size, place, period - place)

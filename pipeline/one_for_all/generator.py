@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.fingerprint import derive
+from pipeline.generators import ResidualBlock, double, first_layers, halve, last_layers
+from pipeline.generators import bounded as within_epsilon
 
 Bound = Literal["eps_tanh", "tanh_clamp", "l2"]
 BOUNDS: tuple[Bound, ...] = ("eps_tanh", "tanh_clamp", "l2")
@@ -36,22 +38,15 @@ class UniversalGenerator(nn.Module):
         deep = 8 * width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "universal-generator"))
-            self.down = nn.Sequential(
-                nn.ReflectionPad2d(3),
-                nn.Conv2d(3, width, 7, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-                *(layer for i in range(3) for layer in _halve(width << i)),
-            )
+            norm = nn.BatchNorm2d
+            stages = [layer for stage in range(3) for layer in halve(width << stage, norm)]
+            self.down = nn.Sequential(*first_layers(width, norm), *stages)
             self.fusion = nn.Sequential(
-                nn.Conv2d(deep + dimension, deep, 3, padding=1), nn.BatchNorm2d(deep), nn.ReLU(inplace=True)
+                nn.Conv2d(deep + dimension, deep, 3, padding=1), norm(deep), nn.ReLU(inplace=True)
             )
-            self.blocks = nn.Sequential(*(_Residual(deep) for _ in range(blocks)))
-            self.up = nn.Sequential(
-                *(layer for i in (3, 2, 1) for layer in _double(width << i)),
-                nn.ReflectionPad2d(3),
-                nn.Conv2d(width, 3, 7),
-            )
+            self.blocks = nn.Sequential(*(ResidualBlock(deep, norm) for _ in range(blocks)))
+            stages = [layer for stage in (3, 2, 1) for layer in double(width << stage, norm)]
+            self.up = nn.Sequential(*stages, *last_layers(width))
 
     def forward(self, images: Tensor, embeddings: Tensor) -> Tensor:
         maps = self.down(images)
@@ -68,47 +63,9 @@ def bounded(raw: Tensor, bound: Bound, epsilon: float) -> Tensor:
     l2          tanh scaled to the L2 norm 16 * S / 224 per image, as the released code does at 224; not within any
                 epsilon per pixel, so it is cut off at epsilon when it is laid
     """
-    if bound == "eps_tanh":
-        return epsilon * raw.tanh()
-    if bound == "tanh_clamp":
-        return raw.tanh().clamp(-epsilon, epsilon)
+    if bound != "l2":
+        return within_epsilon(raw, epsilon, bound)
     values = raw.tanh()
     norm = torch.linalg.vector_norm(values.flatten(1), dim=1).clamp_min(1e-12)[:, None, None, None]
     scaled: Tensor = values * (L2_RADIUS * raw.shape[-1] / 224) / norm
     return scaled
-
-
-def _halve(channels: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(2 * channels),
-        nn.ReLU(inplace=True),
-    ]
-
-
-def _double(channels: int) -> list[nn.Module]:
-    return [
-        nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1, bias=False),
-        nn.BatchNorm2d(channels // 2),
-        nn.ReLU(inplace=True),
-    ]
-
-
-class _Residual(nn.Module):
-    """Two reflect-padded 3 x 3 convolutions with batch normalisation; no activation after the sum."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(channels, channels, 3, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(channels, channels, 3, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, maps: Tensor) -> Tensor:
-        total: Tensor = maps + self.body(maps)
-        return total

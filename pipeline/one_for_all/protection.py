@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
+from pipeline.artefact import artefact_to_bytes, check_same_surrogate
 from pipeline.clusters import Clustering
-from pipeline.errors import ConflictError
-from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.fingerprint import sha256
 from pipeline.one_for_all.generator import Bound
 
 METHOD = "one-for-all"
@@ -50,20 +48,14 @@ class UniversalProtection:
 
     def check_surrogate(self, surrogate_id: str) -> None:
         """Raise ConflictError unless this is the surrogate that the generator was trained with."""
-        if surrogate_id != self.surrogate_id:
-            raise ConflictError(
-                f"the protection was trained with surrogate {self.surrogate_id}, not {surrogate_id}: "
-                "use the same --surrogate, --surrogate-weights and --surrogate-size"
-            )
+        check_same_surrogate(self.surrogate_id, surrogate_id)
 
     def to_bytes(self) -> bytes:
         """One safetensors file; equal protections give equal bytes."""
-        header = {name: getattr(self, name) for name in _FIELDS}
-        header |= {"method": METHOD, "figures": dict(self.figures), "format_version": FORMAT_VERSION}
+        header = {name: getattr(self, name) for name in _FIELDS} | {"method": METHOD, "figures": dict(self.figures)}
         tensors = {f"clustering.{name}": array for name, array in self.clustering.to_tensors().items()}
         tensors |= {f"generator.{name}": array for name, array in self.weights.items()}
-        whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        return save(whole, metadata={"scumble": canonical(header).decode()})
+        return artefact_to_bytes(header, tensors)
 
     @cached_property
     def sha256(self) -> str:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artefact import read_header
 from pipeline.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from pipeline.picture_deltas import PictureDeltas
-
-_HEADER_LENGTH_BYTES = 8
-_HEADER = "scumble"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def deltas_from(
 
 def check_protection(data: bytes, *, has_key: bool) -> None:
     """Refuse in an instant what can be refused without loading it. Raises InputError, or SettingsError for no key."""
-    header = _header(data)
+    header = read_header(data)
     if header.get("key_sha256") and not has_key:
         raise SettingsError("--protection needs the secret it was made with: add --key-file FILE")
     if "surrogate_id" in header:
@@ -80,15 +78,3 @@ def surrogate_of(surrogate_id: str) -> Mapping[str, Any]:
         return {"name": str(identity["name"]), "size": int(identity["size"])}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"the protection names no surrogate that can be loaded: {surrogate_id[:80]!r}") from None
-
-
-def _header(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
-    try:
-        metadata = json.loads(data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length])["__metadata__"]
-        header = json.loads(metadata[_HEADER])
-        if not isinstance(header, dict):
-            raise TypeError(header)
-        return header
-    except (ValueError, KeyError, TypeError):
-        raise InputError("not a protection file, or cut short; copy it again or fit a new one") from None

@@ -1,0 +1,61 @@
+"""What all protections are on disk: one safetensors file with one JSON header, which names a surrogate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pipeline.errors import ConflictError, InputError
+from pipeline.fingerprint import FORMAT_VERSION, canonical
+
+_ENTRY = "scumble"  # one metadata entry: the library writes several in no fixed order
+_LENGTH_BYTES = 8
+
+
+def artefact_to_bytes(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """One file; equal contents give equal bytes. `header` must be JSON; the format version is added."""
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return save(whole, metadata={_ENTRY: canonical({**header, "format_version": FORMAT_VERSION}).decode()})
+
+
+def read_header(data: bytes) -> dict[str, Any]:
+    """The header alone, in an instant. Raises InputError if `data` is no protection or of another format version."""
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    try:
+        metadata = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])["__metadata__"]
+        header: dict[str, Any] = dict(json.loads(metadata[_ENTRY]))
+        version = header.pop("format_version")
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(error) from None
+    if version != FORMAT_VERSION:
+        raise InputError(f"a protection of format {version}; this version reads format {FORMAT_VERSION}")
+    return header
+
+
+def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays. Raises InputError if `data` is no such file, or cut short."""
+    try:
+        return dict(load(data))
+    except (SafetensorError, ValueError) as error:
+        raise damaged(error) from None
+
+
+def damaged(error: Exception) -> InputError:
+    """The one line for a file that cannot be read."""
+    reason = " ".join(str(error).split())[:120]
+    return InputError(f"not a protection file, or cut short ({reason}); copy it again or fit a new one")
+
+
+def check_same_surrogate(named: str, given: str) -> None:
+    """Raise ConflictError unless the surrogate at hand is the one that the protection names."""
+    if given != named:
+        raise ConflictError(
+            f"the protection was fitted for surrogate {named}, not {given}: "
+            "use the same --surrogate, --surrogate-weights and --surrogate-size"
+        )
