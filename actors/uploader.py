@@ -11,6 +11,7 @@ import ray
 import torch
 
 from actors.connect import Workers
+from actors.metrics import actor_recorder
 from pipeline.uploads.deltas import deltas_from
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit
@@ -40,6 +41,7 @@ class Uploader:
         weights = Path(context.weights) if context.weights else None
         torch.set_num_threads(threads)
         self._places, self._threads = context.places, threads
+        actor_recorder("uploads")  # counts a process that replaces a dead one
         self._deltas = deltas_from(context.protection, key=context.key, weights=weights, device=device)
 
     def protect(self, unit: Unit) -> UnitResult:

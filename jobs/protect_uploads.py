@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs import cli
+from jobs.metrics import exported
 from jobs.uploads import first_look, prepare, round_of, stopping, workers
 from jobs.uploads_options import parse_uploads
 
@@ -12,10 +13,11 @@ def main(argv: list[str] | None = None) -> int:
     run = prepare(settings)
     if settings.dry_run:
         return first_look(run)
-    with stopping() as stop, workers(run) as protect:
-        code = round_of(run, protect, stop)
+    where = exported(port=settings.metrics_port, file=settings.metrics_file, linger=settings.metrics_linger)
+    with where as metrics, stopping() as stop, workers(run) as protect:
+        code = round_of(run, protect, stop, metrics)
         while settings.watch is not None and not stop.wait(settings.watch):
-            code = round_of(run, protect, stop)
+            code = round_of(run, protect, stop, metrics)
     return cli.DONE if settings.watch is not None else code
 
 

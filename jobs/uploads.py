@@ -21,6 +21,7 @@ from pipeline import layout
 from pipeline.commits import check_places
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.fingerprint import sha256
+from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
@@ -35,6 +36,7 @@ from pipeline.uploads.units import Item, Unit, units_of
 
 Protect = Callable[[Iterable[Unit]], Iterator[UnitResult]]
 
+COMMAND, STAGE = "protect_uploads", "uploads"  # in metrics
 _COMPACT_UNITS = 200  # between two compactions of a long run
 _SILENT_UNITS = 5  # of which the store gave no object at all: it is down
 _SHOWN = 50
@@ -100,10 +102,10 @@ def first_look(run: Run) -> int:
     return cli.DONE
 
 
-def round_of(run: Run, protect: Protect, stop: threading.Event) -> int:
+def round_of(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
     """Look once and protect what is new, under the lease; with --watch, what may pass does not end the job."""
     try:
-        return _round(run, protect, stop)
+        return _round(run, protect, stop, metrics)
     except (StoreError, LeaseLost) as error:
         if run.settings.watch is None:
             raise
@@ -111,9 +113,10 @@ def round_of(run: Run, protect: Protect, stop: threading.Event) -> int:
         return cli.FAILED
 
 
-def _round(run: Run, protect: Protect, stop: threading.Event) -> int:
+def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
     settings, output = run.settings, run.places.output
     lease = take_lease(output, layout.UPLOADS_LEASE, duration_s=settings.lease, wait_s=settings.wait_lease)
+    metrics.record(LEASE_HELD, float(isinstance(lease, Held)), command=COMMAND)
     if isinstance(lease, Held):
         print(f"nothing done: another run is at {settings.output} ({lease}); the next one will look again")
         return cli.DONE
@@ -122,11 +125,15 @@ def _round(run: Run, protect: Protect, stop: threading.Event) -> int:
         try:
             if run.is_first and not check_origin(output, run.origin):
                 _claim(run)
-            _protect_new(run, protect, stop, lease, summary)
+            _protect_new(run, protect, stop, lease, summary, metrics)
         except BaseException as error:
+            report_failure(metrics, STAGE, error)
             _note_failure(output, summary, error)
             raise
-        return _finish(run, summary, stopped=stop.is_set())
+        code = _finish(run, summary, stopped=stop.is_set())
+        if code == cli.DONE and not stop.is_set():
+            report_success(metrics, COMMAND)
+        return code
 
 
 class _Released:
@@ -143,7 +150,9 @@ def _claim(run: Run) -> None:
     claim(run.places.output, run.origin)
 
 
-def _protect_new(run: Run, protect: Protect, stop: threading.Event, lease: Lease, summary: Summary) -> None:
+def _protect_new(
+    run: Run, protect: Protect, stop: threading.Event, lease: Lease, summary: Summary, metrics: Recorder
+) -> None:
     ledger, settings = Ledger(run.places.output), run.settings
     ledger.compact(merge=False, before=lease.check)  # what a run left that was killed
     items = look(run, summary.tally)
@@ -153,6 +162,7 @@ def _protect_new(run: Run, protect: Protect, stop: threading.Event, lease: Lease
         lease.check()
         if result.commit.rows:
             ledger.commit(result.commit)
+            report_shard(metrics, STAGE, result.counts)
         summary.add(result)
         _say(result, summary)
         silent = silent + 1 if result.failed and not result.commit.rows else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.cli import Parser, given_options
+from jobs.metrics import add_metrics_options
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 
 DESCRIPTION = """\
@@ -33,6 +34,7 @@ def uploads_parser() -> Parser:
     _new(parser)
     _files(parser)
     _run(parser)
+    add_metrics_options(parser)
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import tarfile
 from typing import Any
 
@@ -77,3 +78,10 @@ def stripes(
         wave = np.sign(np.sin(2 * np.pi * position[label % 2] / periods[label // 2] + rng.uniform(0, 6)))
         images[row] = 128 + rng.uniform(*contrast, (3, 1, 1)) * wave + rng.normal(0, deviation, (3, 32, 32))
     return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import tarfile
 import urllib.request
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from pipeline.relearning.results import relearned_by_regime
 from pipeline.settings import Settings
 from pipeline.store import Store
 from tests.runs import add, write_collection
+from tests.samples import free_port
 
 SURROGATE, SIDE = "timm:tf_efficientnet_lite0", 64
 UNBOUNDED = {"shard", "key", "image", "name", "path", "url", "fingerprint", "worker", "error"}
@@ -216,9 +216,7 @@ def test_an_evaluation_tells_what_was_relearned_so_far_earlier_starts_included(
 
 
 def test_jobs_without_ray_serve_their_metrics_on_a_port_and_leave_a_file(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     file = tmp_path / "uploads.prom"
     with exported(port=port, file=str(file), address="127.0.0.1") as recorder:
         metrics.report_success(recorder, "protect_uploads")

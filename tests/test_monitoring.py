@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from jobs.metrics import exported
 from pipeline import metrics
 from tests import runs
 from tests.manifests import K8S, rules
+from tests.samples import free_port
 
 VALUES = {
     "stage": metrics.STAGES,
@@ -40,13 +40,6 @@ VALUES = {
 def needs(program: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed (Debian: apt-get install prometheus)")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def test_alert_rules_fire_when_they_should_and_not_before(tmp_path: Path) -> None:

@@ -40,11 +40,15 @@ class UploadSettings:
     ray: bool = False
     workers: int | None = None
     gpus_per_worker: float = 0.0
+    metrics_port: int | None = None
+    metrics_linger: float | None = None
+    metrics_file: str | None = None
     dry_run: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
         least = {"settle": 0, "unit_images": 1, "unit_bytes": 1, "watch": 0.1, "lease": 1, "wait_lease": 0}
+        least |= {"metrics_port": 1, "metrics_linger": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -53,6 +57,10 @@ class UploadSettings:
             raise SettingsError("--max-drift is a share between 0 and 1, e.g. 0.1")
         if self.dry_run and self.watch is not None:
             raise SettingsError("--dry-run looks once: leave --watch out")
+        if self.metrics_file is not None and self.watch is not None:
+            raise SettingsError("--metrics-file is written at the end, which --watch has not: use --metrics-port")
+        if self.metrics_linger is not None and self.metrics_port is None:
+            raise SettingsError("--metrics-linger keeps the port of --metrics-port open: add --metrics-port PORT")
         if self.workers is not None and not self.ray:
             raise SettingsError("--workers is the number of Ray's processes: add --ray")
         _ = self.pictures

@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 from pipeline import layout
 from pipeline.errors import InputError, StoreError
 from pipeline.fingerprint import sha256
+from pipeline.metrics import ShardCounts
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.store import Store
@@ -51,11 +55,16 @@ class UnitResult:
 
     moved   names whose version is another one by now, or gone: the next run will see
     failed  (name, error) of objects that the store did not give
+    refused what is in quarantine, images inside of shards too
+    seconds step -> seconds of work, summed over threads; elapsed  wall seconds
     """
 
     commit: UnitCommit
     moved: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
+    refused: tuple[Rejection, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0
 
     @property
     def protected(self) -> int:
@@ -69,19 +78,42 @@ class UnitResult:
     def drifted(self) -> int:
         return sum(row.drifted for row in self.commit.rows)
 
+    @property
+    def counts(self) -> ShardCounts:
+        """What is reported of the unit."""
+        rows = self.commit.rows
+        return ShardCounts(
+            self.protected,
+            Counter(one.reason.value for one in self.refused),
+            bytes_in=sum(row.size for row in rows),
+            bytes_out=sum(row.output_size for row in rows),
+            seconds=self.seconds,
+            elapsed=self.elapsed,
+            assigned=self.protected,
+            drifted=self.drifted,
+        )
+
 
 def protect_unit(unit: Unit, places: Places, deltas: UploadDeltas, *, threads: int) -> UnitResult:
     """Write a unit's protected objects and its quarantine; the commit that is returned makes them count.
 
     Raises StoreError if the output cannot be written, PromiseError if a bound does not hold.
     """
+    started = time.perf_counter()
     protect = _protect_shard if unit.is_shard and unit.items[0].fault is None else _protect_images
     found = protect(unit, places, deltas, threads)
     if found.refused:
         lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in found.refused]
         places.output.put(layout.upload_quarantine(unit.id), ("\n".join(lines) + "\n").encode())
     rows = tuple(sorted(found.rows, key=lambda row: row.name))
-    return UnitResult(UnitCommit(unit.id, places.fingerprint, rows), tuple(found.moved), tuple(found.failed))
+    return UnitResult(
+        UnitCommit(unit.id, places.fingerprint, rows),
+        tuple(found.moved),
+        tuple(found.failed),
+        tuple(found.refused),
+        found.seconds(),
+        time.perf_counter() - started,
+    )
 
 
 @dataclass
@@ -90,6 +122,21 @@ class _Found:
     refused: list[Rejection] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    spent: list[tuple[str, float]] = field(default_factory=list)  # step, seconds; threads append to it
+
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Note how long the block takes."""
+        started = time.perf_counter()
+        yield
+        self.spent.append((step, time.perf_counter() - started))
+
+    def seconds(self) -> dict[str, float]:
+        """Step -> seconds."""
+        summed: defaultdict[str, float] = defaultdict(float)
+        for step, seconds in self.spent:
+            summed[step] += seconds
+        return dict(summed)
 
     def refuse(self, item: Item, rejection: Rejection) -> None:
         name = shown(item.name)
@@ -118,7 +165,8 @@ def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: i
             if isinstance(result, Rejection):
                 found.refuse(item, result)
             else:
-                waiting.append((item, pool.submit(_put_image, item, result, places, deltas)))
+                found.spent += result.done.seconds.items()
+                waiting.append((item, pool.submit(_put_image, item, result, places, deltas, found)))
         for item, putting in waiting:
             done = putting.result()
             if isinstance(done, Rejection):
@@ -132,7 +180,7 @@ def _samples(
     unit: Unit, places: Places, pool: ThreadPoolExecutor, given: list[Item], found: _Found
 ) -> Iterator[Sample | Rejection]:
     """What could be read of a unit, each noted in `given`; the rest is noted in `found`."""
-    for item, outcome in zip(unit.items, pool.map(lambda one: _read(one, places), unit.items), strict=True):
+    for item, outcome in zip(unit.items, pool.map(lambda one: _read(one, places, found), unit.items), strict=True):
         if outcome is None:
             found.moved.append(item.name)
         elif isinstance(outcome, str):
@@ -142,7 +190,7 @@ def _samples(
             yield outcome
 
 
-def _read(item: Item, places: Places) -> Sample | Rejection | str | None:
+def _read(item: Item, places: Places, found: _Found) -> Sample | Rejection | str | None:
     """The object as a sample, or why not; None if it is no longer the version that was listed."""
     key, suffix = sample_name(item.name)
     limit = places.settings.max_member_bytes
@@ -152,17 +200,21 @@ def _read(item: Item, places: Places) -> Sample | Rejection | str | None:
         detail = f"{item.size:,} bytes are more than --max-member-bytes {limit:,}"
         return Rejection(key, item.name, Reason.TOO_LARGE, detail)
     try:
-        data = places.source.read_if(item.name, item.etag)
+        with found.timed("read"):
+            data = places.source.read_if(item.name, item.etag)
     except StoreError as error:
         return str(error)
     return None if data is None else Sample(key, {suffix: data})
 
 
-def _put_image(item: Item, picture: ProtectedPicture, places: Places, deltas: UploadDeltas) -> Row | Rejection:
+def _put_image(
+    item: Item, picture: ProtectedPicture, places: Places, deltas: UploadDeltas, found: _Found
+) -> Row | Rejection:
     (data,) = picture.done.sample.members.values()
     name = output_name(item.name, places.settings.encode)
     try:
-        places.output.put(name, data, content_type(name))
+        with found.timed("put"):
+            places.output.put(name, data, content_type(name))
     except (InputError, FileExistsError):
         if not places.output.is_local:
             raise
@@ -216,7 +268,8 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
             found.moved.append(item.name)
             return found
         try:
-            places.output.put_file(item.name, path)
+            with found.timed("put"):
+                places.output.put_file(item.name, path)
         except (InputError, FileExistsError):
             if not places.output.is_local:
                 raise
@@ -224,6 +277,7 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
             found.refuse(item, Rejection(item.name, item.name, Reason.UNUSABLE_NAME, detail))
             return found
     found.refused += outcome.rejections
+    found.spent += outcome.seconds.items()
     found.rows.append(
         _row(
             item,
