@@ -142,8 +142,13 @@ def workers_for(settings: Asked) -> Workers:
         if not possible:
             raise InputError(f"--gpus-per-worker {settings.gpus_per_worker:g}: the cluster has {gpus:g} GPUs")
         count = min(settings.workers or possible, possible)
-        return Workers(count, max(1.0, cpus // count), settings.gpus_per_worker)
+        return Workers(count, min(max(1.0, cpus // count), cpus_of_a_node()), settings.gpus_per_worker)
     if cpus < 1:
         raise InputError("the Ray cluster has no CPU to work with; start a worker node")
     count = min(settings.workers or int(cpus), int(cpus))
-    return Workers(count, float(max(1, cpus // count)), 0.0)
+    return Workers(count, min(float(max(1, cpus // count)), cpus_of_a_node()), 0.0)
+
+
+def cpus_of_a_node() -> float:
+    """CPUs of the largest node: a process that asked for more would wait for ever."""
+    return max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)

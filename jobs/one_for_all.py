@@ -11,7 +11,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from actors.connect import Workers, workers_for
+from actors.connect import Workers, cpus_of_a_node, workers_for
 from actors.fit_queue import FitQueue
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs import cli
@@ -139,7 +139,7 @@ def _workers(settings: OneForAllSettings) -> Workers:
     found = workers_for(settings)
     if settings.gpus_per_worker or settings.workers:
         return found
-    return Workers(1, found.cpus * found.count, 0.0)
+    return Workers(1, min(found.cpus * found.count, cpus_of_a_node()), 0.0)
 
 
 def report(run: Training) -> int:

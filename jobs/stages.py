@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 
 from actors.assigner import FeatureReader, cluster_collection, count_features, write_assignments
 from actors.batches import RunContext, ShardDone, done_of, shard_rows
-from actors.connect import Workers, workers_for
+from actors.connect import Workers, cpus_of_a_node, workers_for
 from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
 from actors.fitter import TOGETHER, FitTask, fit_loop
@@ -146,7 +146,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         task = _fit_task(run, clustering, left)
         workers = workers_for(run.settings)
         count = min(workers.count, len(left))
-        cpus = float(min(workers.cpus * workers.count // count, run.settings.fit_threads))
+        cpus = min(workers.cpus * workers.count // count, float(run.settings.fit_threads), cpus_of_a_node())
         with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, watched(task.queue, len(left)):
             TorchTrainer(
                 fit_loop,

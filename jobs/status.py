@@ -15,17 +15,19 @@ from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.records import Commit
 from pipeline.store import Store
+from pipeline.uploads.ledger import Ledger
 
 
 def main(argv: list[str] | None = None) -> int:
     made = cli.Parser(prog="status.py", description=__doc__)
-    made.add_argument("--output", metavar="URL", help="output of a protection run")
+    made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
     made.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     made.add_argument("--debug", action="store_true", help="tracebacks")
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
-    found = status_of(Store(options.output))
+    output = Store(options.output)
+    found = uploads_status_of(output) if output.info(layout.UPLOADS_ORIGIN) else status_of(output)
     if options.json:
         print(json.dumps(found, sort_keys=True))
     else:
@@ -57,6 +59,31 @@ def status_of(output: Store) -> dict[str, Any]:
         "reasons": dict(sorted(reasons.items())),
         "input_bytes": sum(commit.input_size for commit in commits),
         "output_bytes": sum(commit.output_size for commit in commits),
+    }
+
+
+def uploads_status_of(output: Store) -> dict[str, Any]:
+    """Counts over the ledger of an output of protect_uploads.py, and how its last run ended."""
+    ledger = Ledger(output)
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for row in ledger.rows():
+        counts["objects"] += 1
+        counts["images"] += row.protected
+        counts["quarantined"] += row.quarantined
+        counts["drifted"] += row.drifted
+        counts["input_bytes"] += row.size
+        counts["output_bytes"] += row.output_size
+        if row.reason:
+            reasons[row.reason] += 1
+    last = output.look(layout.UPLOADS_LAST_RUN)
+    ended = json.loads(last.data) if last is not None else None
+    return {
+        **{name: counts[name] for name in ("objects", "images", "quarantined", "drifted")},
+        "reasons": dict(sorted(reasons.items())),
+        "input_bytes": counts["input_bytes"],
+        "output_bytes": counts["output_bytes"],
+        "last_run": f"{ended['status']} at {ended['ended']}, exit code {ended['exit_code']}" if ended else "none yet",
     }
 
 

@@ -1,4 +1,4 @@
-"""Check protected shards against their commits, and against the originals where they are at hand.
+"""Check what was protected against the records of its run, and against the originals where they are at hand.
 
 python jobs/verify.py --output protected/ [--input photos/]
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jobs import cli
@@ -17,7 +20,32 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.records import Commit
 from pipeline.settings import Settings, settings_from
 from pipeline.store import RUN_FOLDER, Store, resolve_input
-from pipeline.verify import ShardCheck, verify_shard
+from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
+from pipeline.verify import Expected, ShardCheck, verify_shard
+
+PART = 256  # uploads that are checked before the next are read from the ledger
+
+
+@dataclass
+class Found:
+    """The checks of a whole output, added up. `files` are shards, and uploaded images."""
+
+    files: int = 0
+    num_samples: int = 0
+    num_decoded: int = 0
+    num_exact: int = 0
+    max_exact_delta: int = 0
+    max_abs_delta: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, check: ShardCheck) -> None:
+        """Count one file."""
+        self.files += 1
+        for name in ("num_samples", "num_decoded", "num_exact"):
+            setattr(self, name, getattr(self, name) + getattr(check, name))
+        for name in ("max_exact_delta", "max_abs_delta"):
+            setattr(self, name, max(getattr(self, name), getattr(check, name)))
+        self.problems += check.problems
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,27 +53,20 @@ def main(argv: list[str] | None = None) -> int:
     if not options["output"]:
         raise SettingsError("--output is missing (see --help)")
     output = Store(options["output"])
-    record = read_record(output)
-    settings = settings_from({k: v for k, v in record["ingredients"]["settings"].items() if k != "generator_key"})
-    source = resolve_input(options["input"])[0] if options["input"] else None
-    there = {entry.name for entry in output.list()}
-    committed = sorted(_shard_names(there))
-    with progress("verify", len(committed)) as bar, ThreadPoolExecutor(options["workers"]) as pool:
-        checks = []
-        for check in pool.map(lambda n: _check(output, source, n, record, settings, options["decode"]), committed):
-            bar.step(check.shard, images=check.num_samples)
-            checks.append(check)
-    problems = _missing(there, committed, record) + [line for check in checks for line in check.problems]
-    _print(checks, problems, source is not None)
-    return cli.FAILED if problems else cli.DONE
+    is_uploads = output.info(layout.UPLOADS_ORIGIN) is not None
+    check = _check_uploads if is_uploads else _check_run
+    with ThreadPoolExecutor(options["workers"]) as pool:
+        found = check(output, options["input"], options["decode"], pool)
+    _print(found, with_originals=bool(options["input"]))
+    return cli.FAILED if found.problems else cli.DONE
 
 
 def parser() -> cli.Parser:
     made = cli.Parser(prog="verify.py", description=__doc__)
-    made.add_argument("--output", metavar="URL", help="protected collection")
+    made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
     made.add_argument("--input", metavar="URL", help="the originals: compare sidecars, order, and epsilon")
     made.add_argument("--decode", type=float, default=0.1, metavar="SHARE", help="share of images decoded (0.1)")
-    made.add_argument("--workers", type=int, default=4, metavar="N", help="shards read at once (4)")
+    made.add_argument("--workers", type=int, default=4, metavar="N", help="files read at once (4)")
     made.add_argument("--debug", action="store_true", help="tracebacks")
     return made
 
@@ -58,9 +79,44 @@ def read_record(output: Store) -> dict[str, Any]:
     return record
 
 
-def _shard_names(there: set[str]) -> list[str]:
+def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
+    """Every shard that has a commit."""
+    record = read_record(output)
+    settings = settings_from({k: v for k, v in record["ingredients"]["settings"].items() if k != "generator_key"})
+    source = resolve_input(originals)[0] if originals else None
+    there = {entry.name for entry in output.list()}
+    committed = sorted(_shard_names(there))
+    found = Found(problems=_missing(there, committed, record))
+    with progress("verify", len(committed)) as bar:
+        for check in pool.map(lambda name: _check(output, source, name, record, settings, share), committed):
+            bar.step(check.shard, images=check.num_samples)
+            found.add(check)
+    return found
+
+
+def _check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
+    """Every output that the ledger has a row for."""
+    origin = json.loads(output.read(layout.UPLOADS_ORIGIN))
+    settings = Settings(epsilon=origin["epsilon"])
+    source = Store(originals) if originals else None
+    problems = [f"{name}: lies in the output without a row, so it does not count" for name in strangers(output)]
+    found = Found(problems=problems)
+    check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
+    with progress("verify", _count(output)) as bar:
+        for part in rows_in_parts(output, PART):
+            for check in pool.map(check_row, part):
+                bar.step(check.shard, images=check.num_samples)
+                found.add(check)
+    return found
+
+
+def _count(output: Store) -> int:
+    return sum(len(part) for part in rows_in_parts(output, PART))
+
+
+def _shard_names(there: set[str]) -> Iterator[str]:
     commits, ending = f"{layout.COMMITS}/", ".json"
-    return [name[len(commits) : -len(ending)] for name in there if name.startswith(commits)]
+    return (name[len(commits) : -len(ending)] for name in there if name.startswith(commits))
 
 
 def _check(
@@ -75,7 +131,7 @@ def _check(
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(output.open(shard))
             theirs = stack.enter_context(source.open(shard)) if source else None
-            check = verify_shard(commit, ours, theirs, quarantined, settings=settings, decode_share=share)
+            check = verify_shard(Expected.of(commit), ours, theirs, quarantined, settings=settings, decode_share=share)
     except InputError as error:
         check = ShardCheck(shard, [str(error)])
     if commit.fingerprint != record["fingerprint"]:
@@ -95,20 +151,16 @@ def _missing(there: set[str], committed: list[str], record: dict[str, Any]) -> l
     return problems + [f"{name}: lies in the output without a commit, so it does not count" for name in strangers]
 
 
-def _print(checks: list[ShardCheck], problems: list[str], with_originals: bool) -> None:
-    def total(field: str) -> int:
-        return sum(getattr(check, field) for check in checks)
-
-    print(f"shards       {len(checks)} re-read and re-hashed")
-    print(f"samples      {total('num_samples')} counted, {total('num_decoded')} decoded")
-    if with_originals and checks:
-        exact = max(check.max_exact_delta for check in checks)
-        largest = max(check.max_abs_delta for check in checks)
-        print(f"epsilon      largest change {exact} levels in {total('num_exact')} files written without loss")
-        print(f"             largest change {largest} levels in any decoded file, lossy codec included")
-    for line in problems[:50]:
+def _print(found: Found, *, with_originals: bool) -> None:
+    print(f"files        {found.files} re-read and re-hashed")
+    print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
+    if with_originals and found.files:
+        exact = f"in {found.num_exact} files written without loss"
+        print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
+        print(f"             largest change {found.max_abs_delta} levels in any decoded file, lossy codec included")
+    for line in found.problems[:50]:
         print(f"problem      {line}")
-    print(f"result       {f'{len(problems)} problems' if problems else 'ok'}")
+    print(f"result       {f'{len(found.problems)} problems' if found.problems else 'ok'}")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_verify_agrees_and_names_shard_and_key_of_what_was_tampered_with(quiet: 
     (copy / "photos-003.tar").write_bytes((quiet / "in/photos-003.tar").read_bytes())
     broken = job("verify.py", "--output", str(copy), "--input", str(quiet / "in"))
     assert broken.returncode == 1
-    assert re.search(r"problem +photos-003\.tar: SHA-256: found \w{64}, the commit says \w{64}", broken.stdout)
+    assert re.search(r"problem +photos-003\.tar: SHA-256: found \w{64}, the record says \w{64}", broken.stdout)
     assert "photos-003.tar key 003/0000: the image is unprotected: its bytes are those of the input" in broken.stdout
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.records import Commit
 from pipeline.settings import Settings
-from pipeline.verify import ShardCheck, verify_shard
+from pipeline.verify import Expected, ShardCheck, verify_shard
 from tests.samples import image_bytes, noise, tar_bytes
 
 KEYS = ("a", "b", "c", "d")
@@ -57,7 +57,9 @@ def check(output: Members, original: Members | None = None, quarantined: set[str
     commit = commit_of(data, num_members=len(output), num_protected=len({name[0] for name, _ in output}))
     source = io.BytesIO(tar_bytes(original or members(ORIGINALS)))
     settings = Settings(epsilon=16 / 255)
-    return verify_shard(commit, io.BytesIO(data), source, quarantined or set(), settings=settings, decode_share=1.0)
+    return verify_shard(
+        Expected.of(commit), io.BytesIO(data), source, quarantined or set(), settings=settings, decode_share=1.0
+    )
 
 
 def test_an_untouched_shard_has_no_problem_and_its_largest_change_is_epsilon():
@@ -72,14 +74,16 @@ def test_an_untouched_shard_has_no_problem_and_its_largest_change_is_epsilon():
     [
         ({"output_size": 1}, "bytes: found"),
         ({"output_sha256": "0" * 64}, "SHA-256: found"),
-        ({"num_protected": 5}, "samples: found 4, the commit says 5"),
-        ({"num_members": 9}, "members: found 8, the commit says 9"),
+        ({"num_protected": 5}, "samples: found 4, the record says 5"),
+        ({"num_members": 9}, "members: found 8, the record says 9"),
     ],
 )
 def test_what_the_commit_says_otherwise_is_a_problem(changed, words):
     data = tar_bytes(members(PROTECTED))
     settings = Settings(epsilon=16 / 255)
-    found = verify_shard(commit_of(data, **changed), io.BytesIO(data), None, set(), settings=settings, decode_share=0.0)
+    found = verify_shard(
+        Expected.of(commit_of(data, **changed)), io.BytesIO(data), None, set(), settings=settings, decode_share=0.0
+    )
     (problem,) = found.problems
     assert problem.startswith("one.tar: ")
     assert words in problem
@@ -89,7 +93,7 @@ def test_a_flipped_byte_behind_the_end_of_the_archive_is_found():
     data = tar_bytes(members(PROTECTED))
     commit = commit_of(data)
     flipped = data[:-1] + b"\x01"
-    found = verify_shard(commit, io.BytesIO(flipped), None, set(), settings=Settings(), decode_share=0.0)
+    found = verify_shard(Expected.of(commit), io.BytesIO(flipped), None, set(), settings=Settings(), decode_share=0.0)
     assert any(problem.startswith("one.tar: SHA-256: found") for problem in found.problems)
 
 
@@ -139,7 +143,7 @@ def test_only_a_share_is_decoded_and_always_the_same():
     data = tar_bytes(members(PROTECTED))
     counts = [
         verify_shard(
-            commit_of(data), io.BytesIO(data), None, set(), settings=Settings(), decode_share=share
+            Expected.of(commit_of(data)), io.BytesIO(data), None, set(), settings=Settings(), decode_share=share
         ).num_decoded
         for share in (0.0, 0.5, 0.5, 1.0)
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefact import read_header
+from pipeline.artefact import damaged, read_header
 from pipeline.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
@@ -62,13 +62,20 @@ def deltas_from(
     return UploadDeltas(UniversalDeltas(loaded, surrogate), p99)
 
 
-def check_protection(data: bytes, *, has_key: bool) -> None:
-    """Refuse in an instant what can be refused without loading it. Raises InputError, or SettingsError for no key."""
+def check_protection(data: bytes, *, has_key: bool) -> float:
+    """Epsilon of a protection; what can be refused without loading it is refused in an instant.
+
+    Raises InputError for what is no protection, SettingsError if it needs a key and there is none.
+    """
     header = read_header(data)
     if header.get("key_sha256") and not has_key:
         raise SettingsError("--protection needs the secret it was made with: add --key-file FILE")
     if "surrogate_id" in header:
         surrogate_of(header["surrogate_id"])
+    try:
+        return float(header["epsilon"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(error) from None
 
 
 def surrogate_of(surrogate_id: str) -> Mapping[str, Any]:

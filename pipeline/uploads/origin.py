@@ -13,12 +13,13 @@ from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
 from pipeline.store import RUN_FOLDER, Store
 
 
-def origin_of(source: Store, protection_sha256: str, deciding: Mapping[str, Any]) -> dict[str, Any]:
+def origin_of(source: Store, protection_sha256: str, epsilon: float, deciding: Mapping[str, Any]) -> dict[str, Any]:
     """The record of an output; credentials and keys are not in it."""
     return {
         "format_version": FORMAT_VERSION,
         "input": source.root,
         "protection_sha256": protection_sha256,
+        "epsilon": epsilon,
         "settings": dict(deciding),
     }
 

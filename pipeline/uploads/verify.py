@@ -1,0 +1,86 @@
+"""Does the output still hold what the ledger of uploads says? Re-hash, re-read, decode a sample, check epsilon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+
+from pipeline import layout
+from pipeline.errors import InputError
+from pipeline.fingerprint import derive, sha256
+from pipeline.records import Sample
+from pipeline.settings import Settings
+from pipeline.store import RUN_FOLDER, Store
+from pipeline.uploads.ledger import Ledger
+from pipeline.uploads.names import SHARD, sample_name, shown
+from pipeline.uploads.segments import Row
+from pipeline.uploads.units import Item, Unit
+from pipeline.verify import Expected, ShardCheck, compare_pictures, verify_shard
+
+
+def verify_row(row: Row, output: Store, source: Store | None, *, settings: Settings, decode_share: float) -> ShardCheck:
+    """Compare one output of uploads with its row and, where the original is at hand in that version, with it.
+
+    decode_share  share of images that are decoded, chosen by hash; all of them with 1.0
+    Raises StoreError if the store fails; what is missing or altered is a problem of the check.
+    """
+    try:
+        if row.kind == SHARD:
+            return _verify_shard(row, output, source, settings, decode_share)
+        return _verify_image(row, output, source, settings, decode_share)
+    except InputError as error:
+        return ShardCheck(shown(row.output), [str(error)])
+
+
+def strangers(output: Store) -> Iterator[str]:
+    """Names in the output that no row has, such as what a killed run had not committed; they count for nothing."""
+    written = {row.output for row in Ledger(output).rows()}
+    for entry in output.walk():
+        if not entry.name.startswith(f"{RUN_FOLDER}/") and entry.name not in written:
+            yield entry.name
+
+
+def rows_in_parts(output: Store, size: int) -> Iterator[list[Row]]:
+    """Rows that have an output, so many at a time."""
+    rows = (row for row in Ledger(output).rows() if row.output)
+    while part := list(islice(rows, size)):
+        yield part
+
+
+def _verify_image(row: Row, output: Store, source: Store | None, settings: Settings, share: float) -> ShardCheck:
+    check = ShardCheck(shown(row.output), num_samples=1)
+    data = output.read(row.output)
+    for what, found, said in (
+        ("bytes", len(data), row.output_size),
+        ("SHA-256", sha256(data), row.output_sha256),
+    ):
+        if found != said:
+            check.fail("", f"{what}: found {found}, the ledger says {said}")
+    original = source.read_if(row.name, row.etag) if source is not None else None
+    if original == data:
+        check.fail("", "the image is unprotected: its bytes are those of the input")
+    if derive(settings.seed, "verify", row.output) < share * 2.0**63:
+        before = None if original is None else _sample(row.name, original)
+        compare_pictures(check, _sample(row.output, data), before, settings)
+    return check
+
+
+def _sample(name: str, data: bytes) -> Sample:
+    key, suffix = sample_name(name)
+    return Sample(key, {suffix: data})
+
+
+def _verify_shard(row: Row, output: Store, source: Store | None, settings: Settings, share: float) -> ShardCheck:
+    expected = Expected(shown(row.output), row.output_size, row.output_sha256, row.protected)
+    info = source.info(row.name) if source is not None else None
+    quarantined: set[str] = set()
+    if row.quarantined:
+        unit = Unit((Item(row.name, row.size, row.etag, row.kind, row.version),)).id
+        lines = output.read(layout.upload_quarantine(unit)).decode().splitlines()
+        quarantined = {json.loads(line)["key"] for line in lines}
+    with output.open(row.output) as ours:
+        if source is None or info is None or info.etag != row.etag:
+            return verify_shard(expected, ours, None, quarantined, settings=settings, decode_share=share)
+        with source.open(row.name) as theirs:
+            return verify_shard(expected, ours, theirs, quarantined, settings=settings, decode_share=share)
