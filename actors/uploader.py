@@ -42,7 +42,10 @@ class Uploader:
         torch.set_num_threads(threads)
         self._places, self._threads = context.places, threads
         actor_recorder("uploads")  # counts a process that replaces a dead one
-        self._deltas = deltas_from(context.protection, key=context.key, weights=weights, device=device)
+        small = context.places.settings.small_images
+        self._deltas = deltas_from(
+            context.protection, key=context.key, weights=weights, device=device, small_images=small
+        )
 
     def protect(self, unit: Unit) -> UnitResult:
         """The unit's objects are in the output; its commit is not."""

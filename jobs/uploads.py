@@ -57,7 +57,8 @@ class Run:
         """The protection with its surrogate: seconds, so only once there is something to protect."""
         weights = Path(self.settings.surrogate_weights) if self.settings.surrogate_weights else None
         device = "cuda" if self.settings.gpus_per_worker else "cpu"
-        return deltas_from(self.protection, key=self.key, weights=weights, device=device)
+        small = self.settings.small_images
+        return deltas_from(self.protection, key=self.key, weights=weights, device=device, small_images=small)
 
 
 def prepare(settings: UploadSettings) -> Run:

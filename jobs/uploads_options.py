@@ -65,6 +65,11 @@ def _files(parser: Parser) -> None:
     add = parser.add_argument_group("files").add_argument
     add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
     add("--metadata", choices=["keep", "strip-gps", "strip"], help="EXIF and XMP; colour profiles are always kept")
+    add(
+        "--small-images",
+        choices=["resize", "native"],
+        help="how a universal generator sees images up to 64 px: enlarged (default), or as they are",
+    )
     add("--max-pixels", type=int, metavar="N", help="larger images go to quarantine (100000000)")
     add("--max-member-bytes", type=parse_bytes, metavar="SIZE", help="larger files go to quarantine (256M)")
     add("--max-quarantine", type=float, metavar="SHARE", help="exit with 3 above this share of a run's images (0.01)")

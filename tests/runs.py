@@ -90,8 +90,8 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
         kill(child)
 
 
-def descendants(parent: int) -> list[int]:
-    """Process ids below `parent`, from /proc."""
+def descendants(*ancestors: int) -> list[int]:
+    """Process ids below the given ones, from /proc."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -100,7 +100,8 @@ def descendants(parent: int) -> list[int]:
             except OSError:
                 continue
             parents[int(entry.name)] = int(fields[1])
-    found, wave = [], [parent]
+    found: list[int] = []
+    wave = list(ancestors)
     while wave:
         wave = [pid for pid, owner in parents.items() if owner in wave]
         found += wave

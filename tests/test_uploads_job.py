@@ -19,6 +19,7 @@ from pipeline import layout
 from pipeline.apply import protect_sample
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
+from pipeline.picture_deltas import Asked
 from pipeline.records import Sample
 from pipeline.settings import Settings
 from pipeline.store import Store
@@ -289,6 +290,7 @@ def test_on_ray_the_same_comes_out(tmp_path: Path) -> None:
 
 
 def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
+    from pipeline.one_for_all.deltas import UniversalDeltas
     from pipeline.one_for_all.generator import UniversalGenerator
     from pipeline.one_for_all.protection import UniversalProtection
 
@@ -312,3 +314,11 @@ def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
     assert job.outputs().keys() == {"a.png", "b/c.jpg"}
     assert np.abs(pixels(job.outputs()["a.png"]) - pixels(image_bytes(patch(1)))).max() <= 8
     assert all(row.distance is not None and row.cluster >= 0 for row in job.rows().values())
+
+    elsewhere = Job(tmp_path, source=job.source, output=Store(str(tmp_path / "native")), monkeypatch=None)
+    elsewhere.protection.write_bytes(universal.to_bytes())
+    assert elsewhere.run("--small-images", "native") == 0
+    deltas = UniversalDeltas(universal, small_surrogate(), small_images="native")
+    (answer,) = deltas.for_pictures([Asked("a", patch(1), 64, 64)])
+    wanted = np.clip(patch(1).astype(np.int16) + answer.levels, 0, 255)
+    assert np.array_equal(pixels(elsewhere.outputs()["a.png"]), wanted)

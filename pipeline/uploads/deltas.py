@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefact import damaged, read_header
 from pipeline.errors import InputError, SettingsError
+from pipeline.settings import SmallImages
 
 if TYPE_CHECKING:
     from pipeline.picture_deltas import PictureDeltas
@@ -36,12 +37,18 @@ class UploadDeltas:
 
 
 def deltas_from(
-    protection: bytes, *, key: bytes | None = None, weights: Path | None = None, device: str = "cpu"
+    protection: bytes,
+    *,
+    key: bytes | None = None,
+    weights: Path | None = None,
+    device: str = "cpu",
+    small_images: SmallImages = "resize",
 ) -> UploadDeltas:
     """What a protection's file answers with, its surrogate loaded on `device`.
 
     key      secret of a texture
     weights  file of the surrogate's weights; None = where its library keeps them
+    small_images  how a universal generator sees pictures of at most 64 px
     Raises InputError for a damaged file or weights that cannot be had, ConflictError if key or weights are others
     than the protection was fitted with, SettingsError if it needs a key and there is none.
     """
@@ -59,7 +66,7 @@ def deltas_from(
         return UploadDeltas(NearestDeltas(with_key, surrogate), p99)
     from pipeline.one_for_all.deltas import UniversalDeltas
 
-    return UploadDeltas(UniversalDeltas(loaded, surrogate), p99)
+    return UploadDeltas(UniversalDeltas(loaded, surrogate, small_images=small_images), p99)
 
 
 def check_protection(data: bytes, *, has_key: bool) -> float:

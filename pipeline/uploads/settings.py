@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.errors import SettingsError
-from pipeline.settings import Metadata, Settings, near_matches
+from pipeline.settings import Metadata, Settings, SmallImages, near_matches
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -30,6 +30,7 @@ class UploadSettings:
     unit_bytes: int = 64 * 1024 * 1024
     encode: str = "same"
     metadata: Metadata = "keep"
+    small_images: SmallImages = "resize"
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
     max_quarantine: float = 0.01  # share of a run's images; more ends it with exit code 3
@@ -71,6 +72,7 @@ class UploadSettings:
         return Settings(
             encode=self.encode,
             metadata=self.metadata,
+            small_images=self.small_images,
             max_pixels=self.max_pixels,
             max_member_bytes=self.max_member_bytes,
             max_quarantine=self.max_quarantine,
@@ -81,7 +83,7 @@ class UploadSettings:
     @property
     def deciding(self) -> dict[str, Any]:
         """The choices that decide an output's bytes; limits only decide what is refused."""
-        return {"encode": self.encode, "metadata": self.metadata}
+        return {"encode": self.encode, "metadata": self.metadata, "small_images": self.small_images}
 
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
