@@ -135,7 +135,7 @@ class AssignerPool:
     def __init__(self, reader: Reader, shards: Sequence[str], *, workers: int, seed: int) -> None:
         slices = list(enumerate(slices_of(shards)))
         dealt = np.array_split(np.arange(len(slices)), min(workers, len(slices)))
-        actor = ray.remote(Assigner).options(num_cpus=1, max_restarts=3, max_task_retries=3)
+        actor = ray.remote(Assigner).options(num_cpus=1, max_restarts=3, max_task_retries=-1)
         self._actors = [actor.remote(reader, dict(slices[i] for i in part), seed) for part in dealt]
         self._owner = {int(i): held for held, part in zip(self._actors, dealt, strict=True) for i in part}
         self._sizes: dict[int, int] | None = None

@@ -119,7 +119,7 @@ def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[No
 
 
 def _quiet_data(settings: Asked) -> None:
-    """Our own bars tell the progress; a stage may wait for machines as long as it takes."""
+    """Our own bars tell the progress, our own line the failure; a stage may wait for machines as long as it takes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = settings.debug
     context.execution_options.verbose_progress = False
@@ -127,7 +127,7 @@ def _quiet_data(settings: Asked) -> None:
     context.execution_no_progress_timeout_s = -1
     if not settings.debug:
         for name in ("ray.data", "ray.train", "ray._private"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def workers_for(settings: Asked) -> Workers:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import tempfile
 import time
@@ -14,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
+from actors.batches import Batch, RunContext, Secret, ShardDone, done_columns, shards_of
 from actors.metrics import actor_recorder
 from pipeline import layout
 from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard
 from pipeline.commits import check_same_commit
-from pipeline.errors import ScumbleError
+from pipeline.errors import ScumbleError, StoreError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
@@ -31,11 +33,12 @@ from pipeline.tar import ShardWriter, read_samples
 class Protector:
     """Ray Data actor of the stage `apply`; can be built and called without Ray."""
 
-    def __init__(self, context: RunContext, key: bytes | None = None) -> None:
+    def __init__(self, context: RunContext, secret: Secret | None = None) -> None:
         self.context = context
         self.metrics = actor_recorder("apply")
         protection = load_protection(context.output.read(layout.PROTECTION))
-        protection = protection if key is None else protection.with_key(key)
+        if secret is not None and secret.key is not None:
+            protection = protection.with_key(secret.key)
         self.protection_sha256 = protection.sha256
         self.deltas = LaidDeltas(protection)
 
@@ -58,8 +61,8 @@ class Protector:
         return done
 
     def _transaction(self, shard: Shard) -> Commit:
-        with tempfile.TemporaryDirectory(prefix="scumble-") as scratch:
-            path = Path(scratch) / "shard"
+        with scratch_for(shard) as scratch:
+            path = scratch / "shard"
             with (
                 self.context.source.open_version(shard.name, shard.etag) as stream,
                 ShardWriter(path, compressed=shard.name.endswith(".gz")) as writer,
@@ -122,3 +125,18 @@ class Protector:
     def _done(shard: Shard, commit: Commit, started: float) -> ShardDone:
         seconds = time.perf_counter() - started
         return ShardDone(shard.name, commit.num_protected, commit.num_quarantined, shard.size, seconds)
+
+
+@contextlib.contextmanager
+def scratch_for(shard: Shard) -> Iterator[Path]:
+    """A folder for the output while it grows. Raises StoreError, which says where, if there is no room for it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="scumble-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            f"cannot write {shard.name} into scratch {tempfile.gettempdir()}: {error.strerror}; make room there for a "
+            "shard of each worker, or set TMPDIR to another disk, then start the same command again"
+        ) from None

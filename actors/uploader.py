@@ -55,7 +55,7 @@ class Uploader:
 def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers) -> Iterator[UnitResult]:
     """Units spread over actors, answers as they come; only so many are taken from `units` as actors wait for."""
     options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None}
-    actor = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, **options)(Uploader)
+    actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **options)(Uploader)
     pool = [actor.remote(context, workers.device, workers.threads) for _ in range(workers.count)]
     working: dict[Any, Any] = {}
     try:

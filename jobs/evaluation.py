@@ -104,11 +104,15 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
 
 def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
     """Those without a row yet."""
-    have = {entry.name for entry in output.list("trials")}
-    left = [trial for trial in trials if trial.result not in have]
+    left = _unfinished(trials, output)
     if len(left) < len(trials):
         print(f"finished     {len(trials) - len(left)} trials, {len(left)} left")
     return left
+
+
+def _unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
+    have = {entry.name for entry in output.list("trials")}
+    return [trial for trial in trials if trial.result not in have]
 
 
 def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
@@ -138,6 +142,8 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
             so_far.add(trial)
 
         run_trials(left, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=done)
+    if stopped := _unfinished(left, loaded.output):  # Tune takes the first Ctrl-C for a wish to end in good order
+        raise InputError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
 
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +75,7 @@ def prepare(settings: Settings) -> Run:
         key_sha256=sha256(key) if key else None,
     )
     record = run_record(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
-    committed = _committed(settings, output, record, {shard.name for shard in shards})
+    committed = committed_shards(settings, output, record, {shard.name for shard in shards})
     plan = make_plan(shards, ingredients.fingerprint, committed)
     protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
     return Run(settings, source, output, plan, surrogate, protection, universal, key, record)
@@ -140,23 +141,24 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 
-def _committed(settings: Settings, output: Store, record: dict[str, Any], names: set[str]) -> list[str]:
-    """Names of the shards that the output has commits for, after making sure that the output is this run's."""
-    there = [entry.name for entry in output.list()]
+def committed_shards(settings: Settings, output: Store, record: dict[str, Any], names: Collection[str]) -> list[str]:
+    """Names of the shards that the output has commits for, after making sure that the output is this run's.
+
+    names  of the input's shards
+    """
     if settings.overwrite and not settings.dry_run:
-        output.delete([name for name in there if name in names or name.startswith(f"{RUN_FOLDER}/")])
+        output.delete([name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")])
         return []
-    if layout.RUN in there:
+    if output.info(layout.RUN) is not None:
         try:
             existing = json.loads(output.read(layout.RUN))
         except ValueError:
             raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
         if not settings.overwrite:
             check_same_run(existing, record, settings.output)
-    elif strangers := sorted(names.intersection(there)):
+    elif stranger := min((name for name in output.names() if name in names), default=None):
         raise ConflictError(
-            f"{settings.output} holds {strangers[0]}, which no run of ours wrote: "
-            "choose another --output, or --overwrite"
+            f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output, or --overwrite"
         )
     commits, ending = f"{layout.COMMITS}/", ".json"
-    return [name[len(commits) : -len(ending)] for name in there if name.startswith(commits) and name.endswith(ending)]
+    return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]

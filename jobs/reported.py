@@ -27,6 +27,11 @@ class StatusFile:
         self._fields |= {"state": state, "updated": _now()} | fields
         self._output.put(layout.STATUS, json.dumps(self._fields, indent=1, sort_keys=True).encode())
 
+    def write_if_possible(self, state: str, **fields: Any) -> None:
+        """As `write`, but silent where the output cannot be written: the failure before is the one to tell."""
+        with contextlib.suppress(ScumbleError):
+            self.write(state, **fields)
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A stage of the run, timed."""
@@ -44,10 +49,10 @@ def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
     try:
         yield status
     except ScumbleError as error:
-        status.write("failed", message=str(error), exit_code=error.exit_code)
+        status.write_if_possible("failed", message=str(error), exit_code=error.exit_code)
         raise
     except BaseException as error:  # whatever it was, the file must not go on saying "running"
-        status.write("failed", message=type(error).__name__, exit_code=FAILED)
+        status.write_if_possible("failed", message=type(error).__name__, exit_code=FAILED)
         raise
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from actors.assigner import FeatureReader, cluster_collection, count_features, write_assignments
-from actors.batches import RunContext, ShardDone, done_of, shard_rows
+from actors.batches import RunContext, Secret, ShardDone, done_of, shard_rows
 from actors.connect import Workers, cpus_of_a_node, workers_for
 from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
@@ -47,7 +47,7 @@ from pipeline.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
-RESTARTS = 3  # of one actor, and tries of one shard, before the run gives up
+RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
 
 
 def context_of(run: Run, workers: Workers) -> RunContext:
@@ -57,7 +57,7 @@ def context_of(run: Run, workers: Workers) -> RunContext:
 
 def embed(run: Run) -> None:
     """Features of every shard, one Parquet file each."""
-    have = {entry.name for entry in run.output.list(layout.FEATURES)}
+    have = set(run.output.names(layout.FEATURES))
     left = [shard for shard in run.plan.shards if layout.features(shard.name) not in have]
     workers = workers_for(run.settings)
     with progress("embed", len(left)) as bar:
@@ -103,11 +103,11 @@ def _in_chunks(task: Callable[..., Any], run: Run, names: list[str], *arguments:
 
 def apply(run: Run) -> None:
     """Protected shards: everything that has no commit yet goes through the shard transaction."""
-    have = {entry.name for entry in run.output.list(layout.COMMITS)}
+    have = set(run.output.names(layout.COMMITS))
     left = [shard for shard in run.plan.shards if layout.commit(shard.name) not in have]
     actor: type = Protector
     workers = workers_for(run.settings).on_cpus()
-    arguments: tuple[Any, ...] = (run.key,)
+    arguments: tuple[Any, ...] = (Secret(run.key),)
     if run.universal is not None:
         run.output.create(layout.PROTECTION, run.universal.to_bytes())
         actor, workers, arguments = UniversalProtector, workers_for(run.settings), ()
@@ -249,7 +249,7 @@ def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], w
         num_cpus=workers.cpus,
         num_gpus=workers.gpus or None,
         max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+        max_task_retries=-1,  # a lost node answers no call until the cluster knows; restarts are what is bounded
     )
 
 
@@ -278,8 +278,13 @@ def _our_own(error: BaseException) -> ScumbleError:
     ours = _found_in(error)
     if ours is not None:
         return ours
-    line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-    return InputError(f"a worker failed: {line.strip()[:300]}; start the same command again, or add --debug")
+    line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
+    if isinstance(error, RayActorError | OutOfMemoryError):
+        return InputError(
+            f"a worker process died too often ({line.partition('. ')[0].rstrip('.')[:120]}), most often for want of "
+            "memory: give it more, or choose fewer --workers, then start the same command again"
+        )
+    return InputError(f"a worker failed: {line[:300]}; start the same command again, or add --debug")
 
 
 def _found_in(error: BaseException | None) -> ScumbleError | None:

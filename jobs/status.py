@@ -6,8 +6,11 @@ python jobs/status.py --output protected/
 from __future__ import annotations
 
 import json
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any
 
 from jobs import cli
@@ -16,6 +19,9 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.records import Commit
 from pipeline.store import Store
 from pipeline.uploads.ledger import Ledger
+
+READERS = 16  # threads
+TOGETHER = 32  # commits that one thread reads at a time
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,29 +42,48 @@ def main(argv: list[str] | None = None) -> int:
     return cli.DONE
 
 
+@dataclass
+class Tally:
+    """Sums over commits."""
+
+    shards: int = 0
+    images: int = 0
+    quarantined: int = 0
+    input_bytes: int = 0
+    output_bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def count(self, commit: Commit) -> None:
+        self.shards += 1
+        self.images += commit.num_protected
+        self.quarantined += commit.num_quarantined
+        self.input_bytes += commit.input_size
+        self.output_bytes += commit.output_size
+        self.reasons.update(commit.quarantine)
+
+    def add(self, other: Tally) -> None:
+        for one in fields(self):
+            ours = getattr(self, one.name)
+            ours += getattr(other, one.name)
+            setattr(self, one.name, ours)
+
+
 def status_of(output: Store) -> dict[str, Any]:
     """Counts over all commits of an output. Raises InputError if no run has begun there."""
-    there = [entry.name for entry in output.list()]
-    if layout.RUN not in there:
+    if output.info(layout.RUN) is None:
         raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
     record = json.loads(output.read(layout.RUN))
-    names = [name for name in there if name.startswith(f"{layout.COMMITS}/")]
-    with ThreadPoolExecutor(16) as pool:
-        commits = [Commit.from_json(json.loads(data)) for data in pool.map(output.read, names)]
-    reasons: Counter[str] = Counter()
-    for commit in commits:
-        reasons.update(commit.quarantine)
-    total = record["num_shards"]
+    tally, total = tally_of(output), record["num_shards"]
     return {
         "fingerprint": record["fingerprint"],
-        "stage": _stage(set(there), total),
-        "shards": f"{len(commits)} of {total} committed",
-        "done": len(commits) == total,
-        "images": sum(commit.num_protected for commit in commits),
-        "quarantined": sum(commit.num_quarantined for commit in commits),
-        "reasons": dict(sorted(reasons.items())),
-        "input_bytes": sum(commit.input_size for commit in commits),
-        "output_bytes": sum(commit.output_size for commit in commits),
+        "stage": _stage(output, total),
+        "shards": f"{tally.shards} of {total} committed",
+        "done": tally.shards == total,
+        "images": tally.images,
+        "quarantined": tally.quarantined,
+        "reasons": dict(sorted(tally.reasons.items())),
+        "input_bytes": tally.input_bytes,
+        "output_bytes": tally.output_bytes,
     }
 
 
@@ -87,16 +112,37 @@ def uploads_status_of(output: Store) -> dict[str, Any]:
     }
 
 
-def _stage(there: set[str], total: int) -> str:
+def tally_of(output: Store) -> Tally:
+    """Sums over the commits of an output, of which a few hundred are in memory at a time."""
+    names, whole = output.names(layout.COMMITS), Tally()
+    waiting: deque[Future[Tally]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        while part := list(islice(names, TOGETHER)):
+            waiting.append(pool.submit(_tally, output, part))
+            if len(waiting) > 2 * READERS:
+                whole.add(waiting.popleft().result())
+        for left in waiting:
+            whole.add(left.result())
+    return whole
+
+
+def _tally(output: Store, names: Sequence[str]) -> Tally:
+    found = Tally()
+    for name in names:
+        found.count(Commit.from_json(json.loads(output.read(name))))
+    return found
+
+
+def _stage(output: Store, total: int) -> str:
     """How far the run got, by what it left behind."""
-    embedded = sum(name.startswith(f"{layout.FEATURES}/") for name in there)
-    fitted = sum(name.startswith(f"{layout.CLUSTERS}/") and "checkpoint" not in name for name in there)
-    if layout.REPORT in there:
+    if output.info(layout.REPORT) is not None:
         return "report written"
-    if layout.PROTECTION in there:
+    if output.info(layout.PROTECTION) is not None:
         return "applying"
-    if layout.CLUSTERING in there:
+    if output.info(layout.CLUSTERING) is not None:
+        fitted = sum("checkpoint" not in name for name in output.names(layout.CLUSTERS))
         return f"fitting deltas ({fitted} files finished)"
+    embedded = sum(1 for _ in output.names(layout.FEATURES))
     return f"embedding ({embedded} of {total} shards)"
 
 

@@ -1,8 +1,9 @@
-"""Calls to an S3 bucket that s3fs has no name for: pages in order, one version read or replaced, the server's clock."""
+"""Calls to a bucket that s3fs has no name for: pages in order, one version made, read or replaced, its clock."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -40,6 +41,25 @@ def get(filesystem: Any, path: str, etag: str | None = None) -> tuple[bytes, str
         raise
     data = asyncio.run_coroutine_threadsafe(answer["Body"].read(), filesystem.loop).result()
     return data, answer["ETag"].strip('"'), _date(answer) - answer["LastModified"].timestamp()
+
+
+def create(filesystem: Any, path: str, data: bytes) -> None:
+    """Put an object if there is none of that name. Raises FileExistsError if another one is there.
+
+    What stands there tells a refusal from a success whose answer was lost, and from a conflict that will pass. It is
+    asked after every failure: Ceph's 412 reaches us as EINVAL.
+    """
+    try:
+        filesystem.pipe_file(path, data, mode="create")
+    except OSError as error:
+        try:
+            there = filesystem.cat_file(path)
+        except FileNotFoundError:
+            if was_refused(error):
+                raise OSError(errno.EAGAIN, "conflict with another request, although nothing is there") from error
+            raise error from None
+        if there != data:
+            raise FileExistsError(path) from error
 
 
 def replace(filesystem: Any, path: str, data: bytes, etag: str) -> str | None:

@@ -48,6 +48,60 @@ def _children(folder: str, name: str) -> Iterator[tuple[str, os.DirEntry[str], b
     return iter(found)
 
 
+def names_below(root: str, under: str) -> Iterator[str]:
+    """Name below `root` of every file below its folder `under`, in no order; none where that is not there.
+
+    No file is looked at. Links are not followed but named.
+    """
+    for name, _ in _below(root, under):
+        yield name
+
+
+def files_below(root: str, under: str) -> Iterator[Found]:
+    """As names_below, with what a look at each file says: of a link, what it leads to, if that is there."""
+    for name, entry in _below(root, under):
+        try:
+            found = entry.stat()
+        except OSError:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+        yield name, found.st_size, found.st_mtime, True
+
+
+def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    waiting = [under]
+    while waiting:
+        name = waiting.pop()
+        try:
+            entries = os.scandir(os.path.join(root, name))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with entries:
+            for entry in entries:
+                below = f"{name}/{entry.name}" if name else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(below)
+                else:
+                    yield below, entry
+
+
+def read(path: str) -> bytes:
+    """All bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def moved(source: Path, target: Path) -> bool:
+    """True if the file could be renamed; between two filesystems it has to be copied."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        return False
+    return True
+
+
 def read_settled(path: str, etag: str, etag_of: Callable[[int, float], str]) -> bytes | None:
     """The bytes of a file if it is the version `etag` before and after they are read; None if not, or if it is gone.
 

@@ -186,7 +186,7 @@ def _rejections(output: Store, commits: list[Commit]) -> tuple[Rejection, ...]:
         if len(found) >= SHOWN_REJECTIONS:
             break
         if commit.num_quarantined:
-            for line in output.read(layout.quarantine(commit.shard)).decode().splitlines():
+            for line in output.read(layout.quarantine(commit.shard)).splitlines():  # of text it would cut at U+2028 too
                 row = json.loads(line)
                 found.append(Rejection(row["key"], row["member"], Reason(row["reason"]), row["detail"]))
     return tuple(found[:SHOWN_REJECTIONS])

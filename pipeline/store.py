@@ -6,6 +6,7 @@ s3fs themselves (environment, profile); nothing here reads, keeps or prints them
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import uuid
@@ -13,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import aiohttp
 import fsspec
@@ -23,13 +25,14 @@ from braceexpand import braceexpand
 
 from pipeline import buckets, folder
 from pipeline.errors import InputError, StoreError
+from pipeline.streams import PatientReader
 
 SHARD_SUFFIXES = (".tar", ".tar.gz")
 RUN_FOLDER = "_scumble"
 _ATTEMPTS = 5
 _PASSING = (
     *("timeout", "timed out", "connect", "reset", "slowdown", "internal", "unavailable", "incomplete", "payload"),
-    *("500", "502", "503"),
+    *("conflict", "500", "502", "503"),
 )
 _T = TypeVar("_T")
 _new = tuple.__new__  # half the time of Entry(…), where every file of a folder is named
@@ -91,28 +94,42 @@ class Store:
 
     def list(self, under: str = "") -> list[Entry]:
         """Every object below `under`, sorted by name; [] where nothing is there."""
-        found = self._do("list", under, lambda: self.filesystem.find(self.path(under), detail=True))
-        base = len(self.path("").rstrip("/")) + 1
-        entries = [self._entry(path[base:], info) for path, info in found.items() if len(path) > base]
-        return sorted(entries, key=lambda entry: entry.name)
+        if self.is_local:
+            entries = [_file_entry(*fields) for fields in self._checked(folder.files_below(self.root, under))]
+        else:
+            found = self._do("list", under, lambda: self.filesystem.find(self.path(under), detail=True))
+            base = len(self.path("").rstrip("/")) + 1
+            entries = [self._entry(path[base:], info) for path, info in found.items() if len(path) > base]
+        return sorted(entries, key=itemgetter(0))
+
+    def names(self, under: str = "") -> Iterator[str]:
+        """Every name below `under`, in no order, as they are found: never all objects in memory, no look at each."""
+        if self.is_local:
+            yield from self._checked(folder.names_below(self.root, under))
+        elif self.is_s3:
+            yield from (fields[0] for fields in self._pages(under))
+        else:
+            yield from (entry.name for entry in self.list(under))
 
     def walk(self) -> Iterator[Entry]:
         """Every object with its time, in the order of names, page by page: never all of them in memory.
 
         Raises InputError if there is no such folder or bucket, StoreError if a part cannot be listed.
         """
-        if not self.is_s3:
-            yield from self._walk_folder() if self.is_local else self.list()
-            return
+        if self.is_local:
+            yield from starmap(_file_entry, self._checked(folder.walk_folder(self.root)))
+        else:
+            yield from starmap(Entry, self._pages("")) if self.is_s3 else self.list()
+
+    def _pages(self, under: str) -> Iterator[tuple[str, int, str, float]]:
         token: str | None = ""
         while token is not None:
-            objects, token = self._do("list", "", partial(buckets.page, self.filesystem, self.root, token))
-            for fields in buckets.entries(objects, self.root):
-                yield Entry(*fields)
+            objects, token = self._do("list", under, partial(buckets.page, self.filesystem, self.path(under), token))
+            yield from buckets.entries(objects, self.root)
 
-    def _walk_folder(self) -> Iterator[Entry]:
+    def _checked(self, found: Iterator[_T]) -> Iterator[_T]:
         try:
-            yield from starmap(_file_entry, folder.walk_folder(self.root))
+            yield from found
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"cannot list {self.url}: it is not there") from None
         except OSError as error:
@@ -132,11 +149,11 @@ class Store:
             return None
 
     def open(self, name: str) -> IO[bytes]:
-        """A stream of the object's bytes, read ahead in blocks of 8 MiB."""
+        """A stream of the object's bytes, read ahead in blocks of 8 MiB; a read that fails on the way is repeated."""
         stream: IO[bytes] = self._do(
             "open", name, lambda: self.filesystem.open(self.path(name), "rb", block_size=8 << 20)
         )
-        return stream
+        return stream if self.is_local else cast(IO[bytes], PatientReader(stream, partial(self._do, "read", name)))
 
     def open_version(self, name: str, etag: str) -> IO[bytes]:
         """A stream of one version of an object.
@@ -151,7 +168,8 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises InputError if it is not there."""
-        data: bytes = self._do("read", name, lambda: self.filesystem.cat_file(self.path(name)))
+        read = folder.read if self.is_local else self.filesystem.cat_file  # fsspec takes twice as long for small files
+        data: bytes = self._do("read", name, partial(read, self.path(name)))
         return data
 
     def read_if(self, name: str, etag: str) -> bytes | None:
@@ -219,7 +237,7 @@ class Store:
             if self.is_local:
                 self._do("create", name, lambda: self._publish(name, data, os.link))
             else:
-                self._do("create", name, lambda: self._create_remote(name, data))
+                self._do("create", name, lambda: buckets.create(self.filesystem, self.path(name), data))
             return True
         except FileExistsError:
             return False
@@ -227,8 +245,9 @@ class Store:
     def honours_create(self) -> bool:
         """True if a second create of one name is refused; some stores ignore the condition."""
         name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
+        first = self.create(name, b"1")  # where that fails, there is nothing to delete
         try:
-            return self.create(name, b"1") and not self.create(name, b"2")
+            return first and not self.create(name, b"2")
         finally:
             self.delete([name])
 
@@ -240,17 +259,6 @@ class Store:
             except InputError:
                 continue
 
-    def _create_remote(self, name: str, data: bytes) -> None:
-        try:
-            self.filesystem.pipe_file(self.path(name), data, mode="create")
-        except FileExistsError:
-            raise
-        except OSError as error:
-            # Ceph's 412 reaches us as EINVAL; what stands there now tells a refusal from a real failure.
-            if self.filesystem.exists(self.path(name)):
-                raise FileExistsError(name) from error
-            raise
-
     def _publish(self, name: str, content: bytes | Path, publish: Callable[[str, str], None]) -> None:
         """Write beside the run's records, flush to disk, then appear under the real name in one step."""
         target = Path(self.path(name))
@@ -258,7 +266,7 @@ class Store:
         self._scratch.mkdir(parents=True, exist_ok=True)
         temporary = self._scratch / uuid.uuid4().hex
         try:
-            moved = isinstance(content, Path) and _moved(content, temporary)
+            moved = isinstance(content, Path) and folder.moved(content, temporary)
             with temporary.open("ab") as out:
                 if isinstance(content, bytes):
                     out.write(content)
@@ -294,7 +302,8 @@ class Store:
             except FileExistsError:
                 raise
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                raise InputError(f"cannot {verb} {where}: it is not there") from None
+                what = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "it is not there"
+                raise InputError(f"cannot {verb} {where}: {what}") from None
             except PermissionError as error:
                 raise StoreError(
                     f"cannot {verb} {where}: access denied ({_line(error)}); check the credentials of this environment"
@@ -375,18 +384,10 @@ def _from_braces(url: str) -> tuple[Store, list[Entry]]:
     return store, [there[name] for name in sorted(set(names))]
 
 
-def _moved(source: Path, target: Path) -> bool:
-    """True if the file could be renamed; between two filesystems it has to be copied."""
-    try:
-        os.rename(source, target)
-    except OSError:
-        return False
-    return True
-
-
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"{os.strerror(errno.ENOSPC)}: make room there, then start the same command again"
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _is_credentials(error: BaseException) -> bool:

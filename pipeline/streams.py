@@ -1,10 +1,11 @@
-"""Streams that count and hash what passes through them, so that nothing is read twice for its digest."""
+"""Streams that count and hash what passes through them, or that try again: nothing is read twice for its digest."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +41,40 @@ class HashingReader(io.RawIOBase):
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+class PatientReader(io.RawIOBase):
+    """A readable stream whose reads are left to `attempt`, which may repeat one that failed.
+
+    stream  stays where it was when a read of it fails, as those of fsspec do
+    """
+
+    def __init__(self, stream: IO[bytes], attempt: Callable[[Callable[[], bytes]], bytes]) -> None:
+        self._stream, self._attempt = stream, attempt
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._attempt(lambda: self._stream.read(-1 if size is None else size))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class HashedFile(io.RawIOBase):

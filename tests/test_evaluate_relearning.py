@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -113,7 +115,9 @@ def test_the_same_command_again_trains_nothing(data: Path, done) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_from_the_last_epoch_to_the_same_rows(data: Path, tmp_path: Path) -> None:
+def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_the_same_rows(
+    data: Path, tmp_path: Path
+) -> None:
     def command(output: Path) -> list[str]:
         return [sys.executable, JOB, *options(data, "--regimes", "nt", "--epochs", "12", "--output", str(output))]
 
@@ -123,6 +127,20 @@ def test_a_killed_evaluation_goes_on_from_the_last_epoch_to_the_same_rows(data: 
     runs.wait_for(lambda: any((tmp_path / "killed/trials").glob("*.pt")), process)  # type: ignore[arg-type]
     runs.kill_tree(process)  # type: ignore[arg-type]
     assert any((tmp_path / "killed/trials").glob("*.pt"))
+    again = subprocess.Popen(
+        command(tmp_path / "killed"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    runs.wait_for(lambda: bool(runs.named(runs.descendants(again.pid), "ray::ImplicitFunc")), again)
+    again.send_signal(signal.SIGINT)
+    said = again.communicate(timeout=120)[1]
+    assert again.returncode == 1
+    assert re.search(
+        r"^error: stopped with \d+ of \d+ trials left; start the same command to go on$", said, re.MULTILINE
+    )
     for output in ("killed", "quiet"):
         assert subprocess.run(command(tmp_path / output), capture_output=True, check=False).returncode == 0
     rows = {name: sorted((tmp_path / name / "trials").glob("*.json")) for name in ("killed", "quiet")}

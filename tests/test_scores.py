@@ -124,3 +124,18 @@ def test_scores_come_back_from_parquet_as_they_were():
     scores = [score_picture(f"a/{i}", i, flat(100), flat(100 + i)) for i in (1, 2)]
     assert scores_from_parquet(scores_to_parquet(scores)) == scores
     assert scores_from_parquet(scores_to_parquet([])) == []
+
+
+def test_of_a_huge_picture_the_middle_is_scored_but_the_bound_is_looked_for_everywhere():
+    rng = np.random.default_rng(0)
+    original = rng.integers(40, 200, (2060, 2100, 3), dtype=np.uint8)
+    protected = original.copy()
+    protected[0, 0, 0] += 16
+    corner = score_picture("a", 0, original, protected)
+    assert corner.max_abs_delta == 16
+    assert corner.rms == 0
+    protected[6:-6, 26:-26] += 8
+    both = score_picture("a", 0, original, protected)
+    assert (both.max_abs_delta, both.rms) == (16, 8.0)
+    inside = score_picture("a", 0, original[6:-6, 26:-26], protected[6:-6, 26:-26])
+    assert (both.ssim, both.survives_jpeg75) == (inside.ssim, inside.survives_jpeg75)

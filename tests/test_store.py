@@ -32,6 +32,36 @@ def test_an_empty_prefix_lists_nothing_and_a_missing_object_is_an_input_error(st
         store.read("x.tar")
 
 
+def test_names_are_those_of_the_listing_below_any_folder(store: Store) -> None:
+    for name in ("b/c/3.json", "b/2.json", "b.json", "a/1.json"):
+        store.put(name, b"{}")
+    ours = {name for name in store.names() if "scratch" not in name}
+    assert ours == {"b/c/3.json", "b/2.json", "b.json", "a/1.json"}
+    assert sorted(store.names("b")) == [entry.name for entry in store.list("b")] == ["b/2.json", "b/c/3.json"]
+    assert list(store.names("nowhere")) == []
+
+
+def test_a_shard_that_is_a_link_opens_as_the_version_that_was_listed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.tar").write_bytes(b"four")
+    os.utime(tmp_path / "elsewhere" / "a.tar", (1e9, 1e9))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")
+    (tmp_path / "in" / "lost").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    source, (entry,) = resolve_input(str(tmp_path / "in"))
+    assert (entry.name, entry.size, entry.etag) == ("a.tar", 4, "4-1000000000000000")
+    assert source.open_version(entry.name, entry.etag).read() == b"four"
+    assert sorted(source.names()) == ["a.tar", "loop", "lost"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "shut").mkdir(mode=0)
+    with pytest.raises(StoreError, match="cannot list"):
+        Store(str(tmp_path)).list()
+
+
 def test_put_replaces_but_create_never_does(store: Store) -> None:
     assert store.create("one", b"first")
     assert not store.create("one", b"second")

@@ -61,12 +61,9 @@ def claim(output: Store, origin: Mapping[str, Any]) -> None:
 def honours_conditions(output: Store) -> bool:
     """True if the store refuses to replace another version of an object, and to create one that is there."""
     name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
+    first = output.create(name, b"1")  # where that fails, there is nothing to delete
     try:
-        return (
-            output.create(name, b"1")
-            and not output.create(name, b"2")
-            and output.replace_if(name, b"3", "0" * 32) is None
-        )
+        return first and not output.create(name, b"2") and output.replace_if(name, b"3", "0" * 32) is None
     finally:
         output.delete([name])
 

@@ -1,0 +1,94 @@
+"""Nodes of a cluster that die, or are cut off while they hold shards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.faults.kills import PROTECTOR
+from tests.faults.nodes import Nodes, nodes
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can give nodes networks of their own"),
+]
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `in`, a protection, and the `out` of one undisturbed run of it."""
+    folder = tmp_path_factory.mktemp("quiet")
+    runs.write_collection(folder / "first", shards=1, per_shard=32)
+    runs.write_collection(folder / "in", shards=12, per_shard=250, side=96)
+    made = runs.protect(str(folder / "first"), str(folder / "made"))
+    assert made.returncode == 0, made.stderr
+    done = runs.protect(str(folder / "in"), str(folder / "out"), *protection(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def protection(quiet: Path) -> tuple[str, str]:
+    return "--protection", str(quiet / "made/_scumble/protection.safetensors")
+
+
+def started(cluster: Nodes, quiet: Path, output: Path) -> subprocess.Popen[str]:
+    with (output.parent / "job.log").open("wb") as log:
+        return subprocess.Popen(
+            runs.command(str(quiet / "in"), str(output), *runs.SMALL, *protection(quiet)),
+            env=cluster.environment,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def committed(output: Path) -> int:
+    return len(list((output / "_scumble/commits").glob("*.json")))
+
+
+def ended(process: subprocess.Popen[str], output: Path, quiet: Path) -> None:
+    assert process.wait(timeout=300) == 0, (output.parent / "job.log").read_text()[-3000:]
+    assert runs.shard_digests(output) == runs.shard_digests(quiet / "out")
+
+
+@pytest.mark.parametrize("words", ["raylet/raylet", "all of it"])
+def test_a_node_that_dies_with_its_shards_costs_nothing_but_time(quiet: Path, tmp_path: Path, words: str) -> None:
+    output = tmp_path / "out"
+    with nodes(2) as cluster:
+        process = started(cluster, quiet, output)
+        runs.wait_for(lambda: committed(output) >= 1, process)
+        runs.wait_for(lambda: bool(cluster.processes("node2", PROTECTOR)), process)
+        cluster.kill("node2", "" if words == "all of it" else words)
+        ended(process, output, quiet)
+
+
+def test_a_node_that_is_cut_off_for_twenty_seconds_harms_nothing(quiet: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with nodes(2) as cluster:
+        process = started(cluster, quiet, output)
+        runs.wait_for(lambda: committed(output) >= 1, process)
+        runs.wait_for(lambda: bool(cluster.processes("node2", PROTECTOR)), process)
+        cluster.cut(2)
+        time.sleep(20)
+        cluster.mend(2)
+        ended(process, output, quiet)
+
+
+def test_a_head_that_dies_ends_the_run_and_a_new_submit_finishes_it(quiet: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with nodes(1) as cluster:
+        process = started(cluster, quiet, output)
+        runs.wait_for(lambda: committed(output) >= 2, process)
+        cluster.kill("head")
+        assert process.wait(timeout=300) != 0
+        before = committed(output)
+        assert before < 12
+    with nodes(1) as cluster:
+        ended(started(cluster, quiet, output), output, quiet)

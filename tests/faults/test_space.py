@@ -1,0 +1,247 @@
+"""No room, on disks or in memory: one line or success, and a second start ends with the bytes of a quiet run.
+
+One shard holds an image of 48 million pixels: its output does not fit where little room is left, and who protects it
+needs far more memory than for any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tarfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import verify
+from jobs.status import status_of
+from pipeline.photographs import photograph
+from pipeline.store import Store
+from tests import runs
+from tests.samples import image_bytes
+from tests.uploads import small_protection
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+HEIGHT, WIDTH = 6000, 8000
+HUGE = "photos-001.tar"
+CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where this user may not mount."""
+    folder = tmp_path_factory.mktemp("mount")
+    tried = subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {tried.stderr.strip()}")
+
+
+@pytest.fixture(scope="module")
+def quiet(mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `in`, a protection, `out` of one undisturbed run, and the digests of the originals."""
+    folder = tmp_path_factory.mktemp("quiet")
+    runs.write_collection(folder / "in", shards=3, per_shard=8)
+    with tarfile.open(folder / "in" / HUGE, "a") as tar:
+        tile = photograph("grass")
+        repeats = (-(-HEIGHT // tile.shape[0]), -(-WIDTH // tile.shape[1]))
+        pixels = np.tile(tile, repeats)[:HEIGHT, :WIDTH]
+        runs.add(tar, "001/huge.jpg", image_bytes(np.repeat(pixels[..., None], 3, axis=2), "JPEG"))
+    (folder / "protection.safetensors").write_bytes(small_protection().to_bytes())
+    (folder / "originals.json").write_text(json.dumps(runs.shard_digests(folder / "in")))
+    before, peak = memory_of_a_run(folder)
+    (folder / "memory.json").write_text(json.dumps([before, peak]))
+    assert (folder / "out" / HUGE).stat().st_size > 20_000_000
+    return folder
+
+
+def memory_of_a_run(folder: Path) -> tuple[int, int]:
+    """Run the job to its end; the most memory in bytes that it held until the first shard was made, and the huge one.
+
+    0 if that cannot be known. What is measured of a huge image afterwards needs more than to make it.
+    """
+    group, held = CGROUP / f"scumble-{uuid.uuid4().hex[:8]}", [0, 0]
+    try:
+        group.mkdir()
+    except OSError:
+        group = folder
+    join = f"echo $$ > {group}/cgroup.procs && " if group.parent == CGROUP else ""
+    with (folder / "stderr").open("w") as errors:
+        line = ["sh", "-c", f'{join}exec "$@"', "sh", *line_of(folder, folder / "out")]
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            time.sleep(0.02)
+            if join and not (folder / "out" / HUGE).exists():
+                stat = dict(one.split() for one in (group / "memory.stat").read_text().splitlines())
+                begun = (folder / "out/_scumble/commits").exists()
+                held[begun] = max(held[begun], int(stat["total_rss"]) + int(stat.get("total_shmem", 0)))
+    assert process.returncode == 0, (folder / "stderr").read_text()
+    if join:
+        remove(group)
+    return held[0], max(held)
+
+
+def remove(group: Path) -> None:
+    """Remove a group of processes when the last of them has ended."""
+    until = time.monotonic() + 20
+    while (group / "cgroup.procs").read_text() and time.monotonic() < until:
+        time.sleep(0.2)
+    group.rmdir()
+
+
+def line_of(quiet: Path, output: Path) -> list[str]:
+    options = [*runs.SMALL, "--workers", "1", "--protection", str(quiet / "protection.safetensors")]
+    return runs.command(str(quiet / "in"), str(output), *options)
+
+
+def job(quiet: Path, output: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The main job; `before` is done first, by the same process, where mounts are its own."""
+    line = line_of(quiet, output)
+    if before:
+        line = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "sh", *line]
+    with_own = os.environ | environment
+    return subprocess.run(line, capture_output=True, text=True, timeout=580, check=False, env=with_own)
+
+
+def check_equals_quiet(quiet: Path, output: Path) -> None:
+    assert runs.shard_digests(output) == runs.shard_digests(quiet / "out")
+    assert runs.shard_digests(quiet / "in") == json.loads((quiet / "originals.json").read_text())
+    found = status_of(Store(str(output)))
+    assert (found["shards"], found["images"], found["quarantined"]) == ("3 of 3 committed", 25, 0)
+
+
+def check_failed_whole(quiet: Path, output: Path, done: subprocess.CompletedProcess[str]) -> str:
+    """One line, exit code 1, the originals as they were, nothing in the output that has no commit; the line."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert runs.shard_digests(quiet / "in") == json.loads((quiet / "originals.json").read_text())
+    visible = runs.shard_digests(output)
+    assert HUGE not in visible
+    assert visible.items() <= runs.shard_digests(quiet / "out").items()
+    commits = {path.name.removesuffix(".json") for path in (output / "_scumble/commits").glob("*")}
+    assert visible.keys() == commits
+    assert not any((output / "_scumble/scratch").glob("*"))
+    found = status_of(Store(str(output)))
+    assert (found["shards"], found["done"]) == (f"{len(commits)} of 3 committed", False)
+    return errors[0]
+
+
+def test_a_full_scratch_disk_is_one_line_that_names_it_and_with_room_the_next_start_finishes(
+    quiet: Path, tmp_path: Path
+) -> None:
+    scratch, output = tmp_path / "s", tmp_path / "out"
+    scratch.mkdir()
+    small = f"mount -t tmpfs -o size=16m tmpfs {scratch}"
+    done = job(quiet, output, small, TMPDIR=str(scratch))
+    line = check_failed_whole(quiet, output, done)
+    assert line.startswith(f"error: cannot write {HUGE} into scratch {scratch}: No space left on device; make room")
+    again = job(quiet, output)
+    assert again.returncode == 0, again.stderr
+    check_equals_quiet(quiet, output)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for the records of a run and for small shards, as all processes see it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    tried = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {tried.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_output_disk_is_one_line_that_names_it_and_with_room_the_next_start_finishes(
+    quiet: Path, small_disk: Path
+) -> None:
+    output = small_disk / "out"
+    done = job(quiet, output)
+    line = check_failed_whole(quiet, output, done)
+    assert line == (
+        f"error: cannot write {output}/{HUGE}: No space left on device: make room there, "
+        "then start the same command again"
+    )
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    again = job(quiet, output)
+    assert again.returncode == 0, again.stderr
+    check_equals_quiet(quiet, output)
+    assert verify.main(["--output", str(output), "--input", str(quiet / "in"), "--decode", "1"]) == 0
+
+
+def test_shared_memory_of_64_mb_as_containers_have_it_is_enough(quiet: Path, tmp_path: Path) -> None:
+    done = job(quiet, tmp_path / "out", "mount -t tmpfs -o size=64m tmpfs /dev/shm")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    check_equals_quiet(quiet, tmp_path / "out")
+
+
+def holders(parent: int) -> list[int]:
+    """Protectors below `parent` that lay a delta over the huge image: a piece of memory of two bytes a value."""
+    found = []
+    for pid in runs.named(runs.descendants(parent), "ray::MapWorker(MapBatches(Protector))"):
+        try:
+            lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+        except OSError:
+            continue
+        kilobytes = [int(line.split()[1]) for line in lines if line.startswith("Anonymous:")]
+        found += [pid] if max(kilobytes, default=0) * 1024 >= 2 * 3 * HEIGHT * WIDTH else []
+    return found
+
+
+def test_a_worker_killed_while_it_holds_a_huge_image_costs_nothing_but_time(quiet: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        line_of(quiet, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    runs.wait_for(lambda: bool(holders(process.pid)), process)
+    for pid in holders(process.pid):
+        runs.kill(pid)
+    assert not (output / HUGE).exists()
+    assert process.wait(timeout=500) == 0
+    check_equals_quiet(quiet, output)
+
+
+@pytest.fixture
+def little_memory(quiet: Path) -> Iterator[str]:
+    """What a process does to be in a container, as the kernel and Ray's memory monitor see it, that is too small.
+
+    It has room for all that the quiet run held before its first commit, but only for a third of what came then.
+    """
+    before, peak = json.loads((quiet / "memory.json").read_text())
+    if not peak:
+        pytest.skip(f"memory cannot be limited here: no group can be made below {CGROUP}")
+    assert peak - before > 2 * 3 * HEIGHT * WIDTH
+    group = CGROUP / f"scumble-{uuid.uuid4().hex[:8]}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(before + (peak - before) // 3))
+    yield f"echo $$ > {group}/cgroup.procs && mount --bind {group} {CGROUP}"
+    remove(group)
+
+
+def test_an_image_that_does_not_fit_into_memory_is_one_line_and_with_more_the_next_start_finishes(
+    quiet: Path, little_memory: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    done = job(quiet, output, little_memory)
+    line = check_failed_whole(quiet, output, done)
+    assert line.startswith("error: a worker process died too often (")
+    assert line.endswith("give it more, or choose fewer --workers, then start the same command again")
+    assert len(list((output / "_scumble/features").glob("*"))) == 3  # there was room for all but the huge image
+    again = job(quiet, output)
+    assert again.returncode == 0, again.stderr
+    check_equals_quiet(quiet, output)

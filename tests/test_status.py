@@ -1,0 +1,91 @@
+"""Status: sums over commits that are never all in memory, and a stage told from what lies in the output."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.status import READERS, TOGETHER, status_of
+from pipeline import layout
+from pipeline.errors import InputError
+from pipeline.store import Store
+
+COMMITS = 5000
+
+
+def commit_fields(number: int) -> dict[str, Any]:
+    """A commit as it stands in a file: every tenth shard has one image of 50 refused."""
+    refused = {"empty": 1} if number % 10 == 0 else {}
+    words = dict.fromkeys(("fingerprint", "input_etag", "output_sha256", "protection_sha256"), "x")
+    images = {"num_protected": 50 - len(refused), "num_quarantined": len(refused), "num_members": 100}
+    sizes = {"input_size": number, "output_size": 2 * number, "input_image_bytes": 1, "output_image_bytes": 1}
+    rest = {"max_abs_delta": 16, "quarantine": refused, "clusters": {"0": 50}, "seconds": {}}
+    return {"shard": f"{number:05d}.tar", **words, **images, **sizes, **rest}
+
+
+def write_output(folder: Path, commits: int, total: int) -> None:
+    (folder / layout.COMMITS).mkdir(parents=True)
+    (folder / layout.RUN).write_text(json.dumps({"fingerprint": "f" * 64, "num_shards": total}))
+    for number in range(commits):
+        (folder / layout.commit(f"{number:05d}.tar")).write_text(json.dumps(commit_fields(number)))
+
+
+class Watched(Store):
+    """A store that notes how far its listing has run ahead of what was read."""
+
+    ahead = most = 0
+    lock = threading.Lock()
+
+    def names(self, under: str = "") -> Iterator[str]:
+        for name in super().names(under):
+            with self.lock:
+                self.ahead += 1
+                self.most = max(self.most, self.ahead)
+            yield name
+
+    def read(self, name: str) -> bytes:
+        with self.lock:
+            self.ahead -= name.startswith(layout.COMMITS)
+        return super().read(name)
+
+
+def test_status_sums_every_commit_but_holds_only_few_at_a_time(tmp_path: Path) -> None:
+    write_output(tmp_path, COMMITS, COMMITS + 1)
+    output = Watched(str(tmp_path))
+    assert status_of(output) == {
+        "fingerprint": "f" * 64,
+        "stage": "embedding (0 of 5001 shards)",
+        "shards": "5000 of 5001 committed",
+        "done": False,
+        "images": 5000 * 50 - 500,
+        "quarantined": 500,
+        "reasons": {"empty": 500},
+        "input_bytes": 4999 * 2500,
+        "output_bytes": 4999 * 5000,
+    }
+    assert output.most <= (2 * READERS + 2) * TOGETHER < COMMITS / 4
+
+
+def test_status_tells_the_stage_from_what_the_run_has_left(tmp_path: Path) -> None:
+    write_output(tmp_path, 0, 2)
+    output = Store(str(tmp_path))
+    output.put(layout.features("a.tar"), b"")
+    assert status_of(output)["stage"] == "embedding (1 of 2 shards)"
+    output.put(layout.CLUSTERING, b"")
+    output.put(layout.fitted("0"), b"")
+    output.put(layout.fit_checkpoint("1"), b"")
+    assert status_of(output)["stage"] == "fitting deltas (1 files finished)"
+    output.put(layout.PROTECTION, b"")
+    assert status_of(output)["stage"] == "applying"
+    output.put(layout.REPORT, b"")
+    assert status_of(output)["stage"] == "report written"
+
+
+def test_a_folder_without_a_run_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not an output of a protection run: it has no _scumble/run\.json"):
+        status_of(Store(str(tmp_path)))
