@@ -261,7 +261,8 @@ def _arm(name: str, store: Store, protected: Collection, clean: Collection, test
     if store.info(layout.PROTECTION) is None:
         return Arm(protected, rows)
     protection = load_any_protection(store.read(layout.PROTECTION))
-    surrogate = surrogate_of(protection, _run_settings(store))
+    settings = _run_settings(store)
+    surrogate = surrogate_of(protection, settings)
     arm = Arm(
         protected,
         rows,
@@ -273,7 +274,7 @@ def _arm(name: str, store: Store, protected: Collection, clean: Collection, test
         return replace(arm, levels=levels_at(protection, protected.images.shape[-1]))
     if surrogate is None:
         return arm
-    own, wrong = universal_tests(test, protection, surrogate)
+    own, wrong = universal_tests(test, protection, surrogate, small_images=settings.get("small_images", "resize"))
     return replace(arm, own_tests=own, wrong_tests=wrong)
 
 

@@ -105,10 +105,10 @@ def test_a_bucket_that_is_not_there_is_one_line(s3_server: str, capsys: pytest.C
 def test_a_store_that_ignores_conditions_is_a_warning_that_says_what_to_avoid(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_condition(self: Store, name: str, data: bytes) -> None:
-        self.filesystem.pipe_file(self.path(name), data)
+    def without_condition(filesystem: Any, path: str, data: bytes) -> None:
+        filesystem.pipe_file(path, data)
 
-    monkeypatch.setattr(Store, "_create_remote", without_condition)
+    monkeypatch.setattr("pipeline.buckets.create", without_condition)
     last = check_output(f"{bucket}/out")[-1]
     assert str(last) == (
         "warning  commits      the store ignores create-if-absent; never run two jobs on one output at a time, or take "

@@ -21,6 +21,8 @@ from pipeline.one_for_all.generator import BOUNDS, UniversalGenerator, bounded
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.picture_deltas import Asked
 from pipeline.protection import load_any_protection, load_protection
+from pipeline.relearning.arms import universal_tests
+from pipeline.relearning.collection import Collection
 from pipeline.surrogate import load_surrogate
 
 SURROGATE = "timm:test_resnet.random-0"
@@ -257,6 +259,10 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     features = torch.from_numpy(surrogate.embed_pictures([asked[0].small]))
     alone = native.deltas(torch.from_numpy(asked[0].small).permute(2, 0, 1)[None], features)
     assert np.abs(ours[0].levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
+
+    tested = Collection(asked[0].small.transpose(2, 0, 1)[None], np.zeros(1, np.int64), ("a",))
+    own, _ = universal_tests(tested, protection, surrogate, small_images="native")
+    assert np.array_equal(own[0], np.clip(tested.images[0] + ours[0].levels.transpose(2, 0, 1), 0, 255))
 
 
 def test_the_delta_depends_on_the_picture_and_not_on_its_company(surrogate):

@@ -22,6 +22,7 @@ from pipeline.protection import Protection
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labellings import make_labelling
 from pipeline.relearning.overlap import overlap
+from pipeline.settings import SmallImages
 from pipeline.surrogate import Surrogate, load_surrogate
 
 
@@ -101,10 +102,13 @@ def surrogate_of(protection: Protection | UniversalProtection, settings: Mapping
 
 
 def universal_tests(
-    test: Collection, protection: UniversalProtection, surrogate: Surrogate
+    test: Collection, protection: UniversalProtection, surrogate: Surrogate, *, small_images: SmallImages = "resize"
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The test images with the generator's delta for each of them, and with its delta for the image before."""
-    deltas = UniversalDeltas(protection, surrogate)
+    """The test images with the generator's delta for each of them, and with its delta for the image before.
+
+    small_images  as in the run that protected the training images
+    """
+    deltas = UniversalDeltas(protection, surrogate, small_images=small_images)
     side = test.images.shape[-1]
     levels: list[NDArray[np.int16]] = []
     for start in range(0, len(test), 64):
