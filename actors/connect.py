@@ -100,13 +100,7 @@ def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[No
     os.environ.update(mine)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            **quiet,
-        )
+        _start(folder, quiet)
         yield
     finally:
         ray.shutdown()
@@ -116,6 +110,21 @@ def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[No
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _start(folder: str, quiet: Mapping[str, object]) -> None:
+    """Raises InputError if the machine is too busy or too full for Ray to start."""
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+            **quiet,
+        )
+    except Exception as error:  # Ray raises no narrower one for a node that does not come up in time
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"Ray did not start on this machine ({line}); try again when it is less busy") from error
 
 
 def _quiet_data(settings: Asked) -> None:

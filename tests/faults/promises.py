@@ -1,0 +1,193 @@
+"""What holds for any shard, whatever is in it, checked by the standard library's tarfile and by Pillow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.apply import IMAGE_SUFFIXES, LaidDeltas, protect_shard
+from pipeline.embed import embed_shard
+from pipeline.records import Reason, Rejection, Sample
+from pipeline.settings import Settings
+from pipeline.surrogate import Surrogate
+from pipeline.tar import ShardWriter, read_samples
+from tests.samples import ExtremeDeltas
+
+LOSSLESS = Settings(encode="lossless", max_pixels=1_000_000, max_member_bytes=1 << 18)
+SAME = replace(LOSSLESS, encode="same")
+
+
+class Forwards:
+    """A stream that can only be read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.read = io.BytesIO(data).read
+
+
+class Colours:
+    """Stands for a surrogate: the mean colour is the feature."""
+
+    resize, dimension = 8, 3
+
+    def embed_pictures(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return np.array([one.reshape(-1, 3).mean(axis=0) for one in pictures], np.float32)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a shard: the output's bytes and its quarantine."""
+
+    output: bytes
+    rejections: tuple[Rejection, ...]
+
+
+def samples_of(data: bytes) -> Iterator[Sample | Rejection]:
+    return read_samples(cast(IO[bytes], Forwards(data)), max_member_bytes=LOSSLESS.max_member_bytes)
+
+
+def protected(data: bytes, path: Path, settings: Settings) -> Done:
+    """A shard through embedding and the apply actor's own steps. No content of a shard may raise anything."""
+    surrogate, limit = cast(Surrogate, Colours()), settings.max_pixels
+    features, refused, _ = embed_shard(
+        samples_of(data), surrogate, shard="s.tar", batch_size=8, threads=1, max_pixels=limit
+    )
+    clusters = {key: int(value[0]) % 8 for key, value in zip(features.keys, features.values, strict=True)}
+    with ShardWriter(path, compressed=False) as writer:
+        outcome = protect_shard(samples_of(data), writer, LaidDeltas(ExtremeDeltas()), clusters, settings=settings)
+    total = sum(1 for _ in samples_of(data))
+    assert len(features.keys) + len(refused) == outcome.num_protected + outcome.num_quarantined == total
+    assert outcome.num_quarantined >= len(refused)
+    assert outcome.max_abs_delta <= 16
+    return Done(path.read_bytes(), outcome.rejections)
+
+
+def unpacked(data: bytes) -> bytes:
+    """The archive inside of a gzip stream, as far as it can be had."""
+    plain = bytearray()
+    while data[:2] == b"\x1f\x8b":
+        unpacker, at = zlib.decompressobj(31), 0
+        with contextlib.suppress(zlib.error):
+            while at < len(data) and not unpacker.eof:
+                plain += unpacker.decompress(data[at : at + 1])  # what comes before an error must not be lost
+                at += 1
+        if not unpacker.eof:
+            return bytes(plain)
+        data = unpacker.unused_data + data[at:]
+    return bytes(plain) or data
+
+
+def listed(archive: bytes) -> tuple[list[tuple[str, bytes | None]], bool]:
+    """(name, body or None for what is no plain file) as the standard library reads it; False if it gave up."""
+    found: list[tuple[str, bytes | None]] = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            for info in tar:
+                head = archive[info.offset_data - 512 : info.offset_data]
+                if head[257:263] != b"ustar\0" and head[345:346] != b"\0":
+                    return [], False  # it takes what other formats have there for a part of the name
+                plain = tar.extractfile(info) if info.isreg() and not info.issparse() else None
+                if not info.isdir():
+                    found.append((info.name, plain.read() if plain else None))
+    except Exception:  # it raises many things
+        return found, False
+    return found, not archive[tar.offset :].strip(b"\0")  # it takes a header that it cannot read for the end
+
+
+def key_of(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix
+
+
+def is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def check_shard(data: bytes, done: Done) -> None:
+    """Every promise, against what the standard library and Pillow say of input and output."""
+    archive = unpacked(data)
+    before, complete = listed(archive)
+    complete = complete and not any(one.reason is Reason.TRUNCATED_SHARD for one in done.rejections)
+    after, whole = listed(unpacked(done.output))
+    assert whole
+    keys = [key for key, _ in groupby(key_of(name)[0] for name, _ in after)]
+    assert len(keys) == len(set(keys))
+    for name, body in after:
+        assert not name.startswith("/")
+        assert ".." not in name.split("/")
+        assert body is not None
+        originals = [one for other, one in before if key_of(other)[0] == key_of(name)[0] and is_image(other) and one]
+        if is_image(name):
+            assert body not in archive, f"{name} left as it came"
+            check_picture(body, originals)
+        else:
+            assert body in archive
+            assert not complete or body in [one for other, one in before if other == name], f"{name} was changed"
+    for one in done.rejections:
+        line = json.dumps(one.to_json(), ensure_ascii=False)
+        assert len(line.encode().splitlines()) == 1
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f]", one.key + one.member)
+    if complete:
+        check_accounts(before, keys, done.rejections)
+
+
+def check_accounts(before: list[tuple[str, bytes | None]], keys: list[str], rejections: Sequence[Rejection]) -> None:
+    """Every run of members with one key is in the output or in quarantine, once."""
+    usable = [name for name, _ in before if all(key_of(name)) and key_of(name)[0][-1:] != "/"]
+    runs = Counter(key for key, _ in groupby(key_of(name)[0] for name in usable))
+    nameless = len(before) - len(usable)
+    assert sum(runs.values()) + nameless == len(keys) + len(rejections)
+    refused = Counter(one.key for one in rejections if one.key != one.member)  # else it has no key
+    for key, number in runs.items():
+        if key.isprintable() and len(key) < 4000:
+            assert (key in keys) + refused[key] == number, key
+
+
+def check_picture(encoded: bytes, originals: Sequence[bytes]) -> None:
+    """Another file than any original; where nothing is lost, within epsilon of one of them, and changed."""
+    image = Image.open(io.BytesIO(encoded))
+    image.load()
+    assert image.getexif().get(0x0112, 1) == 1
+    if image.format == "JPEG":
+        assert encoded.count(b"\xff\xd8\xff") == 1, "a second picture is inside"
+    if not originals:
+        return
+    pixels = np.asarray(image).astype(int)
+    distances = [distance for one in originals for distance in distances_to(one, image.mode, pixels)]
+    assert distances, "the picture has another size than it came with"
+    if image.format != "JPEG":
+        assert min(distances) <= 16
+    if min(image.size) >= 8:
+        assert 0 not in distances, "the picture is unchanged"
+
+
+def distances_to(original: bytes, mode: str, after: NDArray[Any]) -> Iterator[int]:
+    """Largest difference to the original in each of the eight ways in which it may be turned."""
+    try:
+        image = Image.open(io.BytesIO(original))
+        image.load()
+    except Exception:  # another member of this key, that was refused
+        return
+    if image.mode.startswith("I"):
+        before = np.rint(np.asarray(image).astype(int).clip(0, 65535) / 257)
+        after = after if after.ndim == 2 else after[:, :, 0]
+    else:
+        before = np.asarray(image.convert(mode)).astype(int)
+    for turn in range(8):
+        turned = np.rot90(before.swapaxes(0, 1) if turn > 3 else before, turn % 4)
+        if turned.shape == after.shape:
+            yield int(np.abs(turned - after).max())
