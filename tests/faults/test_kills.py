@@ -15,7 +15,7 @@ from tests.faults.kills import DRIVER, EMBEDDER, PROTECTOR, READER, TRAINER, Cam
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 CAMPAIGNS = 4
-KILLS_EACH = 13
+SHORT = ("--fit-images", "48")
 SHARDS = [f"photos-{number:03d}.tar" for number in range(8)]
 BROKEN = (SHARDS[1], SHARDS[4])  # one image of each is refused, so that there is a quarantine to be written
 
@@ -53,7 +53,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shard in BROKEN:
         with tarfile.open(folder / "in" / shard, "a") as tar:
             runs.add(tar, "broken.jpg", b"no image at all")
-    done = runs.protect(str(folder / "in"), str(folder / "out"))
+    done = runs.protect(str(folder / "in"), str(folder / "out"), *SHORT)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -75,6 +75,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_a_quiet_one
         tmp_path / "tokens",
         named=deal(POINTS, CAMPAIGNS, number),
         random=spread(number, ROLES),
+        options=SHORT,
     )
     campaign.run()
     assert not campaign.left, "points that no process came by"
