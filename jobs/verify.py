@@ -18,11 +18,12 @@ from jobs.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.records import Commit
-from pipeline.settings import Settings, settings_from
+from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store, resolve_input
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
 from pipeline.verify import Expected, ShardCheck, verify_shard
 
+NEEDED = ("epsilon", "size", "seed", "max_pixels", "max_member_bytes")  # of the settings; they never conflict
 PART = 256  # uploads that are checked before the next are read from the ledger
 
 
@@ -82,7 +83,7 @@ def read_record(output: Store) -> dict[str, Any]:
 def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
     """Every shard that has a commit."""
     record = read_record(output)
-    settings = settings_from({k: v for k, v in record["ingredients"]["settings"].items() if k != "generator_key"})
+    settings = Settings(**{k: v for k, v in record["ingredients"]["settings"].items() if k in NEEDED})
     source = resolve_input(originals)[0] if originals else None
     there = {entry.name for entry in output.list()}
     committed = sorted(_shard_names(there))

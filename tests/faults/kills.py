@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -133,10 +133,10 @@ def born(pid: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def spread(seed: int, roles: Mapping[str, float]) -> list[tuple[str, float]]:
-    """(role, delay): one kill of every role, within so many seconds of its first sight."""
+def spread(seed: int, roles: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """(role, delay): one kill for each, at a time within so many seconds of the role's first sight."""
     rng = Random(seed)
-    return [(role, rng.uniform(0.0, longest)) for role, longest in roles.items()]
+    return [(role, rng.uniform(0.0, longest)) for role, longest in roles]
 
 
 def deal(points: Iterable[str], parts: int, part: int) -> tuple[str, ...]:
