@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import tempfile
 import threading
@@ -33,7 +34,7 @@ from actors.sampler import FitImageReader, cluster_sizes
 from actors.universal_protector import UniversalProtector
 from jobs.prepare import Run
 from jobs.progress import progress
-from pipeline import layout
+from pipeline import errors, layout
 from pipeline.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.clusters import Clustering, target_clusters
 from pipeline.errors import InputError, ScumbleError
@@ -47,6 +48,7 @@ from pipeline.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
+_OURS = re.compile(r"\bpipeline\.errors\.(\w+): (.+)")
 RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
 
 
@@ -293,6 +295,17 @@ def _found_in(error: BaseException | None) -> ScumbleError | None:
     while error is not None and id(error) not in seen:
         if isinstance(error, ScumbleError):
             return error
+        if isinstance(error, RayError) and (ours := _told_by(str(error))) is not None:
+            return ours
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def _told_by(text: str) -> ScumbleError | None:
+    """The failure of ours that a traceback ends with: of what an actor raised, Ray Data sends the text alone."""
+    for name, message in reversed(_OURS.findall(text)):
+        made = getattr(errors, name, None)
+        if isinstance(made, type) and issubclass(made, ScumbleError):
+            return made(message.strip())
     return None
