@@ -191,7 +191,7 @@ def test_shared_memory_of_64_mb_as_containers_have_it_is_enough(quiet: Path, tmp
 
 
 def holders(parent: int) -> list[int]:
-    """Protectors below `parent` that lay a delta over the huge image: a piece of memory of two bytes a value."""
+    """Protectors below `parent` that hold the pixels of the huge image: a piece of memory of a byte for each value."""
     found = []
     for pid in runs.named(runs.descendants(parent), "ray::MapWorker(MapBatches(Protector))"):
         try:
@@ -199,7 +199,7 @@ def holders(parent: int) -> list[int]:
         except OSError:
             continue
         kilobytes = [int(line.split()[1]) for line in lines if line.startswith("Anonymous:")]
-        found += [pid] if max(kilobytes, default=0) * 1024 >= 2 * 3 * HEIGHT * WIDTH else []
+        found += [pid] if max(kilobytes, default=0) * 1024 >= 3 * HEIGHT * WIDTH else []
     return found
 
 
