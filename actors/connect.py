@@ -124,7 +124,8 @@ def _start(folder: str, quiet: Mapping[str, object]) -> None:
         )
     except Exception as error:  # Ray raises no narrower one for a node that does not come up in time
         line = " ".join(str(error).split())[:200]
-        raise InputError(f"Ray did not start on this machine ({line}); try again when it is less busy") from error
+        advice = "free memory, give TMPDIR a short path, or wait"
+        raise InputError(f"Ray did not start on this machine ({line}); {advice}") from error
 
 
 def _quiet_data(settings: Asked) -> None:

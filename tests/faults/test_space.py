@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -139,10 +140,11 @@ def check_failed_whole(quiet: Path, output: Path, done: subprocess.CompletedProc
 
 
 def test_a_full_scratch_disk_is_one_line_that_names_it_and_with_room_the_next_start_finishes(
-    quiet: Path, tmp_path: Path
+    quiet: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    scratch, output = tmp_path / "s", tmp_path / "out"
-    scratch.mkdir()
+    output = tmp_path / "out"
+    scratch = Path(tempfile.mkdtemp(prefix="s"))  # sockets of Ray lie in it, whose names must be short
+    request.addfinalizer(scratch.rmdir)
     small = f"mount -t tmpfs -o size=16m tmpfs {scratch}"
     done = job(quiet, output, small, TMPDIR=str(scratch))
     line = check_failed_whole(quiet, output, done)
