@@ -26,7 +26,7 @@ from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.protection import load_protection
-from pipeline.records import Commit, Rejection, Sample, Shard
+from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
 from pipeline.tar import ShardWriter, read_samples
 
 
@@ -82,8 +82,7 @@ class Protector:
     def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
         """Publish the quarantine, then the commit; meet whoever was first."""
         if outcome.rejections:
-            lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in outcome.rejections]
-            self.context.output.put(layout.quarantine(shard.name), ("\n".join(lines) + "\n").encode())
+            self.context.output.put(layout.quarantine(shard.name), quarantine_to_bytes(outcome.rejections))
         commit = Commit(
             fingerprint=self.context.fingerprint,
             shard=shard.name,

@@ -17,7 +17,7 @@ from jobs import cli
 from jobs.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
-from pipeline.records import Commit
+from pipeline.records import Commit, quarantine_from_bytes
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store, resolve_input
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
@@ -126,8 +126,7 @@ def _check(
     commit = Commit.from_json(json.loads(output.read(layout.commit(shard))))
     quarantined: set[str] = set()
     if commit.num_quarantined:
-        lines = output.read(layout.quarantine(shard)).splitlines()  # of text it would cut at U+2028 too
-        quarantined = {json.loads(line)["key"] for line in lines}
+        quarantined = {one.key for one in quarantine_from_bytes(output.read(layout.quarantine(shard)))}
     try:
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(output.open(shard))

@@ -13,7 +13,7 @@ from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
-from pipeline.records import Commit, Reason, Rejection
+from pipeline.records import Commit, Rejection, quarantine_from_bytes
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
     SHOWN_REJECTIONS,
@@ -186,7 +186,5 @@ def _rejections(output: Store, commits: list[Commit]) -> tuple[Rejection, ...]:
         if len(found) >= SHOWN_REJECTIONS:
             break
         if commit.num_quarantined:
-            for line in output.read(layout.quarantine(commit.shard)).splitlines():  # of text it would cut at U+2028 too
-                row = json.loads(line)
-                found.append(Rejection(row["key"], row["member"], Reason(row["reason"]), row["detail"]))
+            found += quarantine_from_bytes(output.read(layout.quarantine(commit.shard)))
     return tuple(found[:SHOWN_REJECTIONS])

@@ -5,7 +5,8 @@ Shape letters used everywhere: B batch, C H W image, n rows, d feature, p cluste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -86,6 +87,18 @@ class Rejection:
 
     def to_json(self) -> dict[str, str]:
         return {"key": self.key, "member": self.member, "reason": self.reason.value, "detail": self.detail}
+
+
+def quarantine_to_bytes(rejections: Iterable[Rejection]) -> bytes:
+    """A quarantine file: one JSON object a line."""
+    lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in rejections]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def quarantine_from_bytes(data: bytes) -> list[Rejection]:
+    """The inverse of quarantine_to_bytes."""
+    rows = [json.loads(line) for line in data.splitlines()]  # of text it would cut at U+2028 too
+    return [Rejection(row["key"], row["member"], Reason(row["reason"]), row["detail"]) for row in rows]
 
 
 @dataclass(frozen=True)

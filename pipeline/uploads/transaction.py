@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ from pipeline import layout
 from pipeline.errors import InputError, StoreError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import ShardCounts
-from pipeline.records import Reason, Rejection, Sample
+from pipeline.records import Reason, Rejection, Sample, quarantine_to_bytes
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.uploads.ledger import UnitCommit
@@ -103,8 +102,7 @@ def protect_unit(unit: Unit, places: Places, deltas: UploadDeltas, *, threads: i
     protect = _protect_shard if unit.is_shard and unit.items[0].fault is None else _protect_images
     found = protect(unit, places, deltas, threads)
     if found.refused:
-        lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in found.refused]
-        places.output.put(layout.upload_quarantine(unit.id), ("\n".join(lines) + "\n").encode())
+        places.output.put(layout.upload_quarantine(unit.id), quarantine_to_bytes(found.refused))
     rows = tuple(sorted(found.rows, key=lambda row: row.name))
     return UnitResult(
         UnitCommit(unit.id, places.fingerprint, rows),

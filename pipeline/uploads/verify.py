@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.fingerprint import derive, sha256
-from pipeline.records import Sample
+from pipeline.records import Sample, quarantine_from_bytes
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.ledger import Ledger
@@ -77,8 +76,7 @@ def _verify_shard(row: Row, output: Store, source: Store | None, settings: Setti
     quarantined: set[str] = set()
     if row.quarantined:
         unit = Unit((Item(row.name, row.size, row.etag, row.kind, row.version),)).id
-        lines = output.read(layout.upload_quarantine(unit)).decode().splitlines()
-        quarantined = {json.loads(line)["key"] for line in lines}
+        quarantined = {one.key for one in quarantine_from_bytes(output.read(layout.upload_quarantine(unit)))}
     with output.open(row.output) as ours:
         if source is None or info is None or info.etag != row.etag:
             return verify_shard(expected, ours, None, quarantined, settings=settings, decode_share=share)
