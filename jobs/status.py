@@ -99,13 +99,12 @@ def uploads_status_of(output: Store) -> dict[str, Any]:
         counts["drifted"] += row.drifted
         counts["input_bytes"] += row.size
         counts["output_bytes"] += row.output_size
-        if row.reason:
-            reasons[row.reason] += 1
+        reasons[row.reason or "inside of shards"] += row.quarantined
     last = output.look(layout.UPLOADS_LAST_RUN)
     ended = json.loads(last.data) if last is not None else None
     return {
         **{name: counts[name] for name in ("objects", "images", "quarantined", "drifted")},
-        "reasons": dict(sorted(reasons.items())),
+        "reasons": {reason: count for reason, count in sorted(reasons.items()) if count},
         "input_bytes": counts["input_bytes"],
         "output_bytes": counts["output_bytes"],
         "last_run": f"{ended['status']} at {ended['ended']}, exit code {ended['exit_code']}" if ended else "none yet",

@@ -79,6 +79,6 @@ def test_status_counts_what_the_ledger_holds(job: Job, capsys: pytest.CaptureFix
     assert status.main(["--output", job.output.url, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["objects"], found["images"], found["quarantined"]) == (6, 6, 2)
-    assert found["reasons"] == {"unsupported-format": 1}
+    assert found["reasons"] == {"unsupported-format": 1, "inside of shards": 1}
     assert found["output_bytes"] == sum(map(len, job.outputs().values()))
     assert found["last_run"].startswith("done at 20")
