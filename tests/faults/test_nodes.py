@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,27 +60,28 @@ def ended(process: subprocess.Popen[str], output: Path, quiet: Path) -> None:
     assert runs.shard_digests(output) == runs.shard_digests(quiet / "out")
 
 
-@pytest.mark.parametrize("words", ["raylet/raylet", "all of it"])
-def test_a_node_that_dies_with_its_shards_costs_nothing_but_time(quiet: Path, tmp_path: Path, words: str) -> None:
-    output = tmp_path / "out"
+@contextlib.contextmanager
+def working_on_both(quiet: Path, output: Path) -> Iterator[Nodes]:
+    """Two nodes that have committed something and hold more; after the block the run has to end as the quiet one."""
     with nodes(2) as cluster:
         process = started(cluster, quiet, output)
         runs.wait_for(lambda: committed(output) >= 1, process)
         runs.wait_for(lambda: bool(cluster.processes("node2", PROTECTOR)), process)
-        cluster.kill("node2", "" if words == "all of it" else words)
+        yield cluster
         ended(process, output, quiet)
+
+
+@pytest.mark.parametrize("words", ["raylet/raylet", "all of it"])
+def test_a_node_that_dies_with_its_shards_costs_nothing_but_time(quiet: Path, tmp_path: Path, words: str) -> None:
+    with working_on_both(quiet, tmp_path / "out") as cluster:
+        cluster.kill("node2", "" if words == "all of it" else words)
 
 
 def test_a_node_that_is_cut_off_for_twenty_seconds_harms_nothing(quiet: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    with nodes(2) as cluster:
-        process = started(cluster, quiet, output)
-        runs.wait_for(lambda: committed(output) >= 1, process)
-        runs.wait_for(lambda: bool(cluster.processes("node2", PROTECTOR)), process)
+    with working_on_both(quiet, tmp_path / "out") as cluster:
         cluster.cut(2)
         time.sleep(20)
         cluster.mend(2)
-        ended(process, output, quiet)
 
 
 def test_a_head_that_dies_ends_the_run_and_a_new_submit_finishes_it(quiet: Path, tmp_path: Path) -> None:
