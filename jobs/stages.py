@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -48,6 +49,7 @@ from pipeline.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
+PATIENCE_SECONDS, PATIENCE_BYTES_PER_SECOND = 180.0, 100_000.0  # a start of all actors; the slowest model on a CPU
 _OURS = re.compile(r"\bpipeline\.errors\.(\w+): (.+)")
 RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
 
@@ -233,9 +235,28 @@ def measure(run: Run) -> None:
 def over_shards(
     shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers
 ) -> Iterator[ShardDone]:
-    """Send shards, one row each, through a bounded pool of actors; yields answers as they come."""
-    for batch in _batches(shards, actor, arguments, workers):
-        yield from done_of(batch)
+    """Send shards, one row each, through a bounded pool of actors; yields answers as they come.
+
+    Ray can lose an answer for good when a node is cut off for a moment. What stays away too long is asked for again:
+    an actor may do a shard twice, at any time, and publishes it once.
+    """
+    left = {shard.name: shard for shard in shards}
+    patience = patience_for(shards)
+    while left:
+        try:
+            for batch in _batches(list(left.values()), actor, arguments, workers, patience):
+                for done in done_of(batch):
+                    del left[done.name]
+                    yield done
+        except ExecutionTimeoutError:
+            again = f"asking again for the {len(left):,} shards that are left"
+            print(f"warning: no answer from any worker for {patience:.0f} s; {again}", file=sys.stderr, flush=True)
+            patience *= 2  # was it only slow, or waiting for machines, then it will get its time
+
+
+def patience_for(shards: Sequence[Shard]) -> float:
+    """Seconds without any answer after which a stage no longer believes that one will come."""
+    return PATIENCE_SECONDS + max((shard.size for shard in shards), default=0) / PATIENCE_BYTES_PER_SECOND
 
 
 def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> Any:
@@ -255,11 +276,12 @@ def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], w
     )
 
 
-def _batches(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> Iterator[Any]:
-    if not shards:
-        return
+def _batches(
+    shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers, patience: float
+) -> Iterator[Any]:
     with ray_failures():
         dataset = _dataset(shards, actor, arguments, workers)
+        dataset.context.execution_no_progress_timeout_s = patience
         yield from dataset.iter_batches(batch_size=None, prefetch_batches=0)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -119,12 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if kind == "wait":
             time.sleep(1.0)
-        upstream = HTTPConnection(*self.outer.target, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-        upstream.request(self.command, self.path, body, headers)
-        response = upstream.getresponse()
-        data = response.read()
-        upstream.close()
+        with contextlib.closing(HTTPConnection(*self.outer.target, timeout=60)) as upstream:
+            upstream.request(self.command, self.path, body, headers)
+            response = upstream.getresponse()
+            data = response.read()
         if kind == "lost":
             self._reset()
             return

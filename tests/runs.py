@@ -21,7 +21,7 @@ from tests.samples import image_bytes
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64"),
-    *("--clusters", "4", "--steps", "20", "--restarts", "4", "--max-quarantine", "1"),
+    *("--clusters", "4", "--steps", "8", "--restarts", "4", "--max-quarantine", "1"),
 ]
 _NAMES = ("grass", "brick", "coffee", "retina")
 

@@ -14,6 +14,7 @@ import pytest
 from tests import runs
 from tests.faults.kills import PROTECTOR
 from tests.faults.nodes import Nodes, nodes
+from tests.uploads import small_protection
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,28 +28,33 @@ pytestmark = [
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `in`, a protection, and the `out` of one undisturbed run of it."""
     folder = tmp_path_factory.mktemp("quiet")
-    runs.write_collection(folder / "first", shards=1, per_shard=32)
     runs.write_collection(folder / "in", shards=12, per_shard=250, side=96)
-    made = runs.protect(str(folder / "first"), str(folder / "made"))
-    assert made.returncode == 0, made.stderr
+    (folder / "protection.safetensors").write_bytes(small_protection().to_bytes())
     done = runs.protect(str(folder / "in"), str(folder / "out"), *protection(folder))
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def protection(quiet: Path) -> tuple[str, str]:
-    return "--protection", str(quiet / "made/_scumble/protection.safetensors")
+    return "--protection", str(quiet / "protection.safetensors")
 
 
-def started(cluster: Nodes, quiet: Path, output: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(cluster: Nodes, quiet: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run on the cluster, which does not outlive the block."""
     with (output.parent / "job.log").open("wb") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             runs.command(str(quiet / "in"), str(output), *runs.SMALL, *protection(quiet)),
             env=cluster.environment,
             stdout=log,
             stderr=log,
             text=True,
         )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def committed(output: Path) -> int:
@@ -63,8 +69,7 @@ def ended(process: subprocess.Popen[str], output: Path, quiet: Path) -> None:
 @contextlib.contextmanager
 def working_on_both(quiet: Path, output: Path) -> Iterator[Nodes]:
     """Two nodes that have committed something and hold more; after the block the run has to end as the quiet one."""
-    with nodes(2) as cluster:
-        process = started(cluster, quiet, output)
+    with nodes(2) as cluster, started(cluster, quiet, output) as process:
         runs.wait_for(lambda: committed(output) >= 1, process)
         runs.wait_for(lambda: bool(cluster.processes("node2", PROTECTOR)), process)
         yield cluster
@@ -86,12 +91,11 @@ def test_a_node_that_is_cut_off_for_twenty_seconds_harms_nothing(quiet: Path, tm
 
 def test_a_head_that_dies_ends_the_run_and_a_new_submit_finishes_it(quiet: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with nodes(1) as cluster:
-        process = started(cluster, quiet, output)
+    with nodes(1) as cluster, started(cluster, quiet, output) as process:
         runs.wait_for(lambda: committed(output) >= 2, process)
         cluster.kill("head")
         assert process.wait(timeout=300) != 0
         before = committed(output)
         assert before < 12
-    with nodes(1) as cluster:
-        ended(started(cluster, quiet, output), output, quiet)
+    with nodes(1) as cluster, started(cluster, quiet, output) as process:
+        ended(process, output, quiet)

@@ -365,7 +365,7 @@ def test_a_store_that_goes_down_in_the_middle_ends_the_run_and_the_next_start_fi
     done = job(quiet, filled + "/in", filled + "/out", **environment)
     assert commits
     line = check_one_line(done, time.monotonic() - started, 400)
-    assert re.match(r"error: cannot (create|read|write|open|look up) s3://.*Service Unavailable", line), line
+    assert re.match(r"error: cannot (create|read|write|open|look up) s3://.*Service ?Unavailable", line), line
     assert status.main(["--output", filled + "/out", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["shards"], found["images"], found["done"]) == ("0 of 3 committed", 0, False)
