@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import ray
@@ -48,6 +49,7 @@ from pipeline.settings import Settings, clusters_for
 from pipeline.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
+WAVE = 10_000  # shards that one graph of Ray Data is made of: the driver holds a block for each
 ANSWER_SECONDS = 3600.0
 PATIENCE_SECONDS, PATIENCE_BYTES_PER_SECOND = 180.0, 100_000.0  # a start of all actors; the slowest model on a CPU
 _OURS = re.compile(r"\bpipeline\.errors\.(\w+): (.+)")
@@ -244,7 +246,7 @@ def over_shards(
     patience = patience_for(shards)
     while left:
         try:
-            for batch in _batches(list(left.values()), actor, arguments, workers, patience):
+            for batch in _batches(list(islice(left.values(), WAVE)), actor, arguments, workers, patience):
                 for done in done_of(batch):
                     del left[done.name]
                     yield done

@@ -6,22 +6,15 @@ python jobs/status.py --output protected/
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
-from itertools import islice
+from collections import Counter
 from typing import Any
 
 from jobs import cli
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
-from pipeline.records import Commit
 from pipeline.store import Store
+from pipeline.totals import totals_of
 from pipeline.uploads.ledger import Ledger
-
-READERS = 16  # threads
-TOGETHER = 32  # commits that one thread reads at a time
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,48 +35,22 @@ def main(argv: list[str] | None = None) -> int:
     return cli.DONE
 
 
-@dataclass
-class Tally:
-    """Sums over commits."""
-
-    shards: int = 0
-    images: int = 0
-    quarantined: int = 0
-    input_bytes: int = 0
-    output_bytes: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def count(self, commit: Commit) -> None:
-        self.shards += 1
-        self.images += commit.num_protected
-        self.quarantined += commit.num_quarantined
-        self.input_bytes += commit.input_size
-        self.output_bytes += commit.output_size
-        self.reasons.update(commit.quarantine)
-
-    def add(self, other: Tally) -> None:
-        for one in fields(self):
-            ours = getattr(self, one.name)
-            ours += getattr(other, one.name)
-            setattr(self, one.name, ours)
-
-
 def status_of(output: Store) -> dict[str, Any]:
     """Counts over all commits of an output. Raises InputError if no run has begun there."""
     if output.info(layout.RUN) is None:
         raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
     record = json.loads(output.read(layout.RUN))
-    tally, total = tally_of(output), record["num_shards"]
+    totals, total = totals_of(output), record["num_shards"]
     return {
         "fingerprint": record["fingerprint"],
         "stage": _stage(output, total),
-        "shards": f"{tally.shards} of {total} committed",
-        "done": tally.shards == total,
-        "images": tally.images,
-        "quarantined": tally.quarantined,
-        "reasons": dict(sorted(tally.reasons.items())),
-        "input_bytes": tally.input_bytes,
-        "output_bytes": tally.output_bytes,
+        "shards": f"{totals.shards} of {total} committed",
+        "done": totals.shards == total,
+        "images": totals.images,
+        "quarantined": totals.quarantined,
+        "reasons": dict(sorted(totals.reasons.items())),
+        "input_bytes": totals.input_bytes,
+        "output_bytes": totals.output_bytes,
     }
 
 
@@ -109,27 +76,6 @@ def uploads_status_of(output: Store) -> dict[str, Any]:
         "output_bytes": counts["output_bytes"],
         "last_run": f"{ended['status']} at {ended['ended']}, exit code {ended['exit_code']}" if ended else "none yet",
     }
-
-
-def tally_of(output: Store) -> Tally:
-    """Sums over the commits of an output, of which a few hundred are in memory at a time."""
-    names, whole = output.names(layout.COMMITS), Tally()
-    waiting: deque[Future[Tally]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        while part := list(islice(names, TOGETHER)):
-            waiting.append(pool.submit(_tally, output, part))
-            if len(waiting) > 2 * READERS:
-                whole.add(waiting.popleft().result())
-        for left in waiting:
-            whole.add(left.result())
-    return whole
-
-
-def _tally(output: Store, names: Sequence[str]) -> Tally:
-    found = Tally()
-    for name in names:
-        found.count(Commit.from_json(json.loads(output.read(name))))
-    return found
 
 
 def _stage(output: Store, total: int) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from safetensors.numpy import load
@@ -13,7 +11,7 @@ from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
-from pipeline.records import Commit, Rejection, quarantine_from_bytes
+from pipeline.records import Rejection, quarantine_from_bytes
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
     SHOWN_REJECTIONS,
@@ -26,17 +24,10 @@ from pipeline.report import (
 )
 from pipeline.scores import scores_from_parquet
 from pipeline.store import Store
+from pipeline.totals import Totals, totals_of
 
-_READERS = 16
 _RUN_STAGES = ("embed", "cluster", "fit", "apply", "measure")
 _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
-
-
-def read_commits(output: Store) -> list[Commit]:
-    """All commits of an output, by shard name."""
-    names = [entry.name for entry in output.list(layout.COMMITS)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        return [Commit.from_json(json.loads(data)) for data in pool.map(output.read, names)]
 
 
 def report_data(output: Store) -> ReportData:
@@ -44,13 +35,10 @@ def report_data(output: Store) -> ReportData:
     record = _json(output, layout.RUN)
     if record is None:
         raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
-    commits = read_commits(output)
+    totals = totals_of(output)
     status = _json(output, layout.STATUS) or {}
     ingredients = record["ingredients"]
     protection = _protection(output)
-    quarantine: Counter[str] = Counter()
-    for commit in commits:
-        quarantine.update(commit.quarantine)
     accuracy = _json(output, layout.ACCURACY) or {}
     return ReportData(
         input_url=record["input"],
@@ -58,20 +46,20 @@ def report_data(output: Store) -> ReportData:
         method=_method(ingredients["settings"]),
         epsilon=ingredients["settings"]["epsilon"],
         fingerprint=record["fingerprint"],
-        num_protected=sum(commit.num_protected for commit in commits),
-        num_quarantined=sum(commit.num_quarantined for commit in commits),
-        num_shards=len(commits),
-        input_image_bytes=sum(commit.input_image_bytes for commit in commits),
-        output_image_bytes=sum(commit.output_image_bytes for commit in commits),
+        num_protected=totals.images,
+        num_quarantined=totals.quarantined,
+        num_shards=totals.shards,
+        input_image_bytes=totals.input_image_bytes,
+        output_image_bytes=totals.output_image_bytes,
         finished=status.get("updated", ""),
-        stages=_stages(commits, status.get("stage_seconds", {})),
-        clusters=_clusters(commits, protection),
+        stages=_stages(totals, status.get("stage_seconds", {})),
+        clusters=_clusters(totals, protection),
         quality=_quality(_json(output, layout.CLUSTERS_REPORT)),
         gallery=_gallery(output),
         removal=_removal(_json(output, layout.REMOVAL)),
         scores=tuple(scores_from_parquet(output.read(layout.SCORES))) if output.info(layout.SCORES) else (),
-        quarantine=dict(sorted(quarantine.items())),
-        rejections=_rejections(output, commits),
+        quarantine=dict(sorted(totals.reasons.items())),
+        rejections=_rejections(output, totals),
         settings=ingredients["settings"],
         versions=ingredients["versions"],
         accuracy=tuple(
@@ -101,30 +89,22 @@ def _method(settings: dict[str, Any]) -> str:
     return f"Unlearnable Clusters, {how[settings['generator']]}"
 
 
-def _stages(commits: list[Commit], wall: dict[str, float]) -> tuple[StageRate, ...]:
+def _stages(totals: Totals, wall: dict[str, float]) -> tuple[StageRate, ...]:
     """Wall time of each stage of the last start, then process seconds of the steps of apply."""
-    images = sum(commit.num_protected for commit in commits)
-    stages = [StageRate(name, images, wall[name]) for name in _RUN_STAGES if name in wall]
+    stages = [StageRate(name, totals.images, wall[name]) for name in _RUN_STAGES if name in wall]
+    sizes = {
+        "read": totals.input_bytes,
+        "decode": totals.input_image_bytes,
+        "encode": totals.output_image_bytes,
+        "put": totals.output_bytes,
+    }
     for name in _APPLY_STAGES:
-        seconds = sum(commit.seconds.get(name, 0.0) for commit in commits)
-        stages.append(StageRate(f"apply: {name}", images, seconds, _bytes(name, commits)))
+        stages.append(StageRate(f"apply: {name}", totals.images, totals.seconds[name], sizes.get(name, 0)))
     return tuple(stages)
 
 
-def _bytes(step: str, commits: list[Commit]) -> int:
-    sizes = {
-        "read": sum(commit.input_size for commit in commits),
-        "decode": sum(commit.input_image_bytes for commit in commits),
-        "encode": sum(commit.output_image_bytes for commit in commits),
-        "put": sum(commit.output_size for commit in commits),
-    }
-    return sizes.get(step, 0)
-
-
-def _clusters(commits: list[Commit], protection: Protection | UniversalProtection | None) -> tuple[ClusterRow, ...]:
-    sizes: Counter[int] = Counter()
-    for commit in commits:
-        sizes.update({int(cluster): count for cluster, count in commit.clusters.items()})
+def _clusters(totals: Totals, protection: Protection | UniversalProtection | None) -> tuple[ClusterRow, ...]:
+    sizes = totals.clusters
     if protection is None:
         return ()
     if isinstance(protection, UniversalProtection):
@@ -179,12 +159,11 @@ def _removal(found: dict[str, Any] | None) -> RemovalCheck | None:
     return RemovalCheck(**{**found, **correlations})
 
 
-def _rejections(output: Store, commits: list[Commit]) -> tuple[Rejection, ...]:
+def _rejections(output: Store, totals: Totals) -> tuple[Rejection, ...]:
     """The first rejections, in shard order."""
     found: list[Rejection] = []
-    for commit in commits:
+    for shard in totals.refusing:
         if len(found) >= SHOWN_REJECTIONS:
             break
-        if commit.num_quarantined:
-            found += quarantine_from_bytes(output.read(layout.quarantine(commit.shard)))
+        found += quarantine_from_bytes(output.read(layout.quarantine(shard)))
     return tuple(found[:SHOWN_REJECTIONS])

@@ -70,7 +70,7 @@ class Losing:
             time.sleep(1000)  # as if the answer had been lost
         return done_columns([ShardDone(shard.name, 1, 0, shard.size, 0.0)])
 
-jobs.stages.PATIENCE_SECONDS = 10.0
+jobs.stages.PATIENCE_SECONDS, jobs.stages.WAVE = 10.0, 3
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
     shards = [Shard(name, 1, "") for name in "abcd"]
     answers = jobs.stages.over_shards(shards, Losing, (Path(sys.argv[1]),), Workers(1, 1.0, 0.0))

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from jobs.status import READERS, TOGETHER, status_of
+from jobs.status import status_of
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.store import Store
+from pipeline.totals import READERS, REFUSING, TOGETHER, totals_of
 
 COMMITS = 5000
 
@@ -24,7 +25,12 @@ def commit_fields(number: int) -> dict[str, Any]:
     words = dict.fromkeys(("fingerprint", "input_etag", "output_sha256", "protection_sha256"), "x")
     images = {"num_protected": 50 - len(refused), "num_quarantined": len(refused), "num_members": 100}
     sizes = {"input_size": number, "output_size": 2 * number, "input_image_bytes": 1, "output_image_bytes": 1}
-    rest = {"max_abs_delta": 16, "quarantine": refused, "clusters": {"0": 50}, "seconds": {}}
+    rest = {
+        "max_abs_delta": 16,
+        "quarantine": refused,
+        "clusters": {str(number % 3): 50 - len(refused)},
+        "seconds": {"put": 0.5},
+    }
     return {"shard": f"{number:05d}.tar", **words, **images, **sizes, **rest}
 
 
@@ -69,6 +75,15 @@ def test_status_sums_every_commit_but_holds_only_few_at_a_time(tmp_path: Path) -
         "output_bytes": 4999 * 5000,
     }
     assert output.most <= (2 * READERS + 2) * TOGETHER < COMMITS / 4
+
+
+def test_totals_hold_what_a_report_needs_of_all_commits(tmp_path: Path) -> None:
+    write_output(tmp_path, 900, 900)  # clusters 0, 1, 2 by turns; shards 0, 10, 20 … have one image refused
+    totals = totals_of(Store(str(tmp_path)))
+    assert (totals.shards, totals.input_image_bytes, totals.output_image_bytes) == (900, 900, 900)
+    assert totals.seconds == {"put": 450.0}
+    assert totals.clusters == {0: 300 * 50 - 30, 1: 300 * 50 - 30, 2: 300 * 50 - 30}
+    assert totals.refusing == [f"{10 * number:05d}.tar" for number in range(REFUSING)]
 
 
 def test_status_tells_the_stage_from_what_the_run_has_left(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def committed(output: Path) -> int:
 
 
 def ended(process: subprocess.Popen[str], output: Path, quiet: Path) -> None:
-    assert process.wait(timeout=300) == 0, (output.parent / "job.log").read_text()[-3000:]
+    assert process.wait(timeout=420) == 0, (output.parent / "job.log").read_text()[-3000:]
     assert runs.shard_digests(output) == runs.shard_digests(quiet / "out")
 
 

@@ -1,0 +1,83 @@
+"""Sums over all commits of an output, however many there are: a few hundred are in memory at a time."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from itertools import islice
+
+from pipeline import layout
+from pipeline.records import Commit
+from pipeline.store import Store
+
+READERS = 16  # threads
+TOGETHER = 32  # commits that one thread reads at a time
+REFUSING = 50  # shards with a quarantine that are named
+
+
+@dataclass
+class Totals:
+    """What commits add up to.
+
+    reasons   quarantined samples by reason         clusters  protected images by cluster
+    seconds   process seconds by step of apply      refusing  the first names, sorted, of shards with a quarantine
+    """
+
+    shards: int = 0
+    images: int = 0
+    quarantined: int = 0
+    input_bytes: int = 0
+    output_bytes: int = 0
+    input_image_bytes: int = 0
+    output_image_bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    clusters: Counter[int] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    refusing: list[str] = field(default_factory=list)
+
+    def count(self, commit: Commit) -> None:
+        self.shards += 1
+        self.images += commit.num_protected
+        self.quarantined += commit.num_quarantined
+        self.input_bytes += commit.input_size
+        self.output_bytes += commit.output_size
+        self.input_image_bytes += commit.input_image_bytes
+        self.output_image_bytes += commit.output_image_bytes
+        self.reasons.update(commit.quarantine)
+        self.clusters.update({int(cluster): count for cluster, count in commit.clusters.items()})
+        for step, seconds in commit.seconds.items():
+            self.seconds[step] += seconds  # type: ignore[assignment]  # a Counter adds fractions as well
+        if commit.num_quarantined:
+            self.refusing.append(commit.shard)
+
+    def add(self, other: Totals) -> None:
+        for one in fields(self):
+            ours = getattr(self, one.name)
+            ours += getattr(other, one.name)
+            setattr(self, one.name, ours)
+        self.refusing = heapq.nsmallest(REFUSING, self.refusing)
+
+
+def totals_of(output: Store) -> Totals:
+    """Sums over the commits of an output."""
+    names, whole = output.names(layout.COMMITS), Totals()
+    waiting: deque[Future[Totals]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        while part := list(islice(names, TOGETHER)):
+            waiting.append(pool.submit(_totals, output, part))
+            if len(waiting) > 2 * READERS:
+                whole.add(waiting.popleft().result())
+        for left in waiting:
+            whole.add(left.result())
+    return whole
+
+
+def _totals(output: Store, names: Sequence[str]) -> Totals:
+    found = Totals()
+    for name in names:
+        found.count(Commit.from_json(json.loads(output.read(name))))
+    return found
