@@ -60,9 +60,13 @@ class Watched(Store):
         return super().read(name)
 
 
-def test_status_sums_every_commit_but_holds_only_few_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_status_sums_every_commit_but_holds_only_few_at_a_time(tmp_path: Path, place: str) -> None:
     write_output(tmp_path, COMMITS, COMMITS + 1)
     output = Watched(str(tmp_path))
+    if place == "store":  # whose commits are read by many threads
+        output = Watched(f"memory://{tmp_path}")
+        output.filesystem.put(f"{tmp_path}/", output.root, recursive=True)
     assert status_of(output) == {
         "fingerprint": "f" * 64,
         "stage": "embedding (0 of 5001 shards)",
