@@ -16,7 +16,7 @@ from pipeline.store import Store
 
 READERS = 16  # threads, of a store that takes its time
 TOGETHER = 32  # commits that one thread reads at a time
-REFUSING = 50  # shards with a quarantine that are named
+REFUSING = 50  # shards with a quarantine that are named: one refused sample or more each, as many as a report shows
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Totals:
     refusing: list[str] = field(default_factory=list)
 
     def count(self, commit: Mapping[str, Any]) -> None:
-        """Add a commit as its file has it: to build a Commit of each takes a third of the time."""
+        """Add a commit as its file has it: to build a Commit of each would take a third longer."""
         self.shards += 1
         self.images += commit["num_protected"]
         self.quarantined += commit["num_quarantined"]
