@@ -10,7 +10,7 @@ import numpy as np
 from actors.batches import Batch, RunContext, shards_of
 from pipeline import layout
 from pipeline.features import assignment_from_parquet
-from pipeline.fit_images import read_fit_images
+from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.store import Store
 from pipeline.tar import read_samples
 
@@ -36,11 +36,12 @@ class FitImageReader:
         columns: dict[str, list[Any]] = {"pixels": [], "cluster": [], "shard": [], "key": []}
         for shard in shards_of(batch):
             assignment = assignment_from_parquet(self.context.output.read(layout.assignment(shard.name)))
+            chosen = chosen_images(assignment, self.shares, settings.seed)
+            if not chosen:
+                continue  # the shard is not even opened
             with self.context.source.open_version(shard.name, shard.etag) as stream:
                 samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
-                for key, pixels, cluster in read_fit_images(
-                    samples, assignment, self.shares, side=self.side, settings=settings
-                ):
+                for key, pixels, cluster in read_fit_images(samples, chosen, side=self.side, settings=settings):
                     columns["pixels"].append(pixels.tobytes())
                     columns["cluster"].append(cluster)
                     columns["shard"].append(shard.name)

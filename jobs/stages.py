@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -53,6 +53,7 @@ WAVE = 10_000  # shards that one graph of Ray Data is made of: the driver holds 
 ANSWER_SECONDS = 3600.0
 PATIENCE_SECONDS, PATIENCE_BYTES_PER_SECOND = 180.0, 100_000.0  # a start of all actors; the slowest model on a CPU
 _OURS = re.compile(r"\bpipeline\.errors\.(\w+): (.+)")
+_T = TypeVar("_T")
 RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
 
 
@@ -176,11 +177,11 @@ def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
     side, image_side = _sides(run)
     shares = fit_shares(_cluster_sizes(run), run.settings.fit_images)
     context = context_of(run, workers)
-    dataset = _dataset(run.plan.shards, FitImageReader, (context, image_side, shares), workers).materialize()
+    images = _collected(run.plan.shards, FitImageReader, (context, image_side, shares), workers)
     targets = tuple(int(t) for t in target_clusters(clustering.feature_means, run.settings.permutation))
     context = context_of(run, workers_for(run.settings))
     queue = ray.remote(num_cpus=0)(FitQueue).remote(units)
-    return FitTask(context, clustering, targets, dataset.to_arrow_refs(), queue, side, image_side)
+    return FitTask(context, clustering, targets, images, queue, side, image_side)
 
 
 def _sides(run: Run) -> tuple[int, int]:
@@ -237,19 +238,51 @@ def measure(run: Run) -> None:
 def over_shards(
     shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers
 ) -> Iterator[ShardDone]:
-    """Send shards, one row each, through a bounded pool of actors; yields answers as they come.
+    """Send shards, one row each, through a bounded pool of actors; yields answers as they come."""
+    left = {shard.name: shard for shard in shards}
+
+    def answers(dataset: Any, _: Sequence[Shard]) -> Iterator[ShardDone]:
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            for done in done_of(batch):
+                del left[done.name]
+                yield done
+
+    yield from _until_answered(left, actor, arguments, workers, answers)
+
+
+def _collected(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> list[Any]:
+    """As over_shards, but the answers, Arrow tables in any order, stay in Ray's object store: references to them."""
+    left = {shard.name: shard for shard in shards}
+
+    def tables(dataset: Any, wave: Sequence[Shard]) -> Iterator[Any]:
+        references = dataset.materialize().to_arrow_refs()
+        for shard in wave:
+            del left[shard.name]
+        yield from references
+
+    return list(_until_answered(left, actor, arguments, workers, tables))
+
+
+def _until_answered(
+    left: dict[str, Shard],
+    actor: type,
+    arguments: tuple[Any, ...],
+    workers: Workers,
+    answers: Callable[[Any, Sequence[Shard]], Iterator[_T]],
+) -> Iterator[_T]:
+    """Wave by wave, until `answers` has taken every shard out of `left`.
 
     Ray can lose an answer for good when a node is cut off for a moment. What stays away too long is asked for again:
     an actor may do a shard twice, at any time, and publishes it once.
     """
-    left = {shard.name: shard for shard in shards}
-    patience = patience_for(shards)
+    patience = patience_for(list(left.values()))
     while left:
+        wave = list(islice(left.values(), WAVE))
         try:
-            for batch in _batches(list(islice(left.values(), WAVE)), actor, arguments, workers, patience):
-                for done in done_of(batch):
-                    del left[done.name]
-                    yield done
+            with ray_failures():
+                dataset = _dataset(wave, actor, arguments, workers)
+                dataset.context.execution_no_progress_timeout_s = patience
+                yield from answers(dataset, wave)
         except ExecutionTimeoutError:
             again = f"asking again for the {len(left):,} shards that are left"
             print(f"warning: no answer from any worker for {patience:.0f} s; {again}", file=sys.stderr, flush=True)
@@ -276,15 +309,6 @@ def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], w
         max_restarts=RESTARTS,
         max_task_retries=-1,  # a lost node answers no call until the cluster knows; restarts are what is bounded
     )
-
-
-def _batches(
-    shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers, patience: float
-) -> Iterator[Any]:
-    with ray_failures():
-        dataset = _dataset(shards, actor, arguments, workers)
-        dataset.context.execution_no_progress_timeout_s = patience
-        yield from dataset.iter_batches(batch_size=None, prefetch_batches=0)
 
 
 @contextlib.contextmanager

@@ -40,22 +40,26 @@ def is_chosen(seed: int, shard: str, key: str, share: float) -> bool:
     return derive(seed, "fit-image", shard, key) < share * 2.0**63
 
 
+def chosen_images(assignment: Assignment, shares: Mapping[int, float], seed: int) -> dict[str, int]:
+    """Cluster of each sample of a shard that is fitted on, by key; known without the shard."""
+    clusters = zip(assignment.keys, assignment.clusters.tolist(), strict=True)
+    return {key: cluster for key, cluster in clusters if is_chosen(seed, assignment.shard, key, shares[cluster])}
+
+
 def read_fit_images(
-    samples: Iterable[Sample | Rejection],
-    assignment: Assignment,
-    shares: Mapping[int, float],
-    *,
-    side: int,
-    settings: Settings,
+    samples: Iterable[Sample | Rejection], chosen: Mapping[str, int], *, side: int, settings: Settings
 ) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
-    """Chosen pictures of one shard as (key, uint8 [side, side, 3], cluster), in input order."""
-    clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
-    for sample in samples:
-        if isinstance(sample, Rejection) or sample.key not in clusters:
+    """Chosen pictures of one shard as (key, uint8 [side, side, 3], cluster), in input order.
+
+    Nothing is read behind the last of them: of a large collection, most shards hold few.
+    """
+    left = dict(chosen)
+    for sample in samples if left else ():
+        if isinstance(sample, Rejection) or sample.key not in left:
             continue
-        cluster = clusters[sample.key]
-        if is_chosen(settings.seed, assignment.shard, sample.key, shares[cluster]):
-            yield sample.key, _square(sample, side, settings.max_pixels), cluster
+        yield sample.key, _square(sample, side, settings.max_pixels), left.pop(sample.key)
+        if not left:
+            return
 
 
 def _square(sample: Sample, side: int, max_pixels: int) -> NDArray[np.uint8]:
