@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--s3", metavar="URL", help="prefix in a bucket that may be written to, for a listing there")
-    parser.add_argument("--s3-objects", type=int, default=5_000)
+    parser.add_argument("--s3-objects", type=int, default=20_000)
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
