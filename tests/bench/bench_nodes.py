@@ -1,20 +1,28 @@
-"""Two nodes against one, in the stage `apply`:  python tests/bench/bench_nodes.py [--shards 240] [--order 1 2 2 1]
+"""Two nodes against one, in the stage `apply`:  python tests/bench/bench_nodes.py [--shards 40] [--order 1 2 2 1 1 2]
 
 A Ray cluster of a head without CPUs and one or two nodes of one CPU each on this machine; the stage itself
-(`jobs.stages.apply`) joins it through RAY_ADDRESS. Photographs of 500x375, 100 to a shard; the few tar files that are
-made stand there under many names (hard links). Input and output lie in --folder, by default in memory (/dev/shm): the
-nodes share one disk here, which real ones do not. Torch and BLAS have one thread in every process.
+(`jobs.stages.apply`) joins it through RAY_ADDRESS. Before it, the actor alone, without Ray, in one process and in two:
+what the machine can give. Photographs of 500x375, 1,000 to a shard, as large collections have them; the few tar files
+that are made stand there under many names (hard links). Input and output lie in --folder, by default in memory
+(/dev/shm): the nodes share one disk here, which real ones do not. Torch and BLAS have one thread in every process.
 
-rate   images a second by the modification times of the commits on disk, without the first four to a node: the start of
-       the actors is not in it
+Each of the three raylets looks through all processes of the machine, which on real nodes are its own few: Ray's memory
+monitor is therefore off, and its metrics are collected once a minute. All else is as Ray has it.
+
+rate   images a second by the modification times of the commits on disk, from the first commit of each node (400 images
+       at least), as the start of the actors is not in it, to the last before a node runs out of shards
 head   CPU seconds of the driver, the head's raylet and the control store while the stage runs, by image and by shard;
        and where the actors of the stage live
+alone  rate of two processes without Ray against one; what a cluster falls short of that is Ray's and ours
+cores  CPU seconds of the actors by second of the same time, of `nodes` that there could be
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -29,6 +37,7 @@ from typing import Any, cast
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_USAGE_STATS_ENABLED"] = "disabled", "0"
+    os.environ.update(RAY_memory_monitor_refresh_ms="0", RAY_metrics_report_interval_ms="60000")
 
 import numpy as np
 import ray
@@ -37,7 +46,9 @@ from photo_shards import write_shards
 from ratio import where, write
 from ray.cluster_utils import Cluster
 
+from actors.batches import RunContext, shard_rows
 from actors.connect import connected
+from actors.protector import Protector
 from jobs.prepare import Run
 from jobs.stages import apply
 from pipeline import layout
@@ -49,8 +60,8 @@ from pipeline.store import Store
 
 NEEDED_RATIO = 1.8
 NEEDED_S = 30.0  # that the measured part of a run should last, or the ends of it weigh too much
-WIDTH, HEIGHT, PER_SHARD, DISTINCT = 500, 375, 100, 6
-SKIPPED = 4  # commits to a node
+WIDTH, HEIGHT, PER_SHARD, DISTINCT = 500, 375, 1000, 6
+SKIPPED = 400  # images to a node, rounded up to whole commits
 OBJECT_STORE = 200_000_000
 
 
@@ -85,24 +96,59 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Watch(threading.Thread):
-    """Notes on which nodes actors of `apply` live, while it runs."""
+    """Notes on which nodes actors of `apply` live, and the CPU seconds that they have had, while it runs."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.nodes: set[str] = set()
+        self.spent: list[tuple[float, float]] = []  # time, CPU seconds of all actors
         self.over = threading.Event()
 
     def run(self) -> None:
         while not self.over.wait(2.0):
+            pids = []
             for actor in ray._private.state.actors().values():
                 if "Protector" in f"{actor.get('ActorClassName')} {actor.get('Name')}" and actor["State"] == "ALIVE":
                     self.nodes.add(actor["Address"]["NodeID"])
+                    pids.append(actor["Pid"])
+            with contextlib.suppress(OSError):  # it may just have ended
+                self.spent.append((time.time(), sum(map(cpu_seconds, pids))))
+
+    def cores(self, first: float, last: float) -> float:
+        """CPU seconds of the actors by second between two times; nan where they lie too near to each other."""
+        within = [one for one in self.spent if first <= one[0] <= last]
+        if len(within) < 2:
+            return math.nan
+        (start, before), (end, after) = within[0], within[-1]
+        return (after - before) / (end - start)
 
 
 def head_pids(cluster: Cluster) -> dict[str, int]:
     """What runs on the head beside the driver, by its name in Ray."""
     held = cluster.head_node.all_processes
     return {name: infos[0].process.pid for name, infos in held.items() if name in ("raylet", "gcs_server")}
+
+
+def part_alone(folder: Path, output: Path, part: int, parts: int) -> None:
+    """The actor over its part of the shards, without Ray; to be called in a process of its own."""
+    run = run_of(folder, output)
+    protector = Protector(RunContext(run.source, run.output, run.settings, "bench", threads=1, device="cpu"))
+    for row in shard_rows(run.plan.shards)[part::parts]:
+        protector({field: [value] for field, value in row.items()})
+
+
+def alone(folder: Path, processes: int) -> float:
+    """Images a second of so many processes that run the actor without Ray."""
+    output = folder / f"alone-{processes}"
+    shutil.copytree(folder / "before", output)
+    command = [sys.executable, __file__, "--folder", str(folder), "--alone", str(output)]
+    running = [subprocess.Popen([*command, str(part), str(processes)]) for part in range(processes)]
+    failed = [process.args for process in running if process.wait()]
+    assert not failed, failed
+    rate = float(rate_of(output, processes)["rate"])
+    shutil.rmtree(output)
+    print(f"  {processes} process(es) without Ray: {rate:7.1f} images/s", flush=True)
+    return rate
 
 
 def one_cluster(folder: Path, nodes: int) -> dict[str, Any]:
@@ -133,7 +179,8 @@ def one_cluster(folder: Path, nodes: int) -> dict[str, Any]:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(output, ignore_errors=True)
     assert watch.nodes == workers, f"actors on {watch.nodes}, nodes with a CPU: {workers}"
-    return {"nodes": nodes, **found, "head_cpu_s": head, "actors_on_head": len(watch.nodes - workers)}
+    cores = watch.cores(found["from"], found["to"])
+    return {"nodes": nodes, **found, "cores": cores, "head_cpu_s": head, "actors_on_head": len(watch.nodes - workers)}
 
 
 def rate_of(output: Path, nodes: int) -> dict[str, Any]:
@@ -141,9 +188,18 @@ def rate_of(output: Path, nodes: int) -> dict[str, Any]:
     paths = sorted((output / layout.COMMITS).rglob("*.json"), key=lambda path: path.stat().st_mtime)
     images = [json.loads(path.read_text())["num_protected"] for path in paths]
     times = [path.stat().st_mtime for path in paths]
-    first = min(SKIPPED * nodes, len(times) - 2)
-    seconds = times[-1] - times[first]
-    return {"images": sum(images), "shards": len(paths), "seconds": seconds, "rate": sum(images[first + 1 :]) / seconds}
+    last = len(times) - nodes  # after it a node may have nothing left to do
+    first = min(math.ceil(SKIPPED / images[0]) * nodes - 1, last - 1)
+    seconds = times[last] - times[first]
+    rate = sum(images[first + 1 : last + 1]) / seconds
+    return {
+        "images": sum(images),
+        "shards": len(paths),
+        "from": times[first],
+        "to": times[last],
+        "seconds": seconds,
+        "rate": rate,
+    }
 
 
 def in_a_process(folder: Path, nodes: int) -> dict[str, Any]:
@@ -153,7 +209,7 @@ def in_a_process(folder: Path, nodes: int) -> dict[str, Any]:
     head = sum(found["head_cpu_s"].values())
     per_image, per_shard = 1e6 * head / found["images"], 1e3 * head / found["shards"]
     print(
-        f"  {nodes} node(s): {found['rate']:7.1f} images/s over {found['seconds']:.1f} s, {found['images']:,} images; "
+        f"  {nodes} node(s): {found['rate']:.1f} images/s over {found['seconds']:.0f} s on {found['cores']:.2f} cores; "
         f"head {per_image:.0f} us CPU per image, {per_shard:.1f} ms per shard, {found['actors_on_head']} actors",
         flush=True,
     )
@@ -162,12 +218,16 @@ def in_a_process(folder: Path, nodes: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=240)
+    parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--per-shard", type=int, default=PER_SHARD)
-    parser.add_argument("--order", type=int, nargs="+", default=[1, 2, 2, 1], help="nodes of each run in turn")
+    parser.add_argument("--order", type=int, nargs="+", default=[1, 2, 2, 1, 1, 2], help="nodes of each run in turn")
     parser.add_argument("--folder", help="where shards are written (default: /dev/shm, if it is there)")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.alone:
+        part_alone(Path(given.folder), Path(given.alone[0]), *map(int, given.alone[1:]))
+        return 0
     if given.child:
         print(json.dumps(one_cluster(Path(given.folder), given.child)))
         return 0
@@ -179,16 +239,27 @@ def main() -> int:
     try:
         prepare(folder, given.shards, given.per_shard)
         print(f"  {given.shards} shards made in {time.perf_counter() - started:.0f} s", flush=True)
-        runs = [in_a_process(folder, nodes) for nodes in given.order]
+        runs, alone_runs = [], []
+        for nodes in given.order:  # in turns: a machine that others use too has fast and slow minutes
+            alone_runs.append({"processes": nodes, "rate": alone(folder, nodes)})
+            runs.append(in_a_process(folder, nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    rates = {nodes: statistics.mean(one["rate"] for one in runs if one["nodes"] == nodes) for nodes in (1, 2)}
+    rates = {count: statistics.mean(one["rate"] for one in runs if one["nodes"] == count) for count in (1, 2)}
+    machine = {
+        count: statistics.mean(one["rate"] for one in alone_runs if one["processes"] == count) for count in (1, 2)
+    }
     shortest = min(one["seconds"] for one in runs)
-    print(f"  two nodes against one: {rates[2] / rates[1]:.2f}, needed {NEEDED_RATIO}; shortest run {shortest:.0f} s")
+    ratio, ratio_alone = rates[2] / rates[1], machine[2] / machine[1]
+    print(f"  two nodes against one: {ratio:.2f}, needed {NEEDED_RATIO}; shortest run {shortest:.0f} s")
+    print(f"  two processes without Ray: {ratio_alone:.2f}; the cluster keeps {ratio / ratio_alone:.0%} of that")
+    print("  cores that the actors of two nodes had:", *(f"{one['cores']:.2f}" for one in runs if one["nodes"] == 2))
     if shortest < NEEDED_S:
         print(f"  runs of less than {NEEDED_S:.0f} s prove nothing: take more --shards")
-    write("nodes", {"runs": runs, "ratio": rates[2] / rates[1], "needed": NEEDED_RATIO})
-    return 0 if rates[2] / rates[1] >= NEEDED_RATIO and shortest >= NEEDED_S else 1
+    write(
+        "nodes", {"runs": runs, "ratio": ratio, "needed": NEEDED_RATIO, "alone": alone_runs, "ratio_alone": ratio_alone}
+    )
+    return 0 if ratio >= NEEDED_RATIO and shortest >= NEEDED_S else 1
 
 
 if __name__ == "__main__":
