@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray._common.utils import get_default_ray_temp_dir
 
 from pipeline.store import Store
 
@@ -29,6 +30,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ray_folder() -> None:
+    """Ray's `Cluster` writes its address there, wherever else its files are, and expects the folder."""
+    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)
 
 
 @pytest.fixture(scope="session")
