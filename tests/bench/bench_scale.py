@@ -7,15 +7,16 @@ resume  which shards are committed (half of them) and which are left, from an ou
 start   all that a resumed job does before Ray starts: it lists the input too (`jobs.prepare.prepare`)
 status  `jobs.status.status_of` when every shard is committed; reads every commit
 
-Each row is a process of its own. In DIR (default: the folder for temporary files) lie, for N shards, N commits of
-about 0.9 KB, each a file of its own; N names of input shards, 2N of features and assignments and N of output shards,
-which are hard links to empty files: only their names are looked at.
+Each row is a process of its own, and the median of five where one takes less than 5 s. In DIR (default: the folder for
+temporary files) lie, for N shards, N commits of about 0.9 KB, each a file of its own; N names of input shards, 2N of
+features and assignments and N of output shards, which are hard links to empty files: only their names are looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ from pipeline.store import Store
 
 SIZES = (10_000, 100_000, 1_000_000)
 NEEDED_S, NEEDED_MB, NEEDED_GROWTH = 60.0, 2000.0, 12.0
+SHORT_S, ROUNDS = 5.0, 5
 LINKS = 50_000  # to one file: ext4 allows 65,000
 PER_SHARD, CLUSTERS, SHARD_BYTES = 1000, 15, 110_000_000
 STEPS = ("add", "decode", "delta", "encode", "put", "read", "write")
@@ -191,13 +193,21 @@ def child(what: str, folder: Path, size: int) -> dict[str, Any]:
     return found
 
 
+def repeated(what: str, folder: Path, size: int) -> dict[str, Any]:
+    """One of the above; the median of several where it is short, because such times vary much."""
+    found = [child(what, folder, size)]
+    while found[0].get("seconds", math.inf) < SHORT_S and len(found) < ROUNDS:
+        found.append(child(what, folder, size))
+    return sorted(found, key=lambda one: float(one.get("seconds", 0.0)))[len(found) // 2] | {"rounds": len(found)}
+
+
 def measure(parent: str | None, size: int) -> list[dict[str, Any]]:
     """All rows of one size; the folder is taken away afterwards."""
     rows = []
     folder = Path(tempfile.mkdtemp(prefix="bench-scale-", dir=parent))
     try:
         for what in CHILDREN:
-            found = child(what, folder, size)
+            found = repeated(what, folder, size)
             if "seconds" in found:
                 rows.append({"what": what, "shards": size} | found)
                 print(
