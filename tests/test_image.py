@@ -1,7 +1,7 @@
 """The Dockerfile builds without a Docker engine, and what it builds runs as an ordinary user.
 
-Needs root and Debian's buildah, crun and debootstrap; downloads 3.5 GB, holds 15 GB of disk while it runs, and takes
-28 minutes on two cores that others use ten times over.
+Needs root and Debian's buildah, crun and debootstrap; downloads 3.5 GB, holds 24 GB of disk while it runs, and takes
+5 minutes on two cores, 28 where others use them ten times over.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from tests.runs import ROOT, write_collection
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TOOLS = ("buildah", "crun", "debootstrap")
 IMAGE_BYTES = 8_000_000_000
+# Its container, its layer on the way and the stored layer are there at once. Overlay was measured.
+DISK_BYTES = {"overlay": 28_000_000_000, "vfs": 45_000_000_000}
 
 
 class Builder:
@@ -31,9 +33,8 @@ class Builder:
         self.folder = folder
         (folder / "tmp").mkdir()
         # vfs copies the whole image for every container: 9 minutes more on a busy machine
-        driver = "overlay" if self._works("overlay") else "vfs"
-        self.copies = {"overlay": 2, "vfs": 4}[driver]
-        self._options = self._storage(driver)
+        self.driver = "overlay" if self._works("overlay") else "vfs"
+        self._options = self._storage(self.driver)
 
     def _storage(self, driver: str) -> list[str]:
         folder = self.folder / driver
@@ -46,8 +47,16 @@ class Builder:
         command = ["buildah", *self._options, *words]
         scratch = os.environ | {"TMPDIR": str(self.folder / "tmp")}
         done = subprocess.run(command, env=scratch, capture_output=True, text=True, check=False, timeout=2400)
-        assert not check or done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        said = (done.stdout + done.stderr)[-3000:]
+        if done.returncode and "no space left on device" in said and self._held() < DISK_BYTES[self.driver]:
+            pytest.skip("others have filled the disk while the image was built")
+        assert not check or done.returncode == 0, said
         return done
+
+    def _held(self) -> int:
+        """Bytes on disk; what containers have mounted is counted where it lies."""
+        told = subprocess.run(["du", "-sxB1", str(self.folder)], capture_output=True, text=True, check=False).stdout
+        return int(told.split()[0])
 
     def base(self) -> str:
         """A Debian without Python, made from the distribution's own packages."""
@@ -94,7 +103,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
         pytest.skip("building without an engine needs root")
     build = Builder(tmp_path_factory.mktemp("image"))
     try:
-        needed = (build.copies + 0.5) * IMAGE_BYTES
+        needed = DISK_BYTES[build.driver]
         if shutil.disk_usage(build.folder).free < needed:
             pytest.skip(f"building takes {needed / 1e9:.0f} GB of disk while it runs")
         arguments = ["--isolation", "chroot", "--network", "host", "--build-arg", f"BASE={build.base()}"]
