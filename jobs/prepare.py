@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,7 +75,7 @@ def prepare(settings: Settings) -> Run:
         key_sha256=sha256(key) if key else None,
     )
     record = run_record(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
-    committed = committed_shards(settings, output, record, {shard.name for shard in shards})
+    committed = committed_shards(settings, output, record, shards)
     plan = make_plan(shards, ingredients.fingerprint, committed)
     protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
     return Run(settings, source, output, plan, surrogate, protection, universal, key, record)
@@ -141,12 +141,13 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 
-def committed_shards(settings: Settings, output: Store, record: dict[str, Any], names: Collection[str]) -> list[str]:
+def committed_shards(settings: Settings, output: Store, record: dict[str, Any], shards: Sequence[Shard]) -> list[str]:
     """Names of the shards that the output has commits for, after making sure that the output is this run's.
 
-    names  of the input's shards
+    shards  of the input
     """
     if settings.overwrite and not settings.dry_run:
+        names = {shard.name for shard in shards}
         output.delete([name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")])
         return []
     if output.info(layout.RUN) is not None:
@@ -156,9 +157,14 @@ def committed_shards(settings: Settings, output: Store, record: dict[str, Any], 
             raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
         if not settings.overwrite:
             check_same_run(existing, record, settings.output)
-    elif stranger := min((name for name in output.names() if name in names), default=None):
+    elif stranger := _first_held(output, {shard.name for shard in shards}):
         raise ConflictError(
             f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output, or --overwrite"
         )
     commits, ending = f"{layout.COMMITS}/", ".json"
     return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]
+
+
+def _first_held(output: Store, names: Set[str]) -> str | None:
+    """The first of the names, in their order, that the output has an object of."""
+    return min((name for name in output.names() if name in names), default=None)

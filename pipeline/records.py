@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Plan:
     fingerprint: str
     done: frozenset[str] = field(default_factory=frozenset)  # names with a commit
 
-    @property
+    @cached_property
     def left(self) -> tuple[Shard, ...]:
         """Shards without a commit, in plan order."""
         return tuple(shard for shard in self.shards if shard.name not in self.done)

@@ -147,7 +147,7 @@ def measure_resume(folder: Path, size: int) -> dict[str, Any]:
     record = json.loads(output.read(layout.RUN))
 
     def work() -> tuple[int, int, str]:
-        done = committed_shards(settings, output, record, {shard.name for shard in listing})
+        done = committed_shards(settings, output, record, listing)
         plan = make_plan(listing, record["fingerprint"], done)
         return len(plan.done), len(plan.left), plan.left[0].name
 
