@@ -4,6 +4,7 @@ ScumbleError            exit code
 ├── SettingsError       2   what the user asked for cannot be: refused before any work
 ├── InputError          1   what the user gave cannot be read or is not what the plan saw
 ├── StoreError          1   the object store refused or failed; the only one that is retried
+├── ClusterError        1   Ray or its machines failed: dead workers, no CPU, no answer
 ├── ConflictError       1   two truths: digests, fingerprints, surrogates
 └── PromiseError        1   ours: a bound or a count does not hold
 
@@ -33,6 +34,10 @@ class InputError(ScumbleError):
 
 class StoreError(ScumbleError):
     """The store refused or failed."""
+
+
+class ClusterError(ScumbleError):
+    """Ray or one of its machines failed; the input is not to blame, and the same command may be started again."""
 
 
 class ConflictError(ScumbleError):
