@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.profile import Work
 from pipeline.records import Shard
 from pipeline.settings import Settings
 from pipeline.store import Store
@@ -40,13 +42,14 @@ class Secret:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What an actor answers for one shard: enough for a bar and a rate, no pictures."""
+    """What an actor answers for one shard: enough for a bar, a rate and a profile, no pictures."""
 
     name: str
     images: int
     rejected: int
     input_bytes: int
     seconds: float
+    work: Work = field(default_factory=Work)
 
 
 def shard_rows(shards: Sequence[Shard]) -> list[dict[str, Any]]:
@@ -64,10 +67,14 @@ def shards_of(batch: Batch) -> list[Shard]:
 
 def done_columns(done: Sequence[ShardDone]) -> dict[str, NDArray[Any]]:
     """Outgoing columns of a stage that leaves its work in the store."""
-    return {field: np.array([getattr(one, field) for one in done]) for field in ShardDone.__dataclass_fields__}
+    columns = {name: np.array([getattr(one, name) for one in done]) for name in _PLAIN}
+    return columns | {"work": np.array([json.dumps(asdict(one.work)) for one in done])}
 
 
 def done_of(batch: Batch) -> list[ShardDone]:
     """The answers of one outgoing batch, on the driver."""
-    rows = zip(*(batch[field] for field in ShardDone.__dataclass_fields__), strict=True)
-    return [ShardDone(str(n), int(i), int(r), int(b), float(s)) for n, i, r, b, s in rows]
+    rows = zip(*(batch[name] for name in (*_PLAIN, "work")), strict=True)
+    return [ShardDone(str(n), int(i), int(r), int(b), float(s), Work(**json.loads(w))) for n, i, r, b, s, w in rows]
+
+
+_PLAIN = ("name", "images", "rejected", "input_bytes", "seconds")

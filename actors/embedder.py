@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
-from actors.metrics import actor_recorder
+from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.embed import embed_shard
 from pipeline.errors import ScumbleError
 from pipeline.features import Assignment, assignment_to_parquet, features_to_parquet
 from pipeline.metrics import ShardCounts, report_failure, report_shard
+from pipeline.profile import Work
 from pipeline.protection import Protection
 from pipeline.records import Shard
 from pipeline.surrogate import surrogate_for
@@ -44,7 +45,7 @@ class Embedder:
 
     def _embed(self, shard: Shard) -> ShardDone:
         """Embed one shard and leave its features; the file is its own commit."""
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.time()
         settings = self.context.settings
         with self.context.source.open_version(shard.name, shard.etag) as stream:
             features, rejections, spent = embed_shard(
@@ -54,6 +55,7 @@ class Embedder:
                 batch_size=BATCH[self.context.device],
                 threads=self.context.threads,
                 max_pixels=settings.max_pixels,
+                exact_clock=settings.profile,
             )
         data = features_to_parquet(features, surrogate_id=self.surrogate.id, fingerprint=self.context.fingerprint)
         assigned = drifted = 0
@@ -66,9 +68,11 @@ class Embedder:
         put_started = time.perf_counter()
         self.context.output.create(layout.features(shard.name), data)
         elapsed = time.perf_counter() - started
-        seconds = vars(spent) | {"put": time.perf_counter() - put_started}
+        steps = spent.steps | {"put": time.perf_counter() - put_started}
+        ahead = {"read": spent.read, "decode": spent.decode}
         reasons = Counter(one.reason.value for one in rejections)
         sizes = (shard.size, len(data))
-        counts = ShardCounts(len(features.keys), reasons, *sizes, seconds, elapsed, assigned, drifted)
+        counts = ShardCounts(len(features.keys), reasons, *sizes, steps | ahead, elapsed, assigned, drifted)
         report_shard(self.metrics, "embed", counts)
-        return ShardDone(shard.name, len(features.keys), len(rejections), shard.size, elapsed)
+        work = Work(worker_name(), began, began + elapsed, steps, ahead, self.context.threads)
+        return ShardDone(shard.name, len(features.keys), len(rejections), shard.size, elapsed, work)

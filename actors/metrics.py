@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -49,3 +50,10 @@ def actor_recorder(stage: str) -> Recorder:
         if context.get_actor_id() and context.was_current_actor_reconstructed:
             found.record(RESTARTED, 1, stage=stage)
     return found
+
+
+def worker_name() -> str:
+    """The name of this actor; outside of Ray that of the process."""
+    ray = sys.modules.get("ray")
+    found = ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
+    return str(found or os.getpid())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.batches import Batch, RunContext, Secret, ShardDone, done_columns, shards_of
-from actors.metrics import actor_recorder
+from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard
 from pipeline.commits import check_same_commit
@@ -25,6 +25,7 @@ from pipeline.errors import ScumbleError, StoreError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
+from pipeline.profile import Work
 from pipeline.protection import load_protection
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
 from pipeline.tar import ShardWriter, read_samples
@@ -120,10 +121,10 @@ class Protector:
         assignment = assignment_from_parquet(self.context.output.read(layout.assignment(shard.name)))
         return dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
 
-    @staticmethod
-    def _done(shard: Shard, commit: Commit, started: float) -> ShardDone:
-        seconds = time.perf_counter() - started
-        return ShardDone(shard.name, commit.num_protected, commit.num_quarantined, shard.size, seconds)
+    def _done(self, shard: Shard, commit: Commit, started: float) -> ShardDone:
+        seconds, ended = time.perf_counter() - started, time.time()
+        work = Work(worker_name(), ended - seconds, ended, commit.seconds)
+        return ShardDone(shard.name, commit.num_protected, commit.num_quarantined, shard.size, seconds, work)
 
 
 @contextlib.contextmanager

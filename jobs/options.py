@@ -124,6 +124,7 @@ def _run(parser: Parser) -> None:
     add(
         "--dry-run", action="store_true", default=None, help="print the plan, time and cost, from a few measured images"
     )
+    add("--profile", action="store_true", default=None, help="print where each worker's time went, stage by stage")
     add("--price-per-gpu-hour", type=float, metavar="MONEY", help="for the cost in the plan")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
 

@@ -35,6 +35,7 @@ from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
 from actors.universal_protector import UniversalProtector
 from jobs.prepare import Run
+from jobs.profiled import profiled
 from jobs.progress import progress
 from pipeline import errors, layout
 from pipeline.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
@@ -67,9 +68,10 @@ def embed(run: Run) -> None:
     have = set(run.output.names(layout.FEATURES))
     left = [shard for shard in run.plan.shards if layout.features(shard.name) not in have]
     workers = workers_for(run.settings)
-    with progress("embed", len(left)) as bar:
+    with progress("embed", len(left)) as bar, profiled(run, "embed") as profile:
         for done in over_shards(left, Embedder, (context_of(run, workers), run.protection), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
+            profile.add(done.work, done.images)
 
 
 def cluster(run: Run) -> Clustering:
@@ -118,9 +120,10 @@ def apply(run: Run) -> None:
     if run.universal is not None:
         run.output.create(layout.PROTECTION, run.universal.to_bytes())
         actor, workers, arguments = UniversalProtector, workers_for(run.settings), ()
-    with progress("apply", len(left)) as bar:
+    with progress("apply", len(left)) as bar, profiled(run, "apply") as profile:
         for done in over_shards(left, actor, (context_of(run, workers), *arguments), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
+            profile.add(done.work, done.images)
 
 
 def fit(run: Run, clustering: Clustering) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.apply import image_suffix
 from pipeline.errors import SampleError
 from pipeline.picture import decode_rgb
+from pipeline.profile import StepClock
 from pipeline.records import Features, Rejection, Sample
 from pipeline.surrogate import Surrogate
 
@@ -28,12 +29,15 @@ Outcome = tuple[str, Pixels] | Rejection
 
 @dataclass
 class EmbedSeconds:
-    """Where the time of a shard went: read and decode in their own threads, model in the caller's."""
+    """Where the time of a shard went.
+
+    read, decode  of the threads that work ahead of the caller's, summed over them
+    steps         of the caller's thread: wait (for pictures), copy (to the device), resize, model
+    """
 
     read: float = 0.0
-    decode: float = 0.0  # summed over the threads
-    model: float = 0.0
-    total: float = 0.0
+    decode: float = 0.0
+    steps: dict[str, float] = field(default_factory=dict)
 
 
 def embed_shard(
@@ -44,26 +48,32 @@ def embed_shard(
     batch_size: int,
     threads: int,
     max_pixels: int,
+    exact_clock: bool = False,
 ) -> tuple[Features, list[Rejection], EmbedSeconds]:
     """Features of a shard's usable samples and the rejection of every other, both in input order.
 
+    exact_clock  wait for the GPU at the end of every step, so that each is charged its own time; a little slower
     Memory does not grow with the shard but for the features: the samples and decoded pictures of about two
     micro-batches are held, each batch of at most `batch_size` pictures and PIXELS_AHEAD pixels (or one picture).
     Whatever `samples` raises ends the shard.
     """
     seconds = EmbedSeconds()
-    start = time.perf_counter()
+    clock = surrogate.clock(exact=exact_clock)
     keys: list[str] = []
     blocks: list[NDArray[np.float16]] = [np.zeros((0, surrogate.dimension), np.float16)]
     rejections: list[Rejection] = []
     decoder = _Decoder(surrogate.resize, max_pixels, seconds)
-    for batch in _batches(decoder.decoded(samples, batch_size, threads), rejections, batch_size):
-        began = time.perf_counter()
+    batches = _batches(decoder.decoded(samples, batch_size, threads), rejections, batch_size)
+    while batch := _next(batches, clock):
         keys += [key for key, _ in batch]
-        blocks.append(surrogate.embed_pictures([pixels for _, pixels in batch]).astype(np.float16))
-        seconds.model += time.perf_counter() - began
-    seconds.total = time.perf_counter() - start
+        blocks.append(surrogate.embed_pictures([pixels for _, pixels in batch], clock).astype(np.float16))
+    seconds.steps = dict(clock.seconds)
     return Features(shard, tuple(keys), np.concatenate(blocks)), rejections, seconds
+
+
+def _next(batches: Iterator[list[tuple[str, Pixels]]], clock: StepClock) -> list[tuple[str, Pixels]] | None:
+    with clock.step("wait"):
+        return next(batches, None)
 
 
 def _batches(

@@ -6,6 +6,7 @@ from pipeline.store import RUN_FOLDER
 
 RUN = f"{RUN_FOLDER}/run.json"
 STATUS = f"{RUN_FOLDER}/status.json"
+PROFILE = f"{RUN_FOLDER}/profile.json"
 PLAN = f"{RUN_FOLDER}/plan.parquet"
 CLUSTERING = f"{RUN_FOLDER}/clustering.safetensors"
 PROTECTION = f"{RUN_FOLDER}/protection.safetensors"

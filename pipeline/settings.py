@@ -102,6 +102,7 @@ class Settings:
     price_per_gpu_hour: float | None = _runtime(None)
     overwrite: bool = _runtime(False)
     dry_run: bool = _runtime(False)
+    profile: bool = _runtime(False)  # where each worker's time goes; the GPU is waited for after every step
     debug: bool = _runtime(False)
 
     def __post_init__(self) -> None:

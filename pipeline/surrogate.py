@@ -20,6 +20,7 @@ from torch.nn import functional
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fingerprint import canonical
 from pipeline.pretrained import Tower, build, check_surrogate
+from pipeline.profile import StepClock
 
 __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "surrogate_for"]
 
@@ -83,18 +84,31 @@ class Surrogate:
         )
         self.dimension = self._probe()
 
-    def prepare(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def clock(self, *, exact: bool = False) -> StepClock:
+        """A clock for `prepare` and `embed_pictures`.
+
+        exact  wait for the GPU at the end of every step; else what it still does is counted in the step that waits
+        """
+        return StepClock(torch.cuda.synchronize) if exact and self.device.type == "cuda" else StepClock()
+
+    def prepare(self, pictures: Sequence[NDArray[np.uint8]], clock: StepClock | None = None) -> Tensor:
         """Pictures uint8 [H, W, 3] of any size -> float32 [B, 3, S, S] in [0, 1] on the device.
 
         Each is resized with antialiasing, rounded to 8 bits as Pillow does, and cropped at the centre; a picture
         smaller than S is enlarged.
+        clock  gets the steps `copy` (to the device) and `resize`
         """
-        squares = [self._square(picture) for picture in pictures]
-        return torch.stack(squares).float().div_(255)
+        clock = clock or StepClock()
+        with clock.step("copy"):
+            copied = [
+                torch.from_numpy(np.require(picture, requirements=["C", "W"])).to(self.device) for picture in pictures
+            ]
+        with clock.step("resize"):
+            return torch.stack([self._square(pixels.permute(2, 0, 1)[None]) for pixels in copied]).float().div_(255)
 
-    def _square(self, picture: NDArray[np.uint8]) -> Tensor:
-        height, width = picture.shape[:2]
-        pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).to(self.device).permute(2, 0, 1)[None]
+    def _square(self, pixels: Tensor) -> Tensor:
+        """uint8 [1, 3, H, W] -> uint8 [3, S, S]."""
+        height, width = pixels.shape[2:]
         size = self._size_before_crop(height, width)
         if size != (height, width):
             # The CPU has a fast kernel for 8 bits; the GPU has none, so there it is rounded afterwards.
@@ -128,13 +142,19 @@ class Surrogate:
         features: Tensor = self._network(normalised.contiguous(memory_format=torch.channels_last))
         return features.float()
 
-    def embed_pictures(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def embed_pictures(
+        self, pictures: Sequence[NDArray[np.uint8]], clock: StepClock | None = None
+    ) -> NDArray[np.float32]:
         """Features float32 [n, d] of pictures uint8 [H, W, 3]; in bfloat16 on a GPU.
 
+        clock  gets the steps `copy`, `resize` and `model`
         Raises PromiseError if a feature is not finite.
         """
+        clock = clock or StepClock()
         with torch.inference_mode(), self._half_precision():
-            features = self.embed(self.prepare(pictures)).cpu().numpy()
+            images = self.prepare(pictures, clock)
+            with clock.step("model"):
+                features = self.embed(images).cpu().numpy()
         if not np.isfinite(features).all():
             raise PromiseError(f"{self.name} gives features that are not finite: its weights are damaged")
         return np.asarray(features, dtype=np.float32)

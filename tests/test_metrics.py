@@ -112,7 +112,7 @@ def test_a_small_run_reports_what_it_did(run: Small) -> None:
         assert found[f'scumble_bytes_total{{direction="in",stage="{stage}"}}'] == sum(s.size for s in run.shards)
     assert found['scumble_bytes_total{direction="out",stage="apply"}'] == sum(c.output_size for c in commits)
     for stage, steps in {
-        "embed": {"read", "decode", "model", "put"},
+        "embed": {"read", "decode", "copy", "resize", "model", "put"},
         "apply": {"read", "decode", "delta", "add", "encode", "put"},
     }.items():
         seconds = {s: found.get(f'scumble_stage_seconds_total{{stage="{stage}",step="{s}"}}') for s in metrics.STEPS}

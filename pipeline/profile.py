@@ -1,0 +1,115 @@
+"""Where the time of a stage goes: seconds of each step, per worker, as shares of the time that the worker existed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class StepClock:
+    """Seconds of each step of one thread.
+
+    synchronise  called at the end of every step: waits for the device, which works on after a call has returned
+    """
+
+    def __init__(self, synchronise: Callable[[], None] = lambda: None) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._synchronise = synchronise
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to a step."""
+        started = time.perf_counter()
+        yield
+        self._synchronise()
+        self.seconds[name] += time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one worker did for one shard.
+
+    worker        the same name for all that one process did
+    began, ended  seconds since 1970
+    seconds       step -> seconds of the worker's own thread; their sum is at most ended - began
+    ahead         step -> seconds of other threads, summed over them
+    threads       number of those threads
+    """
+
+    worker: str = ""
+    began: float = 0.0
+    ended: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    ahead: Mapping[str, float] = field(default_factory=dict)
+    threads: int = 1
+
+
+class Profile:
+    """Collects the work of one stage.
+
+    began  when the stage began, seconds since 1970: until its first shard a worker starts and loads
+    """
+
+    def __init__(self, stage: str, began: float) -> None:
+        self.stage, self.began = stage, began
+        self._work: defaultdict[str, list[tuple[Work, int]]] = defaultdict(list)
+
+    def add(self, work: Work, images: int) -> None:
+        """A shard is done, of so many images."""
+        self._work[work.worker].append((work, images))
+
+    def rows(self, ended: float) -> list[dict[str, Any]]:
+        """One row per worker: images, seconds of the stage, images/s between its first and last shard, shares.
+
+        ended  when the stage ended, seconds since 1970
+        Shares of the stage's time, which add up to 1: `start` until the first shard, each step, `other` within
+        shards, `idle` between and after them. Under `threads`: shares of the time of the threads that work ahead of it.
+        """
+        return [self._row(worker, done, ended) for worker, done in sorted(self._work.items())]
+
+    def _row(self, worker: str, done: list[tuple[Work, int]], ended: float) -> dict[str, Any]:
+        elapsed = max(ended - self.began, 1e-9)
+        first, last = min(work.began for work, _ in done), max(work.ended for work, _ in done)
+        busy = sum(work.ended - work.began for work, _ in done)
+        steps, ahead = _summed(work.seconds for work, _ in done), _summed(work.ahead for work, _ in done)
+        images = sum(count for _, count in done)
+        start = max(0.0, first - self.began)
+        spent = {"start": start, **steps, "other": max(0.0, busy - sum(steps.values()))}
+        spent["idle"] = max(0.0, elapsed - sum(spent.values()))
+        threads = max(work.threads for work, _ in done)
+        return {
+            "stage": self.stage,
+            "worker": worker,
+            "images": images,
+            "seconds": round(elapsed, 3),
+            "images_per_s": round(images / max(last - first, 1e-9), 1),
+            "shares": {step: round(value / elapsed, 4) for step, value in spent.items()},
+            "threads": {step: round(value / elapsed / threads, 4) for step, value in ahead.items()},
+        }
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of one stage as a table for a terminal, shares in per cent."""
+    named = dict.fromkeys(step for row in rows for step in row["shares"])
+    steps = [step for step in named if step not in ("other", "idle")] + ["other", "idle"]
+    ahead = list(dict.fromkeys(step for row in rows for step in row["threads"]))
+    lines = [["worker", "images", "images/s", *steps, *(f"{step}*" for step in ahead)]]
+    for row in rows:
+        shares = [row["shares"].get(step, 0.0) for step in steps] + [row["threads"].get(step, 0.0) for step in ahead]
+        counts = [f"{row['images']:,}", f"{row['images_per_s']:,.0f}"]
+        lines.append([row["worker"][:8], *counts, *(f"{share:.1%}" for share in shares)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(table + (["* of the threads that read and decode ahead"] if ahead else []))
+
+
+def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: defaultdict[str, float] = defaultdict(float)
+    for part in parts:
+        for step, seconds in part.items():
+            total[step] += seconds
+    return dict(total)
