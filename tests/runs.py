@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -16,6 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.photographs import photograph
+from tests.processes import descendants as descendants
+from tests.processes import kill as kill
+from tests.processes import named as named
 from tests.samples import image_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -88,44 +89,6 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait()
     for child in children:
         kill(child)
-
-
-def descendants(*ancestors: int) -> list[int]:
-    """Process ids below the given ones, from /proc."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-    found: list[int] = []
-    wave = list(ancestors)
-    while wave:
-        wave = [pid for pid, owner in parents.items() if owner in wave]
-        found += wave
-    return found
-
-
-def named(processes: list[int], words: str) -> list[int]:
-    """Those whose command line holds `words`, such as ray::MapWorker(MapBatches(Protector))."""
-    found = []
-    for pid in processes:
-        try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if words in line:
-            found.append(pid)
-    return found
-
-
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def shard_digests(folder: Path) -> dict[str, str]:

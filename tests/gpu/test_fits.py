@@ -1,0 +1,109 @@
+"""Fits of Unlearnable Clusters on a GPU: the effect that the CPU's have, exact resumption, the same pixels laid."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load, save
+
+from pipeline.apply import LaidDeltas, protect_sample
+from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitted import Fit, FitImages
+from pipeline.protection import Protection
+from pipeline.records import Sample
+from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
+from pipeline.surrogate import Surrogate, load_surrogate
+from tests.samples import image_bytes, noise, stripes
+
+CLUSTERS = 4
+# SHA-256 of the pixels that the test below writes, as a CPU of the year 2026 made them
+PIXELS_SHA256 = "5ce29307a31ee4530ffd0986adc7ddf1dcf7e5e4944e3f79b6cbc0ba62d3d4f7"
+
+
+@pytest.fixture(autouse=True)
+def _short_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stripes are learnt at once."""
+    monkeypatch.setattr("pipeline.proxy.LEAST_STEPS", 30)
+
+
+def images() -> FitImages:
+    return FitImages(*stripes(128, 0))
+
+
+def proxy_fit(device: str) -> Fit:
+    return ProxyFit(images(), CLUSTERS, Settings(steps=12, batch_size=64), device)
+
+
+def cluster_fit(generator: str) -> Callable[[str], Fit]:
+    def made(device: str) -> Fit:
+        surrogate = load_surrogate(EMBEDDED_SURROGATE, weights=None, size=64, device=device)
+        settings = settings_from(
+            {"generator": generator, "optimise_through": "surrogate", "steps": 6, "batch_size": 16}
+        )
+        means = means_of(surrogate)
+        return ClusterFit(0, images(), surrogate, means, [1, 2, 3, 0], settings, device, width=8, blocks=1)
+
+    return made
+
+
+def means_of(surrogate: Surrogate) -> torch.Tensor:
+    return torch.randn(CLUSTERS, surrogate.dimension, generator=torch.Generator().manual_seed(0))
+
+
+FITS = {"proxy": proxy_fit, "direct": cluster_fit("direct"), "network": cluster_fit("network")}
+
+
+def finished(fit: Fit) -> bytes:
+    while not fit.is_done:
+        fit.advance(50)
+    return fit.result().to_bytes()
+
+
+def test_a_protection_is_laid_to_the_same_pixels_on_every_machine(device: str) -> None:
+    levels = np.random.default_rng(3).integers(-16, 17, (CLUSTERS, 3, 48, 48)).astype(np.int8)
+    rows = np.eye(CLUSTERS, dtype=np.float32)
+    protection = Protection(
+        method="uc",
+        generator="direct",
+        surrogate_id="gold",
+        epsilon=16 / 255,
+        clustering=Clustering(ClusterSpace(), rows, rows, rows[:, 0]),
+        targets=(1, 2, 3, 0),
+        levels=levels,
+        fingerprint="gold",
+    )
+    total = hashlib.sha256()
+    for number, (height, width) in enumerate(((1, 1), (32, 32), (47, 301), (375, 500))):
+        sample = Sample(f"{number}", {"png": image_bytes(noise(height, width, seed=number))})
+        done = protect_sample(sample, LaidDeltas(protection), number, settings=Settings())
+        total.update(np.asarray(Image.open(io.BytesIO(done.sample.members["png"]))).tobytes())
+    assert total.hexdigest() == PIXELS_SHA256
+
+
+def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
+    left = {}
+    for place in ("cpu", device):
+        fit = ProxyFit(images(), CLUSTERS, Settings(steps=40, batch_size=64), place)
+        while not fit.is_done:
+            fit.advance(50)
+        losses = fit.result().losses
+        left[place] = float((losses[:, -5:].mean(1) / losses[:, :5].mean(1)).mean())
+    assert left["cpu"] < 0.9, "the fit of the CPU comes no nearer"
+    assert left[device] == pytest.approx(left["cpu"], abs=0.1)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_that_is_resumed_ends_with_the_same_bytes(name: str, device: str) -> None:
+    whole = finished(FITS[name](device))
+    fit = FITS[name](device)
+    fit.advance(3)
+    again = FITS[name](device)
+    again.load(load(save(fit.state())))  # through a file, as after a kill
+    assert finished(again) == whole
