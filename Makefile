@@ -1,13 +1,14 @@
 # make demo     install, protect a small real collection offline, measure the effect, write a report
 # make test     install what tests need and run the fast tests
 # make test-all what make test leaves out: slow and fault tests, and the S3 tests on a real server
+# make gpu      on a machine with an NVIDIA GPU: what runs there, and how fast, in nine minutes
 # make bench    the benchmarks; each prints a table and writes tests/bench/results/*.json
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint gpu bench clean
 
 demo: $(VENV)/installed
 	$(RUN) jobs/demo.py --output demo
@@ -22,6 +23,9 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+gpu: $(VENV)/installed-test
+	tests/bench/gpu/run.sh
 
 bench: $(VENV)/installed-test
 	for bench in tests/bench/bench_*.py; do $(RUN) $$bench || exit 1; done

@@ -1,0 +1,61 @@
+"""Step 5: an evaluation: the default protection and a control, judged by ResNet-18 at four trials a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rows import PHOTO_SHARDS, Task, job, run, told
+
+from pipeline.photographs import write_demo_collection
+from pipeline.settings import EMBEDDED_SURROGATE
+
+REGIMES = "nt,nt-cg,iss-jpeg10,subtract+cg"
+GOOD = 0.6  # accuracy on clean test images that a target should reach soon
+
+
+def main() -> None:
+    task = told()
+    train, test = collection(task)
+    output, controls = task.work / "uc", task.work / "controls"
+    small = ["--clusters", "4", "--steps", "4", "--restarts", "2", "--fit-images", "64"] if task.tiny else []
+    surrogate = ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64" if task.tiny else "160"]
+    with task.timed("the default protection"):
+        run(job("protect_imagenet", "--input", train, "--output", str(output), *surrogate, *small, *task.gpu_options))
+    run([sys.executable, str(PHOTO_SHARDS / "control_protections.py"), "--input", train, "--output", str(controls)])
+    target, regimes, epochs = ("small", "nt", 1) if task.tiny else ("resnet18", REGIMES, 12)
+    judged = ["--clean", train, "--test", test, "--protected", f"uc={output}", f"control={controls / 'class-random'}"]
+    judged += ["--targets", target, "--regimes", regimes, "--epochs", str(epochs), "--seeds", "0"]
+    judged += ["--output", str(task.work / "evaluation"), *(["--gpus-per-worker", "0.25"] if task.gpu_options else [])]
+    with task.timed(f"evaluate_relearning.py, {target}, {epochs} epochs, {len(regimes.split(','))} regimes"):
+        run(job("evaluate_relearning", *judged))
+    tell(task, task.work / "evaluation")
+
+
+def collection(task: Task) -> tuple[str, str]:
+    """Training and test images: CIFAR-10 where it is at hand, else the demo's photographs."""
+    folder = task.data / "cifar10"
+    if folder.is_dir() and not task.tiny:
+        task.row("images", "CIFAR-10, 6,000 to train on")
+        return f"{folder}/cifar10-train-*.tar.gz", f"{folder}/cifar10-test-*.tar.gz"
+    made = write_demo_collection(task.work / "photographs", seed=0, side=32)
+    task.row("images", f"{made.num_train:,} patches of photographs")
+    return f"{made.folder}/train-*.tar", f"{made.folder}/test-*.tar"
+
+
+def tell(task: Task, output: Path) -> None:
+    """Accuracy and seconds of every trial, and how soon the clean target was good."""
+    rows = pq.read_table(output / "results.parquet").to_pylist()
+    for row in rows:
+        what = f"{row['protection']}, {row['regime']}: accuracy on clean test images"
+        task.row(what, 100 * row["accuracy_last"], "%", f"{row['seconds']:.1f} s")
+    (plain,) = [row for row in rows if (row["protection"], row["regime"]) == ("clean", "nt")]
+    epochs = [one for one in pq.read_table(output / "histories.parquet").to_pylist() if one["key"] == plain["key"]]
+    good = [one["epoch"] + 1 for one in epochs if one["accuracy_test"] >= GOOD]
+    seconds = min(good) * plain["seconds"] / len(epochs) if good else "not reached"
+    task.row(f"clean images, nt: time to {GOOD:.0%}", seconds, "s")
+
+
+if __name__ == "__main__":
+    main()
