@@ -45,10 +45,10 @@ class Step:
 
 STEPS = (
     Step("gpu_tests", "Tests that need a GPU", 90, ("pytest",)),
-    Step("main_job", "The main job, its stages and their limits", 190, ("ray",)),
-    Step("universal", "One for All at full size", 90),
+    Step("main_job", "The main job, its stages and their limits", 180, ("ray",)),
+    Step("universal", "One for All at full size", 110),
     Step("published", "Unlearnable Clusters as published", 40),
-    Step("evaluation", "An evaluation", 130, ("ray",)),
+    Step("evaluation", "An evaluation", 120, ("ray",)),
 )
 
 

@@ -21,7 +21,8 @@ from pipeline.settings import EMBEDDED_SURROGATE  # noqa: E402
 from pipeline.surrogate import Surrogate, load_surrogate  # noqa: E402
 from tests.processes import descendants, kill  # noqa: E402
 
-BATCH, TRAIN_STEPS, JOB_SECONDS = 32, 10, 40
+BATCH, TRAIN_STEPS = 32, 10
+CHECKPOINT_S = 90.0  # after which the job is killed even if it has left no checkpoint yet
 
 
 def main() -> None:
@@ -91,14 +92,14 @@ def killed_and_resumed(task: Task, width: int, blocks: int, side: int) -> None:
     shards = write_shards(
         task.work / "in", shards=2, per_shard=32 if task.tiny else 512, width=256, height=256, distinct=64
     )
-    steps = 60 if task.tiny else 300
+    steps = 250 if task.tiny else 150
     sizes = {"width": width, "blocks": blocks, "side": side, "surrogate-size": side, "max-steps": steps}
     sizes |= {"batch-size": 8 if task.tiny else BATCH}
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     where = ["--input", str(shards[0].parent), "--output", str(task.work / "u.safetensors")]
     command = job("train_one_for_all", *where, "--surrogate", EMBEDDED_SURROGATE, *flags, *task.gpu_options)
     process = subprocess.Popen(command, start_new_session=True)
-    until = time.monotonic() + JOB_SECONDS
+    until = time.monotonic() + CHECKPOINT_S
     while process.poll() is None and time.monotonic() < until and not list(task.work.glob("u.*.checkpoint")):
         time.sleep(0.2)
     was_running = process.poll() is None
