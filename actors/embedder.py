@@ -54,6 +54,7 @@ class Embedder:
                 batch_size=BATCH[self.context.device],
                 threads=self.context.threads,
                 max_pixels=settings.max_pixels,
+                keep_sidecar=settings.keep_sidecar,
             )
         data = features_to_parquet(features, surrogate_id=self.surrogate.id, fingerprint=self.context.fingerprint)
         assigned = drifted = 0

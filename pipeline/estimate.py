@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pipeline.apply import image_suffix, protect_sample
+from pipeline.apply import protect_sample
 from pipeline.delta import lay, levels_of
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
 from pipeline.fitted import FitImages
+from pipeline.members import image_suffix
 from pipeline.objective import PROXY_SIDES, delta_side
 from pipeline.picture import decode_rgb
 from pipeline.proxy import ProxyTraining, Schedule
@@ -100,7 +101,7 @@ def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settin
     started = time.perf_counter()
     for sample in samples:
         try:
-            suffix = image_suffix(sample)
+            suffix = image_suffix(sample, settings.keep_sidecar)
             data = sample.members[suffix]
             pictures.append(decode_rgb(data, at_least=surrogate.resize, max_pixels=settings.max_pixels, suffix=suffix))
         except SampleError:
@@ -141,7 +142,7 @@ def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, fl
             continue
         seconds.append(time.perf_counter() - started)
         bytes_in, bytes_out = bytes_in + done.input_image_bytes, bytes_out + done.output_image_bytes
-        suffix = image_suffix(done.sample)
+        suffix = image_suffix(done.sample, settings.keep_sidecar)
         pixels = decode_rgb(
             done.sample.members[suffix], at_least=1 << 20, max_pixels=settings.max_pixels, suffix=suffix
         )
