@@ -132,23 +132,24 @@ def check_cost(data: bytes, kind: str) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     """Walk over the segments of the first picture, to its scans and, where they may be many, over them."""
-    at, scans = 2, 0
+    end, scans, components = 2, 0, b""
     for _ in range(_MAX_JPEG_SEGMENTS):
-        mark = _SEGMENT.search(data, at)
+        mark = _SEGMENT.search(data, end)
         if mark is None or data[mark.end() - 1] == 0xD9:
             return
-        if not scans and mark.start() - at > _MAX_JPEG_JUNK:
-            raise SampleError(Reason.TOO_COSTLY, f"a JPEG with {mark.start() - at:,} bytes between its segments")
+        if not scans and mark.start() - end > _MAX_JPEG_JUNK:
+            raise SampleError(Reason.TOO_COSTLY, f"a JPEG with {mark.start() - end:,} bytes between its segments")
         kind, at = data[mark.end() - 1], mark.end()
-        if kind not in (0x01, 0xD8):
-            at += int.from_bytes(data[at : at + 2], "big")
+        end = at + (0 if kind in (0x01, 0xD8) else int.from_bytes(data[at : at + 2], "big"))
+        if kind in (0xC0, 0xC1, 0xC9):
+            components = data[at + 7 : at + 8]
         if kind != 0xDA:
             continue
         scans += 1
         if scans > _MAX_JPEG_SCANS:
             raise SampleError(Reason.TOO_COSTLY, f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
-        if scans == 1 and data.count(b"\xff\xda", at) < _MAX_JPEG_SCANS:
-            return
+        if scans == 1 and (data[at + 2 : at + 3] == components or data.count(b"\xff\xda", at) <= _MAX_JPEG_SCANS):
+            return  # not progressive, and all in the first scan, after which decoders stop
     raise SampleError(Reason.TOO_COSTLY, f"a JPEG of more than {_MAX_JPEG_SEGMENTS:,} segments")
 
 

@@ -358,16 +358,20 @@ def test_a_png_with_another_gamma_does_not_become_a_jpeg_that_looks_otherwise(na
 # ---- what costs far more than it weighs
 
 
-def many_scans(count: int) -> bytes:
-    data = image_bytes(noise(32, 32), "JPEG", progressive=True)
+def many_scans(count: int, *, sequential: bool = False) -> bytes:
+    data = image_bytes(noise(32, 32), "JPEG", progressive=not sequential, subsampling=0)
     last = data.rindex(b"\xff\xda")
-    return data[:last] + data[last:-2] * count + b"\xff\xd9"
+    scan = data[last:-2]
+    if sequential:  # one component alone, again and again
+        scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0" + scan[14:]
+    return data[:last] + scan * count + b"\xff\xd9"
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (many_scans(4000), "more than 100 scans"),
+        (many_scans(4000, sequential=True), "more than 100 scans"),
         (b"\xff\xd8" + b"\xff\xfe\0\2" * 500_000 + image_bytes(noise(8, 8), "JPEG")[2:], "segments"),
         (b"\xff\xd8" + b"\xff" * 2_000_000 + image_bytes(noise(8, 8), "JPEG")[2:], "between its segments"),
         (b"\xff\xd8" + b"\xff\0" * 1_000_000 + image_bytes(noise(8, 8), "JPEG")[2:], "between its segments"),
