@@ -56,6 +56,7 @@ class Embedder:
                 threads=self.context.threads,
                 max_pixels=settings.max_pixels,
                 exact_clock=settings.profile,
+                keep_sidecar=settings.keep_sidecar,
             )
         data = features_to_parquet(features, surrogate_id=self.surrogate.id, fingerprint=self.context.fingerprint)
         assigned = drifted = 0

@@ -8,6 +8,9 @@ from jobs.cli import Parser, given_options
 from pipeline.errors import SettingsError
 from pipeline.settings import DEFAULT_SURROGATE, PRESETS, Settings, parse_epsilon, settings_from
 
+KEEP_SIDECAR = """\
+members such as seg.png that leave as they are, without a look; all other samples with anything beside the image but
+text (cls, txt, json, csv, xml, yaml, …), or with a picture hidden in that text, go to quarantine"""
 DESCRIPTION = """\
 Protect a collection of WebDataset shards with Unlearnable Clusters.
 
@@ -109,7 +112,12 @@ def _files(parser: Parser) -> None:
         help="a universal generator sees images of at most 64 px enlarged (default), or as they are",
     )
     add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
-    add("--metadata", choices=["keep", "strip-gps", "strip"], help="EXIF and XMP; colour profiles are always kept")
+    add(
+        "--metadata",
+        choices=["keep", "strip-gps", "strip"],
+        help="EXIF and XMP; colours and orientation are always kept",
+    )
+    add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
     add("--max-pixels", type=int, metavar="N", help="larger images go to quarantine (default 100000000)")
     add("--max-member-bytes", type=int, metavar="N", help="larger members go to quarantine (default 256 MiB)")
 

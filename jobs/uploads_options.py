@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.cli import Parser, given_options
 from jobs.metrics import add_metrics_options
+from jobs.options import KEEP_SIDECAR
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 
 DESCRIPTION = """\
@@ -64,7 +65,12 @@ def _new(parser: Parser) -> None:
 def _files(parser: Parser) -> None:
     add = parser.add_argument_group("files").add_argument
     add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
-    add("--metadata", choices=["keep", "strip-gps", "strip"], help="EXIF and XMP; colour profiles are always kept")
+    add(
+        "--metadata",
+        choices=["keep", "strip-gps", "strip"],
+        help="EXIF and XMP; colours and orientation are always kept",
+    )
+    add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
     add(
         "--small-images",
         choices=["resize", "native"],

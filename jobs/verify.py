@@ -23,7 +23,14 @@ from pipeline.store import RUN_FOLDER, Store, resolve_input
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
 from pipeline.verify import Expected, ShardCheck, verify_shard
 
-NEEDED = ("epsilon", "size", "seed", "max_pixels", "max_member_bytes")  # of the settings; they never conflict
+NEEDED = (
+    "epsilon",
+    "size",
+    "seed",
+    "keep_sidecar",
+    "max_pixels",
+    "max_member_bytes",
+)  # of the settings; they never conflict
 PART = 256  # uploads that are checked before the next are read from the ledger
 
 
@@ -98,7 +105,7 @@ def _check_run(output: Store, originals: str | None, share: float, pool: ThreadP
 def _check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
     """Every output that the ledger has a row for."""
     origin = json.loads(output.read(layout.UPLOADS_ORIGIN))
-    settings = Settings(epsilon=origin["epsilon"])
+    settings = Settings(epsilon=origin["epsilon"], keep_sidecar=origin["settings"].get("keep_sidecar", ()))
     source = Store(originals) if originals else None
     problems = [f"{name}: lies in the output without a row, so it does not count" for name in strangers(output)]
     found = Found(problems=problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -13,18 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.delta import Steps, add_measured, add_steps
 from pipeline.errors import SampleError
+from pipeline.members import IMAGE_SUFFIXES, check_sidecars, extension, image_suffix
 from pipeline.padded import whole_of
-from pipeline.picture import DECODED, Picture, decode, encode, kind_of, resize_and_crop
+from pipeline.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.tar import ShardWriter
-
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))
-_OTHER_PICTURES = frozenset(
-    ("tif", "tiff", "gif", "bmp", "heic", "heif", "avif", "jp2", "j2k", "jxl", "ico", "jpe", "jfif", "mpo", "psd")
-    + ("exr", "dng", "cr2", "nef", "arw", "mp4", "mov", "webm", "mkv", "avi")
-)
-
 
 _Form = TypeVar("_Form", Steps, NDArray[np.int16])
 _Item = TypeVar("_Item")
@@ -53,29 +47,29 @@ class LaidDeltas:
         self.per_sample = source.per_sample
         self._source = source
         self._left = max_bytes
-        self._laid: OrderedDict[tuple[object, int, int, int], Any] = OrderedDict()
+        self._laid: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """As the source's own answer; read-only where it is remembered."""
         if self.per_sample:
             return self._source.delta_for(cluster, key, height, width)
-        return self._remembered(_read_only, cluster, key, height, width)
+        return self._remembered(_read_only, (cluster, key, height, width), 1)
 
-    def steps_for(self, cluster: int, key: str, height: int, width: int) -> Steps:
-        """The same delta, taken apart for padded pixels."""
+    def steps_for(self, cluster: int, key: str, height: int, width: int, orientation: int) -> Steps:
+        """The same delta in the stored layout of a picture of this orientation, taken apart for padded pixels."""
         if self.per_sample:
-            return Steps(self._source.delta_for(cluster, key, height, width))
-        return self._remembered(Steps, cluster, key, height, width)
+            return Steps(stored(self._source.delta_for(cluster, key, height, width), orientation))
+        return self._remembered(Steps, (cluster, key, height, width), orientation)
 
     def _remembered(
-        self, form: Callable[[NDArray[np.int16]], _Form], cluster: int, key: str, height: int, width: int
+        self, form: Callable[[NDArray[np.int16]], _Form], asked: tuple[int, str, int, int], orientation: int
     ) -> _Form:
-        place = (form, cluster, height, width)
+        place = (form, orientation, asked[0], *asked[2:])
         found: _Form | None = self._laid.get(place)
         if found is not None:
             self._laid.move_to_end(place)
             return found
-        found = form(self._source.delta_for(cluster, key, height, width))
+        found = form(stored(self._source.delta_for(*asked), orientation))
         self._left -= found.nbytes
         self._laid[place] = found
         while self._left < 0:
@@ -123,34 +117,6 @@ class ShardOutcome:
         return dict(sorted(Counter(rejection.reason.value for rejection in self.rejections).items()))
 
 
-def image_suffix(sample: Sample) -> str:
-    """Suffix of the one member that is the sample's image.
-
-    Raises SampleError if there is none or several, or if any other member is a picture or a video as well: it
-    would leave without protection.
-    """
-    pictures = [suffix for suffix in sample.members if _extension(suffix) in IMAGE_SUFFIXES]
-    if len(pictures) > 1:
-        raise SampleError(Reason.SEVERAL_IMAGES, f"members {', '.join(pictures)}")
-    for suffix, data in sample.members.items():
-        if suffix in pictures:
-            continue
-        kind = kind_of(data)
-        if pictures and kind in DECODED:
-            raise SampleError(Reason.SEVERAL_IMAGES, f"member {suffix} is a picture too ({kind})")
-        if kind is not None or _extension(suffix) in _OTHER_PICTURES:
-            raise SampleError(
-                Reason.UNSUPPORTED_FORMAT, f"member {suffix} is a picture that cannot be protected under this name"
-            )
-    if not pictures:
-        raise SampleError(Reason.NO_IMAGE, f"none of {', '.join(sample.members)} is jpg, jpeg, png or webp")
-    return pictures[0]
-
-
-def _extension(suffix: str) -> str:
-    return suffix.rpartition(".")[2].lower()
-
-
 @dataclass(frozen=True)
 class Opened:
     """A sample whose image was decoded, and the time that it took."""
@@ -162,9 +128,13 @@ class Opened:
 
 
 def open_sample(sample: Sample, *, settings: Settings) -> Opened:
-    """The sample with its image decoded, at the size that it will be written in. Raises SampleError."""
+    """The sample with its image decoded, at the size that it will be written in.
+
+    Raises SampleError, also for a sidecar that may not leave as it is.
+    """
     started = time.perf_counter()
-    suffix = image_suffix(sample)
+    suffix = image_suffix(sample, settings.keep_sidecar)
+    check_sidecars(sample, suffix, settings.keep_sidecar)
     picture = decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
     if settings.size == "224":
         picture = resize_and_crop(picture)
@@ -177,13 +147,14 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
     """
     opened = open_sample(sample, settings=settings)
-    place = (cluster, sample.key, *opened.picture.pixels.shape[:2])
+    picture = opened.picture
+    place = (cluster, sample.key, *picture.upright_size)
     started = time.perf_counter()
     delta: Steps | NDArray[np.int16]
-    if whole_of(opened.picture.pixels) is not None and isinstance(protection, LaidDeltas):
-        delta = protection.steps_for(*place)
+    if whole_of(picture.pixels) is not None and isinstance(protection, LaidDeltas):
+        delta = protection.steps_for(*place, picture.orientation)
     else:
-        delta = protection.delta_for(*place)
+        delta = stored(protection.delta_for(*place), picture.orientation)
     spent = time.perf_counter() - started
     return close_sample(opened, delta, protection.epsilon, settings=settings, delta_seconds=spent)
 
@@ -191,8 +162,9 @@ def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, set
 def close_sample(
     opened: Opened, delta: Steps | NDArray[np.int16], epsilon: float, *, settings: Settings, delta_seconds: float = 0.0
 ) -> ProtectedSample:
-    """Lay a delta, whole 8-bit levels [H, W, 3], over an opened image and encode it as the settings say.
+    """Lay a delta over an opened image and encode it as the settings say.
 
+    delta  whole 8-bit levels [H, W, 3], in the stored layout
     Raises SampleError if it cannot be encoded, PromiseError if the bound does not hold.
     """
     marks = [time.perf_counter()]
@@ -204,11 +176,10 @@ def close_sample(
     else:
         pixels, largest = add_steps(whole, delta if isinstance(delta, Steps) else Steps(delta), epsilon)
     marks.append(time.perf_counter())
-    protected = Picture(pixels, picture.format, picture.exif, picture.icc, picture.xmp)
-    encoded, extension = encode(protected, how=settings.encode, metadata=settings.metadata)
+    encoded, ending = encode(replace(picture, pixels=pixels), how=settings.encode, metadata=settings.metadata)
     marks.append(time.perf_counter())
     # no other member can have the new name: it would have been a second image
-    renamed = _renamed(opened.suffix, extension)
+    renamed = _renamed(opened.suffix, ending)
     members = {
         renamed if name == opened.suffix else name: encoded if name == opened.suffix else data
         for name, data in opened.sample.members.items()
@@ -218,12 +189,12 @@ def close_sample(
     return ProtectedSample(Sample(opened.sample.key, members), largest, len(source), len(encoded), seconds)
 
 
-def _renamed(suffix: str, extension: str | None) -> str:
+def _renamed(suffix: str, ending: str | None) -> str:
     """`suffix` with the extension that the new bytes need; as it is if it fits already."""
-    old = _extension(suffix)
-    if extension is None or old == extension or (old, extension) == ("jpeg", "jpg"):
+    old = extension(suffix)
+    if ending is None or old == ending or (old, ending) == ("jpeg", "jpg"):
         return suffix
-    return suffix[: len(suffix) - len(old)] + extension
+    return suffix[: len(suffix) - len(old)] + ending
 
 
 def protect_shard(
@@ -309,7 +280,8 @@ def _timed(results: Iterable[_Item], seconds: defaultdict[str, float]) -> Iterat
 def _cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings) -> int:
     cluster = clusters.get(sample.key)
     if cluster is None:
-        suffix = image_suffix(sample)
+        suffix = image_suffix(sample, settings.keep_sidecar)
+        check_sidecars(sample, suffix, settings.keep_sidecar)
         decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)  # for the better reason
         raise SampleError(Reason.UNDECODABLE, "the sample was not embedded, so it has no cluster")
     return cluster
@@ -317,6 +289,6 @@ def _cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings)
 
 def rejection_of(sample: Sample, error: SampleError) -> Rejection:
     """The quarantine's line for a sample; it names the image member where there is one."""
-    pictures = [suffix for suffix in sample.members if _extension(suffix) in IMAGE_SUFFIXES]
+    pictures = [suffix for suffix in sample.members if extension(suffix) in IMAGE_SUFFIXES]
     member = f"{sample.key}.{(pictures or list(sample.members))[0]}"
     return Rejection(sample.key, member, error.reason, error.detail)

@@ -12,16 +12,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline.errors import ConflictError, InputError
-from pipeline.fingerprint import FORMAT_VERSION, canonical
+from pipeline.fingerprint import canonical
 
 _ENTRY = "scumble"  # one metadata entry: the library writes several in no fixed order
 _LENGTH_BYTES = 8
+_FORMAT = 1  # of the file
 
 
 def artefact_to_bytes(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """One file; equal contents give equal bytes. `header` must be JSON; the format version is added."""
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    return save(whole, metadata={_ENTRY: canonical({**header, "format_version": FORMAT_VERSION}).decode()})
+    return save(whole, metadata={_ENTRY: canonical({**header, "format_version": _FORMAT}).decode()})
 
 
 def read_header(data: bytes) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def read_header(data: bytes) -> dict[str, Any]:
         version = header.pop("format_version")
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(error) from None
-    if version != FORMAT_VERSION:
-        raise InputError(f"a protection of format {version}; this version reads format {FORMAT_VERSION}")
+    if version != _FORMAT:
+        raise InputError(f"a protection of format {version}; this version reads format {_FORMAT}")
     return header
 
 

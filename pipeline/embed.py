@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,8 +13,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.apply import image_suffix
 from pipeline.errors import SampleError
+from pipeline.members import check_sidecars, image_suffix
 from pipeline.picture import decode_rgb
 from pipeline.profile import StepClock
 from pipeline.records import Features, Rejection, Sample
@@ -48,6 +48,7 @@ def embed_shard(
     batch_size: int,
     threads: int,
     max_pixels: int,
+    keep_sidecar: Collection[str] = (),
     exact_clock: bool = False,
 ) -> tuple[Features, list[Rejection], EmbedSeconds]:
     """Features of a shard's usable samples and the rejection of every other, both in input order.
@@ -62,7 +63,7 @@ def embed_shard(
     keys: list[str] = []
     blocks: list[NDArray[np.float16]] = [np.zeros((0, surrogate.dimension), np.float16)]
     rejections: list[Rejection] = []
-    decoder = _Decoder(surrogate.resize, max_pixels, seconds)
+    decoder = _Decoder(surrogate.resize, max_pixels, seconds, keep_sidecar)
     batches = _batches(decoder.decoded(samples, batch_size, threads), rejections, batch_size)
     while batch := _next(batches, clock):
         keys += [key for key, _ in batch]
@@ -105,8 +106,8 @@ def _num_pixels(outcome: Outcome) -> int:
 class _Decoder:
     """Decodes samples in threads, some way ahead of who reads the outcomes, in their order."""
 
-    def __init__(self, at_least: int, max_pixels: int, seconds: EmbedSeconds) -> None:
-        self._at_least, self._max_pixels, self._seconds = at_least, max_pixels, seconds
+    def __init__(self, at_least: int, max_pixels: int, seconds: EmbedSeconds, keep: Collection[str]) -> None:
+        self._at_least, self._max_pixels, self._seconds, self._keep = at_least, max_pixels, seconds, keep
         self._changed = threading.Condition()
         self._pixels_waiting = 0
         self._next = 0  # number of the outcome that is read next
@@ -161,7 +162,8 @@ class _Decoder:
     def _outcome(self, sample: Sample) -> Outcome:
         member = ""
         try:
-            member = image_suffix(sample)
+            member = image_suffix(sample, self._keep)
+            check_sidecars(sample, member, self._keep)
             data = sample.members[member]
             pixels = decode_rgb(data, at_least=self._at_least, max_pixels=self._max_pixels, suffix=member)
             return sample.key, pixels

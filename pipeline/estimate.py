@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pipeline.apply import image_suffix, protect_sample
+from pipeline.apply import protect_sample
 from pipeline.delta import lay, levels_of
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
 from pipeline.fitted import FitImages
+from pipeline.members import image_suffix
 from pipeline.objective import PROXY_SIDES, delta_side
 from pipeline.picture import decode_rgb
 from pipeline.proxy import ProxyTraining, Schedule
@@ -97,16 +98,17 @@ def first_samples(
 
 def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:
     pictures = []
+    why: SampleError | str = "it is empty"
     started = time.perf_counter()
     for sample in samples:
         try:
-            suffix = image_suffix(sample)
+            suffix = image_suffix(sample, settings.keep_sidecar)
             data = sample.members[suffix]
             pictures.append(decode_rgb(data, at_least=surrogate.resize, max_pixels=settings.max_pixels, suffix=suffix))
-        except SampleError:
-            continue
+        except SampleError as error:
+            why = error
     if not pictures:
-        raise InputError(f"none of the first {len(samples)} samples holds an image that can be decoded")
+        raise InputError(f"none of the first {len(samples)} samples can be protected; the last: {why}")
     decoded = time.perf_counter() - started
     surrogate.embed_pictures(pictures[:1])
     started = time.perf_counter()
@@ -137,15 +139,18 @@ def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, fl
         started = time.perf_counter()
         try:
             done = protect_sample(sample, source, 0, settings=settings)
-        except SampleError:
+        except SampleError as error:
+            why = error
             continue
         seconds.append(time.perf_counter() - started)
         bytes_in, bytes_out = bytes_in + done.input_image_bytes, bytes_out + done.output_image_bytes
-        suffix = image_suffix(done.sample)
+        suffix = image_suffix(done.sample, settings.keep_sidecar)
         pixels = decode_rgb(
             done.sample.members[suffix], at_least=1 << 20, max_pixels=settings.max_pixels, suffix=suffix
         )
         sides.append(pixels.shape[:2])
+    if not seconds:
+        raise InputError(f"none of the first {len(samples)} samples can be protected; the last: {why}")
     height, width = (int(np.median([side[axis] for side in sides])) for axis in (0, 1))
     return float(np.mean(seconds)), bytes_out / max(bytes_in, 1), (height, width)
 

@@ -15,7 +15,7 @@ from PIL import features
 if TYPE_CHECKING:
     import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of output bytes: 2 keeps the stored layout, transparency and what says how to show the numbers
 _DECIDE_BYTES = ("pillow", "numpy", "torch", "torchvision", "timm", "open_clip_torch", "scikit-learn")
 
 

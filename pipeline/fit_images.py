@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import derive
 from pipeline.fitted import FitImages
+from pipeline.members import image_suffix
 from pipeline.picture import decode, decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
@@ -57,14 +57,14 @@ def read_fit_images(
     for sample in samples if left else ():
         if isinstance(sample, Rejection) or sample.key not in left:
             continue
-        yield sample.key, _square(sample, side, settings.max_pixels), left.pop(sample.key)
+        yield sample.key, _square(sample, side, settings), left.pop(sample.key)
         if not left:
             return
 
 
-def _square(sample: Sample, side: int, max_pixels: int) -> NDArray[np.uint8]:
-    suffix = image_suffix(sample)
-    pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=max_pixels, suffix=suffix)
+def _square(sample: Sample, side: int, settings: Settings) -> NDArray[np.uint8]:
+    suffix = image_suffix(sample, settings.keep_sidecar)
+    pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=settings.max_pixels, suffix=suffix)
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
 
 

@@ -97,7 +97,7 @@ class Slices:
     def __init__(self, slices: Sequence[NDArray[Any]], threads: int = 1) -> None:
         self.slices = [np.ascontiguousarray(part, dtype=np.float32) for part in slices if len(part)]
         if not self.slices:
-            raise InputError("k-means has no point to work on: no image could be embedded")
+            raise InputError("k-means has no point to work on: no image could be embedded (--dry-run says why)")
         self.threads = threads
 
     @classmethod

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import derive
+from pipeline.members import image_suffix
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture import decode, decode_rgb, resize_and_crop
 from pipeline.protection import Protection
@@ -137,16 +137,16 @@ def _pairs(source: IO[bytes], output: IO[bytes], settings: Settings) -> Iterator
 
 
 def _pixels(sample: Sample, settings: Settings, *, resize: bool = False) -> NDArray[np.uint8]:
-    """Decoded pixels without alpha, [H, W] or [H, W, 3]; `resize` for originals of --size 224."""
+    """Upright pixels without alpha, [H, W] or [H, W, 3]; `resize` for originals of --size 224."""
     try:
-        suffix = image_suffix(sample)
+        suffix = image_suffix(sample, settings.keep_sidecar)
         picture = decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
     except SampleError as error:
         raise InputError(f"{sample.key}: {error}; run jobs/verify.py") from None
     if resize and settings.size == "224":
         picture = resize_and_crop(picture)
-    channels = picture.pixels.shape[2]
-    return picture.pixels[..., 0] if channels <= 2 else picture.pixels[..., :3]
+    upright = np.ascontiguousarray(picture.upright)
+    return upright[..., 0] if upright.shape[2] <= 2 else upright[..., :3]
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -161,7 +161,7 @@ def _square(
     before: Sample, after: Sample, cluster: int, protection: Protection | UniversalProtection, settings: Settings
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
     """A protected picture at one size, as a trainer would load it, and the delta that it carries there."""
-    suffix = image_suffix(after)
+    suffix = image_suffix(after, settings.keep_sidecar)
     pixels = decode_rgb(after.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
     square = _squeezed(pixels)
     if isinstance(protection, UniversalProtection):  # its delta is nowhere but in the picture

@@ -1,27 +1,59 @@
-"""What an image file says about itself (EXIF, XMP), without what would give the picture or its place away.
+"""What an image file says about itself (EXIF, XMP, profile), without what would give the picture or its place away.
 
-EXIF is taken apart and put together again from the values that its directories name. So a thumbnail - a copy of
-the picture without protection - cannot hide in a second directory, a maker's note or a gap between values.
+EXIF and profiles are taken apart and put together again from what their directories name. So a thumbnail - a copy of
+the picture without protection - cannot hide in a second directory, a maker's note or a gap between values. Only tags of
+the standards stay, and what is text must read like text.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import struct
 from typing import NamedTuple
+
+from pipeline.formats import MAX_PROFILE_BYTES, hidden_in
 
 _PREFIX = b"Exif\0\0"
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _ORIENTATION = 0x0112
 _EXIF, _GPS, _INTEROP = 0x8769, 0x8825, 0xA005
-# Places that hold pictures, or positions in a file that is no more: strips, tiles, sub-directories, embedded
-# JPEGs, Photoshop and XMP blocks, maker's notes, DNG private data.
-_DROPPED = frozenset((0x0111, 0x0117, 0x0144, 0x0145, 0x014A, 0x0201, 0x0202, 0x02BC, 0x8649, 0x927C, 0xC634))
-_THUMBNAILS = range(0x5012, 0x5035)  # as GDI+ stores them
-_PICTURE_MARKS = (b"\xff\xd8\xff", b"\x89PNG\r\n")
+# Of the tags below, places that hold pictures, or positions in a file that is no more: strips, tiles, sub-directories,
+# embedded JPEGs, maker's notes; and pointers, which are made anew.
+_DROPPED = frozenset((0x0111, 0x0117, 0x0144, 0x0145, 0x014A, 0x015B, 0x0201, 0x0202, 0x927C, _EXIF, _GPS, _INTEROP))
+_WIDE_TEXTS = range(0x9C9B, 0x9CA0)  # titles as Windows writes them
+_TIFF_TAGS = (0x000B, *range(0x00FE, 0x0215), 0x4746, 0x4749, 0x8298, *_WIDE_TEXTS)
+_EXIF_TAGS = (0x829A, 0x829D, *range(0x8822, 0x8836), *range(0x9000, 0x9500), *range(0xA000, 0xA502))
+_UNDERSTOOD = {
+    0: frozenset((*_TIFF_TAGS, *_EXIF_TAGS)) - _DROPPED,  # cameras write both kinds of tags into both
+    _EXIF: frozenset((*_TIFF_TAGS, *_EXIF_TAGS)) - _DROPPED,
+    _GPS: frozenset(range(0x20)),
+    _INTEROP: frozenset((1, 2, 0x1000, 0x1001, 0x1002)),
+}
+_TRANSFER_FUNCTION = 0x012D
+_TEXT_TYPES = (1, 2, 6, 7, 129)
+_CHARSETS = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))  # before a user's comment
+_MAX_PLAIN_BYTES = 64  # of a value that nobody looks into
+_MAX_XMP_BYTES = 1 << 20
+_PICTURE_MARKS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"WEBPVP8")
 _XMP_PICTURES = (b"xmpgimg", b"thumbnail", b"hdrgm", b"gainmap", b"gimage", b"gdepth", b"container:directory")
-_XMP_BASE64_PICTURES = (b"/9j/", b"iVBORw0KGgo")
-_XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))([0-9])')
+_XMP_BASE64_PICTURES = (b"/9j/", b"iVBORw0KGgo", b"UklGR")
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_ICC_TAGS = {  # bytes that each may have at most
+    **dict.fromkeys((b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt", b"bkpt", b"lumi", b"chad", b"chrm"), 256),
+    **dict.fromkeys((b"cicp", b"meas", b"view", b"tech", b"rig0", b"rig2", b"ciis", b"calt"), 256),
+    **dict.fromkeys((b"desc", b"cprt", b"dmnd", b"dmdd", b"vued"), 1 << 14),
+    **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC", b"kTRC"), 12 + (1 << 17)),
+    **{
+        tag + index: MAX_PROFILE_BYTES
+        for tag in (b"A2B", b"B2A", b"D2B", b"B2D", b"pre")
+        for index in (b"0", b"1", b"2")
+    },
+    b"gamt": MAX_PROFILE_BYTES,
+}
+_ICC_TEXTS = (b"desc", b"cprt", b"dmnd", b"dmdd", b"vued")
+_ICC_HEADER = 128
+_CONTROLS = bytes((*range(32), 127))
 
 
 class _Entry(NamedTuple):
@@ -43,21 +75,25 @@ def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
             value = int.from_bytes(entry.value[:size], "little" if order == "<" else "big")
             return value if 1 <= value <= 8 else 1
     found = _XMP_ORIENTATION.search(xmp or b"")
-    return int(found[2]) if found and 1 <= int(found[2]) <= 8 else 1
+    return int(found[1]) if found and 1 <= int(found[1]) <= 8 else 1
+
+
+def with_orientation(orientation: int, *, in_exif: bool) -> tuple[bytes | None, bytes | None]:
+    """(EXIF, XMP) that say how to turn the picture, and no more; one of the two is None."""
+    if in_exif:
+        entry = _Entry(_ORIENTATION, 3, 1, struct.pack("<H", orientation))
+        return _PREFIX + b"II" + struct.pack("<HI", 42, 8) + _written({0: [entry]}, 0, 8, "<"), None
+    rdf = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+    turned = f'<rdf:Description rdf:about="" tiff:Orientation="{orientation}"/>'
+    return None, f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {rdf}>{turned}</rdf:RDF></x:xmpmeta>'.encode()
 
 
 def clean_exif(exif: bytes, *, keep_gps: bool) -> bytes | None:
-    """EXIF of the upright picture, without thumbnails and maker's notes; None if nothing is left.
+    """EXIF without thumbnails, maker's notes and what is not understood; None if nothing is left.
 
-    Every other value is the same, bit for bit; the block begins with b"Exif\\0\\0".
+    Every other value is the same, bit for bit, the orientation too; the block begins with b"Exif\\0\\0".
     """
     order, directories = _parsed(exif)
-    if not directories:
-        return None
-    first = directories[0]
-    for index, entry in enumerate(first):
-        if entry.tag == _ORIENTATION:
-            first[index] = _Entry(_ORIENTATION, 3, 1, struct.pack(order + "H", 1))
     if not keep_gps:
         directories.pop(_GPS, None)
     if not any(directories.values()):
@@ -67,17 +103,62 @@ def clean_exif(exif: bytes, *, keep_gps: bool) -> bytes | None:
 
 
 def clean_xmp(xmp: bytes, *, keep_gps: bool) -> bytes | None:
-    """XMP of the upright picture; None if it holds pictures, is not UTF-8, or names a place and must not."""
-    lower = xmp.lower()
-    if any(mark in lower for mark in _XMP_PICTURES) or any(mark in xmp for mark in _XMP_BASE64_PICTURES):
-        return None
-    if not keep_gps and b"gps" in lower:
+    """XMP as it is; None if it may hold pictures, is no UTF-8 text, is too long, or names a place and must not."""
+    if len(xmp) > _MAX_XMP_BYTES:
         return None
     try:
-        xmp.decode("utf-8")
+        plain = html.unescape(xmp.decode("utf-8")).encode("utf-8", "replace")
     except UnicodeDecodeError:
         return None
-    return None if b"\0" in xmp else _XMP_ORIENTATION.sub(rb"\g<1>1", xmp) or None
+    lower = plain.lower()
+    if any(mark in lower for mark in _XMP_PICTURES) or any(mark in plain for mark in _XMP_BASE64_PICTURES):
+        return None
+    if (not keep_gps and b"gps" in lower) or hidden_in(plain):
+        return None
+    return xmp or None
+
+
+def clean_icc(icc: bytes, *, space: bytes) -> bytes | None:
+    """A colour profile without private tags, gaps and what comes behind it; None if it is broken or of other colours.
+
+    space  b"GRAY" or b"RGB ": the colours that the pixels have
+    A profile that holds nothing else stays as it is, to the byte.
+    """
+    size, count = (int.from_bytes(icc[at : at + 4], "big") for at in (0, _ICC_HEADER))
+    whole, start = icc[:size], _ICC_HEADER + 4 + 12 * count
+    if not start <= size <= min(len(icc), MAX_PROFILE_BYTES) or icc[16:20] != space or icc[36:40] != b"acsp":
+        return None
+    parts: dict[tuple[int, int], list[bytes]] = {}  # (offset, length) -> the tags that share it
+    for entry in (whole[at : at + 12] for at in range(_ICC_HEADER + 4, start, 12)):
+        at, length = struct.unpack(">II", entry[4:])
+        if at >= start and at + length <= size and _is_understood(entry[:4], whole[at : at + length]):
+            parts.setdefault((at, length), []).append(entry[:4])
+    if sum(map(len, parts.values())) == count and _leaves_no_gap([(0, start), *sorted(parts)], size):
+        return whole
+    table, pool = b"", b""
+    start = _ICC_HEADER + 4 + 12 * sum(map(len, parts.values()))
+    for (at, length), tags in parts.items():
+        table += b"".join(tag + struct.pack(">II", start + len(pool), length) for tag in tags)
+        pool += whole[at : at + length] + bytes(-length % 4)
+    header = whole[4:84] + bytes(_ICC_HEADER - 84)  # the digest of what it was, and reserved bytes, are cleared
+    body = header + struct.pack(">I", len(table) // 12) + table + pool
+    return struct.pack(">I", 4 + len(body)) + body if parts else None
+
+
+def _is_understood(tag: bytes, value: bytes) -> bool:
+    if len(value) > _ICC_TAGS.get(tag, -1):
+        return False
+    return tag not in _ICC_TEXTS or hidden_in(value.translate(None, _CONTROLS)) is None
+
+
+def _leaves_no_gap(parts: list[tuple[int, int]], size: int) -> bool:
+    """True if the parts (offset, length), in order, cover all of a profile but for padding."""
+    end = 0
+    for at, length in [*parts, (size, 0)]:
+        if at - end > 3:
+            return False
+        end = max(end, at + length)
+    return True
 
 
 def _parsed(exif: bytes) -> tuple[str, _Directories]:
@@ -103,14 +184,26 @@ def _parsed(exif: bytes) -> tuple[str, _Directories]:
         for entry in entries:
             if entry.tag in children and len(entry.value) == 4:
                 pending.append((entry.tag, struct.unpack(order + "I", entry.value)[0]))
-        directories[name] = [entry for entry in entries if not _is_dropped(entry)]
+        directories[name] = [entry for entry in entries if entry.tag in _UNDERSTOOD[name] and _is_plain(entry)]
     return order, directories
 
 
-def _is_dropped(entry: _Entry) -> bool:
-    if entry.tag in _DROPPED or entry.tag in _THUMBNAILS or entry.tag in (_EXIF, _GPS, _INTEROP):
-        return True  # the pointers are made anew
-    return any(mark in entry.value for mark in _PICTURE_MARKS)
+def _is_plain(entry: _Entry) -> bool:
+    """True if no picture hides in a value: it is short, or text."""
+    if len(entry.value) <= _MAX_PLAIN_BYTES:
+        return True
+    if any(mark in entry.value for mark in _PICTURE_MARKS):
+        return False
+    if entry.type not in _TEXT_TYPES:
+        return entry.tag == _TRANSFER_FUNCTION and len(entry.value) <= 1536
+    text = entry.value[8:] if entry.value.startswith(_CHARSETS) else entry.value
+    if entry.tag in _WIDE_TEXTS or entry.value.startswith(b"UNICODE\0"):
+        try:
+            wide = text.decode("utf-16-be" if text[:1] == b"\0" else "utf-16-le").rstrip("\0")
+        except UnicodeDecodeError:
+            return False
+        return not hidden_in(wide.encode()) and not hidden_in(text.translate(None, _CONTROLS))
+    return hidden_in(text.rstrip(b"\0")) is None
 
 
 def _entries(exif: bytes, offset: int, order: str) -> list[_Entry]:

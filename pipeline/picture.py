@@ -3,71 +3,53 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.errors import SampleError
-from pipeline.metadata import clean_exif, clean_xmp, orientation_of
+from pipeline.formats import DECODED, check_cost, kind_of, split_png
+from pipeline.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
 from pipeline.padded import image_of, pixels_of
 from pipeline.records import Reason
 from pipeline.settings import Metadata, jpeg_quality
 
 # Sizes are checked here, against --max-pixels, before anything is decoded; Pillow's own limit would refuse what
-# the user allows, and its warning would come from the middle of a thread.
+# the user allows. What it warns of beside that (broken EXIF, odd palettes) is no news to who started a run.
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
-DECODED = ("JPEG", "PNG", "WEBP", "GIF")
 _JPEG_QUALITY = 95
 _MAX_JPEG_EXIF = 65_533  # bytes of one JPEG segment
 _MAX_JPEG_XMP = 65_533 - 29
 _MAX_RESIZED_PIXELS = 1 << 22
-_STARTS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (0, b"MM\0+", "TIFF"),
-    (4, b"ftyp", "HEIC, AVIF or video"),
-    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
-    (0, b"\x1a\x45\xdf\xa3", "video"),
-    (0, b"\0\0\x01\xba", "video"),
-    (8, b"AVI ", "video"),
-)
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_JFIF = b"JFIF"  # in Picture.display, beside names of PNG chunks: unit (1 byte) and density of a JPEG
+_JFIF_AT = 13  # of these in a file that Pillow wrote
+_PNG_HEADER = 33  # bytes
+_SPREAD = {"L;2": (3, 85), "L;4": (15, 17)}  # samples below 8 bits: which bits count, and what Pillow makes of one
+_SRGB_GAMMA = range(45_000, 46_001)  # 1/2.2, as gAMA has it
+_SRGB_CHRM = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 
 
 @dataclass(frozen=True)
 class Picture:
     """A decoded image and what is needed to write it back.
 
-    pixels  uint8 [H, W, C], upright, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB, mostly padded, see
-            pipeline/padded.py) or 4 (RGBA)
+    pixels  uint8 [H, W, C] as they are stored, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB, mostly
+            padded, see pipeline/padded.py) or 4 (RGBA)
     format  JPEG, PNG or WEBP: what it is written as unless told otherwise
-    exif, xmp, icc  metadata of the upright picture, without thumbnails; icc fits C
+    exif, xmp, icc  metadata without thumbnails and what is not understood; icc fits C
+    display  what else says how the numbers are to be shown: PNG chunk -> data, and the density of a JPEG
+    orientation  1 to 8, as EXIF or XMP have it: how the pixels are turned to be upright
     """
 
     pixels: NDArray[np.uint8]
@@ -75,23 +57,31 @@ class Picture:
     exif: bytes | None = None
     icc: bytes | None = None
     xmp: bytes | None = None
+    display: Mapping[bytes, bytes] = field(default_factory=dict)
+    orientation: int = 1
+
+    @property
+    def upright(self) -> NDArray[np.uint8]:
+        """The pixels as they are seen, a view."""
+        return turned(self.pixels, self.orientation)
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width as they are seen."""
+        height, width = self.upright.shape[:2]
+        return height, width
 
 
-def kind_of(data: bytes) -> str | None:
-    """What picture or video format `data` begins like; None if it looks like none."""
-    for offset, mark, kind in _STARTS:
-        if data.startswith(mark, offset) and (kind != "WEBP" or data.startswith(b"RIFF")):
-            return kind
-    if data[:2] == b"BM" and data[6:10] == bytes(4) and data[14:18] in _BMP_HEADERS:
-        return "BMP"
-    if data[:4] in (b"\0\0\x01\0", b"\0\0\x02\0"):
-        count = int.from_bytes(data[4:6], "little")
-        if int.from_bytes(data[18:22], "little") == 6 + 16 * count > 6:
-            return "ICO"
-    return None
+def turned(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """[H, W, …] turned as an EXIF orientation asks for, a view."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    return array[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
-_BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
+def stored(upright: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """The inverse of `turned`: what belongs to upright pixels, such as a delta, in the layout of the stored ones."""
+    return turned(upright, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
@@ -99,16 +89,17 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
 
     Grey stays grey, 16 bits become 8 (x / 257, rounded; colour: the upper byte), palettes become RGB or RGBA,
     CMYK becomes RGB. Of a multi-picture JPEG the first is taken, the rest dropped.
-    Raises SampleError: EMPTY, UNSUPPORTED_FORMAT, TOO_MANY_PIXELS (before anything is decoded), ANIMATED,
-    UNDECODABLE.
+    Raises SampleError: EMPTY, UNSUPPORTED_FORMAT, TOO_MANY_PIXELS and TOO_COSTLY (before anything is decoded),
+    ANIMATED, UNDECODABLE.
     """
     with _around_pillow():
-        image = _opened(data, max_pixels)
-        image.load()
-        exif, xmp = _metadata(image)
-        upright = _upright(image, exif, xmp)
-        plain = upright.mode == "RGB" and image.info.get("transparency") is None
-        pixels = pixels_of(upright) if plain else _pixels(upright)
+        image, data = _opened(data, max_pixels)
+        pixels = _pixels(image, data)
+        exif, xmp = image.info.get("exif"), image.info.get("xmp")
+        icc = image.info.get("icc_profile")
+        display = dict(image.info.get("display", {}))
+        if "jfif_unit" in image.info:
+            display[_JFIF] = struct.pack(">BHH", image.info["jfif_unit"], *image.info["jfif_density"])
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         if kind == "GIF":
             kind = {"png": "PNG", "webp": "WEBP"}.get(suffix.rpartition(".")[2].lower(), "JPEG")
@@ -116,8 +107,10 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
             pixels,
             kind,
             exif=clean_exif(exif, keep_gps=True) if exif else None,
-            icc=_fitting_icc(image.info.get("icc_profile"), pixels.shape[2]),
+            icc=clean_icc(icc, space=b"GRAY" if pixels.shape[2] <= 2 else b"RGB ") if icc else None,
             xmp=clean_xmp(xmp, keep_gps=True) if xmp else None,
+            display=display,
+            orientation=orientation_of(exif, xmp) if exif or xmp else 1,
         )
 
 
@@ -128,11 +121,10 @@ def decode_rgb(data: bytes, *, at_least: int, max_pixels: int, suffix: str) -> N
     dropped, not laid over a background, because that is what a reader that converts to RGB sees.
     """
     with _around_pillow():
-        image = _opened(data, max_pixels)
+        image, data = _opened(data, max_pixels)
         if image.format in ("JPEG", "MPO"):
             image.draft(None, (at_least, at_least))
-        image.load()
-        pixels = _pixels(_upright(image, *_metadata(image)))
+        pixels = turned(_pixels(image, data), orientation_of(image.info.get("exif"), image.info.get("xmp")))
     if pixels.shape[2] <= 2:
         return np.repeat(pixels[:, :, :1], 3, axis=2)
     return np.ascontiguousarray(pixels[:, :, :3])
@@ -142,15 +134,17 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
     """The picture's file, and the suffix that it must have (None: as it was).
 
     how       same (JPEG quality 95, 4:4:4; PNG; WebP lossless) | lossless (PNG) | jpeg:QUALITY (4:4:4)
-    metadata  keep | strip-gps | strip; a colour profile is always kept. EXIF or XMP that outgrow what a JPEG
-              can hold are left out.
-    Equal pictures give equal bytes. Raises SampleError UNSUPPORTED_FORMAT for transparency in a JPEG or a side
-    that the format cannot hold.
+    metadata  keep | strip-gps | strip; orientation, colour profile and what else says how to show the numbers are
+              always kept. EXIF or XMP that outgrow what a JPEG can hold are left out.
+    Equal pictures give equal bytes. Raises SampleError UNSUPPORTED_FORMAT for transparency or another gamma in a
+    JPEG, or a side that the format cannot hold.
     """
     quality = jpeg_quality(how)
     kind = picture.format if how == "same" else "PNG" if how == "lossless" else "JPEG"
     if kind == "JPEG" and picture.pixels.shape[2] in (2, 4):
         raise SampleError(Reason.UNSUPPORTED_FORMAT, "a JPEG cannot keep the picture's transparency")
+    if kind == "JPEG" and picture.icc is None and not _is_srgb(picture.display):
+        raise SampleError(Reason.UNSUPPORTED_FORMAT, "a JPEG cannot keep the picture's gamma and primaries")
     side = {"JPEG": 65_500, "WEBP": 16_383}.get(kind, 1 << 31)
     if max(picture.pixels.shape[:2]) > side:
         raise SampleError(Reason.UNSUPPORTED_FORMAT, f"a side is longer than the {side} pixels of {kind}")
@@ -163,18 +157,20 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
     buffer = io.BytesIO()
     with _around_pillow():
         image_of(pixels, rgbx=kind == "JPEG").save(buffer, kind, **options)
-    return buffer.getvalue(), {"same": None, "lossless": "png"}.get(how, "jpg")
+    return _shown(buffer.getvalue(), kind, picture), {"same": None, "lossless": "png"}.get(how, "jpg")
 
 
 def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Picture:
     """The shorter side made `shorter` (bilinear), then the centre `side` x `side`, as the paper's code does.
 
-    Smaller pictures are enlarged. Source: the transforms of Zhang et al. 2023 (torchvision's Resize, CenterCrop).
+    Smaller pictures are enlarged; the stored layout stays.
+    Source: the transforms of Zhang et al. 2023 (torchvision's Resize, CenterCrop).
     """
-    height, width, channels = picture.pixels.shape
+    upright = picture.upright
+    height, width, channels = upright.shape
     full = [int(shorter * length / min(height, width)) for length in (height, width)]
     top, left = (int(round((length - side) / 2)) for length in full)
-    image = image_of(picture.pixels[:, :, 0] if channels == 1 else picture.pixels)
+    image = image_of(upright[:, :, 0] if channels == 1 else upright)
     if full[0] * full[1] <= _MAX_RESIZED_PIXELS:
         resized = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
         resized = resized.crop((left, top, left + side, top + side))
@@ -183,7 +179,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
     pixels = pixels_of(resized) if channels == 3 else np.asarray(resized).reshape(side, side, channels)
-    return replace(picture, pixels=pixels)
+    return replace(picture, pixels=pixels if picture.orientation == 1 else stored(pixels, picture.orientation).copy())
 
 
 @contextmanager
@@ -198,8 +194,8 @@ def _around_pillow() -> Iterator[None]:
         raise SampleError(Reason.UNDECODABLE, f"{type(error).__name__}: {detail}") from error
 
 
-def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    """The image's header, read and judged; no pixel is decoded yet."""
+def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
+    """The image's header, read and judged, and the file that it was read from; no pixel is decoded yet."""
     if not data:
         raise SampleError(Reason.EMPTY, "the member has no bytes")
     kind = kind_of(data)
@@ -207,13 +203,18 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
         raise SampleError(Reason.UNSUPPORTED_FORMAT, f"the bytes are {kind or 'no image'}, not JPEG, PNG or WebP")
     if kind == "WEBP":
         _check_size(_webp_size(data), max_pixels)  # opening one allocates its canvas
+    check_cost(data, kind)
+    info: dict[str, Any] = {}
+    if kind == "PNG":
+        data, info = split_png(data)
     image = Image.open(io.BytesIO(data), formats=(kind,))
+    image.info.update(info)
     if min(image.size) < 1:
         raise SampleError(Reason.UNDECODABLE, f"{image.size[0]}x{image.size[1]} pixels")
     _check_size(image.size, max_pixels)
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise SampleError(Reason.ANIMATED, f"{kind} with more than one frame")
-    return image
+    return image, data
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -234,49 +235,93 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _metadata(image: Image.Image) -> tuple[bytes | None, bytes | None]:
-    """Raw (EXIF, XMP) of a loaded image."""
-    exif = image.info.get("exif")
-    if exif is None and isinstance(text := image.info.get("Raw profile type exif"), str):
-        try:
-            exif = bytes.fromhex("".join(text.split("\n")[3:]))  # how ImageMagick puts EXIF into a PNG
-        except ValueError:
-            exif = None
-    xmp = image.info.get("xmp")
-    return exif if isinstance(exif, bytes) else None, xmp if isinstance(xmp, bytes) else None
+def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] of an image of any mode, as it is stored; `data` is its file."""
+    clear = image.info.get("transparency") if image.mode in ("1", "L", "I;16", "RGB") else None
+    rawmode = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    image.load()
+    if image.mode == "RGB" and clear is None:
+        return pixels_of(image)
+    pixels = _plain(image)
+    if clear is None:
+        return pixels
+    # one colour of a PNG is transparent: compared here, because Pillow does not do it with the samples of the file
+    if image.mode == "I;16":
+        opaque = np.asarray(image) != clear
+    elif rawmode == "RGB;16B":
+        again = Image.open(io.BytesIO(data), formats=("PNG",))
+        again.tile = [again.tile[0]._replace(args="RGB;16L")]  # the lower bytes
+        opaque = (pixels != np.array(clear) >> 8).any(axis=2) | (np.asarray(again) != np.array(clear) & 255).any(axis=2)
+    else:
+        bits, scale = _SPREAD.get(str(rawmode), (255, 1))
+        opaque = (pixels != (np.array(clear) & bits) * scale).any(axis=2)
+    return np.concatenate([pixels, opaque[:, :, None] * np.uint8(255)], axis=2)
 
 
-def _upright(image: Image.Image, exif: bytes | None, xmp: bytes | None) -> Image.Image:
-    turn = _TURNS.get(orientation_of(exif, xmp)) if exif or xmp else None
-    return image if turn is None else image.transpose(turn)
-
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of a loaded image of any mode."""
-    transparent = image.info.get("transparency") is not None
+def _plain(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] of a loaded image; the one transparent colour that a PNG may name is not looked at."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         wide = np.asarray(image).astype(np.int32)
-        grey = ((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8)
-        if not transparent:
-            return grey[:, :, None]
-        opaque = (wide != image.info["transparency"]) * np.uint8(255)
-        return np.stack([grey, opaque], axis=2)
-    if image.mode in ("1", "L"):
-        mode = "LA" if transparent else "L"
-    elif image.mode in ("RGB", "P"):
-        palette_alpha = image.palette is not None and image.palette.mode == "RGBA"
-        mode = "RGBA" if transparent or palette_alpha else "RGB"
-    else:
-        mode = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}.get(image.mode, "RGB")
+        return ((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8)[:, :, None]
+    mode = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}.get(
+        image.mode, "RGB"
+    )
+    if image.mode == "P" and ("transparency" in image.info or (image.palette and image.palette.mode == "RGBA")):
+        mode = "RGBA"
     pixels: NDArray[np.uint8] = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _fitting_icc(icc: object, channels: int) -> bytes | None:
-    """The colour profile, if it speaks of the colours that the pixels have."""
-    if not isinstance(icc, bytes) or len(icc) < 128:
+def _is_srgb(display: Mapping[bytes, bytes]) -> bool:
+    """True if a reader that takes the numbers for sRGB, as of a JPEG without a profile, shows the same picture."""
+    if b"cICP" in display:
+        return display[b"cICP"][:2] == b"\1\x0d"
+    primaries = struct.unpack(">8I", display.get(b"cHRM", struct.pack(">8I", *_SRGB_CHRM)))
+    return b"sRGB" in display or (
+        int.from_bytes(display.get(b"gAMA", _SRGB_GAMMA[0].to_bytes(4, "big")), "big") in _SRGB_GAMMA
+        and all(abs(ours - theirs) <= 1000 for ours, theirs in zip(primaries, _SRGB_CHRM, strict=True))
+    )
+
+
+def _shown(data: bytes, kind: str, picture: Picture) -> bytes:
+    """The file with what says how its numbers are to be shown, as far as the format can."""
+    chunks = dict(picture.display)
+    density = chunks.pop(_JFIF, b"")
+    if kind == "JPEG":
+        density = density or _density(chunks.get(b"pHYs"))
+        return data[:_JFIF_AT] + density + data[_JFIF_AT + len(density) :]
+    if kind != "PNG":
+        return data
+    if density and (physical := _physical(density)):
+        chunks[b"pHYs"] = physical
+    if picture.icc:
+        chunks.pop(b"sRGB", None)  # a PNG has either
+    made = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks.items()
+    )
+    return data[:_PNG_HEADER] + made + data[_PNG_HEADER:]
+
+
+def _density(physical: bytes | None) -> bytes:
+    """Unit and density of a JPEG for a PNG's pHYs, in whole dots per inch; nothing where they do not fit."""
+    across, down, unit = struct.unpack(">IIB", physical) if physical else (0, 0, 0)
+    if unit == 1:
+        across, down = round(across * 0.0254), round(down * 0.0254)
+    return (
+        struct.pack(">BHH", unit, across, down)
+        if unit <= 1 and 0 < min(across, down) <= max(across, down) < 65536
+        else b""
+    )
+
+
+def _physical(density: bytes) -> bytes | None:
+    """A PNG's pHYs for unit and density of a JPEG; None where they say nothing."""
+    unit, across, down = struct.unpack(">BHH", density)
+    if unit > 2 or min(across, down) == 0 or (unit, across, down) == (0, 1, 1):
         return None
-    return icc if icc[16:20] == (b"GRAY" if channels <= 2 else b"RGB ") else None
+    scale = (1, 1 / 0.0254, 100)[unit]  # to pixels per metre
+    return struct.pack(">IIB", round(across * scale), round(down * scale), min(unit, 1))
 
 
 def _metadata_options(picture: Picture, kind: str, metadata: Metadata) -> dict[str, Any]:
@@ -290,6 +335,10 @@ def _metadata_options(picture: Picture, kind: str, metadata: Metadata) -> dict[s
     if kind == "JPEG":
         exif = exif if exif and len(exif) <= _MAX_JPEG_EXIF else None
         xmp = xmp if xmp and len(xmp) <= _MAX_JPEG_XMP else None
+    if picture.orientation != orientation_of(exif, xmp):  # what said so has gone
+        in_exif = orientation_of(picture.exif, None) != 1
+        turning = with_orientation(picture.orientation, in_exif=in_exif)
+        exif, xmp = turning[0] or exif, turning[1] or xmp
     options: dict[str, Any] = {"icc_profile": picture.icc, "exif": exif}
     if kind == "PNG" and xmp:
         options["pnginfo"] = PngInfo()

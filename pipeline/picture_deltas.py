@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, open_sample, rejection_of
 from pipeline.errors import SampleError
-from pipeline.picture import decode_rgb
+from pipeline.picture import decode_rgb, stored
 from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
@@ -29,7 +29,7 @@ class Asked:
     """One picture that needs a delta.
 
     small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale
-    height, width  of the delta
+    height, width  of the delta: of the upright picture
     """
 
     key: str
@@ -137,10 +137,9 @@ class _Opener:
             return item
         try:
             opened = open_sample(item, settings=self._settings)
-            height, width = opened.picture.pixels.shape[:2]
             data, limit = item.members[opened.suffix], self._settings.max_pixels
             small = decode_rgb(data, at_least=self._at_least, max_pixels=limit, suffix=opened.suffix)
-            return opened, Asked(item.key, small, height, width)
+            return opened, Asked(item.key, small, *opened.picture.upright_size)
         except SampleError as error:
             return rejection_of(item, error)
 
@@ -149,7 +148,8 @@ def _close(
     opened: Opened, answer: Answer, epsilon: float, settings: Settings, spent: float
 ) -> ProtectedPicture | Rejection:
     try:
-        done = close_sample(opened, answer.levels, epsilon, settings=settings, delta_seconds=spent)
+        levels = stored(answer.levels, opened.picture.orientation)
+        done = close_sample(opened, levels, epsilon, settings=settings, delta_seconds=spent)
     except SampleError as error:
         return rejection_of(opened.sample, error)
     return ProtectedPicture(done, answer.cluster, answer.distance)

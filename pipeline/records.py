@@ -26,6 +26,8 @@ class Reason(str, Enum):
     UNSUPPORTED_FORMAT = "unsupported-format"
     NO_IMAGE = "no-image"
     SEVERAL_IMAGES = "several-images"
+    UNKNOWN_SIDECAR = "unknown-sidecar"
+    TOO_COSTLY = "too-costly"
     UNSAFE_NAME = "unsafe-name"
     UNUSABLE_NAME = "unusable-name"
     NOT_A_FILE = "not-a-file"

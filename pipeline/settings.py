@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from pipeline.errors import SettingsError
+from pipeline.members import IMAGE_SUFFIXES
 
 Method = Literal["uc", "one-for-all"]
 Generator = Literal["direct", "network", "texture"]
@@ -93,6 +94,7 @@ class Settings:
     small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
     encode: str = "same"  # same | lossless | jpeg:QUALITY
     metadata: Metadata = "keep"
+    keep_sidecar: Sequence[str] = ()  # suffixes that leave without a look, see pipeline.members
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
     # the run
@@ -115,6 +117,7 @@ class Settings:
             _check(value is None or value >= least, f"{_flag(name)} must be at least {least}; it is {value}")
         _check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
         jpeg_quality(self.encode)
+        object.__setattr__(self, "keep_sidecar", sidecars(self.keep_sidecar))
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -225,6 +228,17 @@ def jpeg_quality(encode: str) -> int | None:
     if match is None or not 1 <= int(match[1]) <= 100:
         raise SettingsError(f"--encode {encode!r} is none of same, lossless, jpeg:1 … jpeg:100")
     return int(match[1])
+
+
+def sidecars(suffixes: Sequence[str]) -> list[str]:
+    """Suffixes of --keep-sidecar in small letters, sorted. Raises SettingsError for one that names the image itself."""
+    found = sorted({suffix.lower().lstrip(".") for suffix in suffixes})
+    for suffix in found:
+        _check(
+            bool(suffix) and suffix not in IMAGE_SUFFIXES,
+            f"--keep-sidecar {suffix!r} is no sidecar but the image: use a suffix of two parts, such as seg.png",
+        )
+    return found
 
 
 def clusters_for(num_images: int) -> int:

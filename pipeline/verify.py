@@ -9,10 +9,10 @@ from typing import IO
 
 import numpy as np
 
-from pipeline.apply import image_suffix
 from pipeline.delta import levels_of
 from pipeline.errors import SampleError
 from pipeline.fingerprint import derive
+from pipeline.members import check_sidecars, image_suffix
 from pipeline.picture import decode, resize_and_crop
 from pipeline.records import Commit, Rejection, Sample
 from pipeline.settings import Settings
@@ -81,8 +81,7 @@ def verify_shard(
         num_members += len(item.members)
         original = _next_original(check, item.key, originals, quarantined)
         chosen = derive(settings.seed, "verify", expected.shard, item.key) < decode_share * 2.0**63
-        if original is not None:
-            _compare_sidecars(check, item, original)
+        _compare_members(check, item, original, settings)
         if chosen:
             compare_pictures(check, item, original, settings)
     hashed.drain()
@@ -113,9 +112,14 @@ def _next_original(
     return None
 
 
-def _compare_sidecars(check: ShardCheck, ours: Sample, original: Sample) -> None:
+def _compare_members(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
+    """What stands beside the image must be what may leave as it is, and be as it came."""
     try:
-        image, their_image = image_suffix(ours), image_suffix(original)
+        image = image_suffix(ours, settings.keep_sidecar)
+        check_sidecars(ours, image, settings.keep_sidecar)
+        if original is None:
+            return
+        their_image = image_suffix(original, settings.keep_sidecar)
     except SampleError as error:
         check.fail(ours.key, str(error))
         return
@@ -131,12 +135,12 @@ def _compare_sidecars(check: ShardCheck, ours: Sample, original: Sample) -> None
 def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
     """Decode an image and, where there is one, its original; note shape, largest change, and what breaks the bound."""
     try:
-        suffix = image_suffix(ours)
+        suffix = image_suffix(ours, settings.keep_sidecar)
         picture = decode(ours.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
         check.num_decoded += 1
         if original is None:
             return
-        suffix = image_suffix(original)
+        suffix = image_suffix(original, settings.keep_sidecar)
         before = decode(original.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
     except SampleError as error:
         check.fail(ours.key, f"cannot be decoded ({error})")

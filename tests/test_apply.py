@@ -22,6 +22,7 @@ from pipeline.errors import PromiseError, SampleError
 from pipeline.records import Reason, Sample
 from pipeline.settings import Settings
 from pipeline.tar import ShardWriter
+from tests.pictures import exif_with
 from tests.samples import ExtremeDeltas, image_bytes, noise, read, tar_bytes
 
 LOSSLESS = Settings(encode="lossless")
@@ -69,6 +70,44 @@ def test_epsilon_holds_at_any_size(height: int, width: int, channels: int, clust
     assert np.abs(after.astype(int) - before).max() <= 16
 
 
+# upright (row, column) -> stored (row, column) of H x W pixels, as the EXIF standard words it
+STORED = {
+    1: lambda r, c, h, w: (r, c),
+    2: lambda r, c, h, w: (r, w - 1 - c),
+    3: lambda r, c, h, w: (h - 1 - r, w - 1 - c),
+    4: lambda r, c, h, w: (h - 1 - r, c),
+    5: lambda r, c, h, w: (c, r),
+    6: lambda r, c, h, w: (h - 1 - c, r),
+    7: lambda r, c, h, w: (h - 1 - c, w - 1 - r),
+    8: lambda r, c, h, w: (c, w - 1 - r),
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_delta_is_of_the_upright_view_and_laid_in_the_stored_layout(kind: str, orientation: int) -> None:
+    height, width = 26, 41
+    exif = exif_with(Orientation=orientation)
+    data = image_bytes(noise(height, width), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    before = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    upright = (width, height) if orientation >= 5 else (height, width)
+    laid = ExtremeDeltas().delta_for(3, "k", *upright)
+    expected = before.copy()
+    for row, column in np.ndindex(*upright):
+        expected[STORED[orientation](row, column, height, width)] += laid[row, column]
+    expected = expected.clip(0, 255).astype(np.uint8)
+    suffix = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
+    for source in (ExtremeDeltas(), LaidDeltas(ExtremeDeltas())):
+        for sample in (Sample("k", {suffix: data}),) * 2:  # the second is remembered
+            done = protect_sample(sample, source, 3, settings=Settings()).sample.members[suffix]
+            after = Image.open(io.BytesIO(done))
+            assert after.size == (width, height)
+            assert after.getexif()[0x0112] == orientation
+            options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}
+            wanted = Image.open(io.BytesIO(image_bytes(expected, kind, **options.get(kind, {}))))
+            assert (np.asarray(after) == np.asarray(wanted)).all()
+
+
 def test_each_cluster_has_its_own_delta() -> None:
     sample = Sample("k", {"png": image_bytes(noise(30, 30))})
     first, second = (protect_sample(sample, ExtremeDeltas(), c, settings=LOSSLESS).sample.members for c in (0, 1))
@@ -77,7 +116,8 @@ def test_each_cluster_has_its_own_delta() -> None:
 
 def test_sidecars_are_kept_to_the_byte_and_in_order() -> None:
     members = {"cls": b"3", "jpg": image_bytes(noise(9, 9), "JPEG"), "json": b'{"a":"\xff"}', "npy": bytes(99)}
-    done = protect_sample(Sample("k", members), ExtremeDeltas(), 0, settings=Settings())
+    settings = Settings(keep_sidecar=["NPY"])
+    done = protect_sample(Sample("k", members), ExtremeDeltas(), 0, settings=settings)
     assert list(done.sample.members) == ["cls", "jpg", "json", "npy"]
     assert {name: done.sample.members[name] for name in ("cls", "json", "npy")} == {
         name: members[name] for name in ("cls", "json", "npy")
@@ -103,9 +143,9 @@ def test_sidecars_are_kept_to_the_byte_and_in_order() -> None:
 def test_the_image_is_renamed_only_where_its_new_bytes_ask_for_it(
     suffix: str, kind: str, how: str, renamed: str, written: str
 ) -> None:
-    sample = Sample("k", {"a": b"", suffix: image_bytes(noise(9, 9), kind), "z": b""})
+    sample = Sample("k", {"cls": b"", suffix: image_bytes(noise(9, 9), kind), "txt": b""})
     done = protect_sample(sample, ExtremeDeltas(), 0, settings=Settings(encode=how)).sample.members
-    assert list(done) == ["a", renamed, "z"]
+    assert list(done) == ["cls", renamed, "txt"]
     assert Image.open(io.BytesIO(done[renamed])).format == written
 
 
@@ -120,10 +160,10 @@ TIFF = image_bytes(noise(6, 6), "TIFF")
         ({"jpg": PNG, "png": PNG}, Reason.SEVERAL_IMAGES),
         ({"jpg": PNG, "seg.png": PNG}, Reason.SEVERAL_IMAGES),
         ({"jpg": PNG, "thumb": PNG}, Reason.SEVERAL_IMAGES),
-        ({"jpg": PNG, "raw": TIFF}, Reason.UNSUPPORTED_FORMAT),
-        ({"jpg": PNG, "txt": b"\0\0\0\x20ftypheic" + bytes(20)}, Reason.UNSUPPORTED_FORMAT),
-        ({"jpg": PNG, "mp4": b"whatever"}, Reason.UNSUPPORTED_FORMAT),
-        ({"jpg": PNG, "GIF": b""}, Reason.UNSUPPORTED_FORMAT),
+        ({"jpg": PNG, "raw": TIFF}, Reason.UNKNOWN_SIDECAR),
+        ({"jpg": PNG, "txt": b"\0\0\0\x20ftypheic" + bytes(20)}, Reason.UNKNOWN_SIDECAR),
+        ({"jpg": PNG, "mp4": b"whatever"}, Reason.UNKNOWN_SIDECAR),
+        ({"jpg": PNG, "GIF": b""}, Reason.UNKNOWN_SIDECAR),
         ({"tif": TIFF}, Reason.UNSUPPORTED_FORMAT),
         ({"data": PNG}, Reason.UNSUPPORTED_FORMAT),
         ({"jpg": TIFF}, Reason.UNSUPPORTED_FORMAT),
@@ -262,7 +302,6 @@ EXPECTED_REJECTIONS = {
     "broken/text.jpg": "unsupported-format",
     "broken/page.png": "unsupported-format",
     "bomb/decompression_bomb.gif": "unsupported-format",
-    "bomb/text_chunk_bomb.png": "undecodable",
     "bomb/30000x30000_1bit.png": "too-many-pixels",
     ".DS_Store": "unusable-name",
 }
@@ -290,13 +329,16 @@ def test_every_real_upload_ends_protected_or_with_its_reason(tmp_path: Path, sha
         path = by_key[sample.key]
         (encoded,) = sample.members.values()
         after = Image.open(io.BytesIO(encoded))
-        assert list(after.size) == files[path]["upright_size"], path
-        assert after.getexif().get(0x0112, 1) == 1, path
-        if how == "lossless":
-            before = ImageOps.exif_transpose(Image.open(io.BytesIO(originals[path])))
-            if before.mode in ("RGB", "L", "RGBA"):
-                difference = np.abs(np.asarray(after).astype(int) - np.asarray(before))
-                assert difference.max() <= 16, path
+        if path == "bomb/text_chunk_bomb.png":
+            assert len(encoded) < 10_000
+            continue  # Pillow alone refuses it
+        before = Image.open(io.BytesIO(originals[path]))
+        assert after.size == before.size, path
+        assert list(ImageOps.exif_transpose(after).size) == files[path]["upright_size"], path
+        assert after.getexif().get(0x0112, 1) == before.getexif().get(0x0112, 1), path
+        if how == "lossless" and before.mode in ("RGB", "L", "RGBA"):
+            difference = np.abs(np.asarray(after).astype(int) - np.asarray(before))
+            assert difference.max() <= 16, path
 
 
 def test_rejections_of_the_reader_pass_through(tmp_path: Path) -> None:

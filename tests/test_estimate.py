@@ -67,3 +67,15 @@ def test_more_workers_divide_what_they_share_and_not_the_start():
 def test_no_usable_image_is_refused(surrogate):
     with pytest.raises(InputError, match="none of the first 2 samples"):
         predicted(tar_bytes([("a.jpg", b"no"), ("b.json", b"{}")]), surrogate)
+
+
+def test_what_goes_to_quarantine_as_a_whole_is_refused_with_its_reason(surrogate):
+    image = image_bytes(noise(9, 9, 4))
+    masked = tar_bytes([("a.png", image), ("a.seg.png", image)])
+    with pytest.raises(InputError, match="none of the first 1 samples can be protected.*--keep-sidecar seg.png"):
+        predicted(masked, surrogate)
+    assert predicted(masked, surrogate, keep_sidecar=["seg.png"]).images == 1
+    with pytest.raises(InputError, match="the last: unsupported-format: a JPEG cannot keep the picture's transparency"):
+        predicted(tar_bytes([("a.png", image)]), surrogate, encode="jpeg:90")
+    with pytest.raises(InputError, match="the last: unknown-sidecar: member npy"):
+        predicted(tar_bytes([("a.png", image), ("a.npy", b"")]), surrogate)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import struct
 
 import numpy as np
 import pytest
-from PIL import ExifTags
+from PIL import ExifTags, ImageCms
 
-from pipeline.metadata import clean_exif, clean_xmp, orientation_of
+from pipeline.metadata import clean_exif, clean_icc, clean_xmp, orientation_of
 from pipeline.picture import Picture, decode, encode
 from tests.pictures import LIMIT, SRGB, chunk, reopened
 from tests.samples import image_bytes, noise
@@ -69,7 +71,7 @@ def test_no_thumbnail_or_makers_note_is_left_and_all_else_is(kind: str, how: str
     assert secret[20:60] not in written
     found = reopened(written).getexif()
     assert found[ExifTags.Base.Make] == "Maker"
-    assert found[ExifTags.Base.Orientation] == 1
+    assert found[ExifTags.Base.Orientation] == 6
     details = found.get_ifd(ExifTags.IFD.Exif)
     assert details[ExifTags.Base.ExposureTime] == 1 / 60
     assert ExifTags.Base.MakerNote not in details
@@ -89,7 +91,8 @@ def test_gps_goes_by_strip_gps_and_everything_but_colours_by_strip() -> None:
     assert reopened(without).getexif()[ExifTags.Base.Make] == "Maker"
     assert struct.pack("<II", 51, 1) not in without
     bare = reopened(encode(picture, how="same", metadata="strip")[0])
-    assert not bare.getexif()
+    assert dict(bare.getexif()) == {ExifTags.Base.Orientation: 6}
+    assert bare.getexif().get_ifd(ExifTags.IFD.Exif) == {}
     assert "xmp" not in bare.info
     assert bare.info["icc_profile"] == SRGB
 
@@ -153,3 +156,123 @@ def test_exif_whose_values_overlap_does_not_grow() -> None:
     entries = b"".join(struct.pack("<HHII", tag, 7, 60_000, 0) for tag in range(1000, 4000))
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 3000) + entries + bytes(60_000)
     assert clean_exif(exif, keep_gps=True) is None
+
+
+# ---- copies that hide in what may stay
+
+COPY = image_bytes(noise(40, 40, seed=3), "JPEG", quality=50)
+WEBP = image_bytes(noise(40, 40, seed=3), "WEBP", quality=50)
+
+
+def exif_of(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF by hand with entries (tag, type, value) in its first directory."""
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}
+    table, pool, at = struct.pack("<H", len(entries)), b"", 8 + 2 + 12 * len(entries) + 4
+    for tag, kind, value in sorted(entries):
+        number = len(value) // sizes[kind]
+        if len(value) > 4:
+            value, pool = struct.pack("<I", at + len(pool)), pool + value + bytes(len(value) % 2)
+        table += struct.pack("<HHI", tag, kind, number) + value.ljust(4, b"\0")
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + table + bytes(4) + pool
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [
+        (0x010E, 2, base64.b64encode(COPY)),
+        (0x010E, 2, base64.b64encode(WEBP)),
+        (0x010E, 2, WEBP),
+        (0x010E, 2, COPY.hex().encode()),
+        (0x9286, 7, b"ASCII\0\0\0" + base64.b64encode(COPY)),
+        (0x9286, 7, b"UNICODE\0" + base64.b64encode(COPY).decode().encode("utf-16-le")),
+        (0x9286, 7, b"UNICODE\0" + base64.b64encode(COPY)),
+        (0x9C9C, 1, base64.b64encode(WEBP).decode().encode("utf-16-le")),
+        (0x9C9C, 1, WEBP),
+        (0x0100, 4, noise(30, 30).tobytes()),
+        (0x012D, 3, noise(30, 30).tobytes()),
+        (0x1234, 7, b"unknown"),
+        (0xC4A5, 7, b"PrintIM\x000300\0\0"),
+    ],
+)
+def test_exif_values_that_hide_a_copy_or_are_not_understood_are_dropped(tag: int, kind: int, value: bytes) -> None:
+    kept = (0x8298, 2, "© A. Person, all rights reserved; ask before use: https://example.com/licence".encode() + b"\0")
+    cleaned = clean_exif(exif_of((tag, kind, value), kept), keep_gps=True)
+    assert cleaned == exif_of(kept)
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [
+        (0x010E, 2, b"A long description, with all kinds of words in it, of a dog on a beach; and of a cat. " * 20),
+        (0x9286, 7, b"UNICODE\0" + ("Фотография собаки на берегу моря " * 5).encode("utf-16-le")),
+        (0x9C9B, 1, ("海辺の犬の写真。" * 20).encode("utf-16-le") + b"\0\0"),
+        (0x012D, 3, bytes(range(256)) * 6),
+        (0xA431, 2, b"0123456789\0"),
+    ],
+)
+def test_what_people_write_into_exif_stays(tag: int, kind: int, value: bytes) -> None:
+    exif = exif_of((tag, kind, value), (0x0112, 3, b"\3\0"))
+    assert clean_exif(exif, keep_gps=True) == exif
+
+
+@pytest.mark.parametrize("data", [COPY, WEBP, image_bytes(noise(40, 40))])
+def test_xmp_with_an_encoded_copy_is_dropped(data: bytes) -> None:
+    text = base64.b64encode(data)
+    for hidden in (text, text.replace(b"/", b"&#x2F;").replace(b"R", b"&#82;"), data.hex().encode()):
+        assert clean_xmp(b"<rdf:Description my:note='" + hidden + b"'/>", keep_gps=True) is None
+
+
+def profile_with(tags: dict[bytes, bytes], behind: bytes = b"") -> bytes:
+    table, pool, at = b"", b"", 132 + 12 * len(tags)
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", at + len(pool), len(value))
+        pool += value + bytes(-len(value) % 4)
+    body = SRGB[4:128] + struct.pack(">I", len(tags)) + table + pool
+    return struct.pack(">I", 4 + len(body)) + body + behind
+
+
+def tags_of(icc: bytes) -> dict[bytes, bytes]:
+    entries = [struct.unpack_from(">4sII", icc, 132 + 12 * row) for row in range(int.from_bytes(icc[128:132], "big"))]
+    return {tag: icc[at : at + size] for tag, at, size in entries}
+
+
+def test_a_profile_loses_what_lies_behind_it_between_its_tags_and_in_private_ones() -> None:
+    usual = tags_of(SRGB)
+    whole = profile_with(usual)
+    assert clean_icc(whole, space=b"RGB ") == whole
+    assert clean_icc(whole + COPY, space=b"RGB ") == whole
+    grown = (len(whole) + len(COPY)).to_bytes(4, "big") + whole[4:] + COPY
+    for changed in (grown, profile_with(usual | {b"priv": COPY}), profile_with(usual | {b"lumi": COPY})):
+        cleaned = clean_icc(changed, space=b"RGB ")
+        assert cleaned is not None
+        assert COPY[20:60] not in cleaned
+        assert tags_of(cleaned) == usual
+        assert int.from_bytes(cleaned[:4], "big") == len(cleaned)
+        ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(cleaned)))  # still one that is understood
+    described = clean_icc(profile_with(usual | {b"desc": b"text\0\0\0\0" + base64.b64encode(COPY)}), space=b"RGB ")
+    assert described is not None
+    assert set(tags_of(described)) == set(usual) - {b"desc"}
+
+
+def test_a_broken_profile_is_dropped_and_never_raises() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(SRGB)
+        for place in rng.integers(0, 300, 4):
+            damaged[place] = rng.integers(256)
+        clean_icc(bytes(damaged[: rng.integers(0, len(SRGB) + 1)]), space=b"RGB ")
+    assert clean_icc(b"", space=b"RGB ") is None
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_no_copy_that_hides_in_metadata_is_in_what_is_written(kind: str) -> None:
+    exif = exif_of((0x010E, 2, base64.b64encode(COPY)), (0x013B, 2, WEBP))
+    xmp = b"<rdf:Description my:note='" + base64.b64encode(WEBP) + b"'/>"
+    data = image_bytes(noise(8, 8), kind, exif=exif, xmp=xmp, icc_profile=SRGB + COPY)
+    written = encode(decode(data, max_pixels=LIMIT, suffix="x"), how="same", metadata="keep")[0]
+    if kind == "PNG":
+        written = b"".join(decompressed for decompressed in (written, reopened(written).info["icc_profile"]))
+    for secret in (COPY, WEBP):
+        assert secret[30:60] not in written
+        assert base64.b64encode(secret)[30:60] not in written
+    assert SRGB in written

@@ -17,6 +17,7 @@ from pipeline.protection import Protection
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.surrogate import load_surrogate
+from tests.pictures import exif_with
 from tests.samples import image_bytes
 
 SETTINGS = Settings(encode="lossless", max_pixels=1_000_000)
@@ -39,7 +40,8 @@ def samples(count: int = 24) -> list[Sample]:
         top, left = (int(rng.integers(0, size - side)) for size in pixels.shape[:2])
         kind, suffix = (("JPEG", "jpg"), ("PNG", "png"))[number % 2]
         patch = np.ascontiguousarray(pixels[top : top + side, left : left + side - number % 5])
-        members = {suffix: image_bytes(patch, kind), "cls": str(number % 4).encode()}
+        lying = {"exif": exif_with(Orientation=number % 8 + 1)}
+        members = {suffix: image_bytes(patch, kind, **lying), "cls": str(number % 4).encode()}
         found.append(Sample(f"{number:03d}", members))
     return found
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from jobs.options import parse_settings
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, clusters_for, parse_epsilon, settings_from
 
@@ -69,3 +72,12 @@ def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
 @pytest.mark.parametrize(("images", "clusters"), [(100, 10), (4000, 10), (8000, 20), (10**7, 40)])
 def test_clusters_follow_the_number_of_images(images: int, clusters: int) -> None:
     assert clusters_for(images) == clusters
+
+
+def test_suffixes_that_are_kept_are_named_one_by_one_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    places = ["--input", "a", "--output", "b"]
+    many = parse_settings([*places, "--keep-sidecar", "seg.png", "npy", "--keep-sidecar", "mask.png"])
+    assert many.keep_sidecar == ["mask.png", "npy", "seg.png"]
+    (tmp_path / "run.yaml").write_text("keep_sidecar: [seg.png, npy]\n")
+    again = parse_settings([*places, "--config", str(tmp_path / "run.yaml")])
+    assert again.keep_sidecar == ["npy", "seg.png"]

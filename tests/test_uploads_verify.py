@@ -17,12 +17,13 @@ from tests.uploads import Job, jpeg, patch, small_protection, upload
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Four loose images, a broken one, and a shard with a broken image; protected by the real thing."""
+    """Four loose images, a broken one, and a shard with a broken image and a second copy; really protected."""
     folder = tmp_path_factory.mktemp("uploads")
     made = Job(folder, source=Store(str(folder / "in")), output=Store(str(folder / "out")), monkeypatch=None)
     made.protection.write_bytes(small_protection().to_bytes())
     loose = {"a.png": image_bytes(patch(1)), "b/c d.jpg": jpeg(2), "ü.png": image_bytes(patch(3)), "d.jpg": jpeg(4)}
-    shard = tar_bytes([("1.jpg", jpeg(5)), ("2.jpg", b"no image"), ("3.png", image_bytes(patch(6))), ("3.cls", b"7")])
+    members = [("1.jpg", jpeg(5)), ("2.jpg", b"no image"), ("3.png", image_bytes(patch(6))), ("3.cls", b"7")]
+    shard = tar_bytes([*members, ("4.jpg", jpeg(7)), ("4.ppm", image_bytes(patch(7), "PPM"))])
     upload(made.source, loose | {"bad.jpg": b"no image", "some.tar": shard})
     assert made.run() == 0
     return made
@@ -53,6 +54,7 @@ def test_an_output_that_nobody_touched_is_whole_and_within_epsilon(
         ("a.png", lambda there, original: original, "a.png: the image is unprotected"),
         ("d.jpg", lambda there, original: there[:-1] + b"x", "d.jpg: SHA-256: found"),
         ("some.tar", lambda there, original: original, "some.tar key 1: the image is unprotected"),
+        ("some.tar", lambda there, original: original, "some.tar key 4: unknown-sidecar: member ppm"),
         ("b/c d.jpg", lambda there, original: None, "b/c d.jpg"),
         ("stray.jpg", lambda there, original: b"x", "stray.jpg: lies in the output without a row"),
     ],
@@ -78,7 +80,7 @@ def test_what_was_tampered_with_is_named(job: Job, capsys, name, change, words) 
 def test_status_counts_what_the_ledger_holds(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(["--output", job.output.url, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["objects"], found["images"], found["quarantined"]) == (6, 6, 2)
-    assert found["reasons"] == {"unsupported-format": 1, "inside of shards": 1}
+    assert (found["objects"], found["images"], found["quarantined"]) == (6, 6, 3)
+    assert found["reasons"] == {"unsupported-format": 1, "inside of shards": 2}
     assert found["output_bytes"] == sum(map(len, job.outputs().values()))
     assert found["last_run"].startswith("done at 20")

@@ -149,3 +149,26 @@ def test_only_a_share_is_decoded_and_always_the_same():
     ]
     assert (counts[0], counts[3]) == (0, 4)
     assert counts[1] == counts[2] <= 4
+
+
+@pytest.mark.parametrize("with_originals", [True, False])
+def test_a_sidecar_that_may_not_leave_is_found_even_where_it_is_as_in_the_input(with_originals):
+    mask = image_bytes(ORIGINALS["b"])
+    ours = members(PROTECTED)[:4] + [("b.seg.png", mask), ("b.ppm", b"P6")] + members(PROTECTED)[4:]
+    theirs = members(ORIGINALS)[:4] + [("b.seg.png", mask), ("b.ppm", b"P6")] + members(ORIGINALS)[4:]
+    data = tar_bytes(ours)
+
+    def problems(*keep):
+        return verify_shard(
+            Expected.of(commit_of(data, num_members=10)),
+            io.BytesIO(data),
+            io.BytesIO(tar_bytes(theirs)) if with_originals else None,
+            set(),
+            settings=Settings(keep_sidecar=keep),
+            decode_share=1.0,
+        ).problems
+
+    assert problems()[0].startswith("one.tar key b: several-images: members png, seg.png")
+    (found,) = problems("seg.png")
+    assert found.startswith("one.tar key b: unknown-sidecar: member ppm is none of the text formats")
+    assert problems("seg.png", "ppm") == []

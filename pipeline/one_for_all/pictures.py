@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.fit_images import CROP_MARGIN, is_chosen
+from pipeline.members import image_suffix
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 

@@ -8,9 +8,9 @@ from typing import IO
 import matplotlib as mpl
 import numpy as np
 
-from pipeline.apply import image_suffix
 from pipeline.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
 from pipeline.errors import SampleError
+from pipeline.members import image_suffix
 from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.settings import OneForAllSettings

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import derive
+from pipeline.members import image_suffix
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.store import Store

@@ -5,11 +5,11 @@ from __future__ import annotations
 import mimetypes
 import re
 
+from pipeline.members import IMAGE_SUFFIXES
 from pipeline.records import Reason
 from pipeline.settings import jpeg_quality
 from pipeline.store import RUN_FOLDER, SHARD_SUFFIXES
 
-IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))
 IMAGE, SHARD = "image", "shard"
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
@@ -23,7 +23,7 @@ def kind_of(name: str) -> str | None:
     """IMAGE or SHARD; None for what is neither, and for what lies in the folder of a run's records."""
     if name.startswith(f"{RUN_FOLDER}/"):
         return None
-    if _extension(name) in IMAGE_EXTENSIONS:
+    if _extension(name) in IMAGE_SUFFIXES:
         return IMAGE
     return SHARD if name.lower().endswith(SHARD_SUFFIXES) else None
 
@@ -44,7 +44,7 @@ def output_name(name: str, encode: str) -> str:
         return name
     fitting = ("png",) if jpeg_quality(encode) is None else ("jpg", "jpeg")
     stem, _, extension = name.rpartition(".")
-    if extension.lower() in fitting and _extension(stem) not in IMAGE_EXTENSIONS:
+    if extension.lower() in fitting and _extension(stem) not in IMAGE_SUFFIXES:
         return name
     return f"{name}.{fitting[0]}"
 

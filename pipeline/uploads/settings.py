@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,6 +31,7 @@ class UploadSettings:
     encode: str = "same"
     metadata: Metadata = "keep"
     small_images: SmallImages = "resize"
+    keep_sidecar: Sequence[str] = ()  # in shards
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
     max_quarantine: float = 0.01  # share of a run's images; more ends it with exit code 3
@@ -73,6 +74,7 @@ class UploadSettings:
             encode=self.encode,
             metadata=self.metadata,
             small_images=self.small_images,
+            keep_sidecar=self.keep_sidecar,
             max_pixels=self.max_pixels,
             max_member_bytes=self.max_member_bytes,
             max_quarantine=self.max_quarantine,
@@ -83,7 +85,8 @@ class UploadSettings:
     @property
     def deciding(self) -> dict[str, Any]:
         """The choices that decide an output's bytes; limits only decide what is refused."""
-        return {"encode": self.encode, "metadata": self.metadata, "small_images": self.small_images}
+        chosen = {name: getattr(self, name) for name in ("encode", "metadata", "small_images")}
+        return chosen | {"keep_sidecar": self.pictures.keep_sidecar}
 
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:

@@ -1,0 +1,68 @@
+"""Which member of a sample is its image, and what may lie beside it.
+
+What leaves beside an image leaves as it came, so it must hold no second, unprotected copy. A sidecar is passed on if
+
+- its last extension is one of TEXT_SUFFIXES, and
+- it reads as plain text that holds no picture: see `pipeline.formats.hidden_in`.
+
+Anything else (masks, thumbnails, arrays, video, archives, pickles, unknown extensions) sends the sample to quarantine,
+unless the user vouches for it with `--keep-sidecar SUFFIX`: members of that suffix, such as seg.png, are passed on
+without a look. `verify` holds an output to the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pipeline.errors import SampleError
+from pipeline.formats import DECODED, hidden_in, kind_of
+from pipeline.records import Reason, Sample
+
+IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))
+TEXT_SUFFIXES = frozenset(
+    ("cls", "cls2", "id", "idx", "inx", "index", "txt", "text", "transcript", "caption", "captions", "tags", "label")
+    + ("labels", "lang", "url", "json", "jsn", "jsonl", "ndjson", "geojson", "csv", "tsv", "xml", "yaml", "yml", "toml")
+)
+
+
+def image_suffix(sample: Sample, keep: Collection[str] | None = None) -> str:
+    """Suffix of the one member that is the sample's image, by name.
+
+    keep  suffixes that are no image, in small letters; None = not known: of several images the one without a dot in
+          its suffix, so that what was written with --keep-sidecar can be read
+    Raises SampleError if there is none or several.
+    """
+    images = [name for name in sample.members if extension(name) in IMAGE_SUFFIXES and name.lower() not in (keep or ())]
+    if keep is None and len(images) > 1:
+        images = [name for name in images if "." not in name] or images
+    if len(images) == 1:
+        return images[0]
+    if images:
+        hint = f"; --keep-sidecar {images[-1].lower()} passes on a mask as it is" if "." in images[-1] else ""
+        raise SampleError(Reason.SEVERAL_IMAGES, f"members {', '.join(images)}{hint}")
+    for name, data in sample.members.items():
+        if kind_of(data) is not None:
+            raise SampleError(
+                Reason.UNSUPPORTED_FORMAT, f"member {name} ({kind_of(data)}) cannot be protected under this name"
+            )
+    raise SampleError(Reason.NO_IMAGE, f"none of {', '.join(sample.members)} is jpg, jpeg, png or webp")
+
+
+def check_sidecars(sample: Sample, image: str, keep: Collection[str]) -> None:
+    """Raise SampleError, naming the member, if one beside the image may not leave as it is."""
+    for name, data in sample.members.items():
+        if name == image or name.lower() in keep:
+            continue
+        if kind_of(data) in DECODED:
+            raise SampleError(Reason.SEVERAL_IMAGES, f"member {name} is a picture too ({kind_of(data)})")
+        known = extension(name) in TEXT_SUFFIXES
+        why = hidden_in(data) if known else "is none of the text formats that are passed on"
+        if why is not None:
+            raise SampleError(
+                Reason.UNKNOWN_SIDECAR, f"member {name} {why}; --keep-sidecar {name.lower()} vouches for it"
+            )
+
+
+def extension(suffix: str) -> str:
+    """What follows the last dot, in small letters."""
+    return suffix.rpartition(".")[2].lower()
