@@ -26,6 +26,7 @@ from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from jobs.stages import ray_failures
 from pipeline.errors import InputError, SettingsError
+from pipeline.inputs import resolve_input
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.evaluation import (
     CLEAN,
@@ -41,7 +42,7 @@ from pipeline.relearning.labellings import check_labelling
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
-from pipeline.store import Store, resolve_input
+from pipeline.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")

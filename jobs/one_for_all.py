@@ -20,12 +20,13 @@ from pipeline.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.estimate import first_samples
 from pipeline.fingerprint import canonical, library_versions, sha256
+from pipeline.inputs import resolve_input
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.report import write_training_report
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.protection import load_any_protection
-from pipeline.store import Entry, Store, file_at, resolve_input
+from pipeline.store import Entry, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 
 RESTARTS = 3

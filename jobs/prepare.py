@@ -13,11 +13,12 @@ from pipeline import layout
 from pipeline.commits import check_places, check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
+from pipeline.inputs import resolve_input
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard
 from pipeline.settings import DEFAULT_EPSILON, Settings
-from pipeline.store import RUN_FOLDER, Store, file_at, resolve_input
+from pipeline.store import RUN_FOLDER, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 from pipeline.tar import read_samples
 

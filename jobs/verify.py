@@ -17,9 +17,10 @@ from jobs import cli
 from jobs.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
+from pipeline.inputs import resolve_input
 from pipeline.records import Commit, quarantine_from_bytes
 from pipeline.settings import Settings
-from pipeline.store import RUN_FOLDER, Store, resolve_input
+from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
 from pipeline.verify import Expected, ShardCheck, verify_shard
 

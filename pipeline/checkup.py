@@ -21,9 +21,10 @@ from PIL import Image, features
 from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
+from pipeline.inputs import resolve_input
 from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
-from pipeline.store import RUN_FOLDER, Entry, Store, file_at, resolve_input
+from pipeline.store import RUN_FOLDER, Entry, Store, file_at
 from pipeline.surrogate import load_surrogate
 
 SHM = Path("/dev/shm")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError, StoreError
-from pipeline.store import Store, resolve_input
+from pipeline.inputs import resolve_input
+from pipeline.store import Store
 
 
 def test_what_was_put_is_listed_and_read_back(store: Store) -> None:

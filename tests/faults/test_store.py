@@ -22,7 +22,8 @@ import pytest
 
 from jobs import status, verify
 from pipeline.errors import StoreError
-from pipeline.store import Store, resolve_input
+from pipeline.inputs import resolve_input
+from pipeline.store import Store
 from tests import runs
 from tests.faulty_server import Asked, Fault, FaultyServer
 from tests.uploads import small_protection
