@@ -151,9 +151,9 @@ def committed_shards(settings: Settings, output: Store, record: dict[str, Any], 
         names = {shard.name for shard in shards}
         output.delete([name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")])
         return []
-    if output.info(layout.RUN) is not None:
+    if (there := output.read_if_there(layout.RUN)) is not None:
         try:
-            existing = json.loads(output.read(layout.RUN))
+            existing = json.loads(there)
         except ValueError:
             raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
         if not settings.overwrite:

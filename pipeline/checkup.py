@@ -196,8 +196,8 @@ def check_output(url: str) -> list[Finding]:
     else:
         advice = "never run two jobs on one output at a time, or take a store that honours If-None-Match"
         findings.append(Finding("warning", "commits", "the store ignores create-if-absent", advice))
-    if store.info(layout.RUN) is not None:
-        fingerprint = json.loads(store.read(layout.RUN))["fingerprint"]
+    if (record := store.read_if_there(layout.RUN)) is not None:
+        fingerprint = json.loads(record)["fingerprint"]
         detail = f"{url} holds run {fingerprint[:16]}; the same settings go on from it, others are refused"
         findings.append(Finding("ok", "resume", detail))
     return findings

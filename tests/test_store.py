@@ -29,6 +29,7 @@ def test_what_was_put_is_listed_and_read_back(store: Store) -> None:
 def test_an_empty_prefix_lists_nothing_and_a_missing_object_is_an_input_error(store: Store) -> None:
     assert store.list() == []
     assert store.info("x.tar") is None
+    assert store.read_if_there("x.tar") is None
     with pytest.raises(InputError, match=r"cannot read .*/x\.tar: it is not there"):
         store.read("x.tar")
 

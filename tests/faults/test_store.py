@@ -123,6 +123,13 @@ def test_a_create_whose_answer_is_lost_is_ours_but_anothers_is_not(bucket: str, 
     assert store.honours_create()
 
 
+def test_what_may_not_be_there_is_read_with_one_request(bucket: str, here: Through) -> None:
+    Store(bucket).put("a", b"1")
+    server = here(lambda asked: None)
+    assert (Store(bucket).read_if_there("a"), server.count) == (b"1", 1)
+    assert (Store(bucket).read_if_there("b"), server.count) == (None, 2)
+
+
 @pytest.mark.parametrize("fault", [CONFLICT, REFUSED], ids=["409", "412"])
 def test_a_create_that_is_refused_although_nothing_is_there_is_tried_again(
     bucket: str, here: Through, fault: Fault
