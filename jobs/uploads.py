@@ -18,10 +18,11 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.commits import check_places
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
+from pipeline.places import check_apart
+from pipeline.records import Reason
 from pipeline.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
@@ -64,7 +65,7 @@ class Run:
 def prepare(settings: UploadSettings) -> Run:
     """Refuse what can be refused before anything is listed or written."""
     source, output = Store(settings.input), Store(settings.output)
-    check_places(settings.input, settings.output, source.root, output.root)
+    check_apart(source, output)
     key = cli.read_key(settings.key_file)
     store, name = file_at(settings.protection)
     protection = store.read(name)
@@ -80,8 +81,10 @@ def look(run: Run, tally: Tally) -> Iterator[Item]:
     places, encode = run.places, run.settings.encode
     output = places.output
 
-    def fault(name: str) -> Any:
-        return fault_of(name, output.path(output_name(name, encode)), is_local=output.is_local)
+    def fault(name: str) -> tuple[Reason, str] | None:
+        found = fault_of(name)
+        long = "" if found else output.too_long(output_name(name, encode))
+        return (Reason.UNUSABLE_NAME, f"in the output it would be {long}") if long else found
 
     known, now = Ledger(output).known(), places.source.clock()
     settle_s = run.settings.settle

@@ -85,7 +85,7 @@ def _check_run(output: Store, originals: str | None, share: float, pool: ThreadP
     """Every shard that has a commit."""
     record = read_record(output)
     settings = Settings(**{k: v for k, v in record["ingredients"]["settings"].items() if k in NEEDED})
-    source = resolve_input(originals)[0] if originals else None
+    source = resolve_input(originals).store if originals else None
     there = {entry.name for entry in output.list()}
     committed = sorted(_shard_names(there))
     found = Found(problems=_missing(there, committed, record))

@@ -81,6 +81,11 @@ def read_samples(stream: IO[bytes], *, max_member_bytes: int) -> Iterator[Sample
         yield group.result()
 
 
+def is_packed(shard: str) -> bool:
+    """True if a shard of this name is written through gzip."""
+    return shard.lower().endswith((".gz", ".tgz"))
+
+
 def split_name(name: str) -> tuple[str, str]:
     """(key, suffix) of a member name: cut at the first dot of its base name; the suffix may be empty."""
     folder, slash, base = name.rpartition("/")

@@ -233,7 +233,7 @@ def _put_image(
 def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
     from pipeline.apply import write_protected
     from pipeline.picture_deltas import protect_pictures
-    from pipeline.tar import ShardWriter, read_samples
+    from pipeline.tar import ShardWriter, is_packed, read_samples
 
     (item,) = unit.items
     settings, found = places.settings, _Found()
@@ -253,7 +253,7 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
         try:
             with (
                 places.source.open_version(item.name, item.etag) as stream,
-                ShardWriter(path, compressed=item.name.lower().endswith(".gz")) as writer,
+                ShardWriter(path, compressed=is_packed(item.name)) as writer,
             ):
                 outcome = write_protected(counted(), writer)
             now = places.source.info(item.name)
