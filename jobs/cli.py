@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,14 @@ def list_input(url: str) -> tuple[Store, list[Entry]]:
     if passed_over:
         print(f"warning: {url}: {said_of(passed_over)}", file=sys.stderr)
     return store, shards
+
+
+def print_losses(lost: Sequence[str], place: str) -> None:
+    """Warn of the first parts of an input that were not read. place  where all are named"""
+    for line in lost[:5]:
+        print(f"warning: not in the output: {line}", file=sys.stderr)
+    if len(lost) > 5:
+        print(f"warning: {len(lost):,} such places in all; see {place}", file=sys.stderr)
 
 
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:

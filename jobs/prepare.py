@@ -93,12 +93,14 @@ def start(run: Run) -> None:
             f"warning: {run.settings.output} does not honour create-if-absent: never run two jobs on it at once",
             file=sys.stderr,
         )
-    if run.passed_over:
-        run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
     if run.output.create(layout.RUN, json.dumps(run.record, indent=1, sort_keys=True).encode()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
-        return
-    check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+    else:
+        check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+    if run.passed_over:
+        run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
+    else:  # what a start before has noted may be gone
+        run.output.delete([layout.PASSED_OVER])
 
 
 def is_left(run: Run) -> bool:

@@ -7,6 +7,7 @@ import errno
 import os
 
 import aiohttp
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import (
     CredentialRetrievalError,
     HTTPClientError,
@@ -20,7 +21,7 @@ from pipeline import buckets
 
 _PASSING = (
     *(TimeoutError, ConnectionError, asyncio.TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientConnectionError),
-    *(aiohttp.ClientPayloadError, HTTPClientError, IncompleteReadError, ResponseParserError),
+    *(aiohttp.ClientPayloadError, BotoConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError),
 )
 _PASSING_ERRNOS = {errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
 _PASSING_CODES = {"RequestTimeout", "SlowDown", "Throttling", "OperationAborted", "ConditionalRequestConflict", "409"}
