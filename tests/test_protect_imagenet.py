@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -215,53 +213,3 @@ def test_uploads_of_all_kinds_end_in_the_output_or_in_quarantine_with_a_reason(
     assert len(kept | refused) >= len(uploads) - 4  # names without a key are refused under their member name
     assert len(kept) + len(lines) == len(uploads)
     assert {json.loads(line)["reason"] for line in lines} >= {"animated", "undecodable", "too-many-pixels", "empty"}
-
-
-def test_what_of_an_input_is_lost_or_not_read_is_named_and_never_exit_code_0(quiet: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    runs.write_collection(folder, shards=5, per_shard=12)
-    parts = [(folder / f"photos-00{number}.tar").read_bytes() for number in range(5)]
-    (folder / "photos-001.tar").write_bytes(parts[1] + parts[2])  # joined: 24 images
-    (folder / "photos-002.tar").write_bytes(parts[3][: len(parts[3]) // 2])
-    (folder / "photos-003.tar").unlink()
-    (folder / "photos-004.tar").rename(folder / "PHOTOS-4.TAR")
-    (folder / "packed.tgz").write_bytes(gzip.compress(parts[4].replace(b"004/", b"005/")))
-    (folder / "b.tar.bz2").write_bytes(b"BZh")
-    (folder / "part2").symlink_to(quiet / "in")
-    os.mkfifo(folder / "p.tar")
-    protection = str(quiet / "out/_scumble/protection.safetensors")
-    done = runs.protect(str(folder), str(tmp_path / "out"), "--protection", protection)
-    assert done.returncode == 3, done.stderr
-    assert (
-        "3 not read: b.tar.bz2 (pack it as .tar or .tar.gz), p.tar (a fifo, a socket or a device), part2" in done.stdout
-    )
-    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: not in the output")]
-    assert [line.split()[5] for line in warned] == ["b.tar.bz2:", "p.tar:", "part2:", "photos-002.tar:"]
-    assert "the shard ends at byte" in warned[3]
-    assert sum(name.startswith("00") for name in read_back(tmp_path / "out")) >= 36
-    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {
-        *("PHOTOS-4.TAR", "packed.tgz", "photos-000.tar", "photos-001.tar", "photos-002.tar")
-    }
-    assert (tmp_path / "out/packed.tgz").read_bytes()[:2] == b"\x1f\x8b"
-    report = (tmp_path / "out/_scumble/report.html").read_text()
-    assert "b.tar.bz2: pack it as" in report
-    assert "photos-002.tar: the shard ends at byte" in report
-    checked = job("verify.py", "--output", str(tmp_path / "out"), "--input", str(folder), "--decode", "1")
-    assert checked.returncode == 3, checked.stdout
-    assert "not in the output: photos-002.tar" in checked.stderr
-
-
-def test_an_output_that_is_a_link_to_the_input_is_refused_with_overwrite_too(quiet: Path, tmp_path: Path) -> None:
-    (tmp_path / "safe").symlink_to(quiet / "in")
-    before = runs.shard_digests(quiet / "in")
-    for options in ((), ("--overwrite",), ("--dry-run",)):
-        done = runs.protect(str(quiet / "in"), str(tmp_path / "safe"), *options)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "overlap" in done.stderr
-        assert "--overwrite" not in done.stderr
-    copy = tmp_path / "copy"  # not the same place, but nothing of ours either: a name that we cannot see through
-    shutil.copytree(quiet / "in", copy)
-    done = runs.protect(str(quiet / "in"), str(copy), "--overwrite")
-    assert done.returncode == 1
-    assert "which no run of ours wrote: choose another --output\n" in done.stderr
-    assert runs.shard_digests(copy) == runs.shard_digests(quiet / "in") == before
