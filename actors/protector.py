@@ -28,7 +28,7 @@ from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, rep
 from pipeline.profile import Work
 from pipeline.protection import load_protection
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
-from pipeline.tar import ShardWriter, read_samples
+from pipeline.tar import ShardWriter, is_packed, read_samples
 
 
 class Protector:
@@ -66,7 +66,7 @@ class Protector:
             path = scratch / "shard"
             with (
                 self.context.source.open_version(shard.name, shard.etag) as stream,
-                ShardWriter(path, compressed=shard.name.endswith(".gz")) as writer,
+                ShardWriter(path, compressed=is_packed(shard.name)) as writer,
             ):
                 samples = read_samples(stream, max_member_bytes=self.context.settings.max_member_bytes)
                 outcome = self._outcome(shard, samples, writer)

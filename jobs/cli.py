@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.errors import ScumbleError, SettingsError
+from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
+from pipeline.store import Entry, Store
 
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
@@ -60,13 +63,31 @@ def read_key(path: str | None) -> bytes | None:
     return key
 
 
+def list_input(url: str) -> tuple[Store, list[Entry]]:
+    """The store and the shards that an input URL means; what is not read is said on stderr. Raises InputError."""
+    store, shards, passed_over = resolve_input(url)
+    if passed_over:
+        print(f"warning: {url}: {said_of(passed_over)}", file=sys.stderr)
+    return store, shards
+
+
+def print_losses(lost: Sequence[str], place: str) -> None:
+    """Warn of the first parts of an input that were not read. place  where all are named"""
+    for line in lost[:5]:
+        print(f"warning: not in the output: {line}", file=sys.stderr)
+    if len(lost) > 5:
+        print(f"warning: {len(lost):,} such places in all; see {place}", file=sys.stderr)
+
+
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:
     """A YAML file of `option: value`, checked against the parser's own options and their types.
 
     Raises SettingsError for a missing file, an unknown key (with near matches) or a value that does not fit.
     """
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError:
+        raise SettingsError(f"--config {path}: not UTF-8; save it again as that") from None
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -114,6 +135,9 @@ def run(main: Callable[[list[str] | None], int]) -> int:
     """Run a job's main; a failure becomes one line on stderr and an exit code. Never leaks a traceback or a secret."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a name shows its code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main(None)
     except ScumbleError as error:

@@ -22,7 +22,7 @@ from pipeline.checkup import (
     found,
 )
 from pipeline.settings import DEFAULT_SURROGATE
-from pipeline.store import Entry
+from pipeline.store import Entry, Store
 
 DESCRIPTION = """\
 Look for what would break a run later: versions of driver and cluster, GPUs, space, the bucket, weights, codecs.
@@ -85,10 +85,11 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     yield from found("python", check_python)
     yield from found("codecs", check_codecs)
     shards: list[Entry] = []
+    sources: list[Store] = []
     if "input" in given:
-        yield from found("input", lambda: _input(given["input"], shards))
+        yield from found("input", lambda: _input(given["input"], shards, sources))
     if "output" in given:
-        yield from found("output", lambda: check_output(given["output"]))
+        yield from found("output", lambda: check_output(given["output"], *sources))
     yield from found("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
     if "surrogate" in given:
         wanted = [given.get(name) for name in ("surrogate_weights", "surrogate_size", "protection")]
@@ -98,9 +99,11 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     yield from found("ray", lambda: _cluster(asked))
 
 
-def _input(url: str, shards: list[Entry]) -> list[Finding]:
+def _input(url: str, shards: list[Entry], sources: list[Store]) -> list[Finding]:
+    sources.append(Store(url))  # what cannot be listed may be the output all the same
     listed, findings = check_input(url)
-    shards += listed
+    sources[:] = [listed.store]
+    shards += listed.shards
     return findings
 
 

@@ -26,6 +26,7 @@ from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from jobs.stages import ray_failures
 from pipeline.errors import InputError, SettingsError
+from pipeline.places import check_apart
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.evaluation import (
     CLEAN,
@@ -41,7 +42,7 @@ from pipeline.relearning.labellings import check_labelling
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
-from pipeline.store import Store, resolve_input
+from pipeline.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
@@ -75,8 +76,10 @@ def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
     with _refused(), ray_failures():
         workers = workers_for(settings)
-        stores = {CLEAN: resolve_input(settings.clean), "test": resolve_input(settings.test)}
-        stores |= {name: resolve_input(url) for name, url in settings.protected.items()}
+        stores = {CLEAN: cli.list_input(settings.clean), "test": cli.list_input(settings.test)}
+        stores |= {name: cli.list_input(url) for name, url in settings.protected.items()}
+        for store, _ in stores.values():
+            check_apart(store, Store(settings.output), may_hold=True)
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
         with progress("load", len(stores), "collection") as bar:

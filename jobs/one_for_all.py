@@ -24,8 +24,9 @@ from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.report import write_training_report
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.places import check_apart
 from pipeline.protection import load_any_protection
-from pipeline.store import Entry, Store, file_at, resolve_input
+from pipeline.store import Entry, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 
 RESTARTS = 3
@@ -62,13 +63,15 @@ class Training:
 def prepare(settings: OneForAllSettings) -> Training:
     """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
-    sources = tuple(resolve_input(url) for url in settings.input)
+    sources = tuple(cli.list_input(url) for url in settings.input)
     surrogate = surrogate_for(settings, "cpu")
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     bank = bank_for(settings.concepts, surrogate, template=settings.template, weights=weights)
     output, name = file_at(settings.output)
     if not name.endswith(".safetensors"):
         raise SettingsError(f"--output {settings.output} must be a file that ends in .safetensors")
+    for source, _ in sources:
+        check_apart(source, output, may_hold=True)
     listing = [[store.url, entry.name, entry.size, entry.etag] for store, entries in sources for entry in entries]
     deciding = {
         "settings": settings.deciding,

@@ -21,7 +21,7 @@ def finish(run: Run, status: StatusFile) -> int:
     if data.num_shards != total:
         raise PromiseError(f"{data.num_shards} of {total} shards are committed: start the same command again")
     share = data.num_quarantined / max(data.num_protected + data.num_quarantined, 1)
-    code = cli.QUARANTINED if share > run.settings.max_quarantine else cli.DONE
+    code = cli.QUARANTINED if share > run.settings.max_quarantine or data.lost else cli.DONE
     counts = {"shards": total, "protected": data.num_protected, "quarantined": data.num_quarantined}
     place = publish_report(run.output)
     status.write("done", exit_code=code, stage="done", counts=counts)
@@ -29,7 +29,8 @@ def finish(run: Run, status: StatusFile) -> int:
     print(f"quarantined  {data.num_quarantined:,} samples")
     _print_clusters(data)
     print(f"report       {place}")
-    if code == cli.QUARANTINED:
+    cli.print_losses(data.lost, f"{run.settings.output}/{layout.REPORT}")
+    if share > run.settings.max_quarantine:
         print(
             f"warning: {share:.1%} of the samples are in quarantine, --max-quarantine allows "
             f"{run.settings.max_quarantine:.1%}; see {run.settings.output}/{layout.QUARANTINE}/",

@@ -10,14 +10,16 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.commits import check_places, check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
+from pipeline.commits import check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
+from pipeline.inputs import check_names, resolve_input, said_of
 from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.places import check_apart
 from pipeline.protection import Protection, load_any_protection
-from pipeline.records import Plan, Rejection, Shard
+from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.settings import DEFAULT_EPSILON, Settings
-from pipeline.store import RUN_FOLDER, Store, file_at, resolve_input
+from pipeline.store import RUN_FOLDER, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 from pipeline.tar import read_samples
 
@@ -35,6 +37,7 @@ class Run:
     universal: UniversalProtection | None  # given by --protection, with --method one-for-all
     key: bytes | None  # secret of the texture generator
     record: dict[str, Any]
+    passed_over: tuple[Rejection, ...] = ()  # of the input, what may hold images and is not read
 
     @property
     def summary(self) -> str:
@@ -46,6 +49,8 @@ class Run:
         ]
         if plan.done:
             lines.append(f"committed    {len(plan.done)} shards, {len(plan.left)} left")
+        if self.passed_over:
+            lines.append(f"passed over  {said_of(self.passed_over)}")
         return "\n".join(lines)
 
 
@@ -55,9 +60,9 @@ def prepare(settings: Settings) -> Run:
     Raises a ScumbleError of one line for whatever would break the run later.
     """
     check_surrogate(settings.surrogate)
-    source, entries = resolve_input(settings.input)
     output = Store(settings.output)
-    check_places(settings.input, settings.output, source.root, output.root)
+    source, entries, passed_over = check_names(resolve_input(settings.input), output, layout.assignment)
+    check_apart(source, output, [entry.name for entry in entries])
     shards = [Shard(entry.name, entry.size, entry.etag) for entry in entries]
     key = cli.read_key(settings.key_file)
     given, protection_sha256 = _read_protection(settings, key)
@@ -78,7 +83,7 @@ def prepare(settings: Settings) -> Run:
     committed = committed_shards(settings, output, record, shards)
     plan = make_plan(shards, ingredients.fingerprint, committed)
     protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
-    return Run(settings, source, output, plan, surrogate, protection, universal, key, record)
+    return Run(settings, source, output, plan, surrogate, protection, universal, key, record, tuple(passed_over))
 
 
 def start(run: Run) -> None:
@@ -90,8 +95,12 @@ def start(run: Run) -> None:
         )
     if run.output.create(layout.RUN, json.dumps(run.record, indent=1, sort_keys=True).encode()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
-        return
-    check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+    else:
+        check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+    if run.passed_over:
+        run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
+    else:  # what a start before has noted may be gone
+        run.output.delete([layout.PASSED_OVER])
 
 
 def is_left(run: Run) -> bool:
@@ -146,21 +155,20 @@ def committed_shards(settings: Settings, output: Store, record: dict[str, Any], 
 
     shards  of the input
     """
+    there, names = output.read_if_there(layout.RUN), {shard.name for shard in shards}
+    if there is None and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
+        raise ConflictError(f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output")
     if settings.overwrite and not settings.dry_run:
-        names = {shard.name for shard in shards}
-        output.delete([name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")])
+        old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
+        output.delete(sorted(old, key=layout.RUN.__eq__))  # last, what says that the rest is of a run of ours
         return []
-    if output.info(layout.RUN) is not None:
+    if there is not None:
         try:
-            existing = json.loads(output.read(layout.RUN))
+            existing = json.loads(there)
         except ValueError:
             raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
         if not settings.overwrite:
             check_same_run(existing, record, settings.output)
-    elif stranger := _first_held(output, {shard.name for shard in shards}):
-        raise ConflictError(
-            f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output, or --overwrite"
-        )
     commits, ending = f"{layout.COMMITS}/", ".json"
     return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]
 

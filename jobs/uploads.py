@@ -18,10 +18,11 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.commits import check_places
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
+from pipeline.places import check_apart
+from pipeline.records import Reason
 from pipeline.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
@@ -38,7 +39,7 @@ Protect = Callable[[Iterable[Unit]], Iterator[UnitResult]]
 
 COMMAND, STAGE = "protect_uploads", "uploads"  # in metrics
 _COMPACT_UNITS = 200  # between two compactions of a long run
-_SILENT_UNITS = 5  # of which the store gave no object at all: it is down
+_SILENT_UNITS = 5  # of which the store gave no object, and not even an answer: it is down
 _SHOWN = 50
 
 
@@ -64,7 +65,7 @@ class Run:
 def prepare(settings: UploadSettings) -> Run:
     """Refuse what can be refused before anything is listed or written."""
     source, output = Store(settings.input), Store(settings.output)
-    check_places(settings.input, settings.output, source.root, output.root)
+    check_apart(source, output)
     key = cli.read_key(settings.key_file)
     store, name = file_at(settings.protection)
     protection = store.read(name)
@@ -80,8 +81,10 @@ def look(run: Run, tally: Tally) -> Iterator[Item]:
     places, encode = run.places, run.settings.encode
     output = places.output
 
-    def fault(name: str) -> Any:
-        return fault_of(name, output.path(output_name(name, encode)), is_local=output.is_local)
+    def fault(name: str) -> tuple[Reason, str] | None:
+        found = fault_of(name)
+        long = "" if found else output.too_long(output_name(name, encode))
+        return (Reason.UNUSABLE_NAME, f"in the output it would be {long}") if long else found
 
     known, now = Ledger(output).known(), places.source.clock()
     settle_s = run.settings.settle
@@ -166,7 +169,7 @@ def _protect_new(
             report_shard(metrics, STAGE, result.counts)
         summary.add(result)
         _say(result, summary)
-        silent = silent + 1 if result.failed and not result.commit.rows else 0
+        silent = silent + 1 if result.is_down and not result.commit.rows else 0
         if silent == _SILENT_UNITS:
             raise StoreError(f"{_SILENT_UNITS} units in a row could not be read: {result.failed[0][1]}")
         if summary.units % _COMPACT_UNITS == 0:
@@ -190,7 +193,7 @@ def _say(result: UnitResult, summary: Summary) -> None:
 def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
     """The counts, for people and for machines; what a user must know; the exit code."""
     settings, share = run.settings, summary.quarantine_share
-    code = cli.QUARANTINED if share > settings.max_quarantine else cli.DONE
+    code = cli.QUARANTINED if share > settings.max_quarantine or summary.lost else cli.DONE
     code = cli.FAILED if summary.failed else code
     _write(run.places.output, summary, state="stopped" if stopped else "done", exit_code=code)
     print("\n".join(summary.lines()))
@@ -200,12 +203,13 @@ def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
     if summary.drifts(settings.max_drift):
         shown_share = f"{summary.drift_share:.0%} of the new images are unlike what the protection was fitted on"
         _warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
-    if code == cli.QUARANTINED:
+    cli.print_losses(summary.lost, f"{where}/quarantine/")
+    if share > settings.max_quarantine:
         allowed = f"--max-quarantine allows {settings.max_quarantine:.1%}"
         _warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
     if summary.failed:
         name, error = summary.failed[0]
-        _warn(f"{len(summary.failed)} objects could not be read and are left for the next run, first {name}: {error}")
+        _warn(f"{summary.num_failed:,} objects could not be read and are left for the next run, first {name}: {error}")
     if stopped:
         print("stopped after the current unit; the next run goes on")
     return code

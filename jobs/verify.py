@@ -17,9 +17,11 @@ from jobs import cli
 from jobs.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
-from pipeline.records import Commit, quarantine_from_bytes
+from pipeline.gather import losses
+from pipeline.inputs import resolve_input
+from pipeline.records import Commit, losses_of, quarantine_from_bytes
 from pipeline.settings import Settings
-from pipeline.store import RUN_FOLDER, Store, resolve_input
+from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
 from pipeline.verify import Expected, ShardCheck, verify_shard
 
@@ -45,6 +47,7 @@ class Found:
     max_exact_delta: int = 0
     max_abs_delta: int = 0
     problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  # of the input, what was not read
 
     def add(self, check: ShardCheck) -> None:
         """Count one file."""
@@ -54,6 +57,7 @@ class Found:
         for name in ("max_exact_delta", "max_abs_delta"):
             setattr(self, name, max(getattr(self, name), getattr(check, name)))
         self.problems += check.problems
+        self.lost += check.lost
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     with ThreadPoolExecutor(options["workers"]) as pool:
         found = check(output, options["input"], options["decode"], pool)
     _print(found, with_originals=bool(options["input"]))
-    return cli.FAILED if found.problems else cli.DONE
+    cli.print_losses(found.lost, f"{output.url}/{layout.REPORT}")
+    return cli.FAILED if found.problems else cli.QUARANTINED if found.lost else cli.DONE
 
 
 def parser() -> cli.Parser:
@@ -91,10 +96,10 @@ def _check_run(output: Store, originals: str | None, share: float, pool: ThreadP
     """Every shard that has a commit."""
     record = read_record(output)
     settings = Settings(**{k: v for k, v in record["ingredients"]["settings"].items() if k in NEEDED})
-    source = resolve_input(originals)[0] if originals else None
+    source = resolve_input(originals).store if originals else None
     there = {entry.name for entry in output.list()}
     committed = sorted(_shard_names(there))
-    found = Found(problems=_missing(there, committed, record))
+    found = Found(problems=_missing(there, committed, record), lost=list(losses(output, ())))
     with progress("verify", len(committed)) as bar:
         for check in pool.map(lambda name: _check(output, source, name, record, settings, share), committed):
             bar.step(check.shard, images=check.num_samples)
@@ -131,9 +136,8 @@ def _check(
     output: Store, source: Store | None, shard: str, record: dict[str, Any], settings: Settings, share: float
 ) -> ShardCheck:
     commit = Commit.from_json(json.loads(output.read(layout.commit(shard))))
-    quarantined: set[str] = set()
-    if commit.num_quarantined:
-        quarantined = {one.key for one in quarantine_from_bytes(output.read(layout.quarantine(shard)))}
+    refused = quarantine_from_bytes(output.read(layout.quarantine(shard))) if commit.num_quarantined else []
+    quarantined = {one.key for one in refused}
     try:
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(output.open(shard))
@@ -141,6 +145,7 @@ def _check(
             check = verify_shard(Expected.of(commit), ours, theirs, quarantined, settings=settings, decode_share=share)
     except InputError as error:
         check = ShardCheck(shard, [str(error)])
+    check.lost = losses_of(shard, refused)
     if commit.fingerprint != record["fingerprint"]:
         check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record['fingerprint'][:16]}")
     return check

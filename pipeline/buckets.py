@@ -43,6 +43,13 @@ def get(filesystem: Any, path: str, etag: str | None = None) -> tuple[bytes, str
     return data, answer["ETag"].strip('"'), _date(answer) - answer["LastModified"].timestamp()
 
 
+def head(filesystem: Any, path: str) -> tuple[int, str, float]:
+    """Bytes, etag and seconds since the epoch of an object, in one request. Raises FileNotFoundError."""
+    bucket, key = _split(path)
+    answer = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+    return int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"].timestamp()
+
+
 def create(filesystem: Any, path: str, data: bytes) -> None:
     """Put an object if there is none of that name. Raises FileExistsError if another one is there.
 
@@ -84,9 +91,24 @@ def replace(filesystem: Any, path: str, data: bytes, etag: str) -> str | None:
 
 def was_refused(error: BaseException) -> bool:
     """True if a condition did not hold, however the server's word for it was translated."""
-    response = getattr(error.__cause__, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code", ""))
-    return code in _REFUSED
+    return code_of(error) in _REFUSED
+
+
+def code_of(error: BaseException) -> str:
+    """The server's word for an error, e.g. AccessDenied; "" if no server has answered."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status of an error; None if no server has answered."""
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return None if status is None else int(status)
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """botocore's own, which s3fs hides behind an OSError."""
+    found: dict[str, Any] = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return found
 
 
 def entries(found: list[dict[str, Any]], root: str) -> Iterator[tuple[str, int, str, float]]:

@@ -21,9 +21,11 @@ from PIL import Image, features
 from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
+from pipeline.inputs import Listing, resolve_input, said_of
+from pipeline.places import check_apart
 from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
-from pipeline.store import RUN_FOLDER, Entry, Store, file_at, resolve_input
+from pipeline.store import RUN_FOLDER, Entry, Store, file_at
 from pipeline.surrogate import load_surrogate
 
 SHM = Path("/dev/shm")
@@ -170,20 +172,29 @@ def _published_digest(path: Path) -> str | None:
     return beginning[1] if beginning else None
 
 
-def check_input(url: str) -> tuple[list[Entry], list[Finding]]:
-    """The shards that the input means, and whether the first can be read. Raises a ScumbleError."""
-    store, shards = resolve_input(url)
+def check_input(url: str) -> tuple[Listing, list[Finding]]:
+    """What the input means, and whether its first shard can be read. Raises a ScumbleError."""
+    listing = resolve_input(url)
+    store, shards, passed_over = listing
     with store.open(shards[0].name) as stream:
         beginning = stream.read(512)
     total = sum(entry.size for entry in shards)
     if len(beginning) < min(512, shards[0].size):
         raise InputError(f"{store.url}/{shards[0].name} ends after {len(beginning)} bytes; upload it again")
-    return shards, [Finding("ok", "input", f"{url}: {len(shards):,} shards, {_gb(total)}, the first can be read")]
+    findings = [Finding("ok", "input", f"{url}: {len(shards):,} shards, {_gb(total)}, the first can be read")]
+    if passed_over:
+        findings.append(Finding("warning", "input", said_of(passed_over), "a run ends with exit code 3 for these"))
+    return listing, findings
 
 
-def check_output(url: str) -> list[Finding]:
-    """The output can be written, read and deleted in, and refuses to create what is there. Raises a ScumbleError."""
+def check_output(url: str, source: Store | None = None) -> list[Finding]:
+    """The output can be written, read and deleted in, and refuses to create what is there. Raises a ScumbleError.
+
+    source  the input, where it is known: nothing is written if the output is the same place
+    """
     store = Store(url)
+    if source is not None:
+        check_apart(source, store)
     name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
     store.put(name, b"probe")
     if store.read(name) != b"probe":
@@ -195,8 +206,8 @@ def check_output(url: str) -> list[Finding]:
     else:
         advice = "never run two jobs on one output at a time, or take a store that honours If-None-Match"
         findings.append(Finding("warning", "commits", "the store ignores create-if-absent", advice))
-    if store.info(layout.RUN) is not None:
-        fingerprint = json.loads(store.read(layout.RUN))["fingerprint"]
+    if (record := store.read_if_there(layout.RUN)) is not None:
+        fingerprint = json.loads(record)["fingerprint"]
         detail = f"{url} holds run {fingerprint[:16]}; the same settings go on from it, others are refused"
         findings.append(Finding("ok", "resume", detail))
     return findings

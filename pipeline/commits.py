@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.errors import ConflictError, InputError
 from pipeline.fingerprint import FORMAT_VERSION, canonical, library_versions, sha256
 from pipeline.records import Commit, Plan, Shard
 from pipeline.settings import Settings
@@ -116,16 +116,6 @@ def check_same_commit(ours: Commit, theirs: Commit) -> None:
             f"{ours.shard}: committed with SHA-256 {theirs.output_sha256[:16]} (input {theirs.input_etag}), "
             f"but made here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
             "run jobs/verify.py and compare library versions of the workers"
-        )
-
-
-def check_places(input_url: str, output_url: str, input_root: str, output_root: str) -> None:
-    """Raise SettingsError if the output is the input, or lies inside it, or the other way round."""
-    ours, theirs = output_root.rstrip("/") + "/", input_root.rstrip("/") + "/"
-    if ours.startswith(theirs) or theirs.startswith(ours):
-        raise SettingsError(
-            f"--output {output_url} and --input {input_url} overlap: originals are never written to; "
-            "choose another --output"
         )
 
 

@@ -33,7 +33,12 @@ class InputError(ScumbleError):
 
 
 class StoreError(ScumbleError):
-    """The store refused or failed."""
+    """The store refused or failed.
+
+    may_pass  True if it was tried in vain for some time, as a store is that is down; False if it refused
+    """
+
+    may_pass = False
 
 
 class ClusterError(ScumbleError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
-Found = tuple[str, int, float, bool]  # name below the root, bytes, seconds since the epoch, whether it is a plain file
+# name below the root, bytes, seconds since the epoch, microseconds of the last change of the inode (which nobody can
+# set back, as a copy with its times is: a replaced file is another one), whether it is a plain file
+Found = tuple[str, int, float, int, bool]
 
 
 def walk_folder(root: str) -> Iterator[Found]:
@@ -30,7 +33,7 @@ def walk_folder(root: str) -> Iterator[Found]:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            yield name, found.st_size, found.st_mtime, stat.S_ISREG(found.st_mode)
+            yield _found(name, found)
         else:
             folders.pop()
 
@@ -67,7 +70,7 @@ def files_below(root: str, under: str) -> Iterator[Found]:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-        yield name, found.st_size, found.st_mtime, True
+        yield _found(name, found)
 
 
 def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -87,6 +90,55 @@ def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     yield below, entry
 
 
+def found(path: str, name: str) -> Found:
+    """What a look at one file says. Raises FileNotFoundError for a folder."""
+    seen = os.stat(path)
+    if stat.S_ISDIR(seen.st_mode):
+        raise FileNotFoundError(path)
+    return _found(name, seen)
+
+
+def _found(name: str, seen: os.stat_result) -> Found:
+    return name, seen.st_size, seen.st_mtime, seen.st_ctime_ns // 1000, stat.S_ISREG(seen.st_mode)
+
+
+def make(folder: Path) -> list[Path]:
+    """Make a folder; which ones hold a new name once a file is put there: it, and those that new folders lie in."""
+    fresh = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [folder, *(one.parent for one in fresh)]
+
+
+def sync(folders: list[Path]) -> None:
+    """Flush the names in folders to disk; some filesystems over a network cannot and need not."""
+    for one in folders:
+        opened = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        finally:
+            os.close(opened)
+
+
+def link(source: str, target: str) -> None:
+    """Give a file a second name if there is none of that name yet. Raises FileExistsError."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        what = "this filesystem has no hard links, which commits need: choose an --output on another one"
+        raise OSError(errno.ENOTSUP, what) from error
+
+
+def longest(folder: str) -> tuple[int, int]:
+    """Bytes of the longest file name, and of the longest path, that the disk of a folder takes."""
+    there = next(str(one) for one in (Path(folder), *Path(folder).parents) if one.is_dir())
+    return os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX") - 1
+
+
 def read(path: str) -> bytes:
     """All bytes of a file."""
     with open(path, "rb") as file:
@@ -102,17 +154,16 @@ def moved(source: Path, target: Path) -> bool:
     return True
 
 
-def read_settled(path: str, etag: str, etag_of: Callable[[int, float], str]) -> bytes | None:
-    """The bytes of a file if it is the version `etag` before and after they are read; None if not, or if it is gone.
-
-    etag_of  (bytes, seconds since the epoch) -> etag
-    """
-    with open(path, "rb") as file:
+def read_settled(path: str, etag: str, etag_of: Callable[[Found], str]) -> bytes | None:
+    """The bytes of a file if it is the version `etag` before and after they are read; None if not, or if it is gone."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # what became a fifo must not be waited for
         before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            return None
         data = file.read()
         after = os.fstat(file.fileno())
     now = os.stat(path)
-    seen = {etag_of(one.st_size, one.st_mtime) for one in (before, after, now)}
+    seen = {etag_of(_found("", one)) for one in (before, after, now)}
     return data if seen == {etag} and len(data) == now.st_size and before.st_ino == now.st_ino else None
 
 

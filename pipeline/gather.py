@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from safetensors.numpy import load
@@ -11,7 +12,7 @@ from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
-from pipeline.records import Rejection, quarantine_from_bytes
+from pipeline.records import Rejection, losses_of, quarantine_from_bytes
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
     SHOWN_REJECTIONS,
@@ -60,6 +61,7 @@ def report_data(output: Store) -> ReportData:
         scores=tuple(scores_from_parquet(output.read(layout.SCORES))) if output.info(layout.SCORES) else (),
         quarantine=dict(sorted(totals.reasons.items())),
         rejections=_rejections(output, totals),
+        lost=tuple(losses(output, totals.damaged)),
         settings=ingredients["settings"],
         versions=ingredients["versions"],
         accuracy=tuple(
@@ -157,6 +159,14 @@ def _removal(found: dict[str, Any] | None) -> RemovalCheck | None:
         return None
     correlations = {which: {n: tuple(v) for n, v in found[which].items()} for which in ("known", "blind")}
     return RemovalCheck(**{**found, **correlations})
+
+
+def losses(output: Store, damaged: Iterable[str]) -> Iterator[str]:
+    """What of the input was not read, line by line: names that were passed over, then parts of damaged shards."""
+    for one in quarantine_from_bytes(output.read_if_there(layout.PASSED_OVER) or b""):
+        yield f"{one.key}: {one.detail}"
+    for shard in damaged:
+        yield from losses_of(shard, quarantine_from_bytes(output.read(layout.quarantine(shard))))
 
 
 def _rejections(output: Store, totals: Totals) -> tuple[Rejection, ...]:

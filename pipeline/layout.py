@@ -7,6 +7,7 @@ from pipeline.store import RUN_FOLDER
 RUN = f"{RUN_FOLDER}/run.json"
 STATUS = f"{RUN_FOLDER}/status.json"
 PROFILE = f"{RUN_FOLDER}/profile.json"
+PASSED_OVER = f"{RUN_FOLDER}/passed_over.jsonl"  # of the input, in the form of a quarantine
 PLAN = f"{RUN_FOLDER}/plan.parquet"
 CLUSTERING = f"{RUN_FOLDER}/clustering.safetensors"
 PROTECTION = f"{RUN_FOLDER}/protection.safetensors"

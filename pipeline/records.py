@@ -92,6 +92,11 @@ class Rejection:
         return {"key": self.key, "member": self.member, "reason": self.reason.value, "detail": self.detail}
 
 
+def losses_of(shard: str, rejections: Iterable[Rejection]) -> list[str]:
+    """One line for each part of a shard that could not be read, so that nobody knows what was in it."""
+    return [f"{shard}: {one.detail}" for one in rejections if one.reason is Reason.TRUNCATED_SHARD]
+
+
 def quarantine_to_bytes(rejections: Iterable[Rejection]) -> bytes:
     """A quarantine file: one JSON object a line."""
     lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in rejections]

@@ -138,6 +138,7 @@ class ReportData:
     scores: tuple[PictureScore, ...] = ()
     quarantine: Mapping[str, int] = field(default_factory=dict)
     rejections: tuple[Rejection, ...] = ()
+    lost: tuple[str, ...] = ()  # of the input, what was not read
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     accuracy: tuple[AccuracyRow, ...] = ()

@@ -6,8 +6,8 @@ s3fs themselves (environment, profile); nothing here reads, keeps or prints them
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,19 +21,16 @@ from typing import IO, Any, NamedTuple, TypeVar, cast
 import aiohttp
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
-from braceexpand import braceexpand
 
 from pipeline import buckets, folder
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, SettingsError, StoreError
+from pipeline.failures import advice_for, line_of, may_pass
 from pipeline.streams import PatientReader
 
-SHARD_SUFFIXES = (".tar", ".tar.gz")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # in any case of letters
 RUN_FOLDER = "_scumble"
+MAX_KEY_BYTES = 1024  # of S3
 _ATTEMPTS = 5
-_PASSING = (
-    *("timeout", "timed out", "connect", "reset", "slowdown", "internal", "unavailable", "incomplete", "payload"),
-    *("conflict", "500", "502", "503"),
-)
 _T = TypeVar("_T")
 _new = tuple.__new__  # half the time of Entry(…), where every file of a folder is named
 
@@ -62,14 +59,17 @@ class Seen:
 class Store:
     """A prefix in object storage or a folder. Pickles as its URL; connects where it is used.
 
-    Raises InputError for a URL scheme that is not known.
+    Raises InputError for a URL scheme that is not known, and for a name that is not UTF-8.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/") or "/"
         self._filesystem: Any = None
+        self._longest: tuple[int, int] | None = None
         protocol, _, path = self.url.rpartition("://")
-        self.is_local = protocol in ("", "file")
+        if not url.isprintable() and re.search("[\ud800-\udfff]", url):
+            raise InputError(f"{ascii(url)}: the name is not UTF-8, so that no record could hold it; rename it")
+        self.is_local = protocol in ("", "file", "local")
         self.is_s3 = protocol in ("s3", "s3a")
         try:
             known = fsspec.get_filesystem_class(protocol or "file")
@@ -84,7 +84,7 @@ class Store:
     def filesystem(self) -> Any:
         """The fsspec filesystem, made once per process; s3fs is not fork-safe."""
         if self._filesystem is None:
-            protocol = self.url.rpartition("://")[0] or "file"
+            protocol = "file" if self.is_local else self.url.rpartition("://")[0]
             self._filesystem = fsspec.filesystem(protocol, use_listings_cache=False)
         return self._filesystem
 
@@ -92,10 +92,26 @@ class Store:
         """Full path of `name` as the filesystem wants it."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
+    def glob(self, pattern: str) -> list[Entry]:
+        """What a pattern (`*`, `?`, `[…]`, `**`) matches, with an etag of "" for what is no plain file."""
+        below = re.sub(r"([*?[])", r"[\1]", self.path("").rstrip("/"))  # signs in the root's own name are none
+        found = self._do("list", pattern, lambda: self.filesystem.glob(f"{below}/{pattern}", detail=True))
+        base, entries = len(self.path("").rstrip("/")) + 1, []
+        for path, info in found.items():
+            name = path[base:]
+            if info.get("type") == "directory":
+                entries += [Entry(name, 0, "")] if name.lower().endswith(SHARD_SUFFIXES) else []
+            else:
+                seen = self.info(name) if self.is_local else self._entry(name, info)
+                entries.append(seen or Entry(name, 0, ""))
+        return entries
+
     def list(self, under: str = "") -> list[Entry]:
         """Every object below `under`, sorted by name; [] where nothing is there."""
         if self.is_local:
             entries = [_file_entry(*fields) for fields in self._checked(folder.files_below(self.root, under))]
+        elif self.is_s3:
+            return [*starmap(Entry, self._pages(under))]
         else:
             found = self._do("list", under, lambda: self.filesystem.find(self.path(under), detail=True))
             base = len(self.path("").rstrip("/")) + 1
@@ -133,7 +149,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"cannot list {self.url}: it is not there") from None
         except OSError as error:
-            raise StoreError(f"cannot list {self.url}: {_line(error)}") from None
+            raise StoreError(f"cannot list {self.url}: {line_of(error)}") from None
 
     def clock(self) -> float:
         """Seconds since the epoch by the clock that `modified` is told by: the server's, or this machine's."""
@@ -142,9 +158,14 @@ class Store:
         return self._do("list", "", lambda: buckets.clock(self.filesystem, self.root))
 
     def info(self, name: str) -> Entry | None:
-        """The object called `name`, or None."""
+        """The object called `name`, or None; a folder is none."""
         try:
-            return self._entry(name, self._do("look up", name, lambda: self.filesystem.info(self.path(name))))
+            if self.is_local:
+                return self._do("look up", name, lambda: _file_entry(*folder.found(self.path(name), name)))
+            if self.is_s3:
+                return Entry(name, *self._do("look up", name, lambda: buckets.head(self.filesystem, self.path(name))))
+            info = self._do("look up", name, lambda: self.filesystem.info(self.path(name)))
+            return self._entry(name, info) if info.get("type") != "directory" else None
         except InputError:
             return None
 
@@ -168,15 +189,24 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises InputError if it is not there."""
-        read = folder.read if self.is_local else self.filesystem.cat_file  # fsspec takes twice as long for small files
-        data: bytes = self._do("read", name, partial(read, self.path(name)))
+        if self.is_local:  # fsspec takes twice as long for small files
+            return self._do("read", name, partial(folder.read, self.path(name)))
+        alone = {"max_concurrency": 1} if self.is_s3 else {}  # otherwise s3fs asks for the size first
+        data: bytes = self._do("read", name, lambda: self.filesystem.cat_file(self.path(name), **alone))
         return data
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """All bytes of an object, or None if there is none, in one request."""
+        try:
+            return self.read(name)
+        except InputError:
+            return None
 
     def read_if(self, name: str, etag: str) -> bytes | None:
         """All bytes of one version of an object; None if it is gone, or another one before they are all read."""
         try:
             if self.is_local:
-                return self._do("read", name, lambda: folder.read_settled(self.path(name), etag, _file_etag))
+                return self._do("read", name, lambda: folder.read_settled(self.path(name), etag, _etag_of))
             if self.is_s3:
                 got = self._do("read", name, lambda: buckets.get(self.filesystem, self.path(name), etag))
                 return got[0] if got else None
@@ -235,7 +265,7 @@ class Store:
         """
         try:
             if self.is_local:
-                self._do("create", name, lambda: self._publish(name, data, os.link))
+                self._do("create", name, lambda: self._publish(name, data, folder.link))
             else:
                 self._do("create", name, lambda: buckets.create(self.filesystem, self.path(name), data))
             return True
@@ -262,7 +292,8 @@ class Store:
     def _publish(self, name: str, content: bytes | Path, publish: Callable[[str, str], None]) -> None:
         """Write beside the run's records, flush to disk, then appear under the real name in one step."""
         target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self.check_folder(name.rpartition("/")[0])
+        made = folder.make(target.parent)
         self._scratch.mkdir(parents=True, exist_ok=True)
         temporary = self._scratch / uuid.uuid4().hex
         try:
@@ -277,8 +308,29 @@ class Store:
                 out.flush()
                 os.fsync(out.fileno())
             publish(str(temporary), str(target))
+            folder.sync(made)  # the new name itself, which a crash would take back
         finally:
             temporary.unlink(missing_ok=True)
+
+    def check_folder(self, name: str) -> None:
+        """Raise SettingsError if a folder of this store is a link that leads out of it: originals may lie there."""
+        real, root = os.path.realpath(self.path(name)), os.path.realpath(self.root)
+        if real != root and not real.startswith(root.rstrip("/") + "/"):
+            raise SettingsError(f"{self.path(name)} leads to {real}, out of {self.root}: remove that link")
+
+    def too_long(self, name: str) -> str:
+        """Why an object of this name cannot be written, by the store's own limits; "" if it can."""
+        path = self.path(name)
+        if not self.is_local:
+            size = len(path.partition("/")[2].encode())
+            return f"a key of {size:,} bytes, {MAX_KEY_BYTES:,} are allowed" if size > MAX_KEY_BYTES else ""
+        if self._longest is None:
+            self._longest = folder.longest(self.root)
+        part, whole = self._longest
+        size, asked = max(len(one.encode()) for one in name.split("/")), len(path.encode())
+        if size > part:
+            return f"a name of {size:,} bytes, a folder there can hold {part:,}"
+        return f"a path of {asked:,} bytes, {whole:,} are allowed" if asked > whole else ""
 
     @property
     def _scratch(self) -> Path:
@@ -290,12 +342,12 @@ class Store:
 
     def _entry(self, name: str, info: dict[str, Any]) -> Entry:
         size = int(info.get("size") or 0)
-        etag = info.get("ETag") or info.get("etag") or _file_etag(size, float(info.get("mtime", 0)))
+        etag = info.get("ETag") or info.get("etag") or f"{size}-{info.get('mtime') or info.get('created') or ''}"
         return Entry(name, size, str(etag).strip('"'))
 
     def _do(self, verb: str, name: str, action: Callable[[], _T]) -> _T:
         """Run one storage call: retry what may pass, turn what may not into one line."""
-        where = f"{self.url}/{name}".rstrip("/")
+        where = f"cannot {verb} " + f"{self.url}/{name}".rstrip("/")
         for attempt in range(_ATTEMPTS):  # s3fs itself retries throttling and 5xx within each
             try:
                 return action()
@@ -303,98 +355,28 @@ class Store:
                 raise
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 what = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "it is not there"
-                raise InputError(f"cannot {verb} {where}: {what}") from None
-            except PermissionError as error:
-                raise StoreError(
-                    f"cannot {verb} {where}: access denied ({_line(error)}); check the credentials of this environment"
-                ) from None
-            except (OSError, TimeoutError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-                if _is_credentials(error):
-                    raise StoreError(f"cannot {verb} {where}: {_line(error)}; set AWS_ACCESS_KEY_ID …") from None
-                if attempt == _ATTEMPTS - 1 or not _may_pass(error):
-                    raise StoreError(f"cannot {verb} {where}: {_line(error)}") from None
+                raise InputError(f"{where}: {what}") from None
+            except ValueError as error:  # before anything is sent: an endpoint, a region or a key that cannot be
+                raise SettingsError(f"{where}: {line_of(error)}{advice_for(error)}") from None
+            except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+                passing = may_pass(error)
+                if attempt == _ATTEMPTS - 1 or not passing:
+                    failure = StoreError(f"{where}: {line_of(error)}{advice_for(error)}")
+                    failure.may_pass = passing
+                    raise failure from None
                 time.sleep(min(0.2 * 4**attempt, 10))
         raise AssertionError("unreachable")
 
 
-def _file_etag(size: int, modified: float) -> str:
-    return f"{size}-{int(modified * 1e6)}"
+def _file_entry(name: str, size: int, modified: float, changed: int, is_file: bool) -> Entry:
+    return _new(Entry, (name, size, f"{size}-{int(modified * 1e6)}-{changed}" if is_file else "", modified))
 
 
-def _file_entry(name: str, size: int, modified: float, is_file: bool) -> Entry:
-    return _new(Entry, (name, size, f"{size}-{int(modified * 1e6)}" if is_file else "", modified))
+def _etag_of(found: folder.Found) -> str:
+    return _file_entry(*found).etag
 
 
 def file_at(url: str) -> tuple[Store, str]:
     """The store and the name in it that the URL or path of one file means."""
     folder, slash, name = url.rpartition("/")
     return Store(folder or slash or "."), name
-
-
-def resolve_input(url: str) -> tuple[Store, list[Entry]]:
-    """The store and the shards (.tar, .tar.gz) that an input URL means, sorted by name.
-
-    url  a prefix or folder, one shard, a glob (`*`, `?`, `[…]`) or a webdataset brace pattern (`{000..127}`)
-    Raises InputError if nothing is there, if no shard is found, or if a name of a brace pattern is missing.
-    """
-    if "{" in url:
-        return _from_braces(url)
-    if any(sign in url for sign in "*?["):
-        return _from_glob(url)
-    if url.endswith(SHARD_SUFFIXES):
-        store, name = file_at(url)
-        entry = store.info(name)
-        if entry is None:
-            raise InputError(f"{url}: there is no such shard")
-        return store, [entry]
-    store = Store(url)
-    everything = store.list()
-    shards = [e for e in everything if e.name.endswith(SHARD_SUFFIXES) and not e.name.startswith(RUN_FOLDER + "/")]
-    if not shards:
-        seen = f"{len(everything)} other objects are there" if everything else "nothing is there"
-        raise InputError(f"{url}: no shards (*.tar, *.tar.gz) found: {seen}; check the path, or quote your pattern")
-    return store, shards
-
-
-def _from_glob(url: str) -> tuple[Store, list[Entry]]:
-    parts = url.split("/")
-    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
-    store = Store("/".join(parts[:first]) or ".")
-    pattern = "/".join(parts[first:])
-    found = store._do("list", pattern, lambda: store.filesystem.glob(store.path(pattern), detail=True))
-    base = len(store.root.rstrip("/")) + 1
-    shards = [store._entry(path[base:], info) for path, info in found.items() if path.endswith(SHARD_SUFFIXES)]
-    if not shards:
-        raise InputError(f"{url}: the pattern matches no shard (*.tar, *.tar.gz); quote it so that the shell leaves it")
-    return store, sorted(shards, key=lambda entry: entry.name)
-
-
-def _from_braces(url: str) -> tuple[Store, list[Entry]]:
-    try:
-        wanted = list(braceexpand(url))
-    except ValueError:
-        raise InputError(f"{url}: unbalanced braces; a pattern looks like train-{{000..127}}.tar") from None
-    folder = url[: url.index("{")].rpartition("/")[0]
-    store = Store(folder or ".")
-    there = {entry.name: entry for entry in store.list()}
-    names = [one[len(folder) + 1 :] if folder else one for one in wanted]
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise InputError(f"{url}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}")
-    return store, [there[name] for name in sorted(set(names))]
-
-
-def _line(error: BaseException) -> str:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"{os.strerror(errno.ENOSPC)}: make room there, then start the same command again"
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
-def _is_credentials(error: BaseException) -> bool:
-    return any(word in f"{type(error).__name__} {error}" for word in ("Credential", "InvalidAccessKey", "Signature"))
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Timeouts, resets and 5xx pass; a full disk or a refused request does not."""
-    text = f"{type(error).__name__} {error}".lower()
-    return any(sign in text for sign in _PASSING)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
-from pipeline.archive import BLOCK, FILE, FOLDER, Damaged, Member, Source, members_of
+from pipeline.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.streams import HashedFile
 
@@ -28,6 +28,7 @@ _JOINED_BYTES = 1 << 15  # to copy less than this costs less than to handle its 
 _WRITE_PARTS = 900  # of one call; 1024 is what Linux allows
 _GZIP_LEVEL = 1  # images do not shrink; higher levels cost more time than their encoding
 
+_NOTES = (b"\x00\x05\x16\x07", b"\x00\x00\x00\x01Bud1")  # AppleDouble; .DS_Store
 _ORDINARY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_./-]*")  # breaks no rule that looks at single characters
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 
@@ -40,45 +41,70 @@ def read_samples(stream: IO[bytes], *, max_member_bytes: int) -> Iterator[Sample
 
     A sample is a run of adjacent members with one key: the path up to the first dot of the base name; the rest
     after that dot is the suffix. There is one Rejection per sample, for the first rule that one of its members
-    breaks, and one per member that has no key. Folders are skipped. A key that comes back after another is
-    rejected; its first run has been yielded by then. Damaged or missing bytes never raise: every sample before
-    them is yielded, the one that they cut is not, and the last Rejection is TRUNCATED_SHARD. Errors of `stream`
-    itself (a store that fails) pass through.
+    breaks, and one per member that has no key. Folders, volume labels and what a Mac notes beside a file are skipped.
+    A key that comes back after another is rejected; its first run has been yielded by then. Archives that were joined
+    are read one after the other. Damaged or missing bytes never raise: each such place is one Rejection
+    TRUNCATED_SHARD, which says where and how much was not read; every sample before and behind it is yielded, but for
+    those next to it, which may lack members. Errors of `stream` itself (a store that fails) pass through.
     """
     group: _Group | None = None
     seen: set[bytes] = set()
-    name = ""
+    name, after_gap = "", False
     try:
         source = Source(stream)
         for member in members_of(source):
+            if isinstance(member, Gap):
+                yield from _torn(group, name, member.what)
+                group, after_gap = None, True
+                continue
+            if member.kind == END:
+                if group is not None:
+                    yield group.result()
+                group, after_gap = None, False
+                continue
             name = member.name
-            if member.kind == FOLDER:
+            if member.kind in (FOLDER, LABEL):
                 source.skip_body(member.size)
                 continue
             key, suffix = split_name(name)
             fault = _fault(member, key, suffix, max_member_bytes)
             if fault is not None and not _has_key(key, suffix):
-                yield Rejection(_shown(name), _shown(name), *fault)
-                source.skip_body(member.size)
+                begun = source.skip_body(member.size)
+                if not _is_note(name, begun):
+                    yield Rejection(_shown(name), _shown(name), *fault)
                 continue
             if group is None or group.key != key:
                 if group is not None:
                     yield group.result()
-                group = _Group(key, max_member_bytes, known=_remember(key, seen))
+                    after_gap = False
+                group = _Group(key, max_member_bytes, known=_remember(key, seen), torn=after_gap)
             if group.accepts(name, suffix, member.size, fault):
                 group.members[suffix] = source.take(member.size)
                 source.take(-member.size % BLOCK)
             else:
                 source.skip_body(member.size)
     except Damaged as error:
-        if group is not None and group.rejection is not None:
-            yield group.rejection
-            group = None
-        key = "" if group is None else group.key
-        yield Rejection(_shown(key), _shown(name) if group else "", Reason.TRUNCATED_SHARD, f"the shard {error}")
-        return
-    if group is not None:
-        yield group.result()
+        yield from _torn(group, name, str(error))
+
+
+def _torn(group: _Group | None, name: str, what: str) -> Iterator[Rejection]:
+    """The line for a damaged place; the sample that it cuts is lost with it, unless it was rejected before."""
+    key = member = ""
+    if group is not None and group.rejection is not None:
+        yield group.rejection
+    elif group is not None:
+        key, member = _shown(group.key), _shown(name)
+    yield Rejection(key, member, Reason.TRUNCATED_SHARD, f"the shard {what}")
+
+
+def _is_note(name: str, begun: bytes) -> bool:
+    """True for what a Mac writes beside files (`._a.jpg`, `.DS_Store`), known by its first bytes too."""
+    return name.rpartition("/")[2].startswith(".") and begun.startswith(_NOTES)
+
+
+def is_packed(shard: str) -> bool:
+    """True if a shard of this name is written through gzip."""
+    return shard.lower().endswith((".gz", ".tgz"))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -91,11 +117,11 @@ def split_name(name: str) -> tuple[str, str]:
 class _Group:
     """The sample that is being read."""
 
-    def __init__(self, key: str, max_member_bytes: int, *, known: bool) -> None:
+    def __init__(self, key: str, max_member_bytes: int, *, known: bool, torn: bool) -> None:
         self.key = key
         self.members: dict[str, bytes] = {}
         self.rejection: Rejection | None = None
-        self._known = known
+        self._known, self._torn = known, torn
         self._suffixes: set[str] = set()
         self._left = _MAX_SAMPLE * max_member_bytes
 
@@ -104,7 +130,9 @@ class _Group:
         if self.rejection is not None:
             return False
         self._left -= size
-        if self._known:
+        if self._torn:
+            fault = Reason.TRUNCATED_SHARD, "it follows a damaged part of the shard, so that it may lack members"
+        elif self._known:
             fault = Reason.INTERLEAVED_KEY, "this key was in the shard before, with another key between"
         elif fault is None and suffix.casefold() in self._suffixes:
             fault = Reason.DUPLICATE_MEMBER, "two members of the sample have this name (case aside)"

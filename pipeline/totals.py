@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from pipeline import layout
+from pipeline.records import Reason
 from pipeline.store import Store
 
 READERS = 16  # threads, of a store that takes its time
@@ -25,6 +26,7 @@ class Totals:
 
     reasons   quarantined samples by reason         clusters  protected images by cluster
     seconds   process seconds by step of apply      refusing  the first names, sorted, of shards with a quarantine
+    damaged   the first names of shards of which a part could not be read
     """
 
     shards: int = 0
@@ -38,6 +40,7 @@ class Totals:
     clusters: Counter[int] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     refusing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     def count(self, commit: Mapping[str, Any]) -> None:
         """Add a commit as its file has it: to build a Commit of each would take a third longer."""
@@ -56,6 +59,8 @@ class Totals:
             self.seconds[step] += seconds
         if commit["num_quarantined"]:
             self.refusing.append(commit["shard"])
+        if Reason.TRUNCATED_SHARD.value in commit["quarantine"]:
+            self.damaged.append(commit["shard"])
 
     def add(self, other: Totals) -> None:
         for one in fields(self):
@@ -63,6 +68,7 @@ class Totals:
             ours += getattr(other, one.name)
             setattr(self, one.name, ours)
         self.refusing = heapq.nsmallest(REFUSING, self.refusing)
+        self.damaged = heapq.nsmallest(REFUSING, self.damaged)
 
 
 def totals_of(output: Store) -> Totals:

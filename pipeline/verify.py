@@ -49,6 +49,7 @@ class ShardCheck:
     num_exact: int = 0  # decoded samples whose bound was checked on the file without loss
     max_abs_delta: int = 0  # over decoded samples, in 8-bit levels, after the codec
     max_exact_delta: int = 0
+    lost: list[str] = field(default_factory=list)  # parts of the original that could not be read
 
     def fail(self, key: str, what: str) -> None:
         self.problems.append(f"{self.shard}{f' key {key}' if key else ''}: {what}")

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from pipeline.commits import (
-    check_places,
     check_same_commit,
     check_same_run,
     ingredients_of,
@@ -16,7 +15,7 @@ from pipeline.commits import (
     plan_to_parquet,
     run_record,
 )
-from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.errors import ConflictError, InputError
 from pipeline.records import Commit, Shard
 from pipeline.settings import Settings
 
@@ -81,18 +80,6 @@ def test_another_run_in_the_output_is_refused_with_the_differing_settings() -> N
         "out belongs to another run (encode was same, is lossless; seed was 1, is 2): "
         "use its settings to resume it, another --output, or --overwrite"
     )
-
-
-@pytest.mark.parametrize(
-    ("source", "output"), [("/a", "/a"), ("/a", "/a/b"), ("/a/b", "/a"), ("bucket/x/", "bucket/x"), ("b", "b/out")]
-)
-def test_an_output_that_touches_the_input_is_refused(source: str, output: str) -> None:
-    with pytest.raises(SettingsError, match="overlap"):
-        check_places(source, output, source, output)
-
-
-def test_neighbours_with_a_common_beginning_are_no_overlap() -> None:
-    check_places("/a/raw", "/a/raw-protected", "/a/raw", "/a/raw-protected")
 
 
 def test_a_commit_with_other_bytes_is_a_conflict_that_names_both_digests() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -10,10 +11,14 @@ import threading
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from pipeline.errors import InputError, StoreError
-from pipeline.store import Store, resolve_input
+from pipeline.failures import may_pass
+from pipeline.inputs import resolve_input
+from pipeline.store import Store
 
 
 def test_what_was_put_is_listed_and_read_back(store: Store) -> None:
@@ -28,6 +33,7 @@ def test_what_was_put_is_listed_and_read_back(store: Store) -> None:
 def test_an_empty_prefix_lists_nothing_and_a_missing_object_is_an_input_error(store: Store) -> None:
     assert store.list() == []
     assert store.info("x.tar") is None
+    assert store.read_if_there("x.tar") is None
     with pytest.raises(InputError, match=r"cannot read .*/x\.tar: it is not there"):
         store.read("x.tar")
 
@@ -49,8 +55,13 @@ def test_a_shard_that_is_a_link_opens_as_the_version_that_was_listed(tmp_path: P
     (tmp_path / "in" / "a.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")
     (tmp_path / "in" / "lost").symlink_to(tmp_path / "nowhere")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    source, (entry,) = resolve_input(str(tmp_path / "in"))
-    assert (entry.name, entry.size, entry.etag) == ("a.tar", 4, "4-1000000000000000")
+    source, (entry,), passed_over = resolve_input(str(tmp_path / "in"))
+    assert (entry.name, entry.size) == ("a.tar", 4)
+    assert entry.etag.startswith("4-1000000000000000-")
+    assert [(one.key, one.detail) for one in passed_over] == [
+        ("loop", "a link to a folder is not followed"),
+        ("lost", "a link that leads nowhere"),
+    ]
     assert source.open_version(entry.name, entry.etag).read() == b"four"
     assert sorted(source.names()) == ["a.tar", "loop", "lost"]
 
@@ -127,7 +138,7 @@ def test_a_prefix_a_glob_a_brace_pattern_and_one_shard_are_understood(
 ) -> None:
     for name in ("t-0.tar", "t-1.tar", "sub/t-2.tar.gz", "notes.txt", "_scumble/x.tar"):
         store.put(name, b"x")
-    source, entries = resolve_input(store.url + pattern)
+    source, entries, _ = resolve_input(store.url + pattern)
     assert [entry.name for entry in entries] == expected
     assert source.read(entries[0].name) == b"x"
 
@@ -178,3 +189,69 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_object_or_none(tmp_path: P
         assert len(data) == 3_000_000
         assert len(set(data)) == 1
         mine.delete(["shard.tar"])
+
+
+def test_a_name_is_flushed_to_disk_with_the_folders_that_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, flushed = Store(str(tmp_path / "out")), []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    mine.put("a/b/one.json", b"1")
+    assert flushed[0].startswith(f"{tmp_path}/out/_scumble/scratch/")
+    assert set(flushed[1:]) == {f"{tmp_path}/out/a/b", f"{tmp_path}/out/a", f"{tmp_path}/out", str(tmp_path)}
+    del flushed[:]
+    assert mine.create("a/b/two.json", b"2")
+    assert flushed[1:] == [f"{tmp_path}/out/a/b"]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_filesystem_without_hard_links_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuses(source: str, target: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuses)
+    wanted = "has no hard links, which commits need: choose an --output on another one"
+    with pytest.raises(StoreError, match=wanted) as caught:
+        Store(str(tmp_path)).create("commit.json", b"1")
+    assert "credentials" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_not_a_matter_of_credentials(tmp_path: Path) -> None:
+    (tmp_path / "a").touch(mode=0)
+    with pytest.raises(StoreError, match="Permission denied.*check the owner and the mode") as caught:
+        Store(str(tmp_path)).read("a")
+    assert not caught.value.may_pass
+
+
+def answered(status: int, code: str, kind: type[Exception] = OSError) -> Exception:
+    """A refusal as it reaches us: translated by s3fs, with botocore's as its cause."""
+    error = kind(f"reading /internal/500/connect-timeout.tar: {code}")
+    fields = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error.__cause__ = ClientError(fields, "GetObject")  # type: ignore[arg-type]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (answered(503, "SlowDown"), True),
+        (answered(500, "InternalError"), True),
+        (answered(429, "TooManyRequests"), True),
+        (answered(400, "RequestTimeout", TimeoutError), True),
+        (answered(409, "ConditionalRequestConflict"), True),
+        (answered(403, "AccessDenied", PermissionError), False),
+        (answered(403, "InvalidObjectState", PermissionError), False),
+        (answered(400, "KeyTooLongError"), False),
+        (ConnectionResetError("reset"), True),
+        (TimeoutError(), True),
+        (aiohttp.ClientPayloadError("incomplete"), True),
+        (EndpointConnectionError(endpoint_url="http://x"), True),
+        (OSError(errno.EAGAIN, "again"), True),
+        (OSError(errno.EIO, "500 internal-timeout-connect-503.tar"), False),
+        (OSError(errno.ENOSPC, "no room on /reset/unavailable"), False),
+    ],
+)
+def test_types_and_codes_decide_what_is_tried_again_and_never_words(error: Exception, passes: bool) -> None:
+    assert may_pass(error) is passes

@@ -246,14 +246,41 @@ def test_a_cut_between_two_members_does_not_pass_for_the_end() -> None:
     assert keys(items) == []
 
 
-def test_flipped_bytes_in_a_header_or_in_gzip_end_the_shard_with_one_rejection() -> None:
-    data = bytearray(tar_bytes(GOOD))
+def test_flipped_bytes_in_a_header_cost_what_is_next_to_them_and_no_more() -> None:
+    data = bytearray(tar_bytes([*GOOD, ("d.jpg", b"D")]))
     data[data.index(b"b.jpg")] ^= 0xFF
     items = read(bytes(data))
-    assert reasons(items) == [("a", "truncated-shard")]
+    assert reasons(items) == [("a", "truncated-shard"), ("b", "truncated-shard")]
+    assert keys(items) == ["c", "d"]
+    detail = next(item.detail for item in items if isinstance(item, Rejection))
+    assert detail == (
+        "the shard is damaged: bytes 2,560 to 3,583 (1,024 bytes) are no members of a tar archive and were not read "
+        "(a header's checksum is wrong)"
+    )
+
+
+def test_a_checksum_of_gzip_that_does_not_hold_is_told_although_all_was_unpacked() -> None:
     packed = bytearray(tar_bytes(GOOD, "w:gz"))
-    packed[-6] ^= 0xFF  # gzip's checksum
-    assert reasons(read(bytes(packed))) == [("c", "truncated-shard")]
+    packed[-6] ^= 0xFF
+    items = read(bytes(packed))
+    assert (keys(items), reasons(items)) == (["a", "b", "c"], [("", "truncated-shard")])
+
+
+def test_a_hole_of_zeros_and_bytes_that_were_put_in_between_are_jumped_over() -> None:
+    many = [(f"{index:03d}.jpg", random.Random(index).randbytes(3000)) for index in range(40)]
+    data = tar_bytes(many)
+    for damaged in (
+        data[:20_000] + bytes(30_000) + data[50_000:],
+        data[:20_000] + b"put in between" + data[20_000:],
+        data[:20_000] + data[20_777:],
+    ):
+        items = read(damaged)
+        whole = [
+            item for item in items if isinstance(item, Sample) and item.members["jpg"] == dict(many)[f"{item.key}.jpg"]
+        ]
+        assert len(whole) >= 28
+        assert {reason for _, reason in reasons(items)} == {"truncated-shard"}
+        assert len(reasons(items)) <= 3
 
 
 @given(st.binary(max_size=3000))
@@ -274,10 +301,52 @@ def test_random_damage_never_raises(seed: int, flips: int, packed: bool) -> None
         assert isinstance(item, (Sample, Rejection))
 
 
-def test_joined_archives_are_not_silently_cut_in_half() -> None:
-    items = read(tar_bytes(GOOD) + tar_bytes([("z.jpg", b"Z")]))
-    assert keys(items) == ["a", "b"]
-    assert reasons(items) == [("c", "truncated-shard")]
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_joined_archives_are_read_one_after_the_other(mode: str) -> None:
+    items = read(b"".join(tar_bytes([(f"{index}.jpg", b"Z")], mode) for index in range(4)))
+    assert (keys(items), reasons(items)) == (["0", "1", "2", "3"], [])
+    items = read(tar_bytes(GOOD, mode) + tar_bytes(GOOD[:2], mode))
+    assert (keys(items), reasons(items)) == (["a", "b", "c"], [("a", "interleaved-key")])
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_what_follows_the_end_and_is_no_archive_is_told_and_costs_no_sample(mode: str) -> None:
+    items = read(tar_bytes(GOOD, mode) + b"garbage" * 5000)
+    assert (keys(items), reasons(items)) == (["a", "b", "c"], [("", "truncated-shard")])
+    items = read(tar_bytes(GOOD, mode) + b"garbage" * 5000 + tar_bytes([("y.jpg", b"Y"), ("z.jpg", b"Z")], mode))
+    assert keys(items) == (["a", "b", "c", "z"] if mode == "w" else ["a", "b", "c"])
+    assert ("", "truncated-shard") in reasons(items)
+
+
+def test_more_zeros_than_an_archive_ends_with_are_a_hole() -> None:
+    assert reasons(read(tar_bytes(GOOD) + bytes(1 << 19))) == []
+    items = read(tar_bytes(GOOD) + bytes(2 << 20))
+    assert (keys(items), reasons(items)) == (["a", "b", "c"], [("", "truncated-shard")])
+    assert reasons(read(bytes(3 << 20))) == [("", "truncated-shard")]
+
+
+def test_a_cut_names_its_place_and_what_is_missing() -> None:
+    (item,) = [one for one in read(tar_bytes(GOOD)[:700]) if isinstance(one, Rejection)]
+    assert (item.key, item.member) == ("a", "a.jpg")
+    assert item.detail == "the shard ends at byte 700, where 512 more bytes should follow"
+    packed = tar_bytes([("a.jpg", random.Random(0).randbytes(100_000))], "w:gz")
+    torn = packed[:60_000] + b"xxxx" + packed[60_004:]
+    (item,) = [one for one in read(torn + bytes(10)) if isinstance(one, Rejection)]
+    assert "more packed bytes were not read" in item.detail
+
+
+def test_what_a_mac_writes_beside_files_and_volume_labels_are_no_samples() -> None:
+    note = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
+    label = special("BACKUP", b"V", size=0)
+    members = [
+        (label, b""),
+        ("x/._a.jpg", note),
+        ("x/a.jpg", b"1"),
+        (".DS_Store", b"\x00\x00\x00\x01Bud1" + bytes(6140)),
+    ]
+    items = read(tar_bytes([*members, ("x/._a.cls", note * 100), ("x/b.jpg", b"2")]))
+    assert (keys(items), reasons(items)) == (["x/a", "x/b"], [])
+    assert reasons(read(tar_bytes([("x/._a.jpg", b"\xff\xd8\xff a picture")]))) == [("x/._a.jpg", "unusable-name")]
 
 
 def test_an_empty_archive_has_no_samples_and_an_empty_file_is_damaged() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import layout
-from pipeline.errors import StoreError
+from pipeline.errors import SettingsError, StoreError
 from pipeline.store import Store
 from pipeline.uploads.lease import LeaseLost, take_lease
 from pipeline.uploads.units import Unit
 from tests.faulty_server import FaultyServer
 from tests.runs import ROOT, wait_for
-from tests.uploads import Job, jpeg, upload
+from tests.samples import image_bytes
+from tests.uploads import Job, jpeg, patch, upload
 
 CHILD = """
 import sys, time
@@ -223,8 +225,8 @@ def test_a_file_that_grows_while_it_is_read_is_no_version(tmp_path: Path) -> Non
     os.utime(path, (1, 1))
     etags: list[str] = []
 
-    def etag_of(size: int, modified: float) -> str:
-        etags.append(f"{size}-{modified}")
+    def etag_of(found: folder.Found) -> str:
+        etags.append(str(found))
         if len(etags) == 1:
             with path.open("ab") as more:
                 more.write(b"x")
@@ -279,12 +281,95 @@ def test_a_store_that_gives_nothing_ends_the_run_in_one_line(job: Job, monkeypat
     upload(job.source, photos(40))
 
     def fails(self: Store, name: str, etag: str) -> bytes | None:
-        raise StoreError(f"cannot read in/{name}: 503 Slow Down")
+        failure = StoreError(f"cannot read in/{name}: 503 Slow Down")
+        failure.may_pass = True
+        raise failure
 
     monkeypatch.setattr(Store, "read_if", fails)
     with pytest.raises(StoreError, match="5 units in a row could not be read: cannot read in/"):
         job.run()
     assert (job.last()["state"], job.last()["exit_code"]) == ("failed", 1)
+
+
+@pytest.mark.s3
+def test_archived_objects_are_left_and_named_as_the_store_says_and_all_behind_them_is_done(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Store(f"{bucket}/in")
+    for number in range(70):
+        place = {"Bucket": bucket.removeprefix("s3://"), "Key": f"in/2019/{number:03d}.jpg"}
+        source.filesystem.call_s3("put_object", **place, Body=jpeg(1), StorageClass="GLACIER")
+    upload(source, {f"2026/{number:03d}.jpg": jpeg(number) for number in range(5)})
+    job = Job(tmp_path, source=source, output=Store(str(tmp_path / "out")), monkeypatch=monkeypatch)
+    assert job.run() == 1
+    assert (job.last()["protected"], job.last()["failed"], len(job.last()["failed_names"])) == (5, 70, 20)
+    said = capsys.readouterr().err
+    assert "70 objects could not be read and are left for the next run, first 2019/000.jpg: cannot read" in said
+    assert "InvalidObjectState" in said
+    assert "the object is archived: restore it" in said
+    assert "credentials" not in said
+
+
+@pytest.mark.parametrize("how", ["moved", "copied over", "written over"])
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_protected_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    job = Job(tmp_path, source=Store(f"{tmp_path}/in"), output=Store(f"{tmp_path}/out"), monkeypatch=monkeypatch)
+    (tmp_path / "in").mkdir()
+    for name, number in (("old.png", 1), ("new.png", 2)):
+        (tmp_path / name).write_bytes(image_bytes(patch(number), "PNG", compress_level=0))
+        os.utime(tmp_path / name, (1e9, 1e9))
+    assert (tmp_path / "old.png").stat().st_size == (tmp_path / "new.png").stat().st_size
+    target = tmp_path / "in" / "p.png"
+    shutil.copy2(tmp_path / "old.png", target)
+    assert job.run() == 0
+    before = job.outputs()["p.png"]
+    assert job.run() == 0
+    assert (job.last()["known"], job.last()["changed"]) == (1, 0)
+    if how == "moved":
+        os.replace(tmp_path / "new.png", target)
+    elif how == "copied over":
+        shutil.copy2(tmp_path / "new.png", target)
+    else:
+        target.write_bytes((tmp_path / "new.png").read_bytes())
+        os.utime(target, (1e9, 1e9))
+    assert job.run() == 0
+    assert job.last()["changed"] == 1
+    assert job.outputs()["p.png"] != before
+
+
+def test_a_damaged_shard_is_named_with_its_place_and_ends_the_run_with_3(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs import verify
+    from tests.samples import tar_bytes
+
+    whole = tar_bytes([(f"{number}.jpg", jpeg(number)) for number in range(5)])
+    upload(job.source, {"t.tar": whole[: len(whole) // 2], "u.tar": whole + whole[:0], "._t.tar": b"Mac"})
+    assert job.run() == 3
+    said = capsys.readouterr().err
+    assert "warning: not in the output: t.tar: the shard ends at byte" in said
+    assert "more bytes should follow" in said
+    assert job.last()["lost"][0].startswith("t.tar: ")
+    assert job.rows()["u.tar"].protected == 5
+    assert 1 <= job.rows()["t.tar"].protected < 5
+    arguments = ["--output", job.output.url, "--input", job.source.url]
+    assert verify.main(arguments) == 3
+    assert "not in the output: t.tar: the shard ends" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_link_into_the_input_is_refused_and_nothing_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Store(str(tmp_path / "photos"))
+    upload(source, {"p.jpg": jpeg(1)})
+    (tmp_path / "photos" / "protected").mkdir()
+    (tmp_path / "safe").symlink_to("photos/protected")
+    job = Job(tmp_path, source=source, output=Store(str(tmp_path / "safe")), monkeypatch=monkeypatch)
+    for options in ((), ("--dry-run",)):
+        with pytest.raises(SettingsError, match="overlap"):
+            job.run(*options)
+    assert [path.name for path in (tmp_path / "photos").rglob("*")] == ["protected", "p.jpg"]
 
 
 def test_the_first_image_is_committed_before_the_last_is_read(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

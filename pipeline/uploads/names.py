@@ -14,18 +14,21 @@ IMAGE, SHARD = "image", "shard"
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
-_MAX_KEY_BYTES = 1024  # of an S3 key
-_MAX_PART_BYTES = 255  # of a file's or folder's name
 _CUT_BY_S3FS = "?versionId="
 
 
 def kind_of(name: str) -> str | None:
-    """IMAGE or SHARD; None for what is neither, and for what lies in the folder of a run's records."""
-    if name.startswith(f"{RUN_FOLDER}/"):
+    """IMAGE or SHARD; None for what is neither, in the folder of a run's records, or a Mac's note beside a file."""
+    if name.startswith(f"{RUN_FOLDER}/") or name.rpartition("/")[2].startswith("._"):
         return None
     if _extension(name) in IMAGE_SUFFIXES:
         return IMAGE
-    return SHARD if name.lower().endswith(SHARD_SUFFIXES) else None
+    return SHARD if is_shard(name) else None
+
+
+def is_shard(name: str) -> bool:
+    """True for the name of a tar that can be read, whatever the case of its letters."""
+    return name.lower().endswith(SHARD_SUFFIXES)
 
 
 def sample_name(name: str) -> tuple[str, str]:
@@ -54,11 +57,8 @@ def content_type(name: str) -> str | None:
     return mimetypes.types_map.get("." + _extension(name)) or {"webp": "image/webp"}.get(_extension(name))
 
 
-def fault_of(name: str, output_path: str, *, is_local: bool) -> tuple[Reason, str] | None:
-    """Why an object of this name is never written, or None.
-
-    output_path  where it would lie, as the output's filesystem names it: "bucket/key" or a path
-    """
+def fault_of(name: str) -> tuple[Reason, str] | None:
+    """Why an object of this name is never read or written, or None."""
     parts = name.split("/")
     if ".." in parts or "." in parts or "" in parts:
         return Reason.UNSAFE_NAME, "the name leaves its prefix, or would be another one in a folder"
@@ -68,11 +68,6 @@ def fault_of(name: str, output_path: str, *, is_local: bool) -> tuple[Reason, st
         return Reason.UNSAFE_NAME, f"the name holds {_CUT_BY_S3FS}, which clients take for a version and cut off"
     if _NOT_UTF8.search(name):
         return Reason.UNUSABLE_NAME, "the name is not UTF-8"
-    written = output_path.split("/")[-len(parts) :]
-    if is_local and any(len(part.encode()) > _MAX_PART_BYTES for part in written):
-        return Reason.UNUSABLE_NAME, f"a folder cannot hold a name of more than {_MAX_PART_BYTES} bytes"
-    if not is_local and len(output_path.partition("/")[2].encode()) > _MAX_KEY_BYTES:
-        return Reason.UNUSABLE_NAME, f"the output's key would be longer than {_MAX_KEY_BYTES} bytes"
     return None
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.records import losses_of
 from pipeline.uploads.listing import Tally
 from pipeline.uploads.names import shown
 from pipeline.uploads.transaction import UnitResult
@@ -24,7 +25,9 @@ class Summary:
     drifted: int = 0  # protected, but beyond the training's p99 of their cluster
     units: int = 0
     moved: int = 0  # replaced or gone while they were read
-    failed: list[tuple[str, str]] = field(default_factory=list)  # name, error
+    num_failed: int = 0  # not given by the store
+    failed: list[tuple[str, str]] = field(default_factory=list)  # name, error of the first
+    lost: list[str] = field(default_factory=list)  # parts of shards that could not be read
     started: float = field(default_factory=time.monotonic)
 
     def add(self, result: UnitResult) -> None:
@@ -34,7 +37,9 @@ class Summary:
         self.quarantined += result.quarantined
         self.drifted += result.drifted
         self.moved += len(result.moved)
-        self.failed += [(shown(name), error) for name, error in result.failed]
+        self.num_failed += len(result.failed)
+        self.failed += [(shown(name), error) for name, error in result.failed[: _SHOWN - len(self.failed)]]
+        self.lost += losses_of(shown(result.commit.rows[0].name), result.refused) if result.commit.rows else []
 
     @property
     def seconds(self) -> float:
@@ -65,8 +70,9 @@ class Summary:
             "protected": self.protected,
             "quarantined": self.quarantined,
             "units": self.units,
-            "failed": len(self.failed),
-            "failed_names": [name for name, _ in self.failed[:_SHOWN]],
+            "failed": self.num_failed,
+            "failed_names": [name for name, _ in self.failed],
+            "lost": self.lost[:_SHOWN],
             "drifted": self.drifted,
             "drift_share": round(self.drift_share, 4),
             "seconds": round(self.seconds, 3),

@@ -54,6 +54,7 @@ class UnitResult:
 
     moved   names whose version is another one by now, or gone: the next run will see
     failed  (name, error) of objects that the store did not give
+    is_down True if it gave no answer for one of them, although it was asked again and again
     refused what is in quarantine, images inside of shards too
     seconds step -> seconds of work, summed over threads; elapsed  wall seconds
     """
@@ -64,6 +65,7 @@ class UnitResult:
     refused: tuple[Rejection, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     elapsed: float = 0.0
+    is_down: bool = False
 
     @property
     def protected(self) -> int:
@@ -111,6 +113,7 @@ def protect_unit(unit: Unit, places: Places, deltas: UploadDeltas, *, threads: i
         tuple(found.refused),
         found.seconds(),
         time.perf_counter() - started,
+        found.is_down,
     )
 
 
@@ -120,6 +123,7 @@ class _Found:
     refused: list[Rejection] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    is_down: bool = False
     spent: list[tuple[str, float]] = field(default_factory=list)  # step, seconds; threads append to it
 
     @contextlib.contextmanager
@@ -201,6 +205,7 @@ def _read(item: Item, places: Places, found: _Found) -> Sample | Rejection | str
         with found.timed("read"):
             data = places.source.read_if(item.name, item.etag)
     except StoreError as error:
+        found.is_down |= error.may_pass
         return str(error)
     return None if data is None else Sample(key, {suffix: data})
 
@@ -233,7 +238,7 @@ def _put_image(
 def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
     from pipeline.apply import write_protected
     from pipeline.picture_deltas import protect_pictures
-    from pipeline.tar import ShardWriter, read_samples
+    from pipeline.tar import ShardWriter, is_packed, read_samples
 
     (item,) = unit.items
     settings, found = places.settings, _Found()
@@ -253,7 +258,7 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
         try:
             with (
                 places.source.open_version(item.name, item.etag) as stream,
-                ShardWriter(path, compressed=item.name.lower().endswith(".gz")) as writer,
+                ShardWriter(path, compressed=is_packed(item.name)) as writer,
             ):
                 outcome = write_protected(counted(), writer)
             now = places.source.info(item.name)
@@ -261,6 +266,7 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
             now = None
         except (StoreError, OSError) as error:
             found.failed.append((item.name, str(error)))
+            found.is_down = isinstance(error, StoreError) and error.may_pass
             return found
         if now is None or now.etag != item.etag:
             found.moved.append(item.name)

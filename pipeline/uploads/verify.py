@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import islice
 
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.fingerprint import derive, sha256
-from pipeline.records import Sample, quarantine_from_bytes
+from pipeline.records import Rejection, Sample, losses_of, quarantine_from_bytes
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.ledger import Ledger
@@ -73,12 +74,15 @@ def _sample(name: str, data: bytes) -> Sample:
 def _verify_shard(row: Row, output: Store, source: Store | None, settings: Settings, share: float) -> ShardCheck:
     expected = Expected(shown(row.output), row.output_size, row.output_sha256, row.protected)
     info = source.info(row.name) if source is not None else None
-    quarantined: set[str] = set()
+    refused: list[Rejection] = []
     if row.quarantined:
         unit = Unit((Item(row.name, row.size, row.etag, row.kind, row.version),)).id
-        quarantined = {one.key for one in quarantine_from_bytes(output.read(layout.upload_quarantine(unit)))}
-    with output.open(row.output) as ours:
-        if source is None or info is None or info.etag != row.etag:
-            return verify_shard(expected, ours, None, quarantined, settings=settings, decode_share=share)
-        with source.open(row.name) as theirs:
-            return verify_shard(expected, ours, theirs, quarantined, settings=settings, decode_share=share)
+        refused = quarantine_from_bytes(output.read(layout.upload_quarantine(unit)))
+    is_same = source is not None and info is not None and info.etag == row.etag
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(output.open(row.output))
+        theirs = stack.enter_context(source.open(row.name)) if source is not None and is_same else None
+        quarantined = {one.key for one in refused}
+        check = verify_shard(expected, ours, theirs, quarantined, settings=settings, decode_share=share)
+    check.lost = losses_of(shown(row.name), refused)
+    return check

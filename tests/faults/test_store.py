@@ -22,7 +22,8 @@ import pytest
 
 from jobs import status, verify
 from pipeline.errors import StoreError
-from pipeline.store import Store, resolve_input
+from pipeline.inputs import resolve_input
+from pipeline.store import Store
 from tests import runs
 from tests.faulty_server import Asked, Fault, FaultyServer
 from tests.uploads import small_protection
@@ -122,6 +123,13 @@ def test_a_create_whose_answer_is_lost_is_ours_but_anothers_is_not(bucket: str, 
     assert store.honours_create()
 
 
+def test_what_may_not_be_there_is_read_with_one_request(bucket: str, here: Through) -> None:
+    Store(bucket).put("a", b"1")
+    server = here(lambda asked: None)
+    assert (Store(bucket).read_if_there("a"), server.count) == (b"1", 1)
+    assert (Store(bucket).read_if_there("b"), server.count) == (None, 2)
+
+
 @pytest.mark.parametrize("fault", [CONFLICT, REFUSED], ids=["409", "412"])
 def test_a_create_that_is_refused_although_nothing_is_there_is_tried_again(
     bucket: str, here: Through, fault: Fault
@@ -154,7 +162,7 @@ def test_a_listing_of_several_pages_is_whole_although_pages_fail(bucket: str, he
         return [SLOW_DOWN, None, Fault("short"), INTERNAL, None][asked.turn % 5] if "list-type" in asked.query else None
 
     server = here(every_second_page)
-    _, entries = resolve_input(bucket + "/in")
+    _, entries, _ = resolve_input(bucket + "/in")
     assert [f"in/{entry.name}" for entry in entries] == names
     assert [f"in/{entry.name}" for entry in Store(bucket + "/in").walk()] == names
     assert len(resolve_input(bucket + "/in/photos-{0000..1099}.tar")[1]) == len(names)

@@ -1,0 +1,119 @@
+"""Is the output the input by another name? Folders are compared as what they are, buckets by what lies in them.
+
+A link, `..`, a bind mount, another case of letters or an alias of a bucket spells one place in two ways.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+
+from pipeline.errors import InputError, SettingsError, StoreError
+from pipeline.store import RUN_FOLDER, Entry, Store
+
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def check_apart(source: Store, output: Store, shards: Iterable[str] = (), *, may_hold: bool = False) -> None:
+    """Raise SettingsError if the output is the input, lies inside it, or holds it; nothing is written to find out.
+
+    shards    names, as far as they are known: of each, the original must not be a link into the output, and its
+              folder in the output must not be a link out of it
+    may_hold  True if the input may lie inside the output, which then only gets files of other names
+    """
+    if source.is_local and output.is_local:
+        ours, theirs = _path_of(output.root), _path_of(source.root)
+        touching = bool(theirs[0] & set().union(*ours)) or not may_hold and bool(ours[0] & set().union(*theirs))
+        if not touching:
+            _check_links(source, output, ours[0], shards)
+    else:
+        touching = source.is_local == output.is_local and _share_keys(source, output, may_hold=may_hold)
+    if touching:
+        raise SettingsError(
+            f"--output {output.url} and --input {source.url} overlap, whatever they are called: originals are never "
+            "written to; choose another --output"
+        )
+
+
+def _path_of(folder: str) -> list[set[Hashable]]:
+    """The folder, then each one above it, each as all that it is known by: real path, inode, and place on its device.
+
+    A folder that is bind-mounted elsewhere has its inode there, but other folders above it; its place on the device
+    tells what it lies in.
+    """
+    real = os.path.realpath(folder)
+    found: list[set[Hashable]] = [_known_by(real)]
+    device, place = _place_on_device(real)
+    for above in Path(real).parents:
+        found.append(_known_by(str(above)))
+    found += [{(device, str(above))} for above in Path(place).parents if device]
+    found[0] |= {(device, place)} if device else set()
+    return found
+
+
+def _known_by(real: str) -> set[Hashable]:
+    try:
+        seen = os.stat(real)
+    except OSError:
+        return {real}
+    return {real, (seen.st_dev, seen.st_ino)}
+
+
+def _place_on_device(real: str) -> tuple[str, str]:
+    """("major:minor", path below that device's own root); ("", "") where the kernel does not tell."""
+    try:
+        rows = [line.split(" ", 5)[2:5] for line in _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()]
+    except OSError:
+        return "", ""
+    best = ("", "", "")
+    for device, root, mounted in rows:
+        at = _unescaped(mounted)
+        if len(at) >= len(best[2]) and (real + "/").startswith(at.rstrip("/") + "/"):  # the last one hides the others
+            best = device, _unescaped(root), at
+    device, root, at = best
+    return device, os.path.normpath(f"{root.rstrip('/')}/{real[len(at) :].lstrip('/')}") if device else ""
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def _check_links(source: Store, output: Store, ours: set[Hashable], shards: Iterable[str]) -> None:
+    folders: set[str] = set()
+    for name in shards:
+        folders.add(name.rpartition("/")[0])
+        path = source.path(name)
+        if os.path.islink(path) and ours & set().union(*_path_of(path)):
+            raise SettingsError(
+                f"--input {path} is a link into --output {output.url}: originals are never written to; "
+                "choose another --output"
+            )
+    for folder in sorted(folders | {RUN_FOLDER}):
+        output.check_folder(folder)
+
+
+def _share_keys(source: Store, output: Store, *, may_hold: bool) -> bool:
+    """True if one prefix begins with the other and both lie in one bucket, be it under two names."""
+    ours, theirs = (f"{store.root.rstrip('/')}/" for store in (output, source))
+    if output.is_s3 and source.is_s3 and ours.partition("/")[0] != theirs.partition("/")[0]:
+        if not _is_alias(source, output):
+            return False
+        ours, theirs = ours.partition("/")[2], theirs.partition("/")[2]
+    return ours.startswith(theirs) or not may_hold and theirs.startswith(ours)
+
+
+def _is_alias(source: Store, output: Store) -> bool:
+    """True if the first object of the input is, with its etag and time, in the output's bucket too."""
+    try:
+        first = next(source.walk(), None)
+        key = source.path(first.name).partition("/")[2] if first else ""
+        seen = Store(f"s3://{output.root.partition('/')[0]}").info(key) if key else None
+        return first is not None and seen is not None and _version(first) == _version(seen)
+    except (InputError, StoreError):
+        return False  # another bucket need not let us read it
+
+
+def _version(entry: Entry) -> tuple[int, str, int]:
+    return entry.size, entry.etag, int(entry.modified)  # one answer has whole seconds, the other fractions
