@@ -29,11 +29,12 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from pipeline.fingerprint import derive
+from pipeline.inputs import resolve_input
 from pipeline.relearning.collection import Collection, load_labelled
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import Recipe, train_target
-from pipeline.store import Store, resolve_input
+from pipeline.store import Store
 
 SIDE, BATCH = 32, 128
 NEEDED = {"cpu": 3.0, "cuda": 5.0}
@@ -141,9 +142,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     paths = {name: shards(getattr(options, name)) for name in ("train", "test")}
-    test_store, entries = resolve_input(options.test)
+    test_store, entries, _ = resolve_input(options.test)
     test = load_labelled(test_store, [entry.name for entry in entries], side=SIDE)
-    train_store, entries = resolve_input(options.train)
+    train_store, entries, _ = resolve_input(options.train)
     count = options.images or len(load_labelled(train_store, [entry.name for entry in entries], side=SIDE))
     rows = []
     for seed in range(options.seeds):
@@ -168,7 +169,7 @@ def main() -> None:
 
 def shards(url: str) -> list[str]:
     """Paths of local shards."""
-    store, entries = resolve_input(url)
+    store, entries, _ = resolve_input(url)
     return [f"{store.url}/{entry.name}" for entry in entries]
 
 

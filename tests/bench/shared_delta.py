@@ -14,13 +14,13 @@ import math
 import numpy as np
 
 from jobs.evaluate_options import named_urls
+from pipeline.inputs import resolve_input
 from pipeline.relearning.collection import Collection, like_clean, load_labelled
 from pipeline.scores import psnr_of
-from pipeline.store import resolve_input
 
 
 def load(url: str, side: int) -> Collection:
-    store, entries = resolve_input(url)
+    store, entries, _ = resolve_input(url)
     return load_labelled(store, [entry.name for entry in entries], side=side)
 
 
