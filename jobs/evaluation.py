@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from jobs import cli
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from jobs.stages import ray_failures
-from pipeline.errors import InputError, SettingsError
+from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.evaluation import (
     CLEAN,
@@ -73,7 +74,7 @@ def check_names(settings: EvaluationSettings) -> None:
 
 def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
-    with _refused(), ray_failures():
+    with ray_failures(), _refused():  # what Ray fails with is not the data's fault
         workers = workers_for(settings)
         stores = {CLEAN: resolve_input(settings.clean), "test": resolve_input(settings.test)}
         stores |= {name: resolve_input(url) for name, url in settings.protected.items()}
@@ -135,6 +136,7 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
         device=loaded.workers.device,
         threads=loaded.workers.threads,
     )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job as any other: every epoch is kept anyway
     with ray_failures(), progress("relearn", len(left), "trial") as bar:
 
         def done(trial: Trial) -> None:
@@ -142,8 +144,8 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
             so_far.add(trial)
 
         run_trials(left, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=done)
-    if stopped := _unfinished(left, loaded.output):  # Tune takes the first Ctrl-C for a wish to end in good order
-        raise InputError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
+    if stopped := _unfinished(left, loaded.output):
+        raise ClusterError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
 
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:

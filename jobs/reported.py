@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.cli import FAILED
 from pipeline import layout
-from pipeline.errors import ScumbleError
+from pipeline.errors import ScumbleError, ending
 from pipeline.store import Store
 
 
@@ -48,11 +47,9 @@ def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
     status = StatusFile(output, fingerprint)
     try:
         yield status
-    except ScumbleError as error:
-        status.write_if_possible("failed", message=str(error), exit_code=error.exit_code)
-        raise
     except BaseException as error:  # whatever it was, the file must not go on saying "running"
-        status.write_if_possible("failed", message=type(error).__name__, exit_code=FAILED)
+        message, code = ending(error)
+        status.write_if_possible("failed", message=message, exit_code=code)
         raise
 
 

@@ -21,7 +21,6 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from actors.assigner import FeatureReader, cluster_collection, count_features, write_assignments
 from actors.batches import RunContext, Secret, ShardDone, done_of, shard_rows
@@ -33,6 +32,7 @@ from actors.measurer import measure_run
 from actors.metrics import recorder
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
+from actors.trainer import Trainer
 from actors.universal_protector import UniversalProtector
 from jobs.prepare import Run
 from jobs.progress import progress
@@ -155,7 +155,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         count = min(workers.count, len(left))
         cpus = min(workers.cpus * workers.count // count, float(run.settings.fit_threads), cpus_of_a_node())
         with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, watched(task.queue, len(left)):
-            TorchTrainer(
+            Trainer(
                 fit_loop,
                 train_loop_config={"task": task},
                 scaling_config=ScalingConfig(

@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     options = vars(parser().parse_args(argv))
     if not options["output"]:
         raise SettingsError("--output is missing (see --help)")
+    if options["workers"] < 1 or not 0 <= options["decode"] <= 1:
+        raise SettingsError("--workers must be at least 1, and --decode a share between 0 and 1, e.g. 0.1")
     output = Store(options["output"])
     is_uploads = output.info(layout.UPLOADS_ORIGIN) is not None
     check = _check_uploads if is_uploads else _check_run

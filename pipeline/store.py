@@ -24,7 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from braceexpand import braceexpand
 
 from pipeline import buckets, folder
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, StoreError, one_line
 from pipeline.streams import PatientReader
 
 SHARD_SUFFIXES = (".tar", ".tar.gz")
@@ -387,7 +387,7 @@ def _from_braces(url: str) -> tuple[Store, list[Entry]]:
 def _line(error: BaseException) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"{os.strerror(errno.ENOSPC)}: make room there, then start the same command again"
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return one_line(error)
 
 
 def _is_credentials(error: BaseException) -> bool:

@@ -119,13 +119,12 @@ def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np
 
 
 def _label(sample: Sample, where: str) -> int:
-    text = sample.members.get("cls")
     try:
-        assert text is not None
-        label = int(text)
-        assert label >= 0
-    except (AssertionError, ValueError):
-        raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on") from None
+        label = int(sample.members.get("cls", b""))
+    except ValueError:
+        label = -1
+    if label < 0:
+        raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on")
     return label
 
 
