@@ -153,7 +153,7 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store)
     rows = [json.loads(output.read(trial.result)) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))
-    about = EvaluationAbout(clean=settings.clean, test=settings.test, protected=dict(settings.protected))
+    about = EvaluationAbout(settings.clean, settings.test, settings.protected, asdict(settings))
     output.put(REPORT, write_relearning_report(rows, about=about).encode())
     for share in settings.shares:
         print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")

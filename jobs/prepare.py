@@ -16,7 +16,7 @@ from pipeline.fingerprint import sha256
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard
-from pipeline.settings import DEFAULT_EPSILON, Settings
+from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store, file_at, resolve_input
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 from pipeline.tar import read_samples
@@ -115,7 +115,7 @@ def _read_protection(
         raise SettingsError(
             f"{settings.protection} is a protection of another method: add --method {protection.method}"
         )
-    if settings.epsilon not in (DEFAULT_EPSILON, protection.epsilon):
+    if "epsilon" in settings.given and settings.epsilon != protection.epsilon:
         raise SettingsError(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
             f"{protection.epsilon * 255:g}/255; leave --epsilon away, or fit anew"

@@ -67,7 +67,7 @@ def step_size(step: int, steps: int, epsilon: float, largest: float | None = Non
 def check_finite(loss: Tensor, where: str, step: int) -> None:
     """Raise PromiseError, naming where and when, before a broken loss reaches a parameter."""
     if not bool(torch.isfinite(loss.detach()).all()):
-        raise PromiseError(f"{where}, step {step}: the loss is not finite; nothing was updated. Lower --lr?")
+        raise PromiseError(f"{where}, step {step}: the loss is not finite; nothing was updated")
 
 
 def sum_by_cluster(values: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:

@@ -137,7 +137,7 @@ def test_a_direct_delta_lowers_its_loss_and_moves_most_images(distance: str) -> 
 
 @pytest.mark.parametrize("bound", ["tanh_clamp", "eps_tanh", "clamp_ste"])
 def test_a_network_lowers_its_loss(bound: str) -> None:
-    fitted = finished(network_fit(bound=bound, lr=1e-2, batch_size=90, steps=60))
+    fitted = finished(network_fit(bound=bound, generator_lr=1e-2, batch_size=90, steps=60))
     assert fitted.losses[0, -5:].mean() < 0.8 * fitted.losses[0, :3].mean()
     assert set(fitted.extra) >= {"0/sigma", "0/generator.encoder.1.weight"}
     assert 0 <= fitted.clamped[0] <= 1

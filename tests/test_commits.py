@@ -63,6 +63,11 @@ def test_what_does_not_decide_bytes_leaves_the_fingerprint_alone(change: dict[st
     assert fingerprint(replace(base, **change)) == fingerprint(base)
 
 
+def test_the_class_of_device_decides_bytes_but_not_its_share() -> None:
+    shares = [fingerprint(Settings(gpus_per_worker=share)) for share in (0.0, 0.25, 1.0)]
+    assert shares[0] != shares[1] == shares[2]
+
+
 def test_another_version_of_one_input_shard_or_other_weights_change_the_fingerprint() -> None:
     base = Settings()
     assert fingerprint(base, [SHARDS[0], Shard("a.tar", 10, "other")]) != fingerprint(base)
