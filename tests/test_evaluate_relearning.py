@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def done(data: Path) -> subprocess.CompletedProcess[str]:
 def options(data: Path, *more: str) -> list[str]:
     return [
         *("--preset", "smoke", "--clean", str(data / "clean"), "--test", str(data / "test")),
-        *("--protected", f"blocks={data / 'protected'}", "--output", str(data / "out"), "--epochs", "3", *more),
+        *("--protected", f"blocks={data / 'protected'}", "--output", str(data / "out"), "--epochs", "3"),
+        *("--regimes", "nt-cg,nt", *more),
     ]
 
 
@@ -103,6 +105,15 @@ def test_the_relearned_figure_is_the_largest_over_regimes_and_stands_in_the_repo
     assert f"{worst:.1%}" in line
     assert "2 tried" in line
     assert f"{100 * worst:.1f}" in (data / "out/report.html").read_text()
+
+
+def test_the_page_shows_the_settings_and_keeps_the_users_order(data: Path, done) -> None:
+    page = (data / "out/report.html").read_text()
+    settings = dict(re.findall(r'<td class="mono">(\w+)</td><td class="mono">(.*?)</td>', page))
+    assert (settings["regimes"], settings["shares"]) == ("nt-cg, nt", "samples:1, samples:0.5")
+    assert (settings["epochs"], settings["recipe"]) == ("3", "fast")
+    assert not {"clean", "test", "protected", "output"} & set(settings)  # URLs, which may hold secrets
+    assert page.index('by epoch of small under nt-cg"') < page.index('by epoch of small under nt"')
 
 
 def test_the_same_command_again_trains_nothing(data: Path, done) -> None:
