@@ -52,6 +52,7 @@ from pipeline.relearning.collection import (
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
 from pipeline.relearning.train import Training
 from pipeline.relearning.trial import run_trial
+from pipeline.run_record import read_run
 from pipeline.store import Store
 from pipeline.tar import read_samples
 
@@ -261,7 +262,7 @@ def _arm(name: str, store: Store, protected: Collection, clean: Collection, test
     if store.info(layout.PROTECTION) is None:
         return Arm(protected, rows)
     protection = load_any_protection(store.read(layout.PROTECTION))
-    settings = _run_settings(store)
+    settings = read_run(store).ingredients.settings
     surrogate = surrogate_of(protection, settings)
     arm = Arm(
         protected,
@@ -288,11 +289,6 @@ def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
     if missing:
         raise InputError(f"{store.url}: no cluster is recorded for {len(missing):,} keys, first {missing[0]}")
     return np.array([found[key] for key in protected.keys], np.int64)
-
-
-def _run_settings(store: Store) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(store.read(layout.RUN))["ingredients"]["settings"]
-    return settings
 
 
 def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.commits import check_places, check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
-from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.commits import check_places, make_plan, plan_to_parquet
+from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard
+from pipeline.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store, file_at, resolve_input
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
@@ -34,7 +33,7 @@ class Run:
     protection: Protection | None  # given by --protection
     universal: UniversalProtection | None  # given by --protection, with --method one-for-all
     key: bytes | None  # secret of the texture generator
-    record: dict[str, Any]
+    record: RunRecord
 
     @property
     def summary(self) -> str:
@@ -74,7 +73,7 @@ def prepare(settings: Settings) -> Run:
         protection_sha256=protection_sha256,
         key_sha256=sha256(key) if key else None,
     )
-    record = run_record(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
+    record = RunRecord.of(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
     committed = committed_shards(settings, output, record, shards)
     plan = make_plan(shards, ingredients.fingerprint, committed)
     protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
@@ -88,10 +87,10 @@ def start(run: Run) -> None:
             f"warning: {run.settings.output} does not honour create-if-absent: never run two jobs on it at once",
             file=sys.stderr,
         )
-    if run.output.create(layout.RUN, json.dumps(run.record, indent=1, sort_keys=True).encode()):
+    if run.output.create(layout.RUN, run.record.to_bytes()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
         return
-    check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+    check_same_run(read_run(run.output), run.record, run.settings.output)
 
 
 def is_left(run: Run) -> bool:
@@ -141,22 +140,18 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 
-def committed_shards(settings: Settings, output: Store, record: dict[str, Any], shards: Sequence[Shard]) -> list[str]:
+def committed_shards(settings: Settings, output: Store, record: RunRecord, shards: Sequence[Shard]) -> list[str]:
     """Names of the shards that the output has commits for, after making sure that the output is this run's.
 
     shards  of the input
     """
-    if settings.overwrite and not settings.dry_run:
-        names = {shard.name for shard in shards}
-        output.delete([name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")])
+    if settings.overwrite:
+        if not settings.dry_run:
+            names = {shard.name for shard in shards}
+            output.delete([name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")])
         return []
-    if output.info(layout.RUN) is not None:
-        try:
-            existing = json.loads(output.read(layout.RUN))
-        except ValueError:
-            raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
-        if not settings.overwrite:
-            check_same_run(existing, record, settings.output)
+    if (existing := RunRecord.read(output, layout.RUN)) is not None:
+        check_same_run(existing, record, settings.output)
     elif stranger := _first_held(output, {shard.name for shard in shards}):
         raise ConflictError(
             f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output, or --overwrite"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 import tempfile
@@ -12,7 +11,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -94,7 +92,7 @@ def _cluster(run: Run) -> Clustering:
             run.surrogate.head,
             workers=workers_for(run.settings).on_cpus().count,
         )
-        run.output.put(layout.CLUSTERS_REPORT, json.dumps(asdict(collection.report)).encode())
+        run.output.put(layout.CLUSTERS_REPORT, collection.report.to_bytes())
         for count in _in_chunks(write_assignments, run, names, ray.put(collection)):
             bar.step("assignments", units=count)
     return collection.clustering

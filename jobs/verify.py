@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from jobs import cli
 from jobs.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.records import Commit, quarantine_from_bytes
+from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store, resolve_input
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
@@ -74,18 +74,10 @@ def parser() -> cli.Parser:
     return made
 
 
-def read_record(output: Store) -> dict[str, Any]:
-    """run.json of an output. Raises InputError if there is none."""
-    if output.info(layout.RUN) is None:
-        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
-    record: dict[str, Any] = json.loads(output.read(layout.RUN))
-    return record
-
-
 def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
     """Every shard that has a commit."""
-    record = read_record(output)
-    settings = Settings(**{k: v for k, v in record["ingredients"]["settings"].items() if k in NEEDED})
+    record = read_run(output)
+    settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
     source = resolve_input(originals)[0] if originals else None
     there = {entry.name for entry in output.list()}
     committed = sorted(_shard_names(there))
@@ -123,7 +115,7 @@ def _shard_names(there: set[str]) -> Iterator[str]:
 
 
 def _check(
-    output: Store, source: Store | None, shard: str, record: dict[str, Any], settings: Settings, share: float
+    output: Store, source: Store | None, shard: str, record: RunRecord, settings: Settings, share: float
 ) -> ShardCheck:
     commit = Commit.from_json(json.loads(output.read(layout.commit(shard))))
     quarantined: set[str] = set()
@@ -136,17 +128,17 @@ def _check(
             check = verify_shard(Expected.of(commit), ours, theirs, quarantined, settings=settings, decode_share=share)
     except InputError as error:
         check = ShardCheck(shard, [str(error)])
-    if commit.fingerprint != record["fingerprint"]:
-        check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record['fingerprint'][:16]}")
+    if commit.fingerprint != record.fingerprint:
+        check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
     return check
 
 
-def _missing(there: set[str], committed: list[str], record: dict[str, Any]) -> list[str]:
+def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[str]:
     """What is planned but not committed, and what lies there without a commit."""
     problems = []
-    if len(committed) != record["num_shards"]:
+    if len(committed) != record.num_shards:
         problems.append(
-            f"{record['num_shards'] - len(committed)} of {record['num_shards']} shards are not committed: "
+            f"{record.num_shards - len(committed)} of {record.num_shards} shards are not committed: "
             "start the protection job again to finish"
         )
     strangers = sorted(there.difference(committed) - {n for n in there if n.startswith(f"{RUN_FOLDER}/")})
