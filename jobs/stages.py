@@ -20,7 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from actors.assigner import FeatureReader, cluster_collection, count_features, write_assignments
+from actors.assigner import FeatureReader, cluster_collection, write_assignments
 from actors.batches import RunContext, Secret, ShardDone, done_of, shard_rows
 from actors.connect import Workers, cpus_of_a_node, workers_for
 from actors.embedder import Embedder
@@ -43,7 +43,7 @@ from pipeline.fitted import FittedDeltas, merge
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.objective import delta_side
 from pipeline.records import Shard
-from pipeline.settings import Settings, clusters_for
+from pipeline.settings import Settings
 from pipeline.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
@@ -83,11 +83,10 @@ def cluster(run: Run) -> Clustering:
 def _cluster(run: Run) -> Clustering:
     names = [shard.name for shard in run.plan.shards]
     with ray_failures(), progress("cluster", len(names)) as bar:
-        num_clusters = run.settings.clusters or clusters_for(sum(_in_chunks(count_features, run, names)))
         collection = cluster_collection(
             FeatureReader(run.output),
             names,
-            num_clusters,
+            run.settings.clusters,
             run.settings,
             run.surrogate.head,
             workers=workers_for(run.settings).on_cpus().count,

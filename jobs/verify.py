@@ -15,6 +15,7 @@ from functools import partial
 from jobs import cli
 from jobs.progress import progress
 from pipeline import layout
+from pipeline.bounded import bounded_map
 from pipeline.errors import InputError, SettingsError
 from pipeline.records import Commit, quarantine_from_bytes
 from pipeline.run_record import RunRecord, read_run
@@ -24,7 +25,8 @@ from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
 from pipeline.verify import Expected, ShardCheck, verify_shard
 
 NEEDED = ("epsilon", "size", "seed", "max_pixels", "max_member_bytes")  # of the settings; they never conflict
-PART = 256  # uploads that are checked before the next are read from the ledger
+PART = 256  # uploads that are read from the ledger at a time
+AHEAD = 64  # files that are handed to threads before the first of them is done
 
 
 @dataclass
@@ -83,7 +85,10 @@ def _check_run(output: Store, originals: str | None, share: float, pool: ThreadP
     committed = sorted(_shard_names(there))
     found = Found(problems=_missing(there, committed, record))
     with progress("verify", len(committed)) as bar:
-        for check in pool.map(lambda name: _check(output, source, name, record, settings, share), committed):
+        checks = bounded_map(
+            pool, lambda name: _check(output, source, name, record, settings, share), committed, ahead=AHEAD
+        )
+        for check in checks:
             bar.step(check.shard, images=check.num_samples)
             found.add(check)
     return found
@@ -98,10 +103,10 @@ def _check_uploads(output: Store, originals: str | None, share: float, pool: Thr
     found = Found(problems=problems)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     with progress("verify", _count(output)) as bar:
-        for part in rows_in_parts(output, PART):
-            for check in pool.map(check_row, part):
-                bar.step(check.shard, images=check.num_samples)
-                found.add(check)
+        rows = (row for part in rows_in_parts(output, PART) for row in part)
+        for check in bounded_map(pool, check_row, rows, ahead=AHEAD):
+            bar.step(check.shard, images=check.num_samples)
+            found.add(check)
     return found
 
 

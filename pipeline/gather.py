@@ -52,7 +52,7 @@ def report_data(output: Store) -> ReportData:
         quality=_quality(output),
         gallery=_gallery(output),
         removal=RemovalCheck.read(output, layout.REMOVAL),
-        scores=tuple(scores_from_parquet(output.read(layout.SCORES))) if output.info(layout.SCORES) else (),
+        scores=() if (scores := output.read_if_there(layout.SCORES)) is None else tuple(scores_from_parquet(scores)),
         quarantine=dict(sorted(totals.reasons.items())),
         rejections=_rejections(output, totals),
         settings=settings,
@@ -61,7 +61,8 @@ def report_data(output: Store) -> ReportData:
 
 
 def _protection(output: Store) -> Protection | UniversalProtection | None:
-    return load_any_protection(output.read(layout.PROTECTION)) if output.info(layout.PROTECTION) is not None else None
+    data = output.read_if_there(layout.PROTECTION)
+    return None if data is None else load_any_protection(data)
 
 
 def _method(settings: Mapping[str, Any]) -> str:
@@ -125,9 +126,8 @@ def _quality(output: Store) -> ClusterQuality | None:
 
 
 def _gallery(output: Store) -> tuple[GallerySample, ...]:
-    if output.info(layout.GALLERY) is None:
-        return ()
-    return gallery_from_bytes(output.read(layout.GALLERY), f"{output.url}/{layout.GALLERY}")
+    data = output.read_if_there(layout.GALLERY)
+    return () if data is None else gallery_from_bytes(data, f"{output.url}/{layout.GALLERY}")
 
 
 def _rejections(output: Store, totals: Totals) -> tuple[Rejection, ...]:

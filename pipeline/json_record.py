@@ -46,7 +46,8 @@ class JsonRecord:
     @classmethod
     def read(cls: type[_R], store: Store, name: str) -> _R | None:
         """The record in a store; None if there is none. Raises InputError as from_bytes."""
-        return cls.from_bytes(store.read(name), f"{store.url}/{name}") if store.info(name) is not None else None
+        data = store.read_if_there(name)
+        return None if data is None else cls.from_bytes(data, f"{store.url}/{name}")
 
 
 def _made(hint: Any, value: Any, path: str) -> Any:

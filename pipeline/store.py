@@ -168,9 +168,18 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises InputError if it is not there."""
-        read = folder.read if self.is_local else self.filesystem.cat_file  # fsspec takes twice as long for small files
-        data: bytes = self._do("read", name, partial(read, self.path(name)))
+        if self.is_local:  # fsspec takes twice as long for small files
+            return self._do("read", name, partial(folder.read, self.path(name)))
+        alone = {"max_concurrency": 1} if self.is_s3 else {}  # otherwise s3fs asks for the size first
+        data: bytes = self._do("read", name, lambda: self.filesystem.cat_file(self.path(name), **alone))
         return data
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """All bytes of an object, or None if there is none, in one request."""
+        try:
+            return self.read(name)
+        except InputError:
+            return None
 
     def read_if(self, name: str, etag: str) -> bytes | None:
         """All bytes of one version of an object; None if it is gone, or another one before they are all read."""
