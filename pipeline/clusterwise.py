@@ -32,6 +32,7 @@ from pipeline.objective import (
     sum_by_cluster,
 )
 from pipeline.proxy import ProxyTraining, augmented
+from pipeline.schedules import cosine
 from pipeline.settings import Settings
 
 GENERATOR_LR = 1e-4
@@ -384,7 +385,7 @@ def _draw(count: int, batch_size: int, rng: torch.Generator) -> Tensor:
 
 def _cosine_lr(step: int, steps: int, peak: float | None) -> float:
     top = GENERATOR_LR if peak is None else peak
-    return LEAST_LR + (top - LEAST_LR) * (1 + math.cos(math.pi * step / steps)) / 2
+    return LEAST_LR + (top - LEAST_LR) * cosine(step, steps)
 
 
 def _reproducible() -> AbstractContextManager[None]:

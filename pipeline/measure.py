@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
-from pipeline.fingerprint import derive
+from pipeline.fingerprint import derive, in_sample
 from pipeline.gallery import PER_CLUSTER, GallerySample
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture import decode, decode_rgb, resize_and_crop
@@ -66,16 +66,14 @@ def measure_shard(
     num_images      images in all shards that are looked at: decides how large a share of them is chosen
     """
     clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
-    share = {
-        "score": SCORED_IMAGES / num_images,
-        "average": AVERAGED_PER_CLUSTER * len(protection.clustering.centroids) / num_images,
-    }
+    score_share = SCORED_IMAGES / num_images
+    average_share = AVERAGED_PER_CLUSTER * len(protection.clustering.centroids) / num_images
     scores: list[PictureScore] = []
     shown: list[GallerySample] = []
     squares: list[tuple[NDArray[np.uint8], int, NDArray[np.float32]]] = []
     for before, after in _pairs(source, output, settings):
         cluster = clusters[after.key]
-        is_scored = derive(settings.seed, "score", assignment.shard, after.key) < share["score"] * 2.0**63
+        is_scored = in_sample(score_share, settings.seed, "score", assignment.shard, after.key)
         wanted = sum(one.cluster == cluster for one in shown) < PER_CLUSTER
         if is_scored or wanted:
             original, protected = _pixels(before, settings, resize=True), _pixels(after, settings)
@@ -83,7 +81,7 @@ def measure_shard(
                 scores.append(score_picture(after.key, cluster, original, protected))
             if wanted:
                 shown.append(GallerySample(after.key, cluster, _thumbnail(original), _thumbnail(protected)))
-        if derive(settings.seed, "average", assignment.shard, after.key) < share["average"] * 2.0**63:
+        if in_sample(average_share, settings.seed, "average", assignment.shard, after.key):
             squares.append(_square(before, after, cluster, protection, settings))
     side = _REMOVAL_SIDE
     return ShardMeasures(

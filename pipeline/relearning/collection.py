@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
-from pipeline.fingerprint import derive
+from pipeline.fingerprint import in_sample
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.store import Store
@@ -115,7 +115,7 @@ def check_classes(clean: Collection, test: Collection) -> None:
 
 def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
     """True for the hash-sample of keys that no one trains on."""
-    return np.array([derive(seed, "relearning-holdout", key) < share * 2.0**63 for key in keys], bool)
+    return np.array([in_sample(share, seed, "relearning-holdout", key) for key in keys], bool)
 
 
 def _label(sample: Sample, where: str) -> int:
