@@ -6,7 +6,9 @@ never run again and a killed one goes on, whatever of Tune's own state is left.
 
 from __future__ import annotations
 
+import heapq
 import io
+import itertools
 import json
 import os
 import tempfile
@@ -48,6 +50,7 @@ from pipeline.relearning.collection import (
     join,
     like_clean,
     load_labelled,
+    smallest_hashes,
 )
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
 from pipeline.relearning.train import Training
@@ -80,16 +83,38 @@ class EvaluationData:
     threads: int
 
 
-def load_collection(store: Store, shards: Sequence[str], side: int) -> Any:
-    """Reference to the Collection of some shards, decoded by one task each. Raises InputError."""
+@dataclass(frozen=True)
+class Loading:
+    """A reference to what a task makes for the object store, and one to nothing, which fails as the task does."""
+
+    reference: Any
+    receipt: Any
+
+    def wait(self) -> Any:
+        """The reference, once it holds a value, which is not fetched. Raises the task's own error."""
+        _checked(self.receipt)
+        return self.reference
+
+
+def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
+    """The largest hash of a key among the `at_most` smallest; None if there are no more keys than that."""
+    task = ray.remote(smallest_hashes).options(num_cpus=1)
+    waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
+    parts = [ray.get(_checked(part)) for part in waiting]
+    found = heapq.nsmallest(at_most + 1, itertools.chain(*parts))
+    return found[-2] if len(found) > at_most else None
+
+
+def load_collection(store: Store, shards: Sequence[str], side: int, limit: int | None = None) -> Loading:
+    """The Collection of some shards, decoded by one task each; waiting for it raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
-    parts = [load.remote(store, [shard], side=side) for shard in shards]
-    return _checked(ray.remote(_joined).options(num_cpus=1).remote(store.url, *parts))
+    parts = [load.remote(store, [shard], side=side, limit=limit) for shard in shards]
+    return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
-def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Any:
-    """Reference to the Arm of a protected collection. Raises InputError if it does not fit the clean one."""
-    return _checked(ray.remote(_arm).options(num_cpus=1).remote(name, store, protected, clean, test))
+def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Loading:
+    """The Arm of a protected collection; waiting for it raises InputError if it does not fit the clean one."""
+    return Loading(*ray.remote(_arm).options(num_cpus=1, num_returns=2).remote(name, store, protected, clean, test))
 
 
 @dataclass(frozen=True)
@@ -241,8 +266,8 @@ def _labelled(
     return labels, (labels.digest(), facts)
 
 
-def _joined(url: str, *parts: Collection) -> Collection:
-    return join(parts, url)
+def _joined(url: str, *parts: Collection) -> tuple[Collection, None]:
+    return join(parts, url), None
 
 
 def _checked(reference: Any) -> Any:
@@ -257,7 +282,11 @@ def _checked(reference: Any) -> Any:
     return reference
 
 
-def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> Arm:
+def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> tuple[Arm, None]:
+    return _fitted_arm(name, store, protected, clean, test), None
+
+
+def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> Arm:
     rows = like_clean(protected, clean, name)
     if store.info(layout.PROTECTION) is None:
         return Arm(protected, rows)

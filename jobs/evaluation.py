@@ -14,6 +14,7 @@ from actors.connect import Workers, workers_for
 from actors.trials import (
     EvaluationData,
     LoadedLabels,
+    Loading,
     check_collections,
     digest_of,
     label_collection,
@@ -21,6 +22,7 @@ from actors.trials import (
     make_arm,
     median_side,
     run_trials,
+    sample_limit,
 )
 from jobs import cli
 from jobs.progress import progress
@@ -80,13 +82,20 @@ def load(settings: EvaluationSettings) -> Loaded:
         stores |= {name: resolve_input(url) for name, url in settings.protected.items()}
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
+        loading: dict[str, Loading] = {}
+        source, shards = stores[CLEAN]
+        limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
         with progress("load", len(stores), "collection") as bar:
             for name, (store, entries) in stores.items():
-                data[name] = load_collection(store, [entry.name for entry in entries], side)
+                names = [entry.name for entry in entries]
+                loading[name] = load_collection(store, names, side, None if name == "test" else limit)
+            for name, one in loading.items():
+                data[name] = one.wait()
                 bar.step(name)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
-        arms = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
+        making = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
+        arms = {name: one.wait() for name, one in making.items()}
         files = {"classes": settings.classes, "concepts": settings.concepts}
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}

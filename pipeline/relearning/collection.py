@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from PIL import Image, ImageOps
 
 from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
-from pipeline.fingerprint import in_sample
+from pipeline.fingerprint import derive, in_sample
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.store import Store
@@ -51,8 +53,10 @@ class Collection:
         return Collection(self.images[indices], self.labels[indices], tuple(self.keys[i] for i in indices))
 
 
-def load_labelled(store: Store, shards: Sequence[str], *, side: int) -> Collection:
+def load_labelled(store: Store, shards: Sequence[str], *, side: int, limit: int | None = None) -> Collection:
     """Every sample of the shards that has an image and a `.cls` label, at one side, in shard order.
+
+    limit  only those whose keys have a hash of at most that (see smallest_hashes); the others are not decoded
 
     Pictures are cut to a square in the middle and resized (bicubic) as they are decoded from the files.
     Raises InputError, naming shard and key, if a sample cannot be read or has no label or a key comes twice.
@@ -63,10 +67,31 @@ def load_labelled(store: Store, shards: Sequence[str], *, side: int) -> Collecti
             for sample in read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES):
                 if isinstance(sample, Rejection):
                     raise InputError(f"{store.url}/{shard}: {sample.key}: {sample.detail}")
+                if limit is not None and _hash(sample.key) > limit:
+                    continue
                 labels.append(_label(sample, f"{store.url}/{shard}"))
                 images.append(_square(sample, side, f"{store.url}/{shard}"))
                 keys.append(sample.key)
     return join([Collection(_stacked(images, side), np.array(labels, np.int64), tuple(keys))], store.url)
+
+
+def smallest_hashes(store: Store, shards: Sequence[str], at_most: int) -> list[int]:
+    """The smallest hashes of the keys of some shards, at most so many, ascending; no picture is decoded.
+
+    The images whose hashes are at most the last of them are the same however a collection is cut into shards, and in
+    every copy of it.
+    """
+    found: list[int] = []
+    for shard in shards:
+        with store.open(shard) as stream:
+            samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
+            hashes = (_hash(sample.key) for sample in samples if isinstance(sample, Sample))
+            found = heapq.nsmallest(at_most, itertools.chain(found, hashes))
+    return found
+
+
+def _hash(key: str) -> int:
+    return derive(0, "relearning-images", key)
 
 
 def join(parts: Iterable[Collection], where: str) -> Collection:

@@ -128,6 +128,7 @@ class EvaluationSettings:
     """Every choice of an evaluation. Raises SettingsError, one line that names the option.
 
     protected      name -> URL; side  pixels of all images, None: the median of the clean ones, at most 224
+    images         train on at most so many, chosen by the hash of their keys; None: on all
     classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
     holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
     """
@@ -144,6 +145,7 @@ class EvaluationSettings:
     epochs: int = 12
     recipe: str = "fast"
     side: int | None = None
+    images: int | None = None
     classes: str | None = None
     concepts: str | None = None
     holdout: float = 0.05
@@ -158,6 +160,7 @@ class EvaluationSettings:
             values = getattr(self, name)
             check(bool(values), f"--{name} is empty")
             check(len(set(values)) == len(values), f"--{name} names something twice: {', '.join(map(str, values))}")
+        check(self.images is None or self.images >= 2, f"--images {self.images} is less than 2")
         check(self.epochs >= 1, f"--epochs {self.epochs} is less than 1")
         check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
         check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
