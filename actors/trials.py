@@ -27,7 +27,6 @@ from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
-from pipeline.fit_images import shorter_sides
 from pipeline.metrics import RESTARTED
 from pipeline.protection import Protection, load_any_protection
 from pipeline.relearning.arms import (
@@ -42,14 +41,13 @@ from pipeline.relearning.arms import (
 )
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
-    MAX_MEMBER_BYTES,
-    MAX_PIXELS,
     Collection,
     check_classes,
     holdout_mask,
     join,
     like_clean,
     load_labelled,
+    shard_side,
     smallest_hashes,
 )
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
@@ -57,7 +55,6 @@ from pipeline.relearning.train import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
 from pipeline.store import Store
-from pipeline.tar import read_samples
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3
@@ -149,7 +146,7 @@ def digest_of(holdout: float, *collections: Any) -> str:
 
 def median_side(store: Store, shard: str) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
-    return int(ray.get(_checked(ray.remote(_side).options(num_cpus=1).remote(store, shard))))
+    return int(ray.get(_checked(ray.remote(shard_side).options(num_cpus=1).remote(store, shard))))
 
 
 def run_trials(
@@ -229,13 +226,6 @@ class _Told(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if result.get("finished") and "key" in result:
             self._tell(str(result["key"]))
-
-
-def _side(store: Store, shard: str) -> int:
-    with store.open(shard) as stream:
-        samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
-        sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
-    return sorted(sides)[len(sides) // 2]
 
 
 def _digest(collection: Collection) -> str:

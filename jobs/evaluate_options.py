@@ -85,6 +85,7 @@ def _run(parser: Parser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--workers", type=int, metavar="N", help="trials at once (default: one per CPU, or per GPU share)")
     add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each trial (default 0: CPUs only)")
+    add("--dry-run", action="store_true", default=None, help="print trials, memory and time, from a measured trial")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
 
 

@@ -29,7 +29,10 @@ from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from jobs.stages import ray_failures
 from pipeline.errors import ClusterError, InputError, SettingsError
+from pipeline.page import duration, size
 from pipeline.relearning.checks import check_regime
+from pipeline.relearning.collection import shard_side
+from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
     CLEAN,
     HISTORIES,
@@ -44,7 +47,7 @@ from pipeline.relearning.labellings import check_labelling
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
-from pipeline.store import Store, resolve_input
+from pipeline.store import Entry, Store, resolve_input
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
@@ -78,8 +81,7 @@ def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
     with ray_failures(), _refused():  # what Ray fails with is not the data's fault
         workers = workers_for(settings)
-        stores = {CLEAN: resolve_input(settings.clean), "test": resolve_input(settings.test)}
-        stores |= {name: resolve_input(url) for name, url in settings.protected.items()}
+        stores = _stores(settings)
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
         loading: dict[str, Loading] = {}
@@ -110,6 +112,24 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     print(f"collections  clean and {len(settings.protected)} protected, at {loaded.side} px")
     print(f"trials       {len(trials)}, {loaded.workers.count} at once")
     return trials
+
+
+def print_plan(settings: EvaluationSettings) -> int:
+    """Print what the evaluation would take, from a trial that is measured here; no Ray, nothing is written."""
+    stores = _stores(settings)
+    store, entries = stores[CLEAN]
+    side = settings.side or _within(shard_side(store, entries[0].name))
+    found = estimate_evaluation(settings, stores, side)
+    workers = settings.workers or os.cpu_count() or 1
+    counts = ", ".join(f"{name} {count:,}" for name, count in found.images.items())
+    print(f"images       about {counts}, at {side} px")
+    print(f"trials       {found.trials}, {workers} at once")
+    print(f"memory       {size(found.shared_bytes)} a node, and {size(found.trial_bytes)} for each trial on it")
+    spent = duration(found.seconds / min(workers, found.trials))
+    print(
+        f"time         about {spent}: {settings.targets[0]} under nt as measured here; others may take several times it"
+    )
+    return cli.DONE
 
 
 def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
@@ -177,7 +197,17 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store)
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
     """Median shorter side of the first shard's first images, within what targets are built for."""
-    return max(SMALLEST_SIDE, min(LARGEST_SIDE, median_side(store, entries[0].name)))
+    return _within(median_side(store, entries[0].name))
+
+
+def _within(side: int) -> int:
+    return max(SMALLEST_SIDE, min(LARGEST_SIDE, side))
+
+
+def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
+    """Store and shards of every collection. Raises InputError."""
+    urls = {CLEAN: settings.clean, "test": settings.test, **settings.protected}
+    return {name: resolve_input(url) for name, url in urls.items()}
 
 
 @contextlib.contextmanager

@@ -187,6 +187,32 @@ def test_collections_that_do_not_fit_each_other_are_refused(data: Path, tmp_path
     assert "keys are not in --clean, first 004/0000" in refused.stderr
 
 
+def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    done = evaluate(*options(data, "--dry-run", "--workers", "2", "--images", "100", "--output", str(tmp_path / "out")))
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    images = [int(number) for number in re.findall(r"(\d+)(?:,|$)", found["images"].partition(", at")[0])]
+    assert images == [100, pytest.approx(48, abs=6), 100]
+    assert found["images"].endswith("at 64 px")
+    assert found["trials"] == "4, 2 at once"
+    each = 3 * 64 * 64
+    assert found["memory"].startswith(f"{each * sum(images) / 1e6:.1f} MB a node")
+    assert re.match(r"about [\d.]+ (s|min)", found["time"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_images_is_trained_on_in_every_arm(data: Path, tmp_path: Path) -> None:
+    given = options(data, "--images", "60", "--regimes", "nt", "--epochs", "1", "--output", str(tmp_path / "out"))
+    done = evaluate(*given)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()
+    assert {row["protection"] for row in rows} == {"clean", "blocks"}
+    (count,) = {row["num_train"] for row in rows}
+    assert 50 <= count <= 60
+    assert {row["num_test"] for row in rows} == {48}
+
+
 def test_a_settings_file_takes_lists_and_the_command_line_wins(tmp_path: Path) -> None:
     (tmp_path / "evaluation.yaml").write_text(
         "preset: smoke\nclean: a\ntest: b\noutput: c\nprotected: {uc: one, sp: two}\n"

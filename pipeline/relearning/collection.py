@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from pipeline.apply import image_suffix
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import derive, in_sample
+from pipeline.fit_images import shorter_sides
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.store import Store
@@ -73,6 +74,14 @@ def load_labelled(store: Store, shards: Sequence[str], *, side: int, limit: int 
                 images.append(_square(sample, side, f"{store.url}/{shard}"))
                 keys.append(sample.key)
     return join([Collection(_stacked(images, side), np.array(labels, np.int64), tuple(keys))], store.url)
+
+
+def shard_side(store: Store, shard: str) -> int:
+    """Median shorter side in pixels of the first images of a shard. Raises InputError."""
+    with store.open(shard) as stream:
+        samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
+        sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
+    return sorted(sides)[len(sides) // 2]
 
 
 def smallest_hashes(store: Store, shards: Sequence[str], at_most: int) -> list[int]:

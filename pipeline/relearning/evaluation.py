@@ -151,6 +151,7 @@ class EvaluationSettings:
     holdout: float = 0.05
     workers: int | None = None
     gpus_per_worker: float = 0.0
+    dry_run: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
