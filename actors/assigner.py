@@ -260,11 +260,6 @@ def write_assignments(output: Store, shards: Sequence[str], collection: Clustere
     return len(shards)
 
 
-def count_features(output: Store, shards: Sequence[str]) -> int:
-    """Ray task: embedded images in some shards."""
-    return sum(len(feature_keys(output.read(layout.features(shard)))) for shard in shards)
-
-
 def _cluster_features(pool: AssignerPool, num_clusters: int, settings: Settings) -> ClusteredCollection:
     """The papers' way: k-means on raw features, all images."""
     sample = pool.chosen(pool.highest_hash(RESTART_IMAGES))

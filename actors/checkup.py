@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.connect import Asked, connected
 from pipeline.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.fingerprint import library_versions
 
 ANSWER_SECONDS = 60.0
@@ -55,7 +55,7 @@ def check_cluster(asked: Asked) -> list[Finding]:
         with connected(asked):
             return _check_nodes(asked)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"{reason}: use one image, or one constraints.txt, for driver and cluster") from None
 
 

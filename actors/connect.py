@@ -14,7 +14,7 @@ from typing import Protocol
 
 import ray
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel
 
@@ -123,7 +123,7 @@ def _start(folder: str, quiet: Mapping[str, object]) -> None:
             **quiet,
         )
     except Exception as error:  # Ray raises no narrower one for a node that does not come up in time
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)
         advice = "free memory, give TMPDIR a short path, or wait"
         raise InputError(f"Ray did not start on this machine ({line}); {advice}") from error
 

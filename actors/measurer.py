@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
 
-import numpy as np
 import ray
 import torch
-from safetensors.numpy import save
 
 from actors.batches import RunContext
 from pipeline import layout
 from pipeline.features import assignment_from_parquet
+from pipeline.gallery import gallery_to_bytes
 from pipeline.measure import ShardMeasures, measure_shard, measured_shards, removal_of
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
@@ -59,18 +56,6 @@ def _finish(context: RunContext, key: bytes | None, *parts: ShardMeasures) -> No
     output = context.output
     output.put(layout.SCORES, scores_to_parquet(score for part in parts for score in part.scores))
     removal = removal_of(list(parts), _protection(context, key), context.settings)
-    output.put(layout.REMOVAL, json.dumps(asdict(removal) if removal else None).encode())
-    output.put(layout.GALLERY, save(_gallery(list(parts))))
-
-
-def _gallery(parts: list[ShardMeasures]) -> dict[str, Any]:
-    """At most two samples of each cluster: <cluster>/<turn>/<key>/original and …/protected."""
-    arrays: dict[str, Any] = {"none": np.zeros(0, np.uint8)}
-    turns: dict[int, int] = {}
-    for one in (shown for part in parts for shown in part.shown):
-        turn = turns.get(one.cluster, 0)
-        if turn < 2:
-            turns[one.cluster] = turn + 1
-            for which in ("original", "protected"):
-                arrays[f"{one.cluster}/{turn}/{which}/{one.key}"] = np.ascontiguousarray(getattr(one, which))
-    return arrays
+    if removal is not None:
+        output.put(layout.REMOVAL, removal.to_bytes())
+    output.put(layout.GALLERY, gallery_to_bytes(one for part in parts for one in part.shown))

@@ -6,7 +6,9 @@ never run again and a killed one goes on, whatever of Tune's own state is left.
 
 from __future__ import annotations
 
+import heapq
 import io
+import itertools
 import json
 import os
 import tempfile
@@ -25,7 +27,6 @@ from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
-from pipeline.fit_images import shorter_sides
 from pipeline.metrics import RESTARTED
 from pipeline.protection import Protection, load_any_protection
 from pipeline.relearning.arms import (
@@ -40,20 +41,20 @@ from pipeline.relearning.arms import (
 )
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
-    MAX_MEMBER_BYTES,
-    MAX_PIXELS,
     Collection,
     check_classes,
     holdout_mask,
     join,
     like_clean,
     load_labelled,
+    shard_side,
+    smallest_hashes,
 )
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
 from pipeline.relearning.train import Training
 from pipeline.relearning.trial import run_trial
+from pipeline.run_record import read_run
 from pipeline.store import Store
-from pipeline.tar import read_samples
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3
@@ -79,16 +80,38 @@ class EvaluationData:
     threads: int
 
 
-def load_collection(store: Store, shards: Sequence[str], side: int) -> Any:
-    """Reference to the Collection of some shards, decoded by one task each. Raises InputError."""
+@dataclass(frozen=True)
+class Loading:
+    """A reference to what a task makes for the object store, and one to nothing, which fails as the task does."""
+
+    reference: Any
+    receipt: Any
+
+    def wait(self) -> Any:
+        """The reference, once it holds a value, which is not fetched. Raises the task's own error."""
+        _checked(self.receipt)
+        return self.reference
+
+
+def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
+    """The largest hash of a key among the `at_most` smallest; None if there are no more keys than that."""
+    task = ray.remote(smallest_hashes).options(num_cpus=1)
+    waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
+    parts = [ray.get(_checked(part)) for part in waiting]
+    found = heapq.nsmallest(at_most + 1, itertools.chain(*parts))
+    return found[-2] if len(found) > at_most else None
+
+
+def load_collection(store: Store, shards: Sequence[str], side: int, limit: int | None = None) -> Loading:
+    """The Collection of some shards, decoded by one task each; waiting for it raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
-    parts = [load.remote(store, [shard], side=side) for shard in shards]
-    return _checked(ray.remote(_joined).options(num_cpus=1).remote(store.url, *parts))
+    parts = [load.remote(store, [shard], side=side, limit=limit) for shard in shards]
+    return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
-def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Any:
-    """Reference to the Arm of a protected collection. Raises InputError if it does not fit the clean one."""
-    return _checked(ray.remote(_arm).options(num_cpus=1).remote(name, store, protected, clean, test))
+def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Loading:
+    """The Arm of a protected collection; waiting for it raises InputError if it does not fit the clean one."""
+    return Loading(*ray.remote(_arm).options(num_cpus=1, num_returns=2).remote(name, store, protected, clean, test))
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,7 @@ def digest_of(holdout: float, *collections: Any) -> str:
 
 def median_side(store: Store, shard: str) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
-    return int(ray.get(_checked(ray.remote(_side).options(num_cpus=1).remote(store, shard))))
+    return int(ray.get(_checked(ray.remote(shard_side).options(num_cpus=1).remote(store, shard))))
 
 
 def run_trials(
@@ -205,13 +228,6 @@ class _Told(tune.Callback):  # type: ignore[misc]
             self._tell(str(result["key"]))
 
 
-def _side(store: Store, shard: str) -> int:
-    with store.open(shard) as stream:
-        samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
-        sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
-    return sorted(sides)[len(sides) // 2]
-
-
 def _digest(collection: Collection) -> str:
     return collection.digest()
 
@@ -240,8 +256,8 @@ def _labelled(
     return labels, (labels.digest(), facts)
 
 
-def _joined(url: str, *parts: Collection) -> Collection:
-    return join(parts, url)
+def _joined(url: str, *parts: Collection) -> tuple[Collection, None]:
+    return join(parts, url), None
 
 
 def _checked(reference: Any) -> Any:
@@ -256,12 +272,16 @@ def _checked(reference: Any) -> Any:
     return reference
 
 
-def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> Arm:
+def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> tuple[Arm, None]:
+    return _fitted_arm(name, store, protected, clean, test), None
+
+
+def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> Arm:
     rows = like_clean(protected, clean, name)
     if store.info(layout.PROTECTION) is None:
         return Arm(protected, rows)
     protection = load_any_protection(store.read(layout.PROTECTION))
-    settings = _run_settings(store)
+    settings = read_run(store).ingredients.settings
     surrogate = surrogate_of(protection, settings)
     arm = Arm(
         protected,
@@ -288,11 +308,6 @@ def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
     if missing:
         raise InputError(f"{store.url}: no cluster is recorded for {len(missing):,} keys, first {missing[0]}")
     return np.array([found[key] for key in protected.keys], np.int64)
-
-
-def _run_settings(store: Store) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(store.read(layout.RUN))["ingredients"]["settings"]
-    return settings
 
 
 def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:

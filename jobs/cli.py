@@ -8,20 +8,21 @@ import io
 import logging
 import os
 import sys
-import traceback
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.errors import ScumbleError, SettingsError
+from pipeline.errors import SettingsError, ending, one_line
 from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
 from pipeline.store import Entry, Store
 
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
+_LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it tells tracebacks
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +83,7 @@ def print_losses(lost: Sequence[str], place: str) -> None:
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:
     """A YAML file of `option: value`, checked against the parser's own options and their types.
 
+    `debug: true` holds from here on.
     Raises SettingsError for a missing file, an unknown key (with near matches) or a value that does not fit.
     """
     try:
@@ -90,8 +92,8 @@ def read_config(path: Path, parser: Parser) -> dict[str, Any]:
         raise SettingsError(f"--config {path}: not UTF-8; save it again as that") from None
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--config {path}: not YAML ({' '.join(str(error).split())[:120]})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes that are no text, the 13th month, "[[[[…"
+        raise SettingsError(f"--config {path}: not YAML ({one_line(error, 120)})") from None
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path}: it must hold lines of `option: value`")
     actions = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config")}
@@ -102,6 +104,8 @@ def read_config(path: Path, parser: Parser) -> dict[str, Any]:
             raise SettingsError(f"--config {path}: unknown option {key!r}{near_matches(name, list(actions))}")
         if value is not None:
             values[name] = _checked(path, actions[name], value)
+    if values.get("debug"):
+        _LOG.setLevel(logging.DEBUG)
     return values
 
 
@@ -132,23 +136,29 @@ def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
 
 
 def run(main: Callable[[list[str] | None], int]) -> int:
-    """Run a job's main; a failure becomes one line on stderr and an exit code. Never leaks a traceback or a secret."""
+    """Run a job's main; any failure becomes one line on stderr and an exit code, with a traceback only for --debug."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    debug = "--debug" in sys.argv
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a name shows its code
+    if "--debug" in sys.argv:
+        _LOG.setLevel(logging.DEBUG)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    threading.excepthook = lambda failed: _told(failed.exc_value or failed.exc_type())
     try:
-        return main(None)
-    except ScumbleError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        code = main(None)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
-        print("stopped; start the same command again to go on", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Print the one line; its exit code."""
+    line, code = ending(error)
+    _LOG.debug("", exc_info=error)
+    print(line if isinstance(error, KeyboardInterrupt) else f"error: {line}", file=sys.stderr)
+    return code

@@ -7,31 +7,20 @@ The photographs ship inside libraries that are installed anyway; nothing is down
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from jobs import cli
-from jobs.outcome import publish_report
-from jobs.progress import progress
-from pipeline import layout
 from pipeline.errors import ScumbleError
-from pipeline.photographs import DemoCollection, write_demo_collection
-from pipeline.relearning.collection import load_labelled
-from pipeline.relearning.compare import compare
-from pipeline.relearning.regimes import Knowledge
+from pipeline.photographs import write_demo_collection
 from pipeline.settings import EMBEDDED_SURROGATE
-from pipeline.store import Store
 
 SIDE = 64
 SURROGATE_SIDE = 160
-CLUSTERS = 16
-REGIMES = ("nt", "nt-cg", "iss-jpeg10", "subtract+cg")
-EPOCHS = 12
-PROCESSES = 2
+CLUSTERS = ("--clusters", "16")
+BATTERY = ("--regimes", "nt,nt-cg,iss-jpeg10,subtract+cg", "--epochs", "12", "--side", str(SIDE))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,61 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"collection   {collection.num_train:,} train and {collection.num_test:,} test images of {SIDE} px in {folder}"
     )
-    protect(folder)
-    accuracy = measure(folder, collection)
-    output = Store(str(folder / "protected"))
-    output.put(layout.ACCURACY, json.dumps(accuracy, indent=1).encode())
-    report = publish_report(output)
-    print_table(accuracy)
-    print(f"report       {report}")
+    train, test = (str(folder / f"collection/{part}-*.tar") for part in ("train", "test"))
+    surrogate = ("--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", str(SURROGATE_SIDE))
+    start("protect_imagenet.py", "--input", train, "--output", str(folder / "protected"), *surrogate, *CLUSTERS)
+    collections = ("--clean", train, "--protected", f"uc={folder / 'protected'}", "--test", test)
+    start("evaluate_relearning.py", *collections, "--output", str(folder / "evaluation"), *BATTERY)
     print(f"time         {time.monotonic() - started:.0f} s")
     return cli.DONE
 
 
-def protect(folder: Path) -> None:
-    """Run the main job as a user would. Raises ScumbleError if it fails."""
-    command = [
-        *(sys.executable, str(Path(__file__).with_name("protect_imagenet.py"))),
-        *("--input", str(folder / "collection/train-*.tar"), "--output", str(folder / "protected")),
-        *("--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", str(SURROGATE_SIDE)),
-        *("--clusters", str(CLUSTERS)),
-    ]
-    print("$", *command[1:])
+def start(job: str, *options: str) -> None:
+    """Run a job as a user would. Raises ScumbleError if it fails."""
+    command = [sys.executable, str(Path(__file__).with_name(job)), *options]
+    print("$", *command[1:], flush=True)
     if code := subprocess.run(command, check=False).returncode:
-        raise ScumbleError(f"the protection job ended with {code}; what it said stands above")
-
-
-def measure(folder: Path, collection: DemoCollection) -> dict[str, Any]:
-    """Train a small target on clean and on protected images, plainly and as adversaries would."""
-    source, output = Store(str(folder / "collection")), Store(str(folder / "protected"))
-    train = [path.name for path in collection.train]
-    clean, protected, test = (
-        load_labelled(store, names, side=SIDE)
-        for store, names in (
-            (source, train),
-            (output, train),
-            (source, [path.name for path in collection.test]),
-        )
-    )
-    with progress("relearn", 2 * len(REGIMES), "trial") as bar:
-        return compare(
-            *(clean, protected, test, REGIMES),
-            known=Knowledge(num_groups=CLUSTERS),
-            epochs=EPOCHS,
-            seeds=(0,),
-            processes=PROCESSES,
-            progress=bar.step,
-        )
-
-
-def print_table(accuracy: dict[str, Any]) -> None:
-    """Regime by regime, and the one figure that a protection is reported with."""
-    print(f"\n{'accuracy on clean test images':<34}{'clean':>8}{'protected':>11}")
-    for row in accuracy["rows"]:
-        print(f"  {row['regime']:<32}{row['clean'][0]:>8.1%}{row['protected'][0]:>11.1%}")
-    best = {which: max(row[which][0] for row in accuracy["rows"]) for which in ("clean", "protected")}
-    print(f"  {'relearned (worst case of these)':<32}{best['clean']:>8.1%}{best['protected']:>11.1%}")
-    print(f"  {'largest class':<32}{accuracy['chance']:>8.1%}\n")
+        raise ScumbleError(f"{job} ended with {code}; what it said stands above")
 
 
 if __name__ == "__main__":

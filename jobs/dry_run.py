@@ -32,12 +32,13 @@ def _print_time(predicted: Estimate, workers: int, run: Run) -> None:
         print(f"  {stage:<10} {_duration(seconds)}")
     total = sum(stages.values())
     print(f"time         about {_duration(total)} with {workers} workers as fast as this machine's")
-    price, gpus = run.settings.price_per_gpu_hour, run.settings.gpus_per_worker
-    if price is not None:
-        hours = total / 3600 * max(gpus, 1) * workers
-        million = hours * price / max(predicted.images, 1) * 1e6
+    prices = (run.settings.price_per_gpu_hour, run.settings.price_per_cpu_hour)
+    if prices != (None, None):
+        hours = predicted.hours(workers, run.settings)
+        cost = sum(hour * (price or 0.0) for hour, price in zip(hours, prices, strict=True))
         print(
-            f"cost         about {hours * price:,.2f} for {hours:,.2f} worker-hours, {million:,.2f} per million images"
+            f"cost         about {cost:,.2f} for {hours[0]:,.2f} GPU-hours and {hours[1]:,.2f} CPU-hours in use, "
+            f"{cost / max(predicted.images, 1) * 1e6:,.2f} per million images"
         )
 
 

@@ -62,6 +62,7 @@ def _data(parser: Parser) -> None:
     add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
     add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")
+    add("--images", type=int, metavar="N", help="train on at most N of the images, chosen by key (default: all)")
     add("--holdout", type=float, metavar="SHARE", help="of the originals, for early stop and the like (default 0.05)")
     add("--classes", metavar="FILE", help="the name of class 0, 1, … on each line, for superclasses and concepts")
     add("--concepts", metavar="FILE", help="safetensors bank of names and embeddings (default: ImageNet's, built in)")
@@ -84,6 +85,7 @@ def _run(parser: Parser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--workers", type=int, metavar="N", help="trials at once (default: one per CPU, or per GPU share)")
     add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each trial (default 0: CPUs only)")
+    add("--dry-run", action="store_true", default=None, help="print trials, memory and time, from a measured trial")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
 
 

@@ -6,13 +6,15 @@ from actors.connect import connected
 from actors.metrics import recorder
 from jobs import cli
 from jobs.evaluate_options import parse_evaluation
-from jobs.evaluation import check_names, gather, load, plan, train
+from jobs.evaluation import check_names, gather, load, plan, print_plan, train
 from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse_evaluation(argv)
     check_names(settings)
+    if settings.dry_run:
+        return print_plan(settings)
     with connected(settings):
         loaded = load(settings)
         trials = plan(settings, loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from actors.connect import Workers, workers_for
 from actors.trials import (
     EvaluationData,
     LoadedLabels,
+    Loading,
     check_collections,
     digest_of,
     label_collection,
@@ -20,14 +22,18 @@ from actors.trials import (
     make_arm,
     median_side,
     run_trials,
+    sample_limit,
 )
 from jobs import cli
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from jobs.stages import ray_failures
-from pipeline.errors import InputError, SettingsError
+from pipeline.errors import ClusterError, InputError, SettingsError
+from pipeline.page import duration, size
 from pipeline.places import check_apart
 from pipeline.relearning.checks import check_regime
+from pipeline.relearning.collection import shard_side
+from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
     CLEAN,
     HISTORIES,
@@ -42,7 +48,7 @@ from pipeline.relearning.labellings import check_labelling
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
-from pipeline.store import Store
+from pipeline.store import Entry, Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
@@ -74,21 +80,25 @@ def check_names(settings: EvaluationSettings) -> None:
 
 def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
-    with _refused(), ray_failures():
+    with ray_failures(), _refused():  # what Ray fails with is not the data's fault
         workers = workers_for(settings)
-        stores = {CLEAN: cli.list_input(settings.clean), "test": cli.list_input(settings.test)}
-        stores |= {name: cli.list_input(url) for name, url in settings.protected.items()}
-        for store, _ in stores.values():
-            check_apart(store, Store(settings.output), may_hold=True)
+        stores = _stores(settings)
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
+        loading: dict[str, Loading] = {}
+        source, shards = stores[CLEAN]
+        limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
         with progress("load", len(stores), "collection") as bar:
             for name, (store, entries) in stores.items():
-                data[name] = load_collection(store, [entry.name for entry in entries], side)
+                names = [entry.name for entry in entries]
+                loading[name] = load_collection(store, names, side, None if name == "test" else limit)
+            for name, one in loading.items():
+                data[name] = one.wait()
                 bar.step(name)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
-        arms = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
+        making = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
+        arms = {name: one.wait() for name, one in making.items()}
         files = {"classes": settings.classes, "concepts": settings.concepts}
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
@@ -103,6 +113,24 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     print(f"collections  clean and {len(settings.protected)} protected, at {loaded.side} px")
     print(f"trials       {len(trials)}, {loaded.workers.count} at once")
     return trials
+
+
+def print_plan(settings: EvaluationSettings) -> int:
+    """Print what the evaluation would take, from a trial that is measured here; no Ray, nothing is written."""
+    stores = _stores(settings)
+    store, entries = stores[CLEAN]
+    side = settings.side or _within(shard_side(store, entries[0].name))
+    found = estimate_evaluation(settings, stores, side)
+    workers = settings.workers or os.cpu_count() or 1
+    counts = ", ".join(f"{name} {count:,}" for name, count in found.images.items())
+    print(f"images       about {counts}, at {side} px")
+    print(f"trials       {found.trials}, {workers} at once")
+    print(f"memory       {size(found.shared_bytes)} a node, and {size(found.trial_bytes)} for each trial on it")
+    spent = duration(found.seconds / min(workers, found.trials))
+    print(
+        f"time         about {spent}: {settings.targets[0]} under nt as measured here; others may take several times it"
+    )
+    return cli.DONE
 
 
 def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
@@ -138,6 +166,7 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
         device=loaded.workers.device,
         threads=loaded.workers.threads,
     )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job as any other: every epoch is kept anyway
     with ray_failures(), progress("relearn", len(left), "trial") as bar:
 
         def done(trial: Trial) -> None:
@@ -145,8 +174,8 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
             so_far.add(trial)
 
         run_trials(left, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=done)
-    if stopped := _unfinished(left, loaded.output):  # Tune takes the first Ctrl-C for a wish to end in good order
-        raise InputError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
+    if stopped := _unfinished(left, loaded.output):
+        raise ClusterError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
 
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:
@@ -154,7 +183,7 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store)
     rows = [json.loads(output.read(trial.result)) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))
-    about = EvaluationAbout(clean=settings.clean, test=settings.test, protected=dict(settings.protected))
+    about = EvaluationAbout(settings.clean, settings.test, settings.protected, asdict(settings))
     output.put(REPORT, write_relearning_report(rows, about=about).encode())
     for share in settings.shares:
         print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")
@@ -169,7 +198,20 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store)
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
     """Median shorter side of the first shard's first images, within what targets are built for."""
-    return max(SMALLEST_SIDE, min(LARGEST_SIDE, median_side(store, entries[0].name)))
+    return _within(median_side(store, entries[0].name))
+
+
+def _within(side: int) -> int:
+    return max(SMALLEST_SIDE, min(LARGEST_SIDE, side))
+
+
+def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
+    """Store and shards of every collection. Raises InputError, SettingsError if the output would lie in one."""
+    urls = {CLEAN: settings.clean, "test": settings.test, **settings.protected}
+    stores = {name: cli.list_input(url) for name, url in urls.items()}
+    for store, _ in stores.values():
+        check_apart(store, Store(settings.output), may_hold=True)
+    return stores
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from actors.connect import Workers, cpus_of_a_node, workers_for
 from actors.fit_queue import FitQueue
+from actors.trainer import Trainer
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs import cli
 from jobs.stages import ray_failures, watched
@@ -121,7 +121,7 @@ def train(run: Training, squares: list[Any]) -> None:
             run.settings, run.bank, run.fingerprint, run.output, run.name, squares, queue, workers.threads
         )
         with watched(queue, 1):
-            TorchTrainer(
+            Trainer(
                 universal_loop,
                 train_loop_config={"task": task},
                 scaling_config=ScalingConfig(

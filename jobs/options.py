@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.cli import Parser, given_options
 from pipeline.errors import SettingsError
-from pipeline.settings import DEFAULT_SURROGATE, PRESETS, Settings, parse_epsilon, settings_from
+from pipeline.settings import DEFAULT_SURROGATE, PRESETS, Settings, check, parse_epsilon, settings_from
 
 KEEP_SIDECAR = """\
 members such as seg.png that leave as they are, without a look; all other samples with anything beside the image but
@@ -32,8 +32,12 @@ def image_count(text: str) -> int | None:
     return None if text == "all" else int(text)
 
 
-def epsilon(text: str) -> float:
-    return parse_epsilon(text)
+def pixels(text: str) -> float:
+    """A change of a pixel, like 4/255. Raises ValueError."""
+    try:
+        return parse_epsilon(text)
+    except SettingsError:
+        raise ValueError(text) from None
 
 
 def protection_parser() -> Parser:
@@ -84,7 +88,7 @@ def _clusters(parser: Parser) -> None:
 def _delta(parser: Parser) -> None:
     group = parser.add_argument_group("delta")
     add = group.add_argument
-    add("--epsilon", type=epsilon, metavar="E", help="bound on every pixel's change, e.g. 8/255 (default 16/255)")
+    add("--epsilon", type=parse_epsilon, metavar="E", help="bound on every pixel's change, e.g. 8/255 (default 16/255)")
     add("--generator", choices=["direct", "network", "texture"], help="what makes delta (default direct)")
     add("--optimise-through", choices=["proxy", "surrogate"], help="whose features delta moves (default proxy)")
     add("--plain", action="store_true", default=None, help="no colour augmentation: stronger, but falls to it")
@@ -97,7 +101,8 @@ def _delta(parser: Parser) -> None:
     add("--steps", type=int, metavar="N", help="optimiser steps (default 100)")
     add("--batch-size", type=int, metavar="N", help="images per step (default 256)")
     add("--fit-threads", type=int, metavar="N", help="CPU threads of each fit; decides the last bits (default 2)")
-    add("--lr", type=float, metavar="RATE", help="learning rate of generators (default 1e-4)")
+    add("--step-size", type=pixels, metavar="S", help="largest sign step of a direct delta (default 0.15 epsilon)")
+    add("--generator-lr", type=float, metavar="RATE", help="learning rate of --generator network (default 1e-4)")
     add("--key-file", metavar="FILE", help="secret for --generator texture, at least 16 bytes; never stored")
     add("--seed", type=int, metavar="N", help="seed of every random draw (default 0)")
 
@@ -133,7 +138,8 @@ def _run(parser: Parser) -> None:
         "--dry-run", action="store_true", default=None, help="print the plan, time and cost, from a few measured images"
     )
     add("--profile", action="store_true", default=None, help="print where each worker's time went, stage by stage")
-    add("--price-per-gpu-hour", type=float, metavar="MONEY", help="for the cost in the plan")
+    add("--price-per-gpu-hour", type=float, metavar="MONEY", help="for the cost in the plan, of GPUs while in use")
+    add("--price-per-cpu-hour", type=float, metavar="MONEY", help="the same of each CPU")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
 
 
@@ -141,6 +147,6 @@ def parse_settings(argv: list[str] | None) -> Settings:
     """Command line over settings file over preset. Raises SettingsError."""
     given: dict[str, Any] = given_options(protection_parser(), argv)
     for required in ("input", "output"):
-        if not given.get(required):
-            raise SettingsError(f"--{required} is missing (see --help)")
-    return settings_from(given, preset=given.pop("preset", "scumble"))
+        check(bool(given.get(required)), f"--{required} is missing (see --help)")
+    preset = given.pop("preset", "scumble")
+    return settings_from(given, preset=preset)

@@ -23,7 +23,7 @@ def finish(run: Run, status: StatusFile) -> int:
     share = data.num_quarantined / max(data.num_protected + data.num_quarantined, 1)
     code = cli.QUARANTINED if share > run.settings.max_quarantine or data.lost else cli.DONE
     counts = {"shards": total, "protected": data.num_protected, "quarantined": data.num_quarantined}
-    place = publish_report(run.output)
+    place = publish_report(run.output, data)
     status.write("done", exit_code=code, stage="done", counts=counts)
     print(f"protected    {data.num_protected:,} images in {total} shards")
     print(f"quarantined  {data.num_quarantined:,} samples")
@@ -52,7 +52,7 @@ def _print_clusters(data: ReportData) -> None:
         )
 
 
-def publish_report(output: Store) -> str:
-    """Make the report from what the output holds, and put it there; where it is."""
-    output.put(layout.REPORT, write_report(report_data(output)).encode())
+def publish_report(output: Store, data: ReportData) -> str:
+    """Put the page of a run into its output; where it is."""
+    output.put(layout.REPORT, write_report(data).encode())
     return f"{output.url}/{layout.REPORT}"

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.commits import check_same_run, ingredients_of, make_plan, plan_to_parquet, run_record
-from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.commits import make_plan, plan_to_parquet
+from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.inputs import check_names, resolve_input, said_of
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.places import check_apart
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
-from pipeline.settings import DEFAULT_EPSILON, Settings
+from pipeline.run_record import RunRecord, check_same_run, ingredients_of, read_run
+from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 from pipeline.tar import read_samples
@@ -36,7 +35,7 @@ class Run:
     protection: Protection | None  # given by --protection
     universal: UniversalProtection | None  # given by --protection, with --method one-for-all
     key: bytes | None  # secret of the texture generator
-    record: dict[str, Any]
+    record: RunRecord
     passed_over: tuple[Rejection, ...] = ()  # of the input, what may hold images and is not read
 
     @property
@@ -79,7 +78,7 @@ def prepare(settings: Settings) -> Run:
         protection_sha256=protection_sha256,
         key_sha256=sha256(key) if key else None,
     )
-    record = run_record(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
+    record = RunRecord.of(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
     committed = committed_shards(settings, output, record, shards)
     plan = make_plan(shards, ingredients.fingerprint, committed)
     protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
@@ -93,10 +92,10 @@ def start(run: Run) -> None:
             f"warning: {run.settings.output} does not honour create-if-absent: never run two jobs on it at once",
             file=sys.stderr,
         )
-    if run.output.create(layout.RUN, json.dumps(run.record, indent=1, sort_keys=True).encode()):
+    if run.output.create(layout.RUN, run.record.to_bytes()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
     else:
-        check_same_run(json.loads(run.output.read(layout.RUN)), run.record, run.settings.output)
+        check_same_run(read_run(run.output), run.record, run.settings.output)
     if run.passed_over:
         run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
     else:  # what a start before has noted may be gone
@@ -124,7 +123,7 @@ def _read_protection(
         raise SettingsError(
             f"{settings.protection} is a protection of another method: add --method {protection.method}"
         )
-    if settings.epsilon not in (DEFAULT_EPSILON, protection.epsilon):
+    if "epsilon" in settings.given and settings.epsilon != protection.epsilon:
         raise SettingsError(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
             f"{protection.epsilon * 255:g}/255; leave --epsilon away, or fit anew"
@@ -150,25 +149,21 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 
-def committed_shards(settings: Settings, output: Store, record: dict[str, Any], shards: Sequence[Shard]) -> list[str]:
+def committed_shards(settings: Settings, output: Store, record: RunRecord, shards: Sequence[Shard]) -> list[str]:
     """Names of the shards that the output has commits for, after making sure that the output is this run's.
 
     shards  of the input
     """
-    there, names = output.read_if_there(layout.RUN), {shard.name for shard in shards}
-    if there is None and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
+    existing, names = RunRecord.read(output, layout.RUN), {shard.name for shard in shards}
+    if existing is None and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
         raise ConflictError(f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output")
-    if settings.overwrite and not settings.dry_run:
-        old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
-        output.delete(sorted(old, key=layout.RUN.__eq__))  # last, what says that the rest is of a run of ours
+    if settings.overwrite:
+        if not settings.dry_run:
+            old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
+            output.delete(sorted(old, key=layout.RUN.__eq__))  # last, what says that the rest is of a run of ours
         return []
-    if there is not None:
-        try:
-            existing = json.loads(there)
-        except ValueError:
-            raise InputError(f"{settings.output}/{layout.RUN} is not a run record; use --overwrite") from None
-        if not settings.overwrite:
-            check_same_run(existing, record, settings.output)
+    if existing is not None:
+        check_same_run(existing, record, settings.output)
     commits, ending = f"{layout.COMMITS}/", ".json"
     return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]
 

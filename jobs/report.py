@@ -8,6 +8,7 @@ from __future__ import annotations
 from jobs import cli
 from jobs.outcome import publish_report
 from pipeline.errors import SettingsError
+from pipeline.gather import report_data
 from pipeline.store import Store
 
 
@@ -18,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
-    print(f"report       {publish_report(Store(options.output))}")
+    output = Store(options.output)
+    print(f"report       {publish_report(output, report_data(output))}")
     return cli.DONE
 
 

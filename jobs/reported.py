@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from jobs.cli import FAILED
 from pipeline import layout
-from pipeline.errors import ScumbleError
+from pipeline.errors import ScumbleError, ending
+from pipeline.run_record import RunStatus
 from pipeline.store import Store
 
 
@@ -19,13 +19,14 @@ class StatusFile:
 
     def __init__(self, output: Store, fingerprint: str) -> None:
         self._output = output
-        seconds = json.loads(output.read(layout.STATUS))["stage_seconds"] if output.info(layout.STATUS) else {}
-        self._fields: dict[str, Any] = {"fingerprint": fingerprint, "started": _now(), "stage_seconds": seconds}
+        before = RunStatus.read(output, layout.STATUS)
+        seconds = before.stage_seconds if before is not None else {}
+        self._status = RunStatus(fingerprint, started=_now(), stage_seconds=seconds)
 
     def write(self, state: str, **fields: Any) -> None:
-        """state  running | done | failed; fields  stage, message, exit_code, counts"""
-        self._fields |= {"state": state, "updated": _now()} | fields
-        self._output.put(layout.STATUS, json.dumps(self._fields, indent=1, sort_keys=True).encode())
+        """State and fields of RunStatus."""
+        self._status = replace(self._status, state=state, updated=_now(), **fields)
+        self._output.put(layout.STATUS, self._status.to_bytes())
 
     def write_if_possible(self, state: str, **fields: Any) -> None:
         """As `write`, but silent where the output cannot be written: the failure before is the one to tell."""
@@ -38,8 +39,9 @@ class StatusFile:
         self.write("running", stage=name)
         started = time.monotonic()
         yield
-        spent = self._fields["stage_seconds"]  # of all starts of this run
-        spent[name] = round(spent.get(name, 0.0) + time.monotonic() - started, 2)
+        seconds = self._status.stage_seconds
+        spent = round(seconds.get(name, 0.0) + time.monotonic() - started, 2)
+        self._status = replace(self._status, stage_seconds={**seconds, name: spent})
 
 
 @contextlib.contextmanager
@@ -48,11 +50,9 @@ def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
     status = StatusFile(output, fingerprint)
     try:
         yield status
-    except ScumbleError as error:
-        status.write_if_possible("failed", message=str(error), exit_code=error.exit_code)
-        raise
     except BaseException as error:  # whatever it was, the file must not go on saying "running"
-        status.write_if_possible("failed", message=type(error).__name__, exit_code=FAILED)
+        message, code = ending(error)
+        status.write_if_possible("failed", message=message, exit_code=code)
         raise
 
 

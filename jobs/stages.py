@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 import tempfile
@@ -12,7 +11,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,9 +19,8 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
-from actors.assigner import FeatureReader, cluster_collection, count_features, write_assignments
+from actors.assigner import FeatureReader, cluster_collection, write_assignments
 from actors.batches import RunContext, Secret, ShardDone, done_of, shard_rows
 from actors.connect import Workers, cpus_of_a_node, workers_for
 from actors.embedder import Embedder
@@ -33,6 +30,7 @@ from actors.measurer import measure_run
 from actors.metrics import recorder
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
+from actors.trainer import Trainer
 from actors.universal_protector import UniversalProtector
 from jobs.prepare import Run
 from jobs.profiled import profiled
@@ -46,7 +44,7 @@ from pipeline.fitted import FittedDeltas, merge
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.objective import delta_side
 from pipeline.records import Shard
-from pipeline.settings import Settings, clusters_for
+from pipeline.settings import Settings
 from pipeline.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
@@ -87,16 +85,15 @@ def cluster(run: Run) -> Clustering:
 def _cluster(run: Run) -> Clustering:
     names = [shard.name for shard in run.plan.shards]
     with ray_failures(), progress("cluster", len(names)) as bar:
-        num_clusters = run.settings.clusters or clusters_for(sum(_in_chunks(count_features, run, names)))
         collection = cluster_collection(
             FeatureReader(run.output),
             names,
-            num_clusters,
+            run.settings.clusters,
             run.settings,
             run.surrogate.head,
             workers=workers_for(run.settings).on_cpus().count,
         )
-        run.output.put(layout.CLUSTERS_REPORT, json.dumps(asdict(collection.report)).encode())
+        run.output.put(layout.CLUSTERS_REPORT, collection.report.to_bytes())
         for count in _in_chunks(write_assignments, run, names, ray.put(collection)):
             bar.step("assignments", units=count)
     return collection.clustering
@@ -158,7 +155,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         count = min(workers.count, len(left))
         cpus = min(workers.cpus * workers.count // count, float(run.settings.fit_threads), cpus_of_a_node())
         with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch, watched(task.queue, len(left)):
-            TorchTrainer(
+            Trainer(
                 fit_loop,
                 train_loop_config={"task": task},
                 scaling_config=ScalingConfig(

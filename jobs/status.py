@@ -11,7 +11,8 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.errors import InputError, SettingsError
+from pipeline.errors import SettingsError
+from pipeline.run_record import read_run
 from pipeline.store import Store
 from pipeline.totals import totals_of
 from pipeline.uploads.ledger import Ledger
@@ -37,12 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def status_of(output: Store) -> dict[str, Any]:
     """Counts over all commits of an output. Raises InputError if no run has begun there."""
-    if output.info(layout.RUN) is None:
-        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
-    record = json.loads(output.read(layout.RUN))
-    totals, total = totals_of(output), record["num_shards"]
+    record = read_run(output)
+    totals, total = totals_of(output), record.num_shards
     return {
-        "fingerprint": record["fingerprint"],
+        "fingerprint": record.fingerprint,
         "stage": _stage(output, total),
         "shards": f"{totals.shards} of {total} committed",
         "done": totals.shards == total,

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.errors import ScumbleError, StoreError
+from pipeline.errors import ScumbleError, StoreError, ending
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.places import check_apart
@@ -220,8 +220,7 @@ def _warn(text: str) -> None:
 
 
 def _note_failure(output: Store, summary: Summary, error: BaseException) -> None:
-    code = error.exit_code if isinstance(error, ScumbleError) else cli.FAILED
-    message = str(error) if isinstance(error, ScumbleError) else type(error).__name__
+    message, code = ending(error)
     with contextlib.suppress(ScumbleError):  # the store itself may be what fails
         _write(output, summary, state="failed", exit_code=code, message=message)
 

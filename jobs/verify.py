@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from jobs import cli
 from jobs.progress import progress
 from pipeline import layout
+from pipeline.bounded import bounded_map
 from pipeline.errors import InputError, SettingsError
 from pipeline.gather import losses
 from pipeline.inputs import resolve_input
 from pipeline.records import Commit, losses_of, quarantine_from_bytes
+from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
@@ -33,7 +34,8 @@ NEEDED = (
     "max_pixels",
     "max_member_bytes",
 )  # of the settings; they never conflict
-PART = 256  # uploads that are checked before the next are read from the ledger
+PART = 256  # uploads that are read from the ledger at a time
+AHEAD = 64  # files that are handed to threads before the first of them is done
 
 
 @dataclass
@@ -64,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     options = vars(parser().parse_args(argv))
     if not options["output"]:
         raise SettingsError("--output is missing (see --help)")
+    if options["workers"] < 1 or not 0 <= options["decode"] <= 1:
+        raise SettingsError("--workers must be at least 1, and --decode a share between 0 and 1, e.g. 0.1")
     output = Store(options["output"])
     is_uploads = output.info(layout.UPLOADS_ORIGIN) is not None
     check = _check_uploads if is_uploads else _check_run
@@ -84,24 +88,19 @@ def parser() -> cli.Parser:
     return made
 
 
-def read_record(output: Store) -> dict[str, Any]:
-    """run.json of an output. Raises InputError if there is none."""
-    if output.info(layout.RUN) is None:
-        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
-    record: dict[str, Any] = json.loads(output.read(layout.RUN))
-    return record
-
-
 def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
     """Every shard that has a commit."""
-    record = read_record(output)
-    settings = Settings(**{k: v for k, v in record["ingredients"]["settings"].items() if k in NEEDED})
+    record = read_run(output)
+    settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
     source = resolve_input(originals).store if originals else None
     there = {entry.name for entry in output.list()}
     committed = sorted(_shard_names(there))
     found = Found(problems=_missing(there, committed, record), lost=list(losses(output, ())))
     with progress("verify", len(committed)) as bar:
-        for check in pool.map(lambda name: _check(output, source, name, record, settings, share), committed):
+        checks = bounded_map(
+            pool, lambda name: _check(output, source, name, record, settings, share), committed, ahead=AHEAD
+        )
+        for check in checks:
             bar.step(check.shard, images=check.num_samples)
             found.add(check)
     return found
@@ -116,10 +115,10 @@ def _check_uploads(output: Store, originals: str | None, share: float, pool: Thr
     found = Found(problems=problems)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     with progress("verify", _count(output)) as bar:
-        for part in rows_in_parts(output, PART):
-            for check in pool.map(check_row, part):
-                bar.step(check.shard, images=check.num_samples)
-                found.add(check)
+        rows = (row for part in rows_in_parts(output, PART) for row in part)
+        for check in bounded_map(pool, check_row, rows, ahead=AHEAD):
+            bar.step(check.shard, images=check.num_samples)
+            found.add(check)
     return found
 
 
@@ -133,7 +132,7 @@ def _shard_names(there: set[str]) -> Iterator[str]:
 
 
 def _check(
-    output: Store, source: Store | None, shard: str, record: dict[str, Any], settings: Settings, share: float
+    output: Store, source: Store | None, shard: str, record: RunRecord, settings: Settings, share: float
 ) -> ShardCheck:
     commit = Commit.from_json(json.loads(output.read(layout.commit(shard))))
     refused = quarantine_from_bytes(output.read(layout.quarantine(shard))) if commit.num_quarantined else []
@@ -146,17 +145,17 @@ def _check(
     except InputError as error:
         check = ShardCheck(shard, [str(error)])
     check.lost = losses_of(shard, refused)
-    if commit.fingerprint != record["fingerprint"]:
-        check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record['fingerprint'][:16]}")
+    if commit.fingerprint != record.fingerprint:
+        check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
     return check
 
 
-def _missing(there: set[str], committed: list[str], record: dict[str, Any]) -> list[str]:
+def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[str]:
     """What is planned but not committed, and what lies there without a commit."""
     problems = []
-    if len(committed) != record["num_shards"]:
+    if len(committed) != record.num_shards:
         problems.append(
-            f"{record['num_shards'] - len(committed)} of {record['num_shards']} shards are not committed: "
+            f"{record.num_shards - len(committed)} of {record.num_shards} shards are not committed: "
             "start the protection job again to finish"
         )
     strangers = sorted(there.difference(committed) - {n for n in there if n.startswith(f"{RUN_FOLDER}/")})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import ConflictError, InputError, one_line
 from pipeline.fingerprint import canonical
 
 _ENTRY = "scumble"  # one metadata entry: the library writes several in no fixed order
@@ -49,7 +49,7 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
 
 def damaged(error: Exception) -> InputError:
     """The one line for a file that cannot be read."""
-    reason = " ".join(str(error).split())[:120]
+    reason = one_line(error, 120)
     return InputError(f"not a protection file, or cut short ({reason}); copy it again or fit a new one")
 
 

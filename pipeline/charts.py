@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.fingerprint import sha256
 
@@ -89,33 +89,6 @@ def training_curve(losses: Sequence[float], title: str, *, span: tuple[float, fl
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.set_title(title, loc="left")
         return as_svg(figure, f"Loss of {title}, from {losses[0]:.3g} to {losses[-1]:.3g}")
-
-
-def accuracies(rows: Sequence[tuple[str, float | None, float | None]], *, chance: float | None) -> str:
-    """Accuracy on clean test images per regime: a dot for clean and one for protected training images, joined.
-
-    rows   (regime, accuracy after clean, accuracy after protected training images), accuracies in [0, 1]
-    """
-    with mpl.rc_context(STYLE):
-        figure, axes = panel(640, 84 + 36 * len(rows))
-        for height, (_, clean, protected) in enumerate(reversed(rows)):
-            if clean is not None and protected is not None:
-                axes.plot([protected, clean], [height, height], color=FAINT, linewidth=2, zorder=1)
-            for value, colour in ((clean, CLEAN), (protected, PROTECTED)):
-                if value is not None:
-                    axes.plot(value, height, "o", color=colour, markersize=9)
-        axes.plot([], [], "o", color=CLEAN, label="trained on clean images")
-        axes.plot([], [], "o", color=PROTECTED, label="trained on protected images")
-        if chance is not None:
-            axes.axvline(chance, color=INK, linewidth=1, linestyle=(0, (3, 2)), label="guessing")
-        axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("accuracy on clean test images")
-        figure.legend(loc="outside upper left", ncols=3)
-        return as_svg(figure, "Accuracy per regime after training on clean and on protected images")
 
 
 def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[float]]) -> str:

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import numpy_rng
+from pipeline.json_record import JsonRecord
 from pipeline.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
 from pipeline.settings import ClusterSpace as SpaceName
 from pipeline.settings import Permutation
@@ -181,7 +182,7 @@ class ClusterQuality:
 
 
 @dataclass(frozen=True)
-class ClusterReport:
+class ClusterReport(JsonRecord):
     """What the cluster stage has to say: printed, and shown in the report."""
 
     images: int  # that centroids were fitted on
@@ -191,12 +192,6 @@ class ClusterReport:
     reseeded: int  # empty clusters on the way
     restart_inertias: tuple[float, ...]  # ascending, on principal components
     quality: ClusterQuality
-
-    @property
-    def spread(self) -> tuple[float, float, float]:
-        """Smallest, median and largest inertia of the restarts."""
-        ordered = self.restart_inertias
-        return ordered[0], float(np.median(ordered)), ordered[-1]
 
 
 @dataclass(frozen=True)

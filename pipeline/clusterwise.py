@@ -32,6 +32,7 @@ from pipeline.objective import (
     sum_by_cluster,
 )
 from pipeline.proxy import ProxyTraining, augmented
+from pipeline.schedules import cosine
 from pipeline.settings import Settings
 
 GENERATOR_LR = 1e-4
@@ -51,7 +52,7 @@ class ProxyFit:
     """Trains the proxy, then moves the deltas of all clusters at once, by sign steps on its features.
 
     images   all clusters' images at the side of the deltas
-    settings permutation, distance, epsilon, steps, batch_size, plain, seed, lr (the largest sign step)
+    settings permutation, distance, epsilon, steps, batch_size, plain, seed, step_size
     Without `plain` the proxy learns and the deltas are fitted under colour changes, and each delta is equal in
     all channels. Targets are chosen from the proxy's own mean feature of each cluster.
     """
@@ -115,7 +116,7 @@ class ProxyFit:
             self._delta,
             self._momentum,
             sum_by_cluster(gradients, clusters, self._num_clusters),
-            step_size(step, settings.steps, settings.epsilon, settings.lr),
+            step_size(step, settings.steps, settings.epsilon, settings.step_size),
             settings.epsilon,
             self._colour_robust,
         )
@@ -259,7 +260,7 @@ class ClusterFit:
         loss.backward()  # type: ignore[no-untyped-call]
         check_finite(loss, f"fitting cluster {self._cluster}", self._step)
         if self._is_network:
-            self._optimiser.param_groups[0]["lr"] = _cosine_lr(self._step, settings.steps, settings.lr)
+            self._optimiser.param_groups[0]["lr"] = _cosine_lr(self._step, settings.steps, settings.generator_lr)
             self._optimiser.step()
         else:
             self._sign_step()
@@ -270,7 +271,7 @@ class ClusterFit:
         assert isinstance(self._generator, DirectDelta)
         settings, parameter = self._settings, self._generator.delta
         assert parameter.grad is not None
-        size = step_size(self._step, settings.steps, settings.epsilon, settings.lr)
+        size = step_size(self._step, settings.steps, settings.epsilon, settings.step_size)
         with torch.no_grad():
             sign_step(parameter, self._momentum, parameter.grad, size, settings.epsilon, one_channel=False)
 
@@ -384,7 +385,7 @@ def _draw(count: int, batch_size: int, rng: torch.Generator) -> Tensor:
 
 def _cosine_lr(step: int, steps: int, peak: float | None) -> float:
     top = GENERATOR_LR if peak is None else peak
-    return LEAST_LR + (top - LEAST_LR) * (1 + math.cos(math.pi * step / steps)) / 2
+    return LEAST_LR + (top - LEAST_LR) * cosine(step, steps)
 
 
 def _reproducible() -> AbstractContextManager[None]:

@@ -1,61 +1,18 @@
 """Decisions over what is planned and what is committed: no storage, no tar, no Ray in here.
 
-plan = listing - commits. What decides output bytes goes into one fingerprint; a run record that bears another one
-is a conflict, and so is a commit with other digests.
+plan = listing - commits. A commit with other digests is a conflict.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConflictError, InputError
-from pipeline.fingerprint import FORMAT_VERSION, canonical, library_versions, sha256
 from pipeline.records import Commit, Plan, Shard
-from pipeline.settings import Settings
-
-
-@dataclass(frozen=True)
-class Ingredients:
-    """Everything that decides output bytes: two runs with equal ingredients write equal shards."""
-
-    settings: Mapping[str, Any]
-    listing_sha256: str
-    weights_sha256: str  # of the surrogate
-    protection_sha256: str | None  # of a protection that is applied instead of fitted
-    key_sha256: str | None  # of the secret of --generator texture
-    device: str  # class of device: "cpu" or "cuda"
-    versions: Mapping[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        return sha256(canonical([FORMAT_VERSION, vars(self)]))
-
-
-def ingredients_of(
-    settings: Settings,
-    shards: Iterable[Shard],
-    *,
-    weights_sha256: str,
-    protection_sha256: str | None = None,
-    key_sha256: str | None = None,
-) -> Ingredients:
-    """Gather what decides the bytes of a run over `shards` with `settings`."""
-    listing = [[shard.name, shard.size, shard.etag] for shard in shards]
-    return Ingredients(
-        settings=settings.deciding,
-        listing_sha256=sha256(canonical(listing)),
-        weights_sha256=weights_sha256,
-        protection_sha256=protection_sha256,
-        key_sha256=key_sha256,
-        device="cuda" if settings.gpus_per_worker else "cpu",
-        versions=library_versions(),
-    )
 
 
 def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str]) -> Plan:
@@ -71,42 +28,6 @@ def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str
         stranger = min(plan.done.difference(shard.name for shard in rows))
         raise ConflictError(f"the output has a commit for {stranger}, which the input does not have")
     return plan
-
-
-def run_record(ingredients: Ingredients, settings: Settings, plan: Plan) -> dict[str, Any]:
-    """What run.json holds; it has no secret: credentials and keys are not in the settings."""
-    return {
-        "fingerprint": ingredients.fingerprint,
-        "ingredients": vars(ingredients) | {"settings": dict(ingredients.settings)},
-        "input": settings.input,
-        "num_shards": len(plan.shards),
-        "input_bytes": plan.total_bytes,
-    }
-
-
-def check_same_run(existing: Mapping[str, Any], wanted: Mapping[str, Any], output: str) -> None:
-    """Raise ConflictError, naming what differs, if an output belongs to a run with another fingerprint."""
-    if existing["fingerprint"] == wanted["fingerprint"]:
-        return
-    differences = list(_differences("", existing["ingredients"], wanted["ingredients"]))
-    shown = "; ".join(differences[:6]) or "format version"
-    raise ConflictError(
-        f"{output} belongs to another run ({shown}): use its settings to resume it, another --output, or --overwrite"
-    )
-
-
-def _differences(prefix: str, old: Any, new: Any) -> Iterable[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in sorted({*old, *new}):
-            yield from _differences(f"{prefix}.{name}" if prefix else name, old.get(name), new.get(name))
-    elif old != new:
-        name = prefix.removeprefix("settings.")
-        yield f"{name} was {_shortened(old)}, is {_shortened(new)}"
-
-
-def _shortened(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:12] + "…"
 
 
 def check_same_commit(ours: Commit, theirs: Commit) -> None:
@@ -132,11 +53,3 @@ def plan_to_parquet(plan: Plan) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
-
-
-def plan_from_parquet(data: bytes, committed: Iterable[str]) -> Plan:
-    """The plan of a run that was started before."""
-    table = pq.read_table(io.BytesIO(data))
-    fingerprint = (table.schema.metadata or {})[b"fingerprint"].decode()
-    shards = [Shard(row["name"], row["size"], row["etag"]) for row in table.to_pylist()]
-    return make_plan(shards, fingerprint, committed)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pipeline.errors import InputError, SettingsError
+from pipeline.errors import InputError, SettingsError, one_line
 from pipeline.fingerprint import derive
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
 from pipeline.surrogate import Surrogate
@@ -92,7 +92,7 @@ def read_bank(path: Path) -> ConceptBank:
             embeddings = np.asarray(file.get_tensor("embeddings"), dtype=np.float32)
         return ConceptBank(tuple(str(name) for name in names), embeddings)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise InputError(
             f"{path} is no concept bank (tensor embeddings, JSON list names in metadata): {reason}"
         ) from None

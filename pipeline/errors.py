@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from pipeline.records import Reason
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
+
 
 class ScumbleError(Exception):
     """A failure that is reported as one line and ends the run with `exit_code`."""
@@ -51,6 +53,20 @@ class ConflictError(ScumbleError):
 
 class PromiseError(ScumbleError):
     """A promise of ours does not hold; nothing of this shard may be published."""
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """What an exception says, in one line of at most `limit` characters; its type where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
+def ending(error: BaseException) -> tuple[str, int]:
+    """The line and the exit code that a run ends with; of what is not ours, the line names the type."""
+    if isinstance(error, ScumbleError):
+        return " ".join(str(error).split()), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; start the same command again to go on", INTERRUPTED
+    return f"{type(error).__name__}: {one_line(error)} (unexpected; --debug shows where)", ScumbleError.exit_code
 
 
 class SampleError(Exception):

@@ -62,6 +62,18 @@ class Estimate:
             "start-up": _FIXED_SECONDS,
         }
 
+    def hours(self, workers: int, settings: Settings) -> tuple[float, float]:
+        """GPU-hours and CPU-hours that the stages keep busy, with so many worker processes.
+
+        A stage without a model uses no GPU; all deltas that are fitted together have one process.
+        """
+        seconds = self.stage_seconds(workers)
+        fits = 1 if settings.optimise_through == "proxy" else min(workers, self.clusters)
+        on_gpus = ["apply"] if settings.method == "one-for-all" else ["embed", "fit"]
+        busy = {stage: spent * (fits if stage == "fit" else workers) for stage, spent in seconds.items()}
+        gpu = settings.gpus_per_worker * sum(busy[stage] for stage in on_gpus)
+        return gpu / 3600, (sum(busy.values()) + busy["fit"] * (settings.fit_threads - 1)) / 3600
+
 
 def estimate(
     stream: IO[bytes], shard_bytes: int, total_bytes: int, surrogate: Surrogate, settings: Settings

@@ -56,6 +56,11 @@ def hash_sample(keys: Iterable[str], count: int, seed: int, purpose: str) -> lis
     return sorted(index for _, index in ranked[:count])
 
 
+def in_sample(share: float, seed: int, purpose: str, *index: object) -> bool:
+    """True for about `share` of all things that are named by `index`, whoever asks and in whatever order."""
+    return derive(seed, purpose, *index) < share * 2.0**63
+
+
 def library_versions() -> dict[str, str]:
     """Versions of everything whose version can change an output byte."""
     found = {name: version(name) for name in _DECIDE_BYTES}

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
-from pipeline.fingerprint import derive
+from pipeline.fingerprint import in_sample
 from pipeline.fitted import FitImages
 from pipeline.members import image_suffix
 from pipeline.picture import decode, decode_rgb
@@ -21,6 +21,7 @@ from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 
 LEAST_PER_CLUSTER = 200  # a pattern that is seen on fewer images is not learnt before the real features
+FIT_IMAGE = "fit-image"  # purpose of the hash-sample
 CROP_MARGIN = 256 / 224  # pictures are kept so much larger where the fit crops them at random, as UC does
 
 
@@ -35,15 +36,12 @@ def fit_shares(sizes: Mapping[int, int], fit_images: int | None) -> dict[int, fl
     return {cluster: max(common, min(1.0, LEAST_PER_CLUSTER / max(size, 1))) for cluster, size in sizes.items()}
 
 
-def is_chosen(seed: int, shard: str, key: str, share: float) -> bool:
-    """True for about `share` of all samples, whoever asks and in whatever order."""
-    return derive(seed, "fit-image", shard, key) < share * 2.0**63
-
-
 def chosen_images(assignment: Assignment, shares: Mapping[int, float], seed: int) -> dict[str, int]:
     """Cluster of each sample of a shard that is fitted on, by key; known without the shard."""
     clusters = zip(assignment.keys, assignment.clusters.tolist(), strict=True)
-    return {key: cluster for key, cluster in clusters if is_chosen(seed, assignment.shard, key, shares[cluster])}
+    return {
+        key: cluster for key, cluster in clusters if in_sample(shares[cluster], seed, FIT_IMAGE, assignment.shard, key)
+    }
 
 
 def read_fit_images(

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from safetensors.numpy import load
-
 from pipeline import layout
-from pipeline.errors import InputError
+from pipeline.clusters import ClusterReport
+from pipeline.gallery import GallerySample, gallery_from_bytes
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Rejection, losses_of, quarantine_from_bytes
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
     SHOWN_REJECTIONS,
-    AccuracyRow,
     ClusterQuality,
     ClusterRow,
-    GallerySample,
     ReportData,
     StageRate,
 )
+from pipeline.run_record import RunStatus, read_run
 from pipeline.scores import scores_from_parquet
 from pipeline.store import Store
 from pipeline.totals import Totals, totals_of
@@ -33,54 +30,43 @@ _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
 
 def report_data(output: Store) -> ReportData:
     """What the report of a run shows. Raises InputError if no run has begun in `output`."""
-    record = _json(output, layout.RUN)
-    if record is None:
-        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
+    record = read_run(output)
     totals = totals_of(output)
-    status = _json(output, layout.STATUS) or {}
-    ingredients = record["ingredients"]
+    status = RunStatus.read(output, layout.STATUS)
+    settings = record.ingredients.settings
     protection = _protection(output)
-    accuracy = _json(output, layout.ACCURACY) or {}
     return ReportData(
-        input_url=record["input"],
+        input_url=record.input,
         output_url=output.url,
-        method=_method(ingredients["settings"]),
-        epsilon=ingredients["settings"]["epsilon"],
-        fingerprint=record["fingerprint"],
+        method=_method(settings),
+        epsilon=settings["epsilon"],
+        fingerprint=record.fingerprint,
         num_protected=totals.images,
         num_quarantined=totals.quarantined,
         num_shards=totals.shards,
         input_image_bytes=totals.input_image_bytes,
         output_image_bytes=totals.output_image_bytes,
-        finished=status.get("updated", ""),
-        stages=_stages(totals, status.get("stage_seconds", {})),
+        finished=status.updated if status else "",
+        stages=_stages(totals, status.stage_seconds if status else {}),
         clusters=_clusters(totals, protection),
-        quality=_quality(_json(output, layout.CLUSTERS_REPORT)),
+        quality=_quality(output),
         gallery=_gallery(output),
-        removal=_removal(_json(output, layout.REMOVAL)),
-        scores=tuple(scores_from_parquet(output.read(layout.SCORES))) if output.info(layout.SCORES) else (),
+        removal=RemovalCheck.read(output, layout.REMOVAL),
+        scores=() if (scores := output.read_if_there(layout.SCORES)) is None else tuple(scores_from_parquet(scores)),
         quarantine=dict(sorted(totals.reasons.items())),
         rejections=_rejections(output, totals),
         lost=tuple(losses(output, totals.damaged)),
-        settings=ingredients["settings"],
-        versions=ingredients["versions"],
-        accuracy=tuple(
-            AccuracyRow(row["regime"], tuple(row["clean"]), tuple(row["protected"])) for row in accuracy.get("rows", ())
-        ),
-        chance=accuracy.get("chance"),
-        accuracy_setup=accuracy.get("setup", ""),
+        settings=settings,
+        versions=record.ingredients.versions,
     )
 
 
-def _json(output: Store, name: str) -> Any:
-    return json.loads(output.read(name)) if output.info(name) is not None else None
-
-
 def _protection(output: Store) -> Protection | UniversalProtection | None:
-    return load_any_protection(output.read(layout.PROTECTION)) if output.info(layout.PROTECTION) is not None else None
+    data = output.read_if_there(layout.PROTECTION)
+    return None if data is None else load_any_protection(data)
 
 
-def _method(settings: dict[str, Any]) -> str:
+def _method(settings: Mapping[str, Any]) -> str:
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
@@ -91,7 +77,7 @@ def _method(settings: dict[str, Any]) -> str:
     return f"Unlearnable Clusters, {how[settings['generator']]}"
 
 
-def _stages(totals: Totals, wall: dict[str, float]) -> tuple[StageRate, ...]:
+def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:
     """Wall time of each stage of the last start, then process seconds of the steps of apply."""
     stages = [StageRate(name, totals.images, wall[name]) for name in _RUN_STAGES if name in wall]
     sizes = {
@@ -126,39 +112,23 @@ def _clusters(totals: Totals, protection: Protection | UniversalProtection | Non
     )
 
 
-def _quality(report: dict[str, Any] | None) -> ClusterQuality | None:
+def _quality(output: Store) -> ClusterQuality | None:
+    report = ClusterReport.read(output, layout.CLUSTERS_REPORT)
     if report is None:
         return None
-    inertias = report["restart_inertias"]
+    inertias = report.restart_inertias
     return ClusterQuality(
-        silhouette=report["quality"]["silhouette"],
-        neighbour_agreement=report["quality"]["neighbour_agreement"],
+        silhouette=report.quality.silhouette,
+        neighbour_agreement=report.quality.neighbour_agreement,
         inertia_spread=(min(inertias), max(inertias)) if inertias else None,
         restarts=len(inertias) or None,
-        iterations=report["iterations"],
+        iterations=report.iterations,
     )
 
 
 def _gallery(output: Store) -> tuple[GallerySample, ...]:
-    if output.info(layout.GALLERY) is None:
-        return ()
-    arrays = load(output.read(layout.GALLERY))
-    samples = []
-    for name, original in arrays.items():
-        cluster, _, rest = name.partition("/")
-        turn, _, rest = rest.partition("/")
-        which, _, key = rest.partition("/")
-        if which == "original":
-            protected = arrays[f"{cluster}/{turn}/protected/{key}"]
-            samples.append((int(cluster), int(turn), GallerySample(key, int(cluster), original, protected)))
-    return tuple(sample for _, _, sample in sorted(samples, key=lambda found: found[:2]))
-
-
-def _removal(found: dict[str, Any] | None) -> RemovalCheck | None:
-    if found is None:
-        return None
-    correlations = {which: {n: tuple(v) for n, v in found[which].items()} for which in ("known", "blind")}
-    return RemovalCheck(**{**found, **correlations})
+    data = output.read_if_there(layout.GALLERY)
+    return () if data is None else gallery_from_bytes(data, f"{output.url}/{layout.GALLERY}")
 
 
 def losses(output: Store, damaged: Iterable[str]) -> Iterator[str]:

@@ -173,15 +173,10 @@ def _farthest(distances: Floats, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Start:
-    """Where Lloyd's iteration begins: the best of several restarts, and how they spread."""
+    """Where Lloyd's iteration begins: the best of several restarts."""
 
     centroids: Floats  # [p, k], in the space of the points, not of the reduced ones
     inertias: tuple[float, ...]  # of every restart on the reduced points, ascending
-
-    @property
-    def spread(self) -> tuple[float, float, float]:
-        """Smallest, median and largest inertia."""
-        return self.inertias[0], float(np.median(self.inertias)), self.inertias[-1]
 
 
 def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, threads: int = 1) -> Start:

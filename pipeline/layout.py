@@ -15,7 +15,6 @@ SCORES = f"{RUN_FOLDER}/scores.parquet"
 REMOVAL = f"{RUN_FOLDER}/removal.json"
 GALLERY = f"{RUN_FOLDER}/gallery.safetensors"
 CLUSTERS_REPORT = f"{RUN_FOLDER}/clusters.json"
-ACCURACY = f"{RUN_FOLDER}/accuracy.json"
 REPORT = f"{RUN_FOLDER}/report.html"
 
 FEATURES = f"{RUN_FOLDER}/features"

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
-from pipeline.fingerprint import derive
+from pipeline.fingerprint import derive, in_sample
+from pipeline.gallery import PER_CLUSTER, GallerySample
 from pipeline.members import image_suffix
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture import decode, decode_rgb, resize_and_crop
@@ -26,19 +27,8 @@ from pipeline.tar import read_samples
 SCORED_IMAGES = 200  # for the histograms
 AVERAGED_PER_CLUSTER = 300  # for the removal check: ten give a correlation of .45, 100 .61, 300 .65 of the truth
 READ_SHARDS = 32
-GALLERY_PER_CLUSTER = 2
 _SHOWN_SIDE = 160  # pixels, of a picture in the report
 _REMOVAL_SIDE = 72
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One sample for the eye: pixels uint8 [h, w, 3], at most 160 pixels a side."""
-
-    key: str
-    cluster: int
-    original: NDArray[np.uint8]
-    protected: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,7 @@ class ShardMeasures:
     """
 
     scores: tuple[PictureScore, ...]
-    shown: tuple[Shown, ...]
+    shown: tuple[GallerySample, ...]
     squares: NDArray[np.uint8]
     clusters: NDArray[np.int64]
     deltas: NDArray[np.float32]
@@ -76,24 +66,22 @@ def measure_shard(
     num_images      images in all shards that are looked at: decides how large a share of them is chosen
     """
     clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
-    share = {
-        "score": SCORED_IMAGES / num_images,
-        "average": AVERAGED_PER_CLUSTER * len(protection.clustering.centroids) / num_images,
-    }
+    score_share = SCORED_IMAGES / num_images
+    average_share = AVERAGED_PER_CLUSTER * len(protection.clustering.centroids) / num_images
     scores: list[PictureScore] = []
-    shown: list[Shown] = []
+    shown: list[GallerySample] = []
     squares: list[tuple[NDArray[np.uint8], int, NDArray[np.float32]]] = []
     for before, after in _pairs(source, output, settings):
         cluster = clusters[after.key]
-        is_scored = derive(settings.seed, "score", assignment.shard, after.key) < share["score"] * 2.0**63
-        wanted = sum(one.cluster == cluster for one in shown) < GALLERY_PER_CLUSTER
+        is_scored = in_sample(score_share, settings.seed, "score", assignment.shard, after.key)
+        wanted = sum(one.cluster == cluster for one in shown) < PER_CLUSTER
         if is_scored or wanted:
             original, protected = _pixels(before, settings, resize=True), _pixels(after, settings)
             if is_scored:
                 scores.append(score_picture(after.key, cluster, original, protected))
             if wanted:
-                shown.append(Shown(after.key, cluster, _thumbnail(original), _thumbnail(protected)))
-        if derive(settings.seed, "average", assignment.shard, after.key) < share["average"] * 2.0**63:
+                shown.append(GallerySample(after.key, cluster, _thumbnail(original), _thumbnail(protected)))
+        if in_sample(average_share, settings.seed, "average", assignment.shard, after.key):
             squares.append(_square(before, after, cluster, protection, settings))
     side = _REMOVAL_SIDE
     return ShardMeasures(

@@ -6,7 +6,6 @@ g(mu_i), in the feature space of a frozen network; the distance d is left open t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import PromiseError
+from pipeline.schedules import cosine
 from pipeline.settings import Distance, Settings
 
 MOMENTUM = 0.9
@@ -61,13 +61,13 @@ def sign_step(
 def step_size(step: int, steps: int, epsilon: float, largest: float | None = None) -> float:
     """Size of sign step number `step` of `steps`, pixel units: a cosine from 0.15 epsilon (or `largest`)."""
     top = LARGEST_STEP * epsilon if largest is None else largest
-    return top * (1 + math.cos(math.pi * step / steps)) / 2 + SMALLEST_STEP
+    return top * cosine(step, steps) + SMALLEST_STEP
 
 
 def check_finite(loss: Tensor, where: str, step: int) -> None:
     """Raise PromiseError, naming where and when, before a broken loss reaches a parameter."""
     if not bool(torch.isfinite(loss.detach()).all()):
-        raise PromiseError(f"{where}, step {step}: the loss is not finite; nothing was updated. Lower --lr?")
+        raise PromiseError(f"{where}, step {step}: the loss is not finite; nothing was updated")
 
 
 def sum_by_cluster(values: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.errors import ConflictError, InputError, SettingsError, one_line
 from pipeline.fingerprint import derive, sha256
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
 from pipeline.towers import LIBRARIES, library
@@ -81,7 +81,7 @@ def build(name: str, *, weights: Path | None, size: int | None) -> Tower:
 
 
 def _misfit(name: str, path: Path | None, size: int | None, error: Exception) -> SettingsError | InputError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     if size is not None:
         return SettingsError(f"--surrogate-size {size} does not suit {name}: {reason}")
     if path is None:

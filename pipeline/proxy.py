@@ -18,6 +18,7 @@ from pipeline.augment import colour_jitter, random_views, take
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import FitImages, checkpoint, entry, restore
 from pipeline.objective import check_finite
+from pipeline.schedules import one_cycle
 
 EPOCHS = 12
 LEAST_STEPS = 400  # fewer leave the proxy untrained on a small collection: 150 knew 83 % of 1,600 images, 600 97 %
@@ -128,7 +129,7 @@ class ProxyTraining:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         check_finite(loss, "training the proxy", self.step)
-        self._optimiser.param_groups[0]["lr"] = one_cycle(self.step, self.steps)
+        self._optimiser.param_groups[0]["lr"] = PEAK_LR * one_cycle(self.step, self.steps, WARM_UP)
         self._optimiser.step()
         self.losses[self.step] = loss.detach()
         self.step += 1
@@ -161,11 +162,3 @@ def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     """Random crop of images [B, 3, S, S] reflected by S // 8 at the edges (4 px at 32), half of them flipped."""
     side = images.shape[2]
     return take(images, random_views(len(images), side, side, side // 8, rng))
-
-
-def one_cycle(step: int, steps: int) -> float:
-    """Learning rate: cosine from a 25th of the peak up to it over a quarter of the steps, then down to zero."""
-    up = WARM_UP * steps
-    if step < up:
-        return PEAK_LR * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / up)) / 2)
-    return PEAK_LR * (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2

@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from pipeline.fingerprint import derive, numpy_rng
+from pipeline.json_record import JsonRecord
 
 Pixels = NDArray[np.uint8]  # [n, 3, S, S]
 ESTIMATES = ("mean", "high_pass", "iterated")
@@ -27,7 +28,7 @@ _BLOCK = 512  # images in float at a time
 
 
 @dataclass(frozen=True)
-class RemovalCheck:
+class RemovalCheck(JsonRecord):
     """Correlations of estimated with true deltas, per cluster, for each of ESTIMATES; 1 = read off exactly, 0 = hidden.
 
     known          grouped by the true clusters: the best that averaging can do

@@ -15,24 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import charts
+from pipeline.gallery import GallerySample
 from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection
 from pipeline.removal import RemovalCheck
-from pipeline.scores import PictureScore, Spread, pooled_psnr, summarise
+from pipeline.scores import PictureScore, pooled_psnr, summarise
 
 LOW_MOVED = 0.2
 SHOWN_REJECTIONS = 50
 _GALLERY_SIDE = 224  # larger pictures are shown as their middle, pixel for pixel
 _AMPLIFIED = 10
 _HIDDEN_SETTINGS = {"input", "output", "key_file", "surrogate_weights", "protection"}  # paths and secrets
-_REGIMES = {
-    "nt": "ordinary training",
-    "nt-cg": "colour jitter and random grayscale",
-    "iss-jpeg10": "JPEG at quality 10, training and test",
-    "iss-gray": "grayscale, training and test",
-    "subtract": "delta estimated from the images and subtracted",
-    "subtract+cg": "delta estimated from the images and subtracted, then colour jitter and random grayscale",
-}
 _FIGURES = {
     "max_abs_delta": "largest |delta| (levels of 255)",
     "rms": "RMS of delta (levels of 255)",
@@ -92,31 +85,10 @@ class ClusterQuality:
 
 
 @dataclass(frozen=True)
-class GallerySample:
-    """One picture before and after, uint8 [H, W, 3] or [H, W] of equal shape."""
-
-    key: str
-    cluster: int
-    original: NDArray[np.uint8]
-    protected: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class AccuracyRow:
-    """Last-epoch accuracies on clean test images under one regime, one per seed, in [0, 1]; empty = not measured."""
-
-    regime: str
-    clean: tuple[float, ...]
-    protected: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class ReportData:
     """All that the page shows. Only what a run always knows is required; every other section may be absent.
 
     method    in plain words, e.g. "Unlearnable Clusters, direct delta optimised through a proxy"
-    chance    accuracy of guessing, [0, 1]
-    accuracy_setup   one sentence: target, epochs, seeds, images
     """
 
     input_url: str
@@ -141,31 +113,6 @@ class ReportData:
     lost: tuple[str, ...] = ()  # of the input, what was not read
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    accuracy: tuple[AccuracyRow, ...] = ()
-    chance: float | None = None
-    accuracy_setup: str = ""
-
-
-@dataclass(frozen=True)
-class Relearned:
-    """The figure that a protection is reported with: the largest seed mean over the regimes, for both trainings."""
-
-    protected: float
-    protected_regime: str
-    clean: float | None
-    clean_regime: str
-    num_regimes: int
-
-
-def relearned(rows: Sequence[AccuracyRow]) -> Relearned | None:
-    """Worst case over regimes of the seed mean, and the clean control's same maximum; None if nothing was measured."""
-    protected = {row.regime: float(np.mean(row.protected)) for row in rows if row.protected}
-    clean = {row.regime: float(np.mean(row.clean)) for row in rows if row.clean}
-    if not protected:
-        return None
-    worst = max(protected, key=protected.__getitem__)
-    best = max(clean, key=clean.__getitem__) if clean else ""
-    return Relearned(protected[worst], worst, clean.get(best), best, len(protected))
 
 
 def removal_sentence(check: RemovalCheck) -> str:
@@ -193,8 +140,6 @@ def write_report(data: ReportData) -> str:
         input_url=plain_url(data.input_url),
         output_url=plain_url(data.output_url),
         epsilon_levels=figure(data.epsilon * 255),
-        relearned=relearned(data.accuracy),
-        accuracy_rows=[(row, _REGIMES.get(row.regime, ""), _mean_sd(row)) for row in data.accuracy],
         gallery=[shown(sample) for sample in data.gallery],
         largest_cluster=max((row.images for row in data.clusters), default=1) or 1,
         low_clusters=[row for row in data.clusters if row.is_low],
@@ -204,20 +149,10 @@ def write_report(data: ReportData) -> str:
         spreads=[(_FIGURES[name], spread) for name, spread in summarise(data.scores).items()],
         rejections=data.rejections[:SHOWN_REJECTIONS],
         settings=[(name, data.settings[name]) for name in data.settings if name not in _HIDDEN_SETTINGS],
-        charts={name: Markup(svg) for name, svg in _charts(data).items()},
+        removal_chart="" if data.removal is None else Markup(charts.removal(data.removal.known, data.removal.blind)),
         histograms=[Markup(svg) for svg in _histograms(data)],
         curves=[Markup(svg) for svg in _curves(data.clusters)],
     )
-
-
-def _charts(data: ReportData) -> dict[str, str]:
-    made = {}
-    if data.accuracy:
-        rows = [(row.regime, _mean(row.clean), _mean(row.protected)) for row in data.accuracy]
-        made["accuracy"] = charts.accuracies(rows, chance=data.chance)
-    if data.removal is not None:
-        made["removal"] = charts.removal(data.removal.known, data.removal.blind)
-    return made
 
 
 def _histograms(data: ReportData) -> list[str]:
@@ -273,31 +208,3 @@ def _data_url(pixels: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _mean_sd(row: AccuracyRow) -> tuple[str, str]:
-    """Clean and protected accuracy as text, with the seeds' standard deviation where there are several."""
-    texts = []
-    for values in (row.clean, row.protected):
-        spread = f" ± {100 * float(np.std(values, ddof=1)):.1f}" if len(values) > 1 else ""
-        texts.append(f"{100 * float(np.mean(values)):.1f}{spread} %" if values else "not measured")
-    return texts[0], texts[1]
-
-
-__all__ = [
-    "AccuracyRow",
-    "ClusterQuality",
-    "ClusterRow",
-    "GallerySample",
-    "Relearned",
-    "ReportData",
-    "Spread",
-    "StageRate",
-    "relearned",
-    "removal_sentence",
-    "write_report",
-]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pipeline.errors import SettingsError
 from pipeline.members import IMAGE_SUFFIXES
 
+_T = TypeVar("_T")
 Method = Literal["uc", "one-for-all"]
 Generator = Literal["direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
@@ -47,25 +48,35 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["uc-clip-paper"] = PRESETS["uc-paper"] | {"surrogate": "open_clip:RN50/openai"}
 
 
-def _runtime(default: Any) -> Any:
+def runtime(default: Any) -> Any:
     """A field that changes how a run goes, but not one output byte: left out of the fingerprint."""
     return field(default=default, metadata={"decides_bytes": False})
 
 
+class Deciding:
+    """Settings, a dataclass, of which some fields decide output bytes."""
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The choices that decide output bytes, for the fingerprint."""
+        found = fields(self)  # type: ignore[arg-type]
+        return {f.name: getattr(self, f.name) for f in found if f.metadata.get("decides_bytes", True)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Deciding):
     """Every choice of a protection run. The defaults are the preset `scumble`.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
     """
 
     # where
-    input: str = _runtime("")
-    output: str = _runtime("")
+    input: str = runtime("")
+    output: str = runtime("")
     # the surrogate and its clusters
     method: Method = "uc"
     surrogate: str = DEFAULT_SURROGATE
-    surrogate_weights: str | None = _runtime(None)  # the digest of the weights is in the fingerprint instead
+    surrogate_weights: str | None = runtime(None)  # the digest of the weights is in the fingerprint instead
     surrogate_size: int | None = None  # side in pixels of what is embedded; None = as the weights were trained
     clusters: int | None = None  # p; None = from the number of images, see clusters_for
     cluster_space: ClusterSpace = "smoothed"
@@ -85,10 +96,11 @@ class Settings:
     steps: int = 100
     batch_size: int = 256
     fit_threads: int = 2  # CPU threads of a fit; their number changes the last bits of float sums, so it decides bytes
-    lr: float | None = None  # Adam for generators and delta through the surrogate; None = the generator's own
-    key_file: str | None = _runtime(None)  # secret of --generator texture; its digest is in the fingerprint
+    step_size: float | None = None  # largest sign step of a direct delta, pixel units; None = 0.15 epsilon
+    generator_lr: float | None = None  # of Adam, for generator networks; None = 1e-4
+    key_file: str | None = runtime(None)  # secret of --generator texture; its digest is in the fingerprint
     seed: int = 0
-    protection: str | None = _runtime(None)  # apply this file instead of fitting; its digest is in the fingerprint
+    protection: str | None = runtime(None)  # apply this file instead of fitting; its digest is in the fingerprint
     # the files
     size: Size = "native"
     small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
@@ -98,60 +110,60 @@ class Settings:
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
     # the run
-    workers: int | None = _runtime(None)  # processes per stage; None = from the cluster's CPUs or GPUs
-    gpus_per_worker: float = 0.0
-    max_quarantine: float = _runtime(0.01)  # share of samples; more ends the run with exit code 3
-    price_per_gpu_hour: float | None = _runtime(None)
-    overwrite: bool = _runtime(False)
-    dry_run: bool = _runtime(False)
-    profile: bool = _runtime(False)  # where each worker's time goes; the GPU is waited for after every step
-    debug: bool = _runtime(False)
+    workers: int | None = runtime(None)  # processes per stage; None = from the cluster's CPUs or GPUs
+    gpus_per_worker: float = runtime(0.0)  # the class of device is in the fingerprint, its share is not
+    max_quarantine: float = runtime(0.01)  # share of samples; more ends the run with exit code 3
+    price_per_gpu_hour: float | None = runtime(None)
+    price_per_cpu_hour: float | None = runtime(None)
+    overwrite: bool = runtime(False)
+    dry_run: bool = runtime(False)
+    profile: bool = runtime(False)  # where each worker's time goes; the GPU is waited for after every step
+    debug: bool = runtime(False)
+    given: frozenset[str] = runtime(frozenset())  # names of the options that the user has set, whatever their values
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            _check_choice(name, getattr(self, name), allowed)
-        _check(0 < self.epsilon < 1, f"--epsilon must lie between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
-        _check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use 1/255 or more")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            _check(value is None or value >= least, f"{_flag(name)} must be at least {least}; it is {value}")
-        _check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
+            check_choice(name, getattr(self, name), allowed)
+        check(0 < self.epsilon < 1, f"--epsilon must lie between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
+        check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use 1/255 or more")
+        check_least(self, _LEAST)
+        check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
         jpeg_quality(self.encode)
         object.__setattr__(self, "keep_sidecar", sidecars(self.keep_sidecar))
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
         if self.generator == "texture":
-            _check(
+            check(
                 self.key_file is not None,
                 "--generator texture needs --key-file FILE with at least 16 secret bytes "
                 "(head -c 32 /dev/urandom > FILE)",
             )
         if self.generator == "network":
-            _check(
+            check(
                 self.optimise_through == "surrogate",
                 "--generator network is fitted per cluster through the surrogate: add --optimise-through surrogate",
             )
-            _check(
+            check(
                 self.bound != "project",
                 "--generator network needs --bound tanh_clamp, eps_tanh or clamp_ste; "
                 "project is for --generator direct",
             )
             side = self.delta_size
-            _check(side is None or side % 4 == 0, "--delta-size must be a multiple of 4 for --generator network")
+            check(side is None or side % 4 == 0, "--delta-size must be a multiple of 4 for --generator network")
         if self.generator == "direct":
-            _check(self.bound == "project", "--generator direct is bounded by projection: leave --bound at project")
+            check(self.bound == "project", "--generator direct is bounded by projection: leave --bound at project")
         if self.optimise_through == "proxy":
-            _check(
+            check(
                 self.train_images == "all",
                 "--optimise-through proxy fits all deltas together: "
                 "--train-images cluster needs --optimise-through surrogate",
             )
-
-    @property
-    def deciding(self) -> dict[str, Any]:
-        """The choices that decide output bytes, for the fingerprint."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("decides_bytes", True)}
+        for name, generator in (("step_size", "direct"), ("generator_lr", "network")):
+            check(
+                getattr(self, name) is None or self.generator == generator,
+                f"{flag(name)} belongs to --generator {generator}; it does nothing for {self.generator}",
+            )
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -177,12 +189,14 @@ _LEAST = {
     "steps": 1,
     "batch_size": 1,
     "fit_threads": 1,
-    "lr": 0,
+    "step_size": 0,
+    "generator_lr": 0,
     "max_pixels": 1,
     "max_member_bytes": 1,
     "workers": 1,
     "gpus_per_worker": 0,
     "price_per_gpu_hour": 0,
+    "price_per_cpu_hour": 0,
 }
 
 
@@ -191,17 +205,26 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
 
     Raises SettingsError for an unknown preset or option, with near matches.
     """
-    _check_choice("preset", preset, tuple(PRESETS))
-    merged = dict(PRESETS[preset])
-    known = [f.name for f in fields(Settings)]
-    for layer in layers:
-        for name, value in layer.items():
-            if name not in known:
-                raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
-            merged[name] = value
+    check_choice("preset", preset, tuple(PRESETS))
+    given = {name: value for layer in layers for name, value in layer.items()}
+    merged = PRESETS[preset] | given
     if merged.get("generator", "direct") == "network" and "bound" not in merged:
         merged["bound"] = "tanh_clamp"
-    return Settings(**merged)
+    return build(Settings, merged | {"given": frozenset(given)})
+
+
+def build(kind: type[_T], options: Mapping[str, Any], required: tuple[str, ...] = ()) -> _T:
+    """Settings of one kind from options.
+
+    Raises SettingsError for an option that is unknown, with near matches, or missing, and what `kind` raises.
+    """
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
+    for name in required:
+        check(bool(options.get(name)), f"{flag(name)} is missing (see --help)")
+    return kind(**options)
 
 
 def near_matches(word: str, known: list[str]) -> str:
@@ -211,12 +234,11 @@ def near_matches(word: str, known: list[str]) -> str:
 
 
 def parse_epsilon(text: str | float) -> float:
-    """'16/255' or '0.0627' -> float. Raises SettingsError."""
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(?:/\s*([0-9.]+)\s*)?", str(text))
+    """'16/255' or '0.0627', in pixel units -> float. Raises SettingsError."""
+    number, slash, divisor = str(text).partition("/")
     try:
-        assert match is not None
-        return float(match[1]) / float(match[2] or 1)
-    except (AssertionError, ValueError, ZeroDivisionError):
+        return float(number) / (float(divisor) if slash else 1)
+    except (ValueError, ZeroDivisionError):
         raise SettingsError(f"--epsilon {text!r} is not a number or a fraction like 16/255") from None
 
 
@@ -234,7 +256,7 @@ def sidecars(suffixes: Sequence[str]) -> list[str]:
     """Suffixes of --keep-sidecar in small letters, sorted. Raises SettingsError for one that names the image itself."""
     found = sorted({suffix.lower().lstrip(".") for suffix in suffixes})
     for suffix in found:
-        _check(
+        check(
             bool(suffix) and suffix not in IMAGE_SUFFIXES,
             f"--keep-sidecar {suffix!r} is no sidecar but the image: use a suffix of two parts, such as seg.png",
         )
@@ -250,17 +272,25 @@ def clusters_for(num_images: int) -> int:
     return max(10, min(40, num_images // 400))
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of a field."""
     return "--" + name.replace("_", "-")
 
 
-def _check(holds: bool, message: str) -> None:
+def check(holds: bool, message: str) -> None:
+    """Raise SettingsError unless it holds."""
     if not holds:
         raise SettingsError(message)
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _check(
-        value in allowed,
-        f"{_flag(name)} {value!r} is none of {', '.join(allowed)}{near_matches(str(value), list(allowed))}",
-    )
+def check_least(settings: object, least: Mapping[str, float]) -> None:
+    """Raise SettingsError for a field below its least value; None is always allowed."""
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        check(value is None or value >= lowest, f"{flag(name)} must be at least {lowest}; it is {value}")
+
+
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise SettingsError, with near matches, for a value that is none of the allowed."""
+    known = list(allowed)
+    check(value in known, f"{flag(name)} {value!r} is none of {', '.join(known)}{near_matches(str(value), known)}")

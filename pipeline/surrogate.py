@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.errors import InputError, PromiseError, SettingsError
+from pipeline.errors import InputError, PromiseError, SettingsError, one_line
 from pipeline.fingerprint import canonical
 from pipeline.pretrained import Tower, build, check_surrogate
 from pipeline.profile import StepClock
@@ -171,7 +171,7 @@ class Surrogate:
                 grey = torch.full((1, 3, self.input_size, self.input_size), 0.5, device=self.device)
                 features = self.embed(grey)
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise SettingsError(f"--surrogate-size {self.input_size} does not suit {self.name}: {reason}") from None
         if features.ndim != 2:
             raise SettingsError(

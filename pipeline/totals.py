@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from pipeline import layout
+from pipeline.bounded import bounded_map
 from pipeline.records import Reason
 from pipeline.store import Store
 
@@ -79,14 +81,9 @@ def totals_of(output: Store) -> Totals:
         for part in parts:
             whole.add(_totals(output, part))
         return whole
-    waiting: deque[Future[Totals]] = deque()
     with ThreadPoolExecutor(READERS) as pool:
-        for part in parts:
-            waiting.append(pool.submit(_totals, output, part))
-            if len(waiting) > 2 * READERS:
-                whole.add(waiting.popleft().result())
-        for left in waiting:
-            whole.add(left.result())
+        for found in bounded_map(pool, partial(_totals, output), parts, ahead=2 * READERS):
+            whole.add(found)
     return whole
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.delta import levels_of
 from pipeline.errors import SampleError
-from pipeline.fingerprint import derive
+from pipeline.fingerprint import in_sample
 from pipeline.members import check_sidecars, image_suffix
 from pipeline.picture import decode, resize_and_crop
 from pipeline.records import Commit, Rejection, Sample
@@ -81,7 +81,7 @@ def verify_shard(
         check.num_samples += 1
         num_members += len(item.members)
         original = _next_original(check, item.key, originals, quarantined)
-        chosen = derive(settings.seed, "verify", expected.shard, item.key) < decode_share * 2.0**63
+        chosen = in_sample(decode_share, settings.seed, "verify", expected.shard, item.key)
         _compare_members(check, item, original, settings)
         if chosen:
             compare_pictures(check, item, original, settings)

@@ -1,17 +1,126 @@
-"""What all command lines share: settings files, and terminals that cannot show every name."""
+"""What all commands share: one line for any failure, its exit code, and nothing that hangs on `assert`."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs import cli
+from jobs.cli import Parser, given_options, read_config
 from jobs.options import protection_parser
-from pipeline.errors import SettingsError
-from tests.runs import ROOT
+from pipeline.errors import ClusterError, InputError, SettingsError, ending
+from tests import runs
+
+JOB = """
+import sys
+from jobs import cli
+from pipeline.errors import StoreError
+
+def main(argv=None):
+    parser = cli.Parser(prog="job")
+    parser.add_argument("--config")
+    parser.add_argument("--debug", action="store_true", default=None)
+    cli.given_options(parser, argv)
+    {body}
+    return 0
+
+raise SystemExit(cli.run(main))
+"""
+
+
+def run(tmp_path: Path, body: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "job.py").write_text(JOB.format(body=body))
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "job.py"), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(runs.ROOT), **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("raise StoreError('s3://a: refused\\nby the bucket')", 1, "error: s3://a: refused by the bucket"),
+        ("raise TypeError('not ours\\n  at all')", 1, "error: TypeError: not ours at all (unexpected; "),
+        ("raise KeyError", 1, "error: KeyError: KeyError (unexpected; --debug shows where)"),
+        ("raise MemoryError", 1, "error: MemoryError: MemoryError (unexpected; "),
+        ("raise KeyboardInterrupt", 130, "stopped; start the same command again to go on"),
+        (
+            "from threading import Thread; t = Thread(target=int, args='x'); t.start(); t.join()",
+            0,
+            "error: ValueError: ",
+        ),
+    ],
+)
+def test_any_failure_is_one_line_and_only_debug_shows_where(tmp_path: Path, body: str, code: int, line: str) -> None:
+    plain = run(tmp_path, body)
+    assert plain.returncode == code
+    assert plain.stderr.startswith(line)
+    assert plain.stderr.count("\n") == 1
+    (tmp_path / "debug.yaml").write_text("debug: true\n")
+    for options in (["--debug"], ["--config", str(tmp_path / "debug.yaml")]):
+        told = run(tmp_path, body, *options)
+        assert told.returncode == code
+        assert "Traceback (most recent call last)" in told.stderr
+        assert line in told.stderr
+
+
+def test_names_that_a_terminal_cannot_show_end_no_command(tmp_path: Path) -> None:
+    done = run(tmp_path, "print('caf\\xe9 \\udcff … done')", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "caf\\xe9 \\udcff \\u2026 done\n"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00bad", b"a: 2024-13-45", b"[" * 5000, b"a: [", b"- one"])
+def test_a_settings_file_that_is_none_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        read_config(path, Parser(prog="job"))
+    assert str(caught.value).startswith(f"--config {path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_options_win_over_the_settings_file(tmp_path: Path) -> None:
+    parser = Parser(prog="job")
+    for name in ("--config", "--one", "--two"):
+        parser.add_argument(name)
+    (tmp_path / "settings.yaml").write_text("one: a\ntwo: b\n")
+    given = given_options(parser, ["--config", str(tmp_path / "settings.yaml"), "--two", "c"])
+    assert given == {"one": "a", "two": "c"}
+
+
+def test_each_kind_of_failure_has_its_exit_code() -> None:
+    found = [ending(error) for error in (SettingsError("a"), InputError("b"), ClusterError("c"), OSError())]
+    assert [code for _, code in found] == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("options", [["--workers", "0"], ["--decode", "nan"]])
+def test_verify_refuses_numbers_that_cannot_be(tmp_path: Path, options: list[str]) -> None:
+    job = [sys.executable, str(runs.ROOT / "jobs/verify.py"), "--output", str(tmp_path), *options]
+    refused = subprocess.run(job, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --workers must be at least 1, and --decode a share")
+
+
+def test_no_promise_of_the_command_line_hangs_on_assert() -> None:
+    """Python's -O deletes `assert`; pytest's own rewriting keeps those of the tests."""
+    command = [sys.executable, "-O", "-m", "pytest", "-q", "-W", "ignore::pytest.PytestConfigWarning"]
+    files = ["tests/test_settings.py", "tests/test_cli.py", "tests/test_relearning_collection.py"]
+    done = subprocess.run(
+        [*command, *files, "-m", "not slow and not ray", "-k", "not hangs_on_assert and not verify"],
+        cwd=runs.ROOT,
+        env={**os.environ, "PYTHONOPTIMIZE": "1", "PYTHONPATH": str(runs.ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
@@ -19,15 +128,6 @@ def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, e
     path = tmp_path / "run.yaml"
     path.write_bytes("output: geschützt\n".encode(encoding))
     with pytest.raises(SettingsError, match=rf"--config {path}: not UTF-8; save it again as that"):
-        cli.read_config(path, protection_parser())
+        read_config(path, protection_parser())
     path.write_bytes("output: geschützt\n".encode("utf-8-sig"))
-    assert cli.read_config(path, protection_parser()) == {"output": "geschützt"}
-
-
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {}])
-def test_a_terminal_that_cannot_show_a_name_gets_its_codes(environment: dict[str, str]) -> None:
-    code = r"from jobs import cli; cli.run(lambda _: print('caf\xe9', '\udce9') or 0)"
-    environment = {"PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b" \\udce9\n")
+    assert read_config(path, protection_parser()) == {"output": "geschützt"}

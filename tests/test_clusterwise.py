@@ -16,7 +16,8 @@ from pipeline.errors import ConflictError, InputError, PromiseError, SettingsErr
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import Fit, FitImages, FittedDeltas, merge
 from pipeline.objective import feature_means
-from pipeline.proxy import ProxyNetwork, one_cycle
+from pipeline.proxy import ProxyNetwork
+from pipeline.schedules import one_cycle
 from pipeline.settings import Settings
 
 SIDE, CLUSTERS = 16, 3
@@ -137,7 +138,7 @@ def test_a_direct_delta_lowers_its_loss_and_moves_most_images(distance: str) -> 
 
 @pytest.mark.parametrize("bound", ["tanh_clamp", "eps_tanh", "clamp_ste"])
 def test_a_network_lowers_its_loss(bound: str) -> None:
-    fitted = finished(network_fit(bound=bound, lr=1e-2, batch_size=90, steps=60))
+    fitted = finished(network_fit(bound=bound, generator_lr=1e-2, batch_size=90, steps=60))
     assert fitted.losses[0, -5:].mean() < 0.8 * fitted.losses[0, :3].mean()
     assert set(fitted.extra) >= {"0/sigma", "0/generator.encoder.1.weight"}
     assert 0 <= fitted.clamped[0] <= 1
@@ -252,7 +253,7 @@ def test_the_learning_rate_is_the_one_cycle_of_torch() -> None:
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.15)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.15, total_steps=2000, pct_start=0.25)
     for step in range(2000):
-        assert one_cycle(step, 2000) == pytest.approx(schedule.get_last_lr()[0], abs=6e-4)
+        assert 0.15 * one_cycle(step, 2000, 0.25) == pytest.approx(schedule.get_last_lr()[0], abs=6e-4)
         optimiser.step()
         if step < 1999:
             schedule.step()

@@ -8,15 +8,11 @@ import pytest
 
 from pipeline.commits import (
     check_same_commit,
-    check_same_run,
-    ingredients_of,
     make_plan,
-    plan_from_parquet,
-    plan_to_parquet,
-    run_record,
 )
 from pipeline.errors import ConflictError, InputError
 from pipeline.records import Commit, Shard
+from pipeline.run_record import RunRecord, check_same_run, ingredients_of
 from pipeline.settings import Settings
 
 SHARDS = [Shard("b.tar", 20, "e2"), Shard("a.tar", 10, "e1")]
@@ -31,11 +27,6 @@ def test_what_is_left_is_the_listing_without_the_commits_in_order() -> None:
     assert [shard.name for shard in plan.shards] == ["a.tar", "b.tar"]
     assert [shard.name for shard in plan.left] == ["a.tar"]
     assert plan.total_bytes == 30
-
-
-def test_a_plan_comes_back_from_its_file() -> None:
-    plan = make_plan(SHARDS, "f", ["b.tar"])
-    assert plan_from_parquet(plan_to_parquet(plan), ["b.tar"]) == plan
 
 
 def test_a_hundred_thousand_shards_with_half_committed_leave_the_other_half() -> None:
@@ -62,6 +53,11 @@ def test_what_does_not_decide_bytes_leaves_the_fingerprint_alone(change: dict[st
     assert fingerprint(replace(base, **change)) == fingerprint(base)
 
 
+def test_the_class_of_device_decides_bytes_but_not_its_share() -> None:
+    shares = [fingerprint(Settings(gpus_per_worker=share)) for share in (0.0, 0.25, 1.0)]
+    assert shares[0] != shares[1] == shares[2]
+
+
 def test_another_version_of_one_input_shard_or_other_weights_change_the_fingerprint() -> None:
     base = Settings()
     assert fingerprint(base, [SHARDS[0], Shard("a.tar", 10, "other")]) != fingerprint(base)
@@ -69,9 +65,9 @@ def test_another_version_of_one_input_shard_or_other_weights_change_the_fingerpr
 
 
 def test_another_run_in_the_output_is_refused_with_the_differing_settings() -> None:
-    def record(settings: Settings) -> dict[str, object]:
+    def record(settings: Settings) -> RunRecord:
         ingredients = ingredients_of(settings, SHARDS, weights_sha256="w")
-        return run_record(ingredients, settings, make_plan(SHARDS, ingredients.fingerprint, ()))
+        return RunRecord.of(ingredients, settings, make_plan(SHARDS, ingredients.fingerprint, ()))
 
     check_same_run(record(Settings(workers=1)), record(Settings(workers=2)), "out")
     with pytest.raises(ConflictError) as caught:

@@ -79,3 +79,14 @@ def test_what_goes_to_quarantine_as_a_whole_is_refused_with_its_reason(surrogate
         predicted(tar_bytes([("a.png", image)]), surrogate, encode="jpeg:90")
     with pytest.raises(InputError, match="the last: unknown-sidecar: member npy"):
         predicted(tar_bytes([("a.png", image), ("a.npy", b"")]), surrogate)
+
+
+def test_the_cost_is_of_what_is_in_use():
+    found = Estimate(3_600, (10, 10), 1.0, 10, embed=1.0, apply=2.0, fit=1800.0)
+    gpu, cpu = found.hours(2, Settings(gpus_per_worker=0.5, fit_threads=2))
+    assert gpu == pytest.approx(0.5 * (1.0 + 0.5))  # an hour of embedding over both, half an hour of one fit
+    overhead = found.stage_seconds(2)["cluster"] + found.stage_seconds(2)["start-up"]
+    assert cpu == pytest.approx(1.0 + 2.0 + 2 * 0.5 + 2 * overhead / 3600)
+    assert found.hours(2, Settings())[0] == 0
+    universal = found.hours(2, Settings(method="one-for-all", gpus_per_worker=1.0))
+    assert universal[0] == pytest.approx(2.0)

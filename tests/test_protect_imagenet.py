@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -213,3 +214,27 @@ def test_uploads_of_all_kinds_end_in_the_output_or_in_quarantine_with_a_reason(
     assert len(kept | refused) >= len(uploads) - 4  # names without a key are refused under their member name
     assert len(kept) + len(lines) == len(uploads)
     assert {json.loads(line)["reason"] for line in lines} >= {"animated", "undecodable", "too-many-pixels", "empty"}
+
+
+@pytest.mark.parametrize(
+    ("moment", "left_behind"),
+    [
+        pytest.param("ray::MapWorker(MapBatches(Embedder", "features", marks=pytest.mark.slow),
+        ("ray::RayTrainWorker", "clustering.safetensors"),
+        pytest.param("ray::MapWorker(MapBatches(Protector", "protection.safetensors", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_ends_a_run_with_130_and_one_line_at_every_stage(tmp_path: Path, moment: str, left_behind: str) -> None:
+    runs.write_collection(tmp_path / "in", shards=3)
+    command = runs.command(str(tmp_path / "in"), str(tmp_path / "out"), *runs.SMALL)
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(command, stdout=stderr, stderr=stderr, text=True, start_new_session=True)
+        runs.wait_for(lambda: bool(runs.named(runs.descendants(process.pid), moment)), process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        assert process.wait(timeout=60) == 130
+    said = (tmp_path / "stderr").read_text()
+    assert said.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert "Traceback" not in said
+    assert (tmp_path / "out/_scumble" / left_behind).exists() == (left_behind != "features")
+    status = json.loads((tmp_path / "out/_scumble/status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 130)

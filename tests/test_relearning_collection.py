@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, SettingsError
-from pipeline.relearning.collection import Collection, holdout_mask, join, like_clean, load_labelled
+from pipeline.relearning.collection import (
+    Collection,
+    holdout_mask,
+    join,
+    like_clean,
+    load_labelled,
+    smallest_hashes,
+)
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, evaluation_from
 from pipeline.store import Store
 from tests.samples import image_bytes, noise, tar_bytes
@@ -153,3 +160,24 @@ def test_a_range_of_labellings_is_one_of_each():
     assert settings.labellings == ("original", "concepts:5", "concepts:6", "concepts:7")
     with pytest.raises(SettingsError, match="ends before it begins"):
         evaluation_from({"clean": "a", "test": "b", "output": "c", "labellings": ("concepts:7-5",)})
+
+
+def test_a_sample_is_the_same_images_however_they_are_sharded(tmp_path):
+    store = Store(str(tmp_path))
+    everything = [(f"k{n}", n) for n in range(40)]
+    parts = {"one.tar": everything, "a.tar": everything[:13], "b.tar": everything[13:]}
+    for name, rows in parts.items():
+        members = [(f"{k}.png", image_bytes(noise(32, 32, seed=n))) for k, n in rows]
+        labels = [(f"{k}.cls", str(n % 3).encode()) for k, n in rows]
+        store.put(name, tar_bytes([pair for both in zip(members, labels, strict=True) for pair in both]))
+    whole = load_labelled(store, ["one.tar"], side=32)
+    hashes = smallest_hashes(store, ["one.tar"], 10)
+    assert smallest_hashes(store, ["b.tar", "a.tar"], 10) == hashes == sorted(hashes)
+    chosen = load_labelled(store, ["one.tar"], side=32, limit=hashes[-1])
+    split = [load_labelled(store, [name], side=32, limit=hashes[-1]) for name in ("a.tar", "b.tar")]
+    assert join(split, "two").digest() == chosen.digest()
+    assert len(chosen) == 10
+    assert chosen.digest() == whole.rows(np.isin(whole.keys, chosen.keys)).digest()
+    fewer = load_labelled(store, ["one.tar"], side=32, limit=hashes[4])
+    assert set(fewer.keys) < set(chosen.keys)
+    assert smallest_hashes(store, ["one.tar"], 99)[:10] == hashes

@@ -8,17 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.gallery import GallerySample
 from pipeline.photographs import photograph
 from pipeline.records import Reason, Rejection
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
-    AccuracyRow,
     ClusterQuality,
     ClusterRow,
-    GallerySample,
     ReportData,
     StageRate,
-    relearned,
     removal_sentence,
     write_report,
 )
@@ -95,13 +93,6 @@ def realistic() -> ReportData:
         ),
         settings={"epsilon": 16 / 255, "steps": 100, "surrogate": "timm:tf_efficientnet_lite0", "seed": 0},
         versions={"torch": "2.15.0", "pillow": "12.1.0"},
-        accuracy=(
-            AccuracyRow("nt", (0.881,), (0.214,)),
-            AccuracyRow("nt-cg", (0.798,), (0.262,)),
-            AccuracyRow("subtract+cg", (0.738,), (0.655,)),
-        ),
-        chance=1 / 16,
-        accuracy_setup="A small residual network from random weights, 12 epochs on 1,600 images, one seed.",
     )
 
 
@@ -150,32 +141,11 @@ def test_references_inside_charts_meet_exactly_one_id(html):
         assert ids.count(target) == 1, target
 
 
-def test_the_first_line_gives_the_worst_case_beside_the_clean_control(html):
-    first = re.search(r"<h1>(.*?)</h1>", html, re.DOTALL)[1]
-    assert first == (
-        "1,594 images protected. A model trained on them still reaches 65.5 % accuracy; "
-        "trained on the clean images, 88.1 %."
-    )
-
-
 def test_the_first_line_says_so_when_nothing_was_measured():
     html = write_report(least())
-    assert "What a model still learns from them has not been measured" in re.search(r"<h1>(.*?)</h1>", html)[1]
+    assert "What a model still learns from them has not been measured here" in re.search(r"<h1>(.*?)</h1>", html)[1]
     assert "they guarantee nothing" in html
-    assert html.lower().count("not measured") >= 3
-
-
-def test_relearned_accuracy_is_the_largest_seed_mean_for_both_trainings():
-    rows = (
-        AccuracyRow("nt", (0.9, 0.8), (0.1, 0.5)),
-        AccuracyRow("cg", (0.7,), (0.35, 0.37)),
-        AccuracyRow("x", (), ()),
-    )
-    found = relearned(rows)
-    assert (found.protected_regime, found.clean_regime, found.num_regimes) == ("cg", "nt", 2)
-    assert found.protected == pytest.approx(0.36)
-    assert found.clean == pytest.approx(0.85)
-    assert relearned(()) is None
+    assert html.lower().count("not measured") >= 2
 
 
 def test_hostile_names_areshown_and_not_obeyed():
@@ -189,7 +159,6 @@ def test_hostile_names_areshown_and_not_obeyed():
             "rejections": (Rejection(evil, evil, Reason.UNSAFE_NAME, evil),),
             "settings": {evil: evil},
             "versions": {evil: evil},
-            "accuracy": (AccuracyRow(evil, (0.5,), (0.4,)),),
             "stages": (StageRate(evil, 1, 1.0),),
             "quarantine": {evil: 1},
             "method": evil,

@@ -40,6 +40,11 @@ def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
         ({"generator": "network", "optimise_through": "surrogate", "delta_size": 33}, "multiple of 4"),
         ({"train_images": "cluster"}, "needs --optimise-through surrogate"),
         ({"bound": "tanh_clamp"}, "leave --bound at project"),
+        ({"generator_lr": 1e-3}, "--generator-lr belongs to --generator network; it does nothing for direct"),
+        (
+            {"generator": "network", "optimise_through": "surrogate", "step_size": 0.01},
+            "--step-size belongs to --generator direct",
+        ),
         ({"max_quarantine": 2}, "share between 0 and 1"),
     ],
 )
@@ -81,3 +86,17 @@ def test_suffixes_that_are_kept_are_named_one_by_one_on_the_command_line_and_in_
     (tmp_path / "run.yaml").write_text("keep_sidecar: [seg.png, npy]\n")
     again = parse_settings([*places, "--config", str(tmp_path / "run.yaml")])
     assert again.keep_sidecar == ["npy", "seg.png"]
+
+
+def test_what_was_given_is_told_from_a_default_and_from_a_preset() -> None:
+    assert settings_from({"epsilon": 16 / 255}, preset="uc-paper").given == {"epsilon"}
+    assert settings_from().given == frozenset()
+
+
+def test_the_largest_sign_step_is_in_pixel_units() -> None:
+    given = ["--input", "a", "--output", "b"]
+    assert parse_settings([*given, "--step-size", "4/255"]).step_size == pytest.approx(4 / 255)
+    network = [*given, "--generator", "network", "--optimise-through", "surrogate", "--generator-lr", "1e-3"]
+    assert parse_settings(network).generator_lr == 1e-3
+    with pytest.raises(SettingsError, match="--step-size: invalid"):
+        parse_settings([*given, "--step-size", "much"])

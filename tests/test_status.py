@@ -13,6 +13,7 @@ import pytest
 from jobs.status import status_of
 from pipeline import layout
 from pipeline.errors import InputError
+from pipeline.run_record import Ingredients, RunRecord
 from pipeline.store import Store
 from pipeline.totals import READERS, REFUSING, TOGETHER, totals_of
 
@@ -36,7 +37,8 @@ def commit_fields(number: int) -> dict[str, Any]:
 
 def write_output(folder: Path, commits: int, total: int) -> None:
     (folder / layout.COMMITS).mkdir(parents=True)
-    (folder / layout.RUN).write_text(json.dumps({"fingerprint": "f" * 64, "num_shards": total}))
+    ingredients = Ingredients({}, "l", "w", None, None, "cpu", {})
+    (folder / layout.RUN).write_bytes(RunRecord("f" * 64, ingredients, "in", total, 0).to_bytes())
     for number in range(commits):
         (folder / layout.commit(f"{number:05d}.tar")).write_text(json.dumps(commit_fields(number)))
 

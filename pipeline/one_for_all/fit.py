@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.objective import check_finite
 from pipeline.one_for_all.generator import UniversalGenerator, bounded
 from pipeline.one_for_all.losses import LOSSES, Concepts, select_by_label, select_concepts, similarities
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.schedules import cosine
 from pipeline.surrogate import Surrogate
 
 CURVES = ("loss", "near", "opposite", "near_clean", "opposite_clean")
@@ -93,7 +93,7 @@ class UniversalFit:
     def _advance(self) -> None:
         settings = self.settings
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.lr * (1 + math.cos(math.pi * self.step / self.steps)) / 2
+            group["lr"] = settings.lr * cosine(self.step, self.steps)
         self.generator.train()
         self.optimiser.zero_grad(set_to_none=True)
         seen = torch.zeros(len(CURVES), device=self.device)

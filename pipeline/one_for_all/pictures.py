@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.errors import InputError, SampleError
-from pipeline.fit_images import CROP_MARGIN, is_chosen
+from pipeline.fingerprint import in_sample
+from pipeline.fit_images import CROP_MARGIN, FIT_IMAGE
 from pipeline.members import image_suffix
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
@@ -46,7 +47,7 @@ def read_squares(
     pixels: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     for sample in samples:
-        if isinstance(sample, Rejection) or not is_chosen(seed, shard, sample.key, share):
+        if isinstance(sample, Rejection) or not in_sample(share, seed, FIT_IMAGE, shard, sample.key):
             continue
         try:
             suffix = image_suffix(sample)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
 from pipeline.errors import SampleError
+from pipeline.gallery import GallerySample
 from pipeline.members import image_suffix
 from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.protection import UniversalProtection
@@ -18,7 +19,7 @@ from pipeline.page import find_template
 from pipeline.picture import decode_rgb
 from pipeline.picture_deltas import Asked
 from pipeline.records import Sample
-from pipeline.report import GallerySample, shown
+from pipeline.report import shown
 from pipeline.surrogate import Surrogate
 from pipeline.tar import read_samples
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import SettingsError
 from pipeline.one_for_all.generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
 from pipeline.one_for_all.losses import LOSSES, NEAR, SELECT_BY, SelectBy
-from pipeline.settings import DEFAULT_SURROGATE, near_matches
+from pipeline.settings import DEFAULT_SURROGATE, Deciding, build, check, check_choice, check_least, runtime
 
 SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section 4.4)
 
 
-def _runtime(default: Any) -> Any:
-    """A field that changes how a training goes, but not what comes of it: left out of the fingerprint."""
-    return field(default=default, metadata={"decides_bytes": False})
-
-
 @dataclass(frozen=True, kw_only=True)
-class OneForAllSettings:
+class OneForAllSettings(Deciding):
     """Every choice of a training. The defaults are the paper's where it states one (methods of section 4.1).
 
     side        of the images that the generator sees, in pixels; None: the surrogate's input, to a multiple of 8
@@ -31,10 +25,10 @@ class OneForAllSettings:
     Raises SettingsError, one line that names the option, for anything out of range.
     """
 
-    input: str = _runtime("")
-    output: str = _runtime("")
+    input: str = runtime("")
+    output: str = runtime("")
     surrogate: str = DEFAULT_SURROGATE
-    surrogate_weights: str | None = _runtime(None)
+    surrogate_weights: str | None = runtime(None)
     surrogate_size: int | None = None
     concepts: str | None = None
     template: str = "a photo of a {}"
@@ -56,33 +50,24 @@ class OneForAllSettings:
     seed: int = 0
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
-    workers: int | None = _runtime(None)
-    gpus_per_worker: float = 0.0
-    overwrite: bool = _runtime(False)
-    debug: bool = _runtime(False)
+    workers: int | None = runtime(None)
+    gpus_per_worker: float = runtime(0.0)
+    overwrite: bool = runtime(False)
+    debug: bool = runtime(False)
 
     def __post_init__(self) -> None:
         for name, allowed in {"bound": BOUNDS, "loss": tuple(LOSSES), "select_by": SELECT_BY}.items():
-            value = getattr(self, name)
-            near = near_matches(str(value), list(allowed))
-            _check(value in allowed, f"{_flag(name)} {value!r} is none of {', '.join(allowed)}{near}")
-        _check(1 / 255 <= self.epsilon < 1, f"--epsilon must lie between 1/255 and 1; it is {self.epsilon:g}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            _check(value is None or value >= least, f"{_flag(name)} must be at least {least}; it is {value}")
-        _check(
+            check_choice(name, getattr(self, name), allowed)
+        check(1 / 255 <= self.epsilon < 1, f"--epsilon must lie between 1/255 and 1; it is {self.epsilon:g}")
+        check_least(self, _LEAST)
+        check(
             self.side is None or self.side % STRIDE == 0,
             f"--side must be a multiple of {STRIDE}: the generator halves it three times; it is {self.side}",
         )
-        _check(
+        check(
             self.batch_size % self.accumulate == 0,
             f"--batch-size {self.batch_size} is not a multiple of --accumulate {self.accumulate}",
         )
-
-    @property
-    def deciding(self) -> dict[str, Any]:
-        """The choices that decide what is trained, for the fingerprint."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("decides_bytes", True)}
 
     def side_for(self, input_size: int) -> int:
         """Side of the generator's images: as asked for, else the surrogate's input to the multiple of 8 above it."""
@@ -91,13 +76,7 @@ class OneForAllSettings:
 
 def one_for_all_settings(given: Mapping[str, Any]) -> OneForAllSettings:
     """Settings from options. Raises SettingsError for unknown names, with near matches, and for what is missing."""
-    known = [f.name for f in fields(OneForAllSettings)]
-    for name in given:
-        if name not in known:
-            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
-    for name in ("input", "output"):
-        _check(bool(given.get(name)), f"--{name} is missing")
-    return OneForAllSettings(**given)
+    return build(OneForAllSettings, given, required=("input", "output"))
 
 
 _LEAST = {
@@ -118,12 +97,3 @@ _LEAST = {
     "workers": 1,
     "gpus_per_worker": 0,
 }
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise SettingsError(message)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.errors import InputError, SampleError
-from pipeline.fingerprint import derive
+from pipeline.fingerprint import derive, in_sample
+from pipeline.fit_images import shorter_sides
 from pipeline.members import image_suffix
 from pipeline.picture import decode_rgb
 from pipeline.records import Rejection, Sample
@@ -51,8 +54,10 @@ class Collection:
         return Collection(self.images[indices], self.labels[indices], tuple(self.keys[i] for i in indices))
 
 
-def load_labelled(store: Store, shards: Sequence[str], *, side: int) -> Collection:
+def load_labelled(store: Store, shards: Sequence[str], *, side: int, limit: int | None = None) -> Collection:
     """Every sample of the shards that has an image and a `.cls` label, at one side, in shard order.
+
+    limit  only those whose keys have a hash of at most that (see smallest_hashes); the others are not decoded
 
     Pictures are cut to a square in the middle and resized (bicubic) as they are decoded from the files.
     Raises InputError, naming shard and key, if a sample cannot be read or has no label or a key comes twice.
@@ -63,10 +68,39 @@ def load_labelled(store: Store, shards: Sequence[str], *, side: int) -> Collecti
             for sample in read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES):
                 if isinstance(sample, Rejection):
                     raise InputError(f"{store.url}/{shard}: {sample.key}: {sample.detail}")
+                if limit is not None and _hash(sample.key) > limit:
+                    continue
                 labels.append(_label(sample, f"{store.url}/{shard}"))
                 images.append(_square(sample, side, f"{store.url}/{shard}"))
                 keys.append(sample.key)
     return join([Collection(_stacked(images, side), np.array(labels, np.int64), tuple(keys))], store.url)
+
+
+def shard_side(store: Store, shard: str) -> int:
+    """Median shorter side in pixels of the first images of a shard. Raises InputError."""
+    with store.open(shard) as stream:
+        samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
+        sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
+    return sorted(sides)[len(sides) // 2]
+
+
+def smallest_hashes(store: Store, shards: Sequence[str], at_most: int) -> list[int]:
+    """The smallest hashes of the keys of some shards, at most so many, ascending; no picture is decoded.
+
+    The images whose hashes are at most the last of them are the same however a collection is cut into shards, and in
+    every copy of it.
+    """
+    found: list[int] = []
+    for shard in shards:
+        with store.open(shard) as stream:
+            samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
+            hashes = (_hash(sample.key) for sample in samples if isinstance(sample, Sample))
+            found = heapq.nsmallest(at_most, itertools.chain(found, hashes))
+    return found
+
+
+def _hash(key: str) -> int:
+    return derive(0, "relearning-images", key)
 
 
 def join(parts: Iterable[Collection], where: str) -> Collection:
@@ -115,17 +149,16 @@ def check_classes(clean: Collection, test: Collection) -> None:
 
 def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
     """True for the hash-sample of keys that no one trains on."""
-    return np.array([derive(seed, "relearning-holdout", key) < share * 2.0**63 for key in keys], bool)
+    return np.array([in_sample(share, seed, "relearning-holdout", key) for key in keys], bool)
 
 
 def _label(sample: Sample, where: str) -> int:
-    text = sample.members.get("cls")
     try:
-        assert text is not None
-        label = int(text)
-        assert label >= 0
-    except (AssertionError, ValueError):
-        raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on") from None
+        label = int(sample.members.get("cls", b""))
+    except ValueError:
+        label = -1
+    if label < 0:
+        raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on")
     return label
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.errors import SettingsError
 from pipeline.fingerprint import canonical, sha256
-from pipeline.settings import near_matches
+from pipeline.settings import build, check, check_choice
 
 CLEAN = "clean"  # the name of the control in every table
 CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, alone
@@ -129,6 +128,7 @@ class EvaluationSettings:
     """Every choice of an evaluation. Raises SettingsError, one line that names the option.
 
     protected      name -> URL; side  pixels of all images, None: the median of the clean ones, at most 224
+    images         train on at most so many, chosen by the hash of their keys; None: on all
     classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
     holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
     """
@@ -145,37 +145,36 @@ class EvaluationSettings:
     epochs: int = 12
     recipe: str = "fast"
     side: int | None = None
+    images: int | None = None
     classes: str | None = None
     concepts: str | None = None
     holdout: float = 0.05
     workers: int | None = None
     gpus_per_worker: float = 0.0
+    dry_run: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
         for name in ("clean", "test", "output"):
-            _check(bool(getattr(self, name)), f"--{name} is missing")
+            check(bool(getattr(self, name)), f"--{name} is missing")
         for name in ("targets", "regimes", "labellings", "shares", "seeds"):
             values = getattr(self, name)
-            _check(bool(values), f"--{name} is empty")
-            _check(len(set(values)) == len(values), f"--{name} names something twice: {', '.join(map(str, values))}")
-        _check(self.epochs >= 1, f"--epochs {self.epochs} is less than 1")
-        _check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
-        _check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
+            check(bool(values), f"--{name} is empty")
+            check(len(set(values)) == len(values), f"--{name} names something twice: {', '.join(map(str, values))}")
+        check(self.images is None or self.images >= 2, f"--images {self.images} is less than 2")
+        check(self.epochs >= 1, f"--epochs {self.epochs} is less than 1")
+        check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
+        check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
         for name in (CLEAN, CLEAN_PART):
-            _check(name not in self.protected, f"--protected: {name!r} is the name of a control; choose another")
-        known = sorted(RECIPES)
-        _check(
-            self.recipe in known,
-            f"--recipe {self.recipe!r} is none of {', '.join(known)}{near_matches(self.recipe, known)}",
-        )
+            check(name not in self.protected, f"--protected: {name!r} is the name of a control; choose another")
+        check_choice("recipe", self.recipe, sorted(RECIPES))
         for share in self.shares:
             kind, _, number = share.partition(":")
             try:
                 sane = kind in ("samples", "classes") and 0 < float(number) <= 1
             except ValueError:
                 sane = False
-            _check(sane, f"--shares {share!r} is not like samples:0.5 or classes:0.5, above 0 and at most 1")
+            check(sane, f"--shares {share!r} is not like samples:0.5 or classes:0.5, above 0 and at most 1")
 
     def trials(self, digests: Mapping[str, str], labels: Mapping[str, str]) -> list[Trial]:
         """All trials.
@@ -211,20 +210,13 @@ class EvaluationSettings:
 
 def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> EvaluationSettings:
     """Settings from a preset, overlaid with options. Raises SettingsError, with near matches."""
-    if preset is not None and preset not in PRESETS:
-        names = sorted(PRESETS)
-        raise SettingsError(f"--preset {preset!r} is none of {', '.join(names)}{near_matches(preset, names)}")
+    if preset is not None:
+        check_choice("preset", preset, sorted(PRESETS))
     merged = dict(PRESETS[preset]) if preset else {}
     merged |= given
     if "labellings" in merged:
         merged["labellings"] = tuple(name for one in merged["labellings"] for name in _swept(one))
-    known = [one.name for one in fields(EvaluationSettings)]
-    for name in merged:
-        if name not in known:
-            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
-    for required in ("clean", "test", "output"):
-        _check(bool(merged.get(required)), f"--{required} is missing")
-    return EvaluationSettings(**merged)
+    return build(EvaluationSettings, merged, required=("clean", "test", "output"))
 
 
 def _swept(labelling: str) -> list[str]:
@@ -233,10 +225,5 @@ def _swept(labelling: str) -> list[str]:
     if found is None:
         return [labelling]
     first, last = int(found[2]), int(found[3])
-    _check(first <= last, f"--labellings {labelling!r} ends before it begins")
+    check(first <= last, f"--labellings {labelling!r} ends before it begins")
     return [f"{found[1]}:{number}" for number in range(first, last + 1)]
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise SettingsError(message)

@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.concepts import ConceptBank, imagenet_bank
-from pipeline.errors import InputError, SettingsError
+from pipeline.errors import InputError, SettingsError, one_line
 from pipeline.fingerprint import derive, numpy_rng
 from pipeline.relearning.concepts import group_concepts, grouping_quality
 from pipeline.relearning.overlap import conditional_entropy
@@ -182,7 +182,7 @@ def _mapping(path: Path) -> dict[Any, Any]:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as JSON or YAML: {' '.join(str(error).split())[:160]}") from None
+        raise InputError(f"{path} cannot be read as JSON or YAML: {one_line(error, 160)}") from None
     if not isinstance(found, dict) or any(isinstance(value, dict | list | None) for value in found.values()):
         raise InputError(f"{path} is not a mapping of class (name or index) to superclass")
     return found

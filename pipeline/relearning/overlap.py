@@ -14,19 +14,11 @@ class Overlap:
     """Clusters c against labels y of N images, with n(c, y) images in both.
 
     shortcut_accuracy    sum over c of max over y of n(c, y) / N: what a classifier that sees only the cluster can reach
-    inverse_purity       sum over y of max over c of n(c, y) / N: 1 where no class is spread over clusters
     ami                  adjusted mutual information (Vinh et al. 2010), normalised by the mean entropy; 0 is chance
-    conditional_entropy  H(Y|C) in bits: what stays open about the label once the cluster is known
-    label_entropy        H(Y) in bits
-    majority             share of the commonest label: the shortcut accuracy of a single cluster
     """
 
     shortcut_accuracy: float
-    inverse_purity: float
     ami: float
-    conditional_entropy: float
-    label_entropy: float
-    majority: float
 
     @property
     def purity(self) -> float:
@@ -40,11 +32,7 @@ def overlap(clusters: ArrayLike, labels: ArrayLike) -> Overlap:
     total = counts.sum()
     return Overlap(
         shortcut_accuracy=float(counts.max(axis=1).sum() / total),
-        inverse_purity=float(counts.max(axis=0).sum() / total),
         ami=float(adjusted_mutual_info_score(np.asarray(labels), np.asarray(clusters))),
-        conditional_entropy=conditional_entropy(counts),
-        label_entropy=conditional_entropy(counts.sum(axis=0, keepdims=True)),
-        majority=float(counts.sum(axis=0).max() / total),
     )
 
 

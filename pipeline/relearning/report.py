@@ -20,7 +20,7 @@ from pipeline.relearning.shares import parse_share
 
 SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
 _OPEN_PANELS = 24  # more learning curves than these are folded, by target
-_HIDDEN_SETTINGS = {"clean", "test", "protected", "output", "debug"}  # URLs stand elsewhere, stripped
+_HIDDEN_SETTINGS = {"clean", "test", "protected", "output", "debug", "dry_run"}  # URLs stand elsewhere, stripped
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         has_delta_tests=any(row.get(name) is not None for row in rows for name in tables.DELTA_TESTS),
         costs=tables.costs(rows, order),
         data=_data(rows, order),
-        settings=[(name, value) for name, value in about.settings.items() if name not in _HIDDEN_SETTINGS],
+        settings=[(name, _words(value)) for name, value in about.settings.items() if name not in _HIDDEN_SETTINGS],
         versions=sorted({str(row["versions"]) for row in rows if row.get("versions")}),
     )
 
@@ -107,6 +107,10 @@ def first_line(headlines: Sequence[tables.Headline], order: tables.Order) -> str
         count = f" (of {_regimes(clean.found.num_regimes)})" if not of else ""
         control = f"clean images {percent(clean.found.accuracy)}{count}"
     return f"Relearned accuracy, the worst case{of}{on}: {', '.join(figures)}; {control}."
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _regimes(number: int) -> str:

@@ -17,6 +17,7 @@ from pipeline.augment import random_views, take
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.targets import build_target
+from pipeline.schedules import cosine, one_cycle
 
 SMALL = 4_096  # fewer images are trained in smaller batches, so that a small set gets steps enough to be learnt
 TEST_BATCH = 512
@@ -45,10 +46,8 @@ class Recipe:
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step 0 … steps - 1."""
-        if self.schedule == "one_cycle" and step < self.warm_up * steps:
-            return self.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / (self.warm_up * steps))) / 2)
-        begin = self.warm_up * steps if self.schedule == "one_cycle" else 0.0
-        return self.lr * (1 + math.cos(math.pi * (step - begin) / (steps - begin))) / 2
+        is_cycle = self.schedule == "one_cycle"
+        return self.lr * (one_cycle(step, steps, self.warm_up) if is_cycle else cosine(step, steps))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import SettingsError
-from pipeline.settings import Metadata, Settings, SmallImages, near_matches
+from pipeline.settings import Metadata, Settings, SmallImages, build, check, check_least
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -51,20 +50,19 @@ class UploadSettings:
     def __post_init__(self) -> None:
         least = {"settle": 0, "unit_images": 1, "unit_bytes": 1, "watch": 0.1, "lease": 1, "wait_lease": 0}
         least |= {"metrics_port": 1, "metrics_linger": 0}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise SettingsError(f"--{name.replace('_', '-')} must be at least {lowest}; it is {value:g}")
-        if not 0 <= self.max_drift <= 1:
-            raise SettingsError("--max-drift is a share between 0 and 1, e.g. 0.1")
-        if self.dry_run and self.watch is not None:
-            raise SettingsError("--dry-run looks once: leave --watch out")
-        if self.metrics_file is not None and self.watch is not None:
-            raise SettingsError("--metrics-file is written at the end, which --watch has not: use --metrics-port")
-        if self.metrics_linger is not None and self.metrics_port is None:
-            raise SettingsError("--metrics-linger keeps the port of --metrics-port open: add --metrics-port PORT")
-        if self.workers is not None and not self.ray:
-            raise SettingsError("--workers is the number of Ray's processes: add --ray")
+        check_least(self, least)
+        check(0 <= self.max_drift <= 1, "--max-drift is a share between 0 and 1, e.g. 0.1")
+        looks_once = self.watch is None
+        check(looks_once or not self.dry_run, "--dry-run looks once: leave --watch out")
+        check(
+            looks_once or self.metrics_file is None,
+            "--metrics-file is written at the end, which --watch has not: use --metrics-port",
+        )
+        check(
+            self.metrics_linger is None or self.metrics_port is not None,
+            "--metrics-linger keeps the port of --metrics-port open: add --metrics-port PORT",
+        )
+        check(self.workers is None or self.ray, "--workers is the number of Ray's processes: add --ray")
         _ = self.pictures
 
     @property
@@ -91,14 +89,7 @@ class UploadSettings:
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
     """Settings from options. Raises SettingsError for one that is missing or unknown, with near matches."""
-    known = [f.name for f in fields(UploadSettings)]
-    for required in ("input", "output", "protection"):
-        if not given.get(required):
-            raise SettingsError(f"--{required} is missing (see --help)")
-    for name in given:
-        if name not in known:
-            raise SettingsError(f"unknown option {name!r}{near_matches(name, known)}")
-    return UploadSettings(**given)
+    return build(UploadSettings, given, required=("input", "output", "protection"))
 
 
 def parse_seconds(text: str) -> float:

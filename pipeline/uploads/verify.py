@@ -8,7 +8,7 @@ from itertools import islice
 
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.fingerprint import derive, sha256
+from pipeline.fingerprint import in_sample, sha256
 from pipeline.records import Rejection, Sample, losses_of, quarantine_from_bytes
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
@@ -60,7 +60,7 @@ def _verify_image(row: Row, output: Store, source: Store | None, settings: Setti
     original = source.read_if(row.name, row.etag) if source is not None else None
     if original == data:
         check.fail("", "the image is unprotected: its bytes are those of the input")
-    if derive(settings.seed, "verify", row.output) < share * 2.0**63:
+    if in_sample(share, settings.seed, "verify", row.output):
         before = None if original is None else _sample(row.name, original)
         compare_pictures(check, _sample(row.output, data), before, settings)
     return check

@@ -33,9 +33,10 @@ from ratio import where, write
 from jobs.prepare import committed_shards, prepare, start
 from jobs.status import status_of
 from pipeline import layout
-from pipeline.commits import ingredients_of, make_plan, plan_to_parquet, run_record
+from pipeline.commits import make_plan, plan_to_parquet
 from pipeline.fingerprint import canonical, sha256
 from pipeline.records import Commit, Shard
+from pipeline.run_record import RunRecord, ingredients_of, read_run
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.store import Store
 
@@ -133,7 +134,7 @@ def measure_plan(folder: Path, size: int) -> dict[str, Any]:
     def work() -> int:
         ingredients = ingredients_of(settings, listing, weights_sha256="0" * 64)
         plan = make_plan(listing, ingredients.fingerprint, ())
-        assert run_record(ingredients, settings, plan)["num_shards"] == size
+        assert RunRecord.of(ingredients, settings, plan).num_shards == size
         return len(plan_to_parquet(plan))
 
     written, spent = measured(work)
@@ -144,11 +145,11 @@ def measure_resume(folder: Path, size: int) -> dict[str, Any]:
     settings = settings_of(folder)
     output = Store(settings.output)
     listing = [Shard(shard_name(number), 0, "") for number in range(size)]
-    record = json.loads(output.read(layout.RUN))
+    record = read_run(output)
 
     def work() -> tuple[int, int, str]:
         done = committed_shards(settings, output, record, listing)
-        plan = make_plan(listing, record["fingerprint"], done)
+        plan = make_plan(listing, record.fingerprint, done)
         return len(plan.done), len(plan.left), plan.left[0].name
 
     found, spent = measured(work)

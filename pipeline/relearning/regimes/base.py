@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from pipeline.relearning.train import Recipe, Training
@@ -137,8 +136,3 @@ class Composed(Regime):
     def load(self, state: dict[str, Tensor]) -> None:
         for i, part in enumerate(self.parts):
             part.load({name.partition("/")[2]: v for name, v in state.items() if name.partition("/")[0] == str(i)})
-
-
-def soft_cross_entropy(scores: Tensor, shares: Tensor) -> Tensor:
-    """Mean cross entropy of scores [B, C] against shares of classes [B, C] that sum to one (mixed labels)."""
-    return -(shares * F.log_softmax(scores, 1)).sum(1).mean()

@@ -1,0 +1,1 @@
+"""What people start: flags, the order of the stages, exit codes."""

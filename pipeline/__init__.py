@@ -1,0 +1,1 @@
+"""What computes: no Ray, no flags, no printing."""

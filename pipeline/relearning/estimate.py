@@ -1,0 +1,68 @@
+"""What an evaluation will take, from a trial that is measured on a few images of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.estimate import first_samples
+from pipeline.relearning.collection import MAX_MEMBER_BYTES, load_labelled, smallest_hashes
+from pipeline.relearning.evaluation import CLEAN, EvaluationSettings
+from pipeline.relearning.regimes import find_regime
+from pipeline.relearning.train import train_target
+from pipeline.store import Entry, Store
+
+MEASURED_IMAGES = 256
+_COPIES = 6  # of a trial's images, in bytes each: themselves, the clean ones, both and their difference as int16
+
+
+@dataclass(frozen=True)
+class EvaluationEstimate:
+    """trials; images of each collection; bytes that a node holds of all, and for each trial; seconds of all trials."""
+
+    trials: int
+    images: dict[str, int]
+    shared_bytes: int
+    trial_bytes: int
+    seconds: float
+
+
+def estimate_evaluation(
+    settings: EvaluationSettings, stores: dict[str, tuple[Store, list[Entry]]], side: int
+) -> EvaluationEstimate:
+    """Count images by the bytes of the first ones, and train the first target on a few of them for an epoch under nt.
+
+    stores  clean, test and protected name -> store and shards; seconds are those of one worker
+    Raises InputError for collections that cannot be read.
+    """
+    images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
+    for name in images.keys() - {"test"}:
+        images[name] = min(images[name], settings.images or images[name])
+    digests, labels = dict.fromkeys(stores, ""), dict.fromkeys(settings.labellings, "")
+    trials = settings.trials(digests, labels)
+    seconds = sum(images.get(one.protection, images[CLEAN]) * settings.epochs for one in trials)
+    each = 3 * side * side
+    return EvaluationEstimate(
+        trials=len(trials),
+        images=images,
+        shared_bytes=each * sum(images.values()),
+        trial_bytes=_COPIES * each * images[CLEAN],
+        seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
+    )
+
+
+def _count(store: Store, entries: list[Entry]) -> int:
+    with store.open(entries[0].name) as stream:
+        _, bytes_each = first_samples(stream, entries[0].size, max_member_bytes=MAX_MEMBER_BYTES)
+    return max(1, round(sum(entry.size for entry in entries) / bytes_each))
+
+
+def _images_per_second(settings: EvaluationSettings, store: Store, entries: list[Entry], side: int) -> float:
+    shard = [entries[0].name]
+    few = load_labelled(store, shard, side=side, limit=smallest_hashes(store, shard, MEASURED_IMAGES)[-1])
+    images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
+    regime = find_regime("nt")
+    return train_target(
+        images, labels, images[:1], labels[:1], regime=regime, seed=0, epochs=1, target=settings.targets[0]
+    ).images_per_second

@@ -1,0 +1,121 @@
+"""What a run is and what became of it: run.json, which decides who may go on in an output, and status.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline import layout
+from pipeline.errors import ConflictError, InputError
+from pipeline.fingerprint import FORMAT_VERSION, canonical, library_versions, sha256
+from pipeline.json_record import JsonRecord
+from pipeline.records import Plan, Shard
+from pipeline.settings import Settings
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Everything that decides output bytes: two runs with equal ingredients write equal shards."""
+
+    settings: Mapping[str, Any]
+    listing_sha256: str
+    weights_sha256: str  # of the surrogate
+    protection_sha256: str | None  # of a protection that is applied instead of fitted
+    key_sha256: str | None  # of the secret of --generator texture
+    device: str  # class of device: "cpu" or "cuda"
+    versions: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256(canonical([FORMAT_VERSION, asdict(self)]))
+
+
+def ingredients_of(
+    settings: Settings,
+    shards: Iterable[Shard],
+    *,
+    weights_sha256: str,
+    protection_sha256: str | None = None,
+    key_sha256: str | None = None,
+) -> Ingredients:
+    """Gather what decides the bytes of a run over `shards` with `settings`."""
+    listing = [[shard.name, shard.size, shard.etag] for shard in shards]
+    return Ingredients(
+        settings=settings.deciding,
+        listing_sha256=sha256(canonical(listing)),
+        weights_sha256=weights_sha256,
+        protection_sha256=protection_sha256,
+        key_sha256=key_sha256,
+        device="cuda" if settings.gpus_per_worker else "cpu",
+        versions=library_versions(),
+    )
+
+
+@dataclass(frozen=True)
+class RunRecord(JsonRecord):
+    """run.json; it has no secret: credentials and keys are not in the settings."""
+
+    fingerprint: str
+    ingredients: Ingredients
+    input: str
+    num_shards: int
+    input_bytes: int
+
+    @classmethod
+    def of(cls, ingredients: Ingredients, settings: Settings, plan: Plan) -> RunRecord:
+        """The record of a run that is planned."""
+        return cls(ingredients.fingerprint, ingredients, settings.input, len(plan.shards), plan.total_bytes)
+
+
+def read_run(output: Store) -> RunRecord:
+    """The run of an output. Raises InputError if none has begun there."""
+    found = RunRecord.read(output, layout.RUN)
+    if found is None:
+        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
+    return found
+
+
+@dataclass(frozen=True)
+class RunStatus(JsonRecord):
+    """status.json: what became of a run, for machines.
+
+    state          running | done | failed          stage  the last one that was begun
+    stage_seconds  of all starts of this run        counts  shards, protected and quarantined samples
+    """
+
+    fingerprint: str
+    started: str
+    updated: str = ""
+    state: str = "running"
+    stage: str = ""
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    message: str | None = None
+    exit_code: int | None = None
+
+
+def check_same_run(existing: RunRecord, wanted: RunRecord, output: str) -> None:
+    """Raise ConflictError, naming what differs, if an output belongs to a run with another fingerprint."""
+    if existing.fingerprint == wanted.fingerprint:
+        return
+    differences = list(_differences("", asdict(existing.ingredients), asdict(wanted.ingredients)))
+    shown = "; ".join(differences[:6]) or "format version"
+    raise ConflictError(
+        f"{output} belongs to another run ({shown}): use its settings to resume it, another --output, or --overwrite"
+    )
+
+
+def _differences(prefix: str, old: Any, new: Any) -> Iterable[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new}):
+            yield from _differences(f"{prefix}.{name}" if prefix else name, old.get(name), new.get(name))
+    elif old != new:
+        name = prefix.removeprefix("settings.")
+        yield f"{name} was {_shortened(old)}, is {_shortened(new)}"
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "…"
