@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from actors.connect import Workers, workers_for
+from actors.failures import ray_failures
 from actors.trials import (
     EvaluationData,
     LoadedLabels,
@@ -24,7 +25,6 @@ from actors.trials import (
 from jobs import cli
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
-from jobs.stages import ray_failures
 from pipeline.errors import InputError, SettingsError
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.evaluation import (
