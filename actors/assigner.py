@@ -29,7 +29,7 @@ from pipeline.clusters import (
     report_on,
     with_p99,
 )
-from pipeline.errors import ScumbleError
+from pipeline.errors import ClusterError, ScumbleError
 from pipeline.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet
 from pipeline.fingerprint import derive
 from pipeline.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
@@ -194,17 +194,17 @@ class AssignerPool:
 
 
 def answer(references: Sequence[Any], timeout_s: float = ANSWER_TIMEOUT_S, what: str = "clustering") -> list[Any]:
-    """What the references hold. Raises the worker's own error, or ScumbleError if it died or did not answer."""
+    """What the references hold. Raises the worker's own error, or ClusterError if it died or did not answer."""
     try:
         return list(ray.get(list(references), timeout=timeout_s))
     except GetTimeoutError:
-        raise ScumbleError(f"{what}: no answer within {timeout_s:.0f} s; see what holds the cluster's CPUs") from None
+        raise ClusterError(f"{what}: no answer within {timeout_s:.0f} s; see what holds the cluster's CPUs") from None
     except RayTaskError as error:
         if isinstance(error.cause, ScumbleError):
             raise error.cause from None
         raise
     except RayActorError as error:
-        raise ScumbleError(f"{what}: a worker died and could not be restarted: {error}; start again") from None
+        raise ClusterError(f"{what}: a worker died and could not be restarted: {error}; start again") from None
 
 
 def cluster_collection(

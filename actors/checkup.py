@@ -17,7 +17,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.connect import Asked, connected
 from pipeline.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
-from pipeline.errors import InputError, one_line
 from pipeline.fingerprint import library_versions
 
 ANSWER_SECONDS = 60.0
@@ -46,17 +45,13 @@ def facts() -> NodeFacts:
 def check_cluster(asked: Asked) -> list[Finding]:
     """The cluster that RAY_ADDRESS names, node by node; without one, that a private one would be started.
 
-    Raises InputError if it does not answer, or runs another version of Ray or Python.
+    Raises ClusterError if it does not answer, or runs another version of Ray or Python.
     """
     if "RAY_ADDRESS" not in os.environ:
         detail = f"{ray.__version__}; RAY_ADDRESS names no cluster, so a run starts a private one"
         return [Finding("ok", "ray", detail)]
-    try:
-        with connected(asked):
-            return _check_nodes(asked)
-    except RuntimeError as error:
-        reason = one_line(error, 300)
-        raise InputError(f"{reason}: use one image, or one constraints.txt, for driver and cluster") from None
+    with connected(asked):
+        return _check_nodes(asked)
 
 
 def _check_nodes(asked: Asked) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Reach a Ray cluster, or start a private one; the table of who gets how many CPUs and GPUs."""
+"""Reach a Ray cluster, or start a private one, and ask what it has room for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import ray
+from ray._private import ray_constants
 
-from pipeline.errors import InputError, one_line
+from actors.placement import Resources, place
+from actors.placement import Workers as Workers
+from pipeline.errors import ClusterError, one_line
 
 OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel
 
@@ -32,79 +36,70 @@ class Asked(Protocol):
     def debug(self) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Workers:
-    """How a stage is spread: so many processes, each with so many CPUs (threads) and GPUs."""
-
-    count: int
-    cpus: float
-    gpus: float
-
-    @property
-    def threads(self) -> int:
-        return max(1, int(self.cpus))
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
-
-    def on_cpus(self) -> Workers:
-        """One process per CPU of these workers: for stages that need no GPU."""
-        total = max(1, int(self.count * self.cpus))
-        return Workers(self.count, self.cpus, 0.0) if not self.gpus else Workers(total, 1.0, 0.0)
-
-
 @contextlib.contextmanager
 def connected(settings: Asked) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names (as inside a submitted job), else run a private one for the while.
 
-    Raises InputError if a cluster is named but does not answer.
+    Raises ClusterError if a cluster is named but does not answer within a minute, or is not to be joined.
     """
     quiet = {"logging_level": "INFO" if settings.debug else "ERROR", "log_to_driver": settings.debug}
+    log_level = "info" if settings.debug else "fatal"  # of Ray's own processes: their inner workings are no user's
     if "RAY_ADDRESS" in os.environ:
-        try:
-            ray.init(address=_cluster_address(), **quiet)
-        except ConnectionError as error:
-            raise InputError(
-                f"the Ray cluster at RAY_ADDRESS does not answer ({error}); unset RAY_ADDRESS to run here"
-            ) from None
-        with contextlib.ExitStack() as stack:
+        with _environment({"RAY_BACKEND_LOG_LEVEL": log_level}), contextlib.ExitStack() as stack:
             stack.callback(ray.shutdown)
+            _join(os.environ["RAY_ADDRESS"], quiet)
             _quiet_data(settings)
             yield
         return
-    with _private_cluster(quiet, "info" if settings.debug else "fatal"):
+    with _private_cluster(quiet, log_level):
         _quiet_data(settings)
         yield
 
 
-def _cluster_address() -> str:
-    """Inside a job RAY_ADDRESS may be the dashboard's http address; the cluster itself is then found by `auto`."""
-    address = os.environ["RAY_ADDRESS"]
-    return "auto" if address.startswith("http") else address
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    if address.startswith(("http://", "https://")):  # what `ray job submit` wants; inside a job Ray sets another one
+        raise ClusterError(
+            f"RAY_ADDRESS={address} is a dashboard's address: set it to HOST:PORT of the head (the port is 6379 unless "
+            "you chose another), send the job with `ray job submit`, or unset RAY_ADDRESS to run here"
+        )
+    ray_constants.NUM_REDIS_GET_RETRIES = 1  # 20 is Ray's, at 40 s each
+    try:
+        with _silenced(is_quiet=not quiet["log_to_driver"]):
+            ray.init(address=address, **quiet)
+    except RuntimeError as error:  # versions that differ
+        raise ClusterError(
+            f"{one_line(error, 300)}: use one image, or one constraints.txt, for driver and cluster"
+        ) from None
+    except Exception as error:
+        reason = f"the Ray cluster at RAY_ADDRESS does not answer ({one_line(error, 300)})"
+        raise ClusterError(f"{reason}; unset RAY_ADDRESS to run here") from None
 
 
 @contextlib.contextmanager
-def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[None]:
-    """A cluster of this machine alone, behind a token that only this process and its children know.
-
-    Ray turns tokens on by itself unless RAY_AUTH_MODE says otherwise; ours keeps it from writing one to the home.
-    log_level is that of Ray's own processes: what they say of inner workings is no line for a user.
-    """
-    mine = {
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": log_level,
-    }
-    before = {name: os.environ.get(name) for name in (*mine, "RAY_AUTH_MODE")}
-    os.environ.update(mine)
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
+def _silenced(*, is_quiet: bool) -> Iterator[None]:
+    """Nothing on stderr for the while: before it has a log file, Ray's C++ writes there whatever is set."""
+    if not is_quiet:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
-        _start(folder, quiet)
         yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _environment(mine: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the while."""
+    before = {name: os.environ.get(name) for name in (*mine, "RAY_AUTH_MODE")}  # Ray sets that one by itself
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -112,20 +107,41 @@ def _private_cluster(quiet: Mapping[str, object], log_level: str) -> Iterator[No
                 os.environ[name] = value
 
 
-def _start(folder: str, quiet: Mapping[str, object]) -> None:
-    """Raises InputError if the machine is too busy or too full for Ray to start."""
+@contextlib.contextmanager
+def _private_cluster(quiet: Mapping[str, Any], log_level: str) -> Iterator[None]:
+    """A cluster of this machine alone, behind a token that only this process and its children know.
+
+    Ray turns tokens on by itself unless RAY_AUTH_MODE says otherwise; ours keeps it from writing one to the home.
+    """
+    mine = {
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": log_level,
+    }
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
+    with _environment(mine):
+        try:
+            _start(folder, quiet)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: str, quiet: Mapping[str, Any]) -> None:
+    """Raises ClusterError if the machine is too busy or too full for Ray to start."""
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            **quiet,
-        )
+        with _silenced(is_quiet=not quiet["log_to_driver"]):
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                **quiet,
+            )
     except Exception as error:  # Ray raises no narrower one for a node that does not come up in time
-        line = one_line(error)
         advice = "free memory, give TMPDIR a short path, or wait"
-        raise InputError(f"Ray did not start on this machine ({line}); {advice}") from error
+        raise ClusterError(f"Ray did not start on this machine ({one_line(error, 200)}); {advice}") from error
 
 
 def _quiet_data(settings: Asked) -> None:
@@ -141,24 +157,31 @@ def _quiet_data(settings: Asked) -> None:
 
 
 def workers_for(settings: Asked) -> Workers:
-    """Processes of a stage: one per GPU share, or one per CPU, unless --workers says otherwise.
+    """Processes of a pool: one per GPU share, or one per CPU, unless --workers says otherwise.
 
-    Raises InputError if the cluster has not what is asked for: an actor that cannot be placed would wait for ever.
+    The pool may grow as nodes join. Where an autoscaler is on, all of --workers are asked for at once. Raises
+    ClusterError if the cluster cannot have what is asked for: an actor that cannot be placed would wait for ever.
     """
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    if settings.gpus_per_worker:
-        possible = int(gpus / settings.gpus_per_worker)
-        if not possible:
-            raise InputError(f"--gpus-per-worker {settings.gpus_per_worker:g}: the cluster has {gpus:g} GPUs")
-        count = min(settings.workers or possible, possible)
-        return Workers(count, min(max(1.0, cpus // count), cpus_of_a_node()), settings.gpus_per_worker)
-    if cpus < 1:
-        raise InputError("the Ray cluster has no CPU to work with; start a worker node")
-    count = min(settings.workers or int(cpus), int(cpus))
-    return Workers(count, min(float(max(1, cpus // count)), cpus_of_a_node()), 0.0)
+    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, node_types=_node_types())
 
 
-def cpus_of_a_node() -> float:
-    """CPUs of the largest node: a process that asked for more would wait for ever."""
-    return max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+def workers_now(settings: Asked, most: int | None = None) -> Workers:
+    """As workers_for, but only what the nodes have room for now, and `most` at most: for groups that start together."""
+    workers = min(filter(None, (settings.workers, most)), default=None)
+    try:
+        return place(_nodes(), settings.gpus_per_worker, workers=workers)
+    except ClusterError:
+        if not (types := _node_types()):
+            raise
+        return replace(place([], settings.gpus_per_worker, workers=workers, node_types=types), count=1)
+
+
+def _nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _node_types() -> list[tuple[Resources, int]]:
+    """Resources and greatest number of each type of node that an autoscaler may start; empty if there is none."""
+    config = ray._private.state.state.get_cluster_config()  # where Ray Data looks, too: there is no public way
+    groups = config.node_group_configs if config else []
+    return [(dict(group.resources), group.max_count) for group in groups if group.max_count and group.resources]

@@ -16,8 +16,8 @@ from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.embed import embed_shard
 from pipeline.errors import ScumbleError
-from pipeline.features import Assignment, assignment_to_parquet, features_to_parquet
-from pipeline.metrics import ShardCounts, report_failure, report_shard
+from pipeline.features import Assignment, assignment_to_parquet, feature_keys, features_to_parquet
+from pipeline.metrics import SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
 from pipeline.protection import Protection
 from pipeline.records import Shard
@@ -46,7 +46,11 @@ class Embedder:
     def _embed(self, shard: Shard) -> ShardDone:
         """Embed one shard and leave its features; the file is its own commit."""
         started, began = time.perf_counter(), time.time()
-        settings = self.context.settings
+        settings, output = self.context.settings, self.context.output
+        if output.info(layout.features(shard.name)) is not None:  # Ray asks again for what a dead worker had answered
+            self.metrics.record(SHARDS, 1, stage="embed", state="skipped")
+            images = len(feature_keys(output.read(layout.features(shard.name))))
+            return ShardDone(shard.name, images, 0, shard.size, time.perf_counter() - started)
         with self.context.source.open_version(shard.name, shard.etag) as stream:
             features, rejections, spent = embed_shard(
                 read_samples(stream, max_member_bytes=settings.max_member_bytes),
@@ -65,9 +69,9 @@ class Embedder:
             assigned = len(clusters)
             drifted = int(np.count_nonzero(distance > self.protection.clustering.distance_p99[clusters]))
             assignment = Assignment(shard.name, features.keys, clusters, distance)
-            self.context.output.create(layout.assignment(shard.name), assignment_to_parquet(assignment))
+            output.create(layout.assignment(shard.name), assignment_to_parquet(assignment))
         put_started = time.perf_counter()
-        self.context.output.create(layout.features(shard.name), data)
+        output.create(layout.features(shard.name), data)
         elapsed = time.perf_counter() - started
         steps = spent.steps | {"put": time.perf_counter() - put_started}
         ahead = {"read": spent.read, "decode": spent.decode}

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from ray import tune
 
+from actors.failures import ours_in
 from actors.metrics import recorder
 from pipeline import layout
-from pipeline.errors import InputError, ScumbleError
+from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
 from pipeline.metrics import RESTARTED
@@ -311,12 +312,9 @@ def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
 
 
 def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:
-    error: BaseException | None = errors[0]
-    while error is not None:
-        if isinstance(error, ScumbleError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
+    if (ours := ours_in(errors[0])) is not None:
+        return ours
     line = next((line for line in reversed(str(errors[0]).splitlines()) if line.strip()), type(errors[0]).__name__)
-    return InputError(
+    return ClusterError(
         f"{len(errors)} trials failed, the first with: {line.strip()[:300]}; start the same command again"
     )

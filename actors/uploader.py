@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from actors.connect import Workers
+from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
 from actors.metrics import actor_recorder
+from actors.placement import Workers
+from pipeline.errors import ClusterError
 from pipeline.uploads.deltas import deltas_from
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit
 
 RESTARTS = 3
 _WAITING = 2  # units of each actor: one in work, one at hand
+_SILENCES = 3  # in a row, and the run gives up
 
 
 @dataclass(frozen=True)
@@ -37,37 +43,83 @@ class UploaderContext:
 class Uploader:
     """Ray actor; can be built and called without Ray. The commit itself stays with whoever holds the lease."""
 
-    def __init__(self, context: UploaderContext, device: str = "cpu", threads: int = 1) -> None:
-        weights = Path(context.weights) if context.weights else None
-        torch.set_num_threads(threads)
+    def __init__(self, context: UploaderContext, device: str = "cpu", threads: int = 1, book: Any = None) -> None:
         self._places, self._threads = context.places, threads
-        actor_recorder("uploads")  # counts a process that replaces a dead one
-        small = context.places.settings.small_images
-        self._deltas = deltas_from(
-            context.protection, key=context.key, weights=weights, device=device, small_images=small
-        )
+        self._busy = partial(signing, book) if book is not None else contextlib.nullcontext
+        with self._busy(""):
+            weights = Path(context.weights) if context.weights else None
+            torch.set_num_threads(threads)
+            actor_recorder("uploads")  # counts a process that replaces a dead one
+            small = context.places.settings.small_images
+            self._deltas = deltas_from(
+                context.protection, key=context.key, weights=weights, device=device, small_images=small
+            )
 
     def protect(self, unit: Unit) -> UnitResult:
         """The unit's objects are in the output; its commit is not."""
-        return protect_unit(unit, self._places, self._deltas, threads=self._threads)
+        with self._busy(unit.items[0].name):
+            return protect_unit(unit, self._places, self._deltas, threads=self._threads)
 
 
 def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers) -> Iterator[UnitResult]:
-    """Units spread over actors, answers as they come; only so many are taken from `units` as actors wait for."""
-    options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None}
-    actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **options)(Uploader)
-    pool = [actor.remote(context, workers.device, workers.threads) for _ in range(workers.count)]
-    working: dict[Any, Any] = {}
-    try:
-        for free in pool * _WAITING:
-            if (unit := next(units, None)) is not None:
-                working[free.protect.remote(unit)] = free
-        while working:
-            (done,), _ = ray.wait(list(working), num_returns=1)
-            free = working.pop(done)
-            yield ray.get(done)
-            if (unit := next(units, None)) is not None:
-                working[free.protect.remote(unit)] = free
-    finally:
-        for one in pool:
+    """Units spread over actors, answers as they come; only so many are taken from `units` as actors wait for.
+
+    What is lost is asked for again; a unit may be done twice, and its commit is the caller's. Raises ClusterError if
+    nothing helps, so that the caller's lease does not live on for nothing.
+    """
+    book, silences = attendance(), 0
+    while True:
+        pool = _Pool(book, context, workers)
+        try:
+            with told_to(book):
+                for result in pool.over(units):
+                    silences = 0
+                    yield result
+                return
+        except Silence:
+            silences += 1
+            if silences == _SILENCES:
+                seconds = f"{_SILENCES * PATIENCE_SECONDS:.0f} s"
+                advice = "see what holds the cluster's CPUs; the next run goes on"
+                raise ClusterError(f"no sign of any worker for {seconds}: {advice}") from None
+            units = chain(pool.asked, units)
+        finally:
+            pool.close()
+
+
+class _Pool:
+    """Actors, and what they were asked."""
+
+    def __init__(self, book: Any, context: UploaderContext, workers: Workers) -> None:
+        options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None}
+        actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **options)(Uploader)
+        self._book = book
+        self._actors = [actor.remote(context, workers.device, workers.threads, book) for _ in range(workers.count)]
+        self._working: dict[Any, tuple[Any, Unit]] = {}
+
+    @property
+    def asked(self) -> list[Unit]:
+        """Units without an answer."""
+        return [unit for _, unit in self._working.values()]
+
+    def over(self, units: Iterator[Unit]) -> Iterator[UnitResult]:
+        """Raises Silence if answers are missing and nobody works."""
+        patience, free = Patience(self._book, PATIENCE_SECONDS), self._actors * _WAITING
+        while True:
+            while free and (unit := next(units, None)) is not None:
+                actor = free.pop(0)
+                self._working[actor.protect.remote(unit)] = (actor, unit)
+                self._book.sign.remote()  # there may have been nothing to do for long
+            if not self._working:
+                return
+            for done in ray.wait(list(self._working), timeout=PATIENCE_SECONDS / 10)[0]:
+                result = ray.get(done)
+                free.append(self._working.pop(done)[0])
+                yield result
+                break
+            else:
+                patience.check()
+
+    def close(self) -> None:
+        for one in self._actors:
             ray.kill(one)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from actors.connect import Workers, workers_for
+from actors.failures import ray_failures
 from actors.trials import (
     EvaluationData,
     LoadedLabels,
@@ -27,7 +28,6 @@ from actors.trials import (
 from jobs import cli
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
-from jobs.stages import ray_failures
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.page import duration, size
 from pipeline.places import check_apart

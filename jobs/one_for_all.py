@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from actors.connect import Workers, cpus_of_a_node, workers_for
+from actors.connect import Workers, workers_now
+from actors.failures import ray_failures
 from actors.fit_queue import FitQueue
-from actors.trainer import Trainer
+from actors.train_group import train_group
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs import cli
-from jobs.stages import ray_failures, watched
+from jobs.stages import watched
 from pipeline.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.estimate import first_samples
@@ -28,8 +27,6 @@ from pipeline.places import check_apart
 from pipeline.protection import load_any_protection
 from pipeline.store import Entry, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
-
-RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -114,35 +111,19 @@ def load(run: Training) -> list[Any]:
 
 def train(run: Training, squares: list[Any]) -> None:
     """Train in a group of Ray Train workers; whatever is killed, it goes on from the last checkpoint."""
-    with ray_failures(), tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch:
+    with ray_failures():
         workers = _workers(run.settings)
         queue = ray.remote(num_cpus=0)(FitQueue).remote([UNIT])
         task = UniversalTask(
             run.settings, run.bank, run.fingerprint, run.output, run.name, squares, queue, workers.threads
         )
         with watched(queue, 1):
-            Trainer(
-                universal_loop,
-                train_loop_config={"task": task},
-                scaling_config=ScalingConfig(
-                    num_workers=workers.count,
-                    use_gpu=bool(workers.gpus),
-                    resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
-                ),
-                run_config=RunConfig(
-                    name=run.fingerprint[:16],
-                    storage_path=scratch,
-                    failure_config=FailureConfig(max_failures=RESTARTS),
-                ),
-            ).fit()
+            train_group(universal_loop, task, workers, run.fingerprint[:16])
 
 
 def _workers(settings: OneForAllSettings) -> Workers:
-    """One process per GPU; on CPUs one with all threads, unless --workers asks for more."""
-    found = workers_for(settings)
-    if settings.gpus_per_worker or settings.workers:
-        return found
-    return Workers(1, min(found.cpus * found.count, cpus_of_a_node()), 0.0)
+    """One process per GPU; on CPUs one with all threads of a node, unless --workers asks for more."""
+    return workers_now(settings, most=None if settings.gpus_per_worker or settings.workers else 1)
 
 
 def report(run: Training) -> int:

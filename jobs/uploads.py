@@ -268,13 +268,13 @@ def _on_ray(run: Run, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Ite
         return
     import ray
 
-    from actors.connect import connected, workers_for
+    from actors.connect import connected, workers_now
+    from actors.failures import ray_failures
     from actors.uploader import UploaderContext, over_units
-    from jobs.stages import ray_failures
 
     with ray_failures():
         if not ray.is_initialized():  # with --watch it stays
             stack.enter_context(connected(run.settings))
         weights = run.settings.surrogate_weights
         context = UploaderContext(run.places, run.protection, run.key, weights)
-        yield from over_units(chain([first], waiting), context, workers_for(run.settings))
+        yield from over_units(chain([first], waiting), context, workers_now(run.settings))

@@ -59,7 +59,9 @@ class Profile:
         self._work: defaultdict[str, list[tuple[Work, int]]] = defaultdict(list)
 
     def add(self, work: Work, images: int) -> None:
-        """A shard is done, of so many images."""
+        """A shard is done, of so many images; one that was done already took no time and has no worker."""
+        if not work.worker:
+            return
         self._work[work.worker].append((work, images))
 
     def rows(self, ended: float) -> list[dict[str, Any]]:

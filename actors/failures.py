@@ -1,0 +1,80 @@
+"""Failures as data: an actor tells kind, message and shard, and the driver raises what they stand for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+
+from pipeline import errors
+from pipeline.errors import ClusterError, ScumbleError, one_line
+
+_INSIDE = ("cause", "__cause__", "__context__", "controller_failure", "_base_exc")  # where Ray keeps what it wraps
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker tells of an exception: the name of its class, its text, and the shard it was busy with."""
+
+    kind: str
+    message: str
+    shard: str
+
+    @classmethod
+    def of(cls, error: BaseException, shard: str) -> Failure:
+        return cls(type(error).__name__, str(error), shard)
+
+    def error(self) -> ScumbleError:
+        """The failure of ours that it was; any other is a ClusterError that names its type."""
+        message = one_line(self.message, 500)
+        where = f"{self.shard}: " if self.shard and self.shard not in message else ""
+        kind = getattr(errors, self.kind, None)
+        if isinstance(kind, type) and issubclass(kind, ScumbleError):
+            return kind(where + message)
+        return _broken(f"{where}{self.kind}: {message}")
+
+
+@contextlib.contextmanager
+def ray_failures() -> Iterator[None]:
+    """Raise the failure of ours that Ray has wrapped; whatever else Ray raises becomes a ClusterError of one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ScumbleError):
+            raise
+        if (ours := ours_in(error)) is not None:
+            raise ours from error
+        if not isinstance(error, RayError) and not type(error).__module__.startswith("ray."):
+            raise
+        raise _cluster_error(error) from error
+
+
+def _cluster_error(error: Exception) -> ClusterError:
+    line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
+    if isinstance(error, RayActorError | OutOfMemoryError):
+        return ClusterError(
+            f"a worker process died too often ({line.partition('. ')[0].rstrip('.')[:120]}), most often for want of "
+            "memory: give it more, or choose fewer --workers, then start the same command again"
+        )
+    return _broken(f"{type(error).__name__}: {line[:300]}")
+
+
+def _broken(what: str) -> ClusterError:
+    return ClusterError(f"a worker failed: {what}; start the same command again, or add --debug")
+
+
+def ours_in(error: BaseException) -> ScumbleError | None:
+    """The first failure of ours among what an exception wraps."""
+    waiting: list[object] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, ScumbleError):
+            return one
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [getattr(one, name, None) for name in _INSIDE]
+            waiting += getattr(one, "worker_failures", {}).values()
+    return None

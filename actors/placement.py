@@ -1,0 +1,94 @@
+"""Who gets how many CPUs and GPUs: arithmetic over what nodes have, without Ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import ClusterError
+
+MANY = 1_000_000  # processes of a pool, or nodes of a type, that nobody has bounded
+_SLACK = 1e-9  # 1 / 0.1 is a little less than 10
+
+Resources = Mapping[str, float]  # of a node, as Ray names them: "CPU", "GPU"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a stage is spread: processes, each with so many CPUs (threads) and GPUs.
+
+    count  processes that are asked for at once
+    most   processes to which a pool may grow as nodes join
+    """
+
+    count: int
+    cpus: float
+    gpus: float
+    most: int = 0
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    def on_cpus(self) -> Workers:
+        """One process per CPU of these workers: for stages that need no GPU."""
+        if not self.gpus:
+            return self
+        return Workers(int(self.count * self.cpus), 1.0, 0.0, int(self.most * self.cpus))
+
+
+def place(
+    nodes: Sequence[Resources],
+    gpus: float,
+    *,
+    workers: int | None = None,
+    node_types: Sequence[tuple[Resources, int]] = (),
+) -> Workers:
+    """Processes of `gpus` GPUs each, all of one size: as many as fit, or `workers`, each with as many CPUs as then fit.
+
+    nodes       what each node has
+    workers     wanted processes; None: one per GPU share, or one per CPU
+    node_types  what an autoscaler may start, and how many of each; -1: any number
+    A CPU counts where a process can be placed, so a GPU process is never sized by a node without GPUs.
+    Raises ClusterError if no node, nor any that may start, has room for one process.
+    """
+    shapes = Counter(_shape(node) for node in nodes)
+    grown = shapes.copy()
+    for resources, most in node_types:
+        grown[_shape(resources)] = max(grown[_shape(resources)], most if most >= 0 else workers or MANY)
+    possible = _fit(grown, 1, gpus)
+    if not possible:
+        raise ClusterError(_refusal(shapes, gpus))
+    wanted = min(workers or possible, possible)
+    largest = int(max(cpus for cpus, _ in grown))
+    cpus = next(each for each in range(largest, 0, -1) if _fit(grown, each, gpus) >= wanted)
+    if node_types:  # those that wait for a machine are what an autoscaler goes by
+        return Workers(wanted if workers else max(1, _fit(shapes, cpus, gpus)), float(cpus), gpus, wanted)
+    return Workers(wanted, float(cpus), gpus, workers or MANY)
+
+
+def _shape(node: Resources) -> tuple[float, float]:
+    return node.get("CPU", 0.0), node.get("GPU", 0.0)
+
+
+def _fit(shapes: Mapping[tuple[float, float], int], cpus: int, gpus: float) -> int:
+    """Processes of `cpus` and `gpus` that have room; a share of a GPU is never split over two."""
+    total = 0
+    for (have_cpus, have_gpus), count in shapes.items():
+        room = int(have_cpus // cpus)
+        if gpus:
+            shares = int(have_gpus) * int(1 / gpus + _SLACK) if gpus < 1 else int(have_gpus / gpus + _SLACK)
+            room = min(room, shares)
+        total += room * count
+    return total
+
+
+def _refusal(shapes: Mapping[tuple[float, float], int], gpus: float) -> str:
+    asked = f"{gpus:g} GPU and a CPU (--gpus-per-worker {gpus:g})" if gpus else "a CPU"
+    have = [f"{n} with {cpus:g} CPU, {have_gpus:g} GPU" for (cpus, have_gpus), n in sorted(shapes.items())]
+    return f"no node of the Ray cluster has {asked} for a worker; its nodes: {'; '.join(have) or 'none'}"

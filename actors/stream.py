@@ -1,0 +1,151 @@
+"""Shards through a pool of actors of Ray Data: answers as they come, failures as data, and whatever is lost again."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
+from actors.batches import Batch, ShardDone, done_of, shard_rows
+from actors.failures import ray_failures
+from actors.placement import Workers
+from pipeline.records import Shard
+
+RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
+SHARE = 4_000  # a block gets one of so many parts of the shards that are left: few blocks, and single shards at the end
+
+_T = TypeVar("_T")
+
+
+class Attended:
+    """Ray Data actor around an actor of a stage: signs while that is busy, and tells of what it raises."""
+
+    def __init__(self, book: Any, every_s: float, actor: type, arguments: tuple[Any, ...]) -> None:
+        self._book, self._every_s = book, every_s
+        self._error: Exception | None = None
+        try:
+            with signing(book, "", every_s):
+                self._actor = actor(*arguments)
+        except Exception as error:  # were it raised here, Ray would show its traceback and start the actor again
+            self._error = error
+
+    def __call__(self, batch: Batch) -> Any:
+        if self._error is not None:
+            raise self._error
+        with signing(self._book, str(batch["name"][0]), self._every_s):
+            return self._actor(batch)
+
+
+class _Watch(ExecutionCallback):  # type: ignore[misc]
+    """Ends an execution in which nobody works; by the clock alone Ray Data would end slow ones, too."""
+
+    def __init__(self, book: Any, seconds: float) -> None:
+        self._patience = Patience(book, seconds)
+
+    def on_execution_step(self, executor: Any) -> None:
+        self._patience.check()
+
+
+def over_shards(
+    shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers
+) -> Iterator[ShardDone]:
+    """Send shards through one pool of actors, which grows as nodes join; yields answers one by one as they come.
+
+    Raises the ScumbleError that a worker has told of, else ClusterError.
+    """
+    left = {shard.name: shard for shard in shards}
+
+    def answers(dataset: Any) -> Iterator[ShardDone]:
+        dataset.context.target_max_block_size = 1  # an answer is a block of its own and waits for no other
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            for done in done_of(batch):
+                if left.pop(done.name, None) is not None:  # an actor that was restarted answers twice
+                    yield done
+
+    yield from _until_answered(left, actor, arguments, workers, answers)
+
+
+def collected(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> list[Any]:
+    """As over_shards, but the answers, Arrow tables in any order, stay in Ray's object store: references to them."""
+    left = {shard.name: shard for shard in shards}
+
+    def tables(dataset: Any) -> Iterator[Any]:
+        # materialize() would ask every process for its memory afterwards, and wait for those that do not answer
+        references = [one for bundle in dataset.iter_internal_ref_bundles() for one in bundle.block_refs]
+        left.clear()
+        yield from references
+
+    return list(_until_answered(left, actor, arguments, workers, tables))
+
+
+def _until_answered(
+    left: dict[str, Shard],
+    actor: type,
+    arguments: tuple[Any, ...],
+    workers: Workers,
+    answers: Callable[[Any], Iterator[_T]],
+) -> Iterator[_T]:
+    """One pool until `answers` has taken every shard out of `left`; another one for what is lost.
+
+    An actor may do a shard twice, at any time, and publishes it once.
+    """
+    if not left:
+        return
+    patience = PATIENCE_SECONDS
+    with ray_failures():
+        book = attendance()
+        while left:
+            before = len(left)
+            try:
+                with told_to(book):
+                    dataset = _dataset(
+                        list(left.values()), actor, (book, PATIENCE_SECONDS / 10, actor, arguments), workers
+                    )
+                    dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience)]
+                    yield from answers(dataset)
+            except Silence:
+                again = f"asking again for the {len(left):,} shards that are left"
+                print(f"warning: no sign of any worker for {patience:.0f} s; {again}", file=sys.stderr, flush=True)
+                # no machine may be free yet
+                patience = 2 * patience if len(left) == before else PATIENCE_SECONDS
+
+
+def block_sizes(count: int) -> list[int]:
+    """Shards of each block: ever fewer, so that many are few blocks and yet no worker ends long after the others.
+
+    Source: guided self-scheduling, Polychronopoulos and Kuck, IEEE Transactions on Computers 1987.
+    """
+    sizes = []
+    while count:
+        sizes.append(max(1, count // SHARE))
+        count -= sizes[-1]
+    return sizes
+
+
+def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> Any:
+    """One row is one shard, the unit of commit; one block is one task."""
+    rows, start, blocks = pa.Table.from_pylist(shard_rows(shards)), 0, []
+    for size in block_sizes(len(shards)):
+        blocks.append(rows.slice(start, size))
+        start += size
+    # Ray 2.60 deprecates free-form options, but names no other way to bound restarts, and unbounded is its default.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*", category=DeprecationWarning)
+    first = min(workers.count, len(blocks))
+    return ray.data.from_blocks(blocks).map_batches(
+        type(actor.__name__, (Attended,), {}),  # its processes bear the name of what they do
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ActorPoolStrategy(min_size=first, max_size=max(first, min(workers.most, len(blocks)))),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus or None,
+        max_restarts=RESTARTS,
+        max_task_retries=-1,  # a lost node answers no call until the cluster knows; restarts are what is bounded
+    )
