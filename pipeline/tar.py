@@ -63,7 +63,7 @@ def read_samples(stream: IO[bytes], *, max_member_bytes: int) -> Iterator[Sample
                 group, after_gap = None, False
                 continue
             name = member.name
-            if member.kind in (FOLDER, LABEL):
+            if member.kind == FOLDER or (member.kind == LABEL and not member.size):
                 source.skip_body(member.size)
                 continue
             key, suffix = split_name(name)

@@ -346,6 +346,7 @@ def test_what_a_mac_writes_beside_files_and_volume_labels_are_no_samples() -> No
     ]
     items = read(tar_bytes([*members, ("x/._a.cls", note * 100), ("x/b.jpg", b"2")]))
     assert (keys(items), reasons(items)) == (["x/a", "x/b"], [])
+    assert reasons(read(tar_bytes([(special("a.jpg", b"V", size=3), b"jpg")]))) == [("a", "not-a-file")]
     assert reasons(read(tar_bytes([("x/._a.jpg", b"\xff\xd8\xff a picture")]))) == [("x/._a.jpg", "unusable-name")]
 
 

@@ -102,7 +102,8 @@ def listed(archive: bytes) -> tuple[list[tuple[str, bytes | None]], bool]:
                 if head[257:263] != b"ustar\0" and head[345:346] != b"\0":
                     return [], False  # it takes what other formats have there for a part of the name
                 plain = tar.extractfile(info) if info.isreg() and not info.issparse() else None
-                if not info.isdir() and info.type != b"D":  # of GNU, a folder too
+                is_label = info.type == b"V" and not info.size  # an empty one holds nothing
+                if not info.isdir() and info.type != b"D" and not is_label:  # D: of GNU, a folder too
                     found.append((info.name, plain.read() if plain else None))
     except Exception:  # it raises many things
         return found, False
