@@ -238,3 +238,33 @@ def test_ctrl_c_ends_a_run_with_130_and_one_line_at_every_stage(tmp_path: Path, 
     assert (tmp_path / "out/_scumble" / left_behind).exists() == (left_behind != "features")
     status = json.loads((tmp_path / "out/_scumble/status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 130)
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_over_one_output_both_end_well_and_leave_one_truth(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=3, per_shard=16)
+    both = [runs.start(str(tmp_path / "in"), str(tmp_path / "out")) for _ in range(2)]
+    assert [process.wait(timeout=550) for process in both] == [0, 0]
+    assert len(list((tmp_path / "out/_scumble/commits").iterdir())) == len(runs.shard_digests(tmp_path / "out")) == 3
+    checked = job("verify.py", "--output", str(tmp_path / "out"), "--input", str(tmp_path / "in"), "--decode", "1")
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+def test_the_papers_way_at_224_pixels_goes_to_the_end_with_its_figures(tmp_path: Path) -> None:
+    """A generator network for each cluster, through the surrogate: the preset uc-paper but for its size."""
+    runs.write_collection(tmp_path / "in", shards=2, per_shard=16)
+    options = ["--preset", "uc-paper", "--batch-size", "4", "--fit-images", "16", "--generator-lr", "1e-3"]
+    done = runs.protect(str(tmp_path / "in"), str(tmp_path / "out"), *options)
+    assert done.returncode == 0, done.stderr
+    for members in read_back(tmp_path / "out").values():
+        assert Image.open(io.BytesIO(members["png"])).size == (224, 224)
+    settings = json.loads((tmp_path / "out/_scumble/run.json").read_text())["ingredients"]["settings"]
+    assert [settings[name] for name in ("generator", "bound", "size", "generator_lr")] == [
+        *("network", "tanh_clamp", "224", 1e-3)
+    ]
+    report = (tmp_path / "out/_scumble/report.html").read_text()
+    assert "one generator network per cluster" in report
+    assert re.search(r"<b>\d+ / 255</b><span>largest \|delta\|", report)
+    checked = job("verify.py", "--output", str(tmp_path / "out"), "--input", str(tmp_path / "in"), "--decode", "1")
+    assert checked.returncode == 0, checked.stdout
