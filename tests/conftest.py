@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,26 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a bucket is marked s3: `make test-all` runs it again, on a real server."""
+    """Whatever uses a bucket is marked s3: `make test-all` runs it again, on a real server.
+
+    Tests that start Ray stand in one group, so that they follow each other: two clusters at once are too many for two
+    cores. Those that are skipped for want of a user who is refused something can be run without root's right to it.
+    """
     for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        if item.get_closest_marker("permissions") and _may_read_everything():
+            item.add_marker(
+                pytest.mark.skip(reason="root reads everything; `make test` runs it again without that right")
+            )
         if {"bucket", "s3_server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.s3)
+
+
+def _may_read_everything() -> bool:
+    with tempfile.NamedTemporaryFile() as file:
+        os.chmod(file.name, 0)
+        return os.access(file.name, os.R_OK)
 
 
 @pytest.fixture(autouse=True)

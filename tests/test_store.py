@@ -66,7 +66,7 @@ def test_a_shard_that_is_a_link_opens_as_the_version_that_was_listed(tmp_path: P
     assert sorted(source.names()) == ["a.tar", "loop", "lost"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.permissions
 def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0)
     with pytest.raises(StoreError, match="cannot list"):
@@ -217,7 +217,7 @@ def test_a_filesystem_without_hard_links_says_so(tmp_path: Path, monkeypatch: py
     assert "credentials" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.permissions
 def test_a_file_that_may_not_be_read_is_not_a_matter_of_credentials(tmp_path: Path) -> None:
     (tmp_path / "a").touch(mode=0)
     with pytest.raises(StoreError, match="Permission denied.*check the owner and the mode") as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -49,7 +48,7 @@ def test_a_folder_that_is_not_there_is_an_input_error_and_links_are_not_followed
     assert [(entry.name, entry.etag) for entry in Store(str(tmp_path / "in")).walk()] == [("loop", ""), ("x.jpg", "")]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.permissions
 def test_a_part_that_cannot_be_listed_fails_the_listing(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(StoreError, match="cannot list"):
