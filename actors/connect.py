@@ -10,11 +10,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import ray
 from ray._private import ray_constants
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from actors.placement import Resources, place
 from actors.placement import Workers as Workers
@@ -162,7 +162,9 @@ def workers_for(settings: Asked) -> Workers:
     The pool may grow as nodes join. Where an autoscaler is on, all of --workers are asked for at once. Raises
     ClusterError if the cluster cannot have what is asked for: an actor that cannot be placed would wait for ever.
     """
-    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, node_types=_node_types())
+    # of older autoscalers nothing is known: Ray Data asks them for a node at a time as long as a pool may grow
+    grows = is_autoscaler_v2(fetch_from_server=True)
+    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, grows=grows)
 
 
 def workers_now(settings: Asked, most: int | None = None) -> Workers:
@@ -171,17 +173,10 @@ def workers_now(settings: Asked, most: int | None = None) -> Workers:
     try:
         return place(_nodes(), settings.gpus_per_worker, workers=workers)
     except ClusterError:
-        if not (types := _node_types()):
+        if not is_autoscaler_v2(fetch_from_server=True):
             raise
-        return replace(place([], settings.gpus_per_worker, workers=workers, node_types=types), count=1)
+        return place([], settings.gpus_per_worker, workers=1, grows=True)
 
 
 def _nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _node_types() -> list[tuple[Resources, int]]:
-    """Resources and greatest number of each type of node that an autoscaler may start; empty if there is none."""
-    config = ray._private.state.state.get_cluster_config()  # where Ray Data looks, too: there is no public way
-    groups = config.node_group_configs if config else []
-    return [(dict(group.resources), group.max_count) for group in groups if group.max_count and group.resources]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ClusterError
 
-MANY = 1_000_000  # processes of a pool, or nodes of a type, that nobody has bounded
+MANY = 1_000_000  # processes of a pool that nobody has bounded
 _SLACK = 1e-9  # 1 / 0.1 is a little less than 10
 
 Resources = Mapping[str, float]  # of a node, as Ray names them: "CPU", "GPU"
@@ -42,34 +42,24 @@ class Workers:
         return Workers(int(self.count * self.cpus), 1.0, 0.0, int(self.most * self.cpus))
 
 
-def place(
-    nodes: Sequence[Resources],
-    gpus: float,
-    *,
-    workers: int | None = None,
-    node_types: Sequence[tuple[Resources, int]] = (),
-) -> Workers:
+def place(nodes: Sequence[Resources], gpus: float, *, workers: int | None = None, grows: bool = False) -> Workers:
     """Processes of `gpus` GPUs each, all of one size: as many as fit, or `workers`, each with as many CPUs as then fit.
 
-    nodes       what each node has
-    workers     wanted processes; None: one per GPU share, or one per CPU
-    node_types  what an autoscaler may start, and how many of each; -1: any number
+    nodes    what each node has
+    workers  wanted processes; None: one per GPU share, or one per CPU
+    grows    whether an autoscaler may start nodes: it goes by the processes that wait for one
     A CPU counts where a process can be placed, so a GPU process is never sized by a node without GPUs.
-    Raises ClusterError if no node, nor any that may start, has room for one process.
+    Raises ClusterError if no node has room for one process, and none will come.
     """
     shapes = Counter(_shape(node) for node in nodes)
-    grown = shapes.copy()
-    for resources, most in node_types:
-        grown[_shape(resources)] = max(grown[_shape(resources)], most if most >= 0 else workers or MANY)
-    possible = _fit(grown, 1, gpus)
-    if not possible:
+    possible = _fit(shapes, 1, gpus)
+    if not possible and not grows:
         raise ClusterError(_refusal(shapes, gpus))
     wanted = min(workers or possible, possible)
-    largest = int(max(cpus for cpus, _ in grown))
-    cpus = next(each for each in range(largest, 0, -1) if _fit(grown, each, gpus) >= wanted)
-    if node_types:  # those that wait for a machine are what an autoscaler goes by
-        return Workers(wanted if workers else max(1, _fit(shapes, cpus, gpus)), float(cpus), gpus, wanted)
-    return Workers(wanted, float(cpus), gpus, workers or MANY)
+    largest = int(max((cpus for cpus, _ in shapes), default=1))
+    cpus = next((each for each in range(largest, 1, -1) if _fit(shapes, each, gpus) >= max(wanted, 1)), 1)
+    count = max(1, workers or wanted) if grows else wanted
+    return Workers(count, float(cpus), gpus, workers or MANY)
 
 
 def _shape(node: Resources) -> tuple[float, float]:

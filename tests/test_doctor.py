@@ -218,6 +218,6 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 
 
 def _refusing(asked: Any) -> Any:
-    from pipeline.errors import InputError
+    from pipeline.errors import ClusterError
 
-    raise InputError("the Ray cluster at RAY_ADDRESS does not answer (…); unset RAY_ADDRESS to run here")
+    raise ClusterError("the Ray cluster at RAY_ADDRESS does not answer (…); unset RAY_ADDRESS to run here")

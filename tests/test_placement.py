@@ -35,23 +35,20 @@ def test_a_worker_is_as_large_as_the_nodes_that_have_what_it_needs(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "workers", "types", "expected"),
+    ("nodes", "gpus", "workers", "expected"),
     [
-        ([HEAD, CPU2], 0.0, None, [(CPU2, 8)], Workers(2, 1.0, 0.0, 16)),
-        ([HEAD, CPU2], 0.0, 8, [(HEAD, 1), (CPU2, 8)], Workers(8, 2.0, 0.0, 8)),  # all are asked for at once
-        ([HEAD, CPU2], 0.0, 99, [(CPU2, 8)], Workers(16, 1.0, 0.0, 16)),  # more can never be
-        ([HEAD], 0.0, None, [(CPU2, 8)], Workers(1, 1.0, 0.0, 16)),  # scaled down to nothing
-        ([HEAD, CPU64], 1.0, 3, [(GPU8, -1)], Workers(3, 8.0, 1.0, 3)),
+        ([HEAD, CPU2], 0.0, None, Workers(2, 1.0, 0.0, MANY)),
+        ([HEAD, CPU2], 0.0, 8, Workers(8, 1.0, 0.0, 8)),  # all are asked for at once
+        ([HEAD, CPU2], 0.0, 1, Workers(1, 2.0, 0.0, 1)),
+        ([HEAD], 0.0, None, Workers(1, 1.0, 0.0, MANY)),  # scaled down to nothing
+        ([HEAD, CPU64], 1.0, 3, Workers(3, 1.0, 1.0, 3)),  # nodes with a GPU may come
+        ([HEAD, GPU8], 1.0, 3, Workers(3, 8.0, 1.0, 3)),
     ],
 )
-def test_an_autoscaler_is_counted_on_for_what_its_node_types_allow(
-    nodes: list[dict[str, float]],
-    gpus: float,
-    workers: int | None,
-    types: list[tuple[dict[str, float], int]],
-    expected: Workers,
+def test_an_autoscaler_is_asked_for_all_workers_and_for_one_at_least(
+    nodes: list[dict[str, float]], gpus: float, workers: int | None, expected: Workers
 ) -> None:
-    assert place(nodes, gpus, workers=workers, node_types=types) == expected
+    assert place(nodes, gpus, workers=workers, grows=True) == expected
 
 
 @pytest.mark.parametrize(
