@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.apply import LaidDeltas, protect_shard
 from pipeline.embed import embed_shard
 from pipeline.members import IMAGE_SUFFIXES
+from pipeline.profile import StepClock
 from pipeline.records import Reason, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.surrogate import Surrogate
@@ -45,7 +46,10 @@ class Colours:
 
     resize, dimension = 8, 3
 
-    def embed_pictures(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def clock(self, *, exact: bool) -> StepClock:
+        return StepClock()
+
+    def embed_pictures(self, pictures: Sequence[NDArray[np.uint8]], clock: StepClock) -> NDArray[np.float32]:
         return np.array([one.reshape(-1, 3).mean(axis=0) for one in pictures], np.float32)
 
 
