@@ -304,7 +304,7 @@ HOPELESS: dict[str, tuple[Plan, dict[str, str], str, str, str]] = {
         denies_strangers,
         {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "not the secret of anybody"},
         *("{bucket}/in", "{bucket}/out"),
-        "cannot list {bucket}/in: access denied (*check the credentials of this environment",
+        "cannot list {bucket}/in: *; access denied: check the credentials of this environment",
     ),
     "no such input": (
         lambda _: None,
@@ -322,7 +322,7 @@ HOPELESS: dict[str, tuple[Plan, dict[str, str], str, str, str]] = {
         denies_puts,
         {},
         *("{bucket}/in", "{bucket}/out"),
-        "cannot create {bucket}/out/_scumble/*: access denied (*check the credentials of this environment",
+        "cannot create {bucket}/out/_scumble/*: *; access denied: check the credentials of this environment",
     ),
 }
 
