@@ -15,8 +15,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.connect import Asked, connected
+from actors.connect import Asked, connected, workers_for
 from pipeline.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
+from pipeline.errors import ClusterError
 from pipeline.fingerprint import library_versions
 
 ANSWER_SECONDS = 60.0
@@ -59,11 +60,11 @@ def _check_nodes(asked: Asked) -> list[Finding]:
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
     findings = [Finding("ok", "cluster", f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs")]
-    if gpus < asked.gpus_per_worker:
-        advice = "start nodes with GPUs, or leave --gpus-per-worker at 0"
-        findings.append(Finding("error", "cluster", f"{gpus:g} GPUs for {asked.gpus_per_worker:g} a worker", advice))
-    elif not cpus:
-        findings.append(Finding("error", "cluster", "no node has a CPU to work with", "start a worker node"))
+    try:
+        workers_for(asked)
+    except ClusterError as error:
+        advice = "start nodes that have it" + (", or leave --gpus-per-worker at 0" if asked.gpus_per_worker else "")
+        findings.append(Finding("error", "cluster", str(error), advice))
     waiting = {str(node["NodeManagerAddress"]): _ask(node) for node in nodes}
     ours = facts().versions
     for address, reference in waiting.items():

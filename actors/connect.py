@@ -44,6 +44,8 @@ def connected(settings: Asked) -> Iterator[None]:
     """
     quiet = {"logging_level": "INFO" if settings.debug else "ERROR", "log_to_driver": settings.debug}
     log_level = "info" if settings.debug else "fatal"  # of Ray's own processes: their inner workings are no user's
+    if not settings.debug:  # it prints the tracebacks of workers on stdout, whatever log_to_driver says
+        ray._private.worker.listen_error_messages = lambda *_: None
     if "RAY_ADDRESS" in os.environ:
         with _environment({"RAY_BACKEND_LOG_LEVEL": log_level}), contextlib.ExitStack() as stack:
             stack.callback(ray.shutdown)

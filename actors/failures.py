@@ -42,7 +42,7 @@ def ray_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ScumbleError):
+        if isinstance(error, ScumbleError) and not isinstance(error, RayError):
             raise
         if (ours := ours_in(error)) is not None:
             raise ours from error
@@ -71,7 +71,9 @@ def ours_in(error: BaseException) -> ScumbleError | None:
     seen: set[int] = set()
     while waiting:
         one = waiting.pop(0)
-        if isinstance(one, ScumbleError):
+        if isinstance(one, ScumbleError) and not isinstance(
+            one, RayError
+        ):  # Ray's twin of it bears a traceback as text
             return one
         if isinstance(one, BaseException) and id(one) not in seen:
             seen.add(id(one))

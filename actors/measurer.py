@@ -23,7 +23,9 @@ def measure_run(context: RunContext, names: list[str], key: bytes | None) -> Non
     """Figures over a hash-sample of the shards called `names`; returns when their files are written."""
     chosen = measured_shards(names, context.settings.seed)
     measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
-    num_images = sum(ray.get([ray.remote(num_cpus=0.25)(_count).remote(context, name) for name in chosen]))
+    num_images = sum(
+        ray.get([ray.remote(num_cpus=0.25)(_count).remote(context, name) for name in chosen], timeout=TASK_SECONDS)
+    )
     parts = [measure.remote(context, name, key, num_images) for name in chosen]
     ray.get(finish.remote(context, key, *parts), timeout=TASK_SECONDS)
 

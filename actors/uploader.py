@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 import ray
 import torch
 
-from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
+from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing
+from actors.failures import Failure
 from actors.metrics import actor_recorder
 from actors.placement import Workers
 from pipeline.errors import ClusterError
@@ -41,41 +40,49 @@ class UploaderContext:
 
 
 class Uploader:
-    """Ray actor; can be built and called without Ray. The commit itself stays with whoever holds the lease."""
+    """Ray actor. The commit itself stays with whoever holds the lease."""
 
-    def __init__(self, context: UploaderContext, device: str = "cpu", threads: int = 1, book: Any = None) -> None:
-        self._places, self._threads = context.places, threads
-        self._busy = partial(signing, book) if book is not None else contextlib.nullcontext
-        with self._busy(""):
-            weights = Path(context.weights) if context.weights else None
-            torch.set_num_threads(threads)
-            actor_recorder("uploads")  # counts a process that replaces a dead one
-            small = context.places.settings.small_images
-            self._deltas = deltas_from(
-                context.protection, key=context.key, weights=weights, device=device, small_images=small
-            )
+    def __init__(self, context: UploaderContext, device: str, threads: int, book: Any) -> None:
+        self._places, self._threads, self._book = context.places, threads, book
+        self._failure: Failure | None = None
+        actor_recorder("uploads")  # counts a process that replaces a dead one
+        try:
+            with signing(book, ""):
+                torch.set_num_threads(threads)
+                weights = Path(context.weights) if context.weights else None
+                small = context.places.settings.small_images
+                self._deltas = deltas_from(
+                    context.protection, key=context.key, weights=weights, device=device, small_images=small
+                )
+        except Exception as error:  # of what is raised here, Ray would show the traceback
+            self._failure = Failure.of(error, "")
 
-    def protect(self, unit: Unit) -> UnitResult:
-        """The unit's objects are in the output; its commit is not."""
-        with self._busy(unit.items[0].name):
-            return protect_unit(unit, self._places, self._deltas, threads=self._threads)
+    def protect(self, unit: Unit) -> UnitResult | Failure:
+        """The unit's objects are in the output; its commit is not. A failure is a value, too."""
+        if self._failure is not None:
+            return self._failure
+        name = unit.items[0].name
+        try:
+            with signing(self._book, name):
+                return protect_unit(unit, self._places, self._deltas, threads=self._threads)
+        except Exception as error:
+            return Failure.of(error, name)
 
 
 def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers) -> Iterator[UnitResult]:
     """Units spread over actors, answers as they come; only so many are taken from `units` as actors wait for.
 
-    What is lost is asked for again; a unit may be done twice, and its commit is the caller's. Raises ClusterError if
-    nothing helps, so that the caller's lease does not live on for nothing.
+    What is lost is asked for again; a unit may be done twice, and its commit is the caller's. Raises what a
+    worker failed with, or ClusterError if nothing helps, so that the caller's lease does not live on for nothing.
     """
     book, silences = attendance(), 0
     while True:
         pool = _Pool(book, context, workers)
         try:
-            with told_to(book):
-                for result in pool.over(units):
-                    silences = 0
-                    yield result
-                return
+            for result in pool.over(units):
+                silences = 0
+                yield result
+            return
         except Silence:
             silences += 1
             if silences == _SILENCES:
@@ -114,6 +121,8 @@ class _Pool:
                 return
             for done in ray.wait(list(self._working), timeout=PATIENCE_SECONDS / 10)[0]:
                 result = ray.get(done)
+                if isinstance(result, Failure):
+                    raise result.error()
                 free.append(self._working.pop(done)[0])
                 yield result
                 break

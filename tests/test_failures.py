@@ -43,6 +43,7 @@ def test_what_ray_wraps_is_found_as_an_object_and_never_in_a_text() -> None:
     ours = InputError("a.tar has changed")
     wrapped = RayTaskError("task", "Traceback …\npipeline.errors.StoreError: of the text", ours)
     assert raised_for(wrapped) is ours
+    assert raised_for(wrapped.as_instanceof_cause()) is ours  # what ray.get raises: an InputError with that text
     group = WorkerGroupError(
         "all of it", {1: UserExceptionWithTraceback(ours, "pipeline.errors.StoreError: of the text")}
     )

@@ -19,9 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 import ray
 import actors.stream
+import actors.uploader
+from actors.attendance import signing
 from actors.batches import ShardDone, done_columns, shards_of
 from actors.connect import Workers, connected
+from actors.failures import Failure
 from actors.stream import collected, over_shards
+from actors.uploader import over_units
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.records import Shard
 
@@ -37,7 +41,7 @@ class Worker:
         with tries.open("a") as file:
             file.write("x")
         if shard.name.startswith("slow"):
-            time.sleep(20)
+            time.sleep(13)
         if shard.name.startswith("gone") and len(tries.read_text()) == 1:
             os.kill(os.getpid(), signal.SIGSTOP)  # alive for Ray, and nobody will ever hear of it
         if shard.name == "denied":
@@ -45,6 +49,25 @@ class Worker:
         if shard.name == "bug":
             raise KeyError("x")
         return done_columns([ShardDone(shard.name, 1, 0, shard.size, 0.0)])
+
+class Uploads:
+    def __init__(self, folder, device, threads, book):
+        self.folder, self.book = folder, book
+
+    def protect(self, unit):
+        if unit == "silent":
+            time.sleep(1000)
+        try:
+            with signing(self.book, unit, 1.0):
+                return Worker(self.folder)({"name": [unit], "size": [1], "etag": [""]})["name"][0]
+        except StoreError as error:
+            return Failure.of(error, unit)
+
+def units(names):
+    try:
+        return sorted(map(str, over_units(iter(names), Path(sys.argv[1]), Workers(1, 0.25, 0.0))))
+    except ScumbleError as error:
+        return [type(error).__name__, str(error)]
 
 def run(ask, names, folder=Path(sys.argv[1])):
     try:
@@ -59,16 +82,23 @@ def answers(*arguments):
 def tables(*arguments):
     return [name for table in ray.get(collected(*arguments)) for name in table["name"].to_pylist()]
 
-actors.stream.PATIENCE_SECONDS = 15.0
+actors.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 10.0
+actors.uploader.Uploader = Uploads
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
-    said = {"streamed": run(answers, ["a", "slow", "b", "gone"]), "none": run(answers, [])}
+    said = {"none": run(answers, [])}
     for name in ("denied", "bug"):
         said[name] = run(answers, [name])
     said["init"] = run(answers, ["a"], None)
     said["collected"] = run(tables, ["c", "d"])
     said["collected denied"] = run(tables, ["denied"])
-    actors.stream.SHARE = 2
+    actors.stream.SHARE, share = 2, actors.stream.SHARE
     said["blocks"] = run(answers, [f"many-{number:02d}" for number in range(20)])
+    actors.stream.SHARE = share
+    said["units denied"] = units(["denied"])
+    said["streamed"] = run(answers, ["a", "slow", "b", "gone"])  # last, as a stopped process keeps its CPU for a while
+    said["units"] = units(["u", "v", "gone-unit", "w"])
+    actors.uploader.PATIENCE_SECONDS = 2.0
+    said["units silent"] = units(["silent"])
 print(json.dumps(said))
 """
 
@@ -95,7 +125,7 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
     assert said["streamed"] == ["a", "b", "gone", "slow"]
     tries = {name: len((folder / name).read_text()) for name in ("a", "b", "slow", "gone")}
     assert tries == {"a": 1, "b": 1, "slow": 1, "gone": 2}  # slow takes longer than the patience
-    assert "warning: no sign of any worker for 15 s; asking again for the 1 shards that are left\n" in stderr
+    assert "warning: no sign of any worker for 10 s; asking again for the 1 shards that are left\n" in stderr
     assert said["collected"] == ["c", "d"]
     assert said["none"] == []
 
@@ -114,6 +144,17 @@ def test_a_failure_inside_of_an_actor_is_one_line_of_its_own_kind_that_names_the
 def test_blocks_of_several_shards_answer_for_each(pools: Any) -> None:
     said, _, _ = pools
     assert said["blocks"] == [f"many-{number:02d}" for number in range(20)]
+
+
+@pytest.mark.ray
+def test_a_lost_unit_of_uploads_is_asked_for_again_and_a_silent_cluster_ends_the_run(pools: Any) -> None:
+    said, folder, _ = pools
+    assert said["units"] == ["gone-unit", "u", "v", "w"]
+    assert len((folder / "gone-unit").read_text()) == 2
+    assert len((folder / "u").read_text()) == 1
+    assert said["units denied"] == ["StoreError", "denied: cannot create: no right to"]
+    advice = "see what holds the cluster's CPUs; the next run goes on"
+    assert said["units silent"] == ["ClusterError", f"no sign of any worker for 6 s: {advice}"]
 
 
 @pytest.mark.parametrize("count", [0, 1, SHARE, 10_000, 1_000_000])
