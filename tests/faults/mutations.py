@@ -194,7 +194,8 @@ def bend_members(members: Members, rng: random.Random) -> None:
         case 7:
             members.insert(place, (tarfile.TarInfo(f"{key}.thumb"), rng.choice(small_images())))
         case _:
-            members[place] = info, bent_image(rng.choice((body, rng.choice(small_images()))), rng)
+            bent = bent_image(rng.choice((body, rng.choice(small_images()))), rng)
+            members[place] = info, bent if rng.random() < 0.8 else b""
 
 
 # --- what is mutated -----------------------------------------------------------------------------------------------

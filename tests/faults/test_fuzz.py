@@ -213,7 +213,8 @@ def protected_units(folder: Path, output: Path, settings: Settings) -> Iterator[
     places = Places(Store(str(folder)), Store(str(output)), settings, "f" * 64)
 
     def fault(name: str) -> tuple[Reason, str] | None:
-        return fault_of(name, places.output.path(output_name(name, settings.encode)), is_local=True)
+        is_long = places.output.too_long(output_name(name, settings.encode))
+        return fault_of(name) or ((Reason.UNUSABLE_NAME, is_long) if is_long else None)
 
     listing = sorted(places.source.walk())
     items = changes(listing, (), now=0, settle_s=0, fault=fault, tally=Tally())
