@@ -154,16 +154,16 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, shard
 
     shards  of the input
     """
-    existing, names = RunRecord.read(output, layout.RUN), {shard.name for shard in shards}
-    if existing is None and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
+    is_ours, names = output.info(layout.RUN) is not None, {shard.name for shard in shards}
+    if not is_ours and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
         raise ConflictError(f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output")
     if settings.overwrite:
         if not settings.dry_run:
             old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
             output.delete(sorted(old, key=layout.RUN.__eq__))  # last, what says that the rest is of a run of ours
         return []
-    if existing is not None:
-        check_same_run(existing, record, settings.output)
+    if is_ours:
+        check_same_run(read_run(output), record, settings.output)
     commits, ending = f"{layout.COMMITS}/", ".json"
     return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]
 
