@@ -18,6 +18,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from pipeline import buckets
+from pipeline.errors import one_line
 
 _PASSING = (
     *(TimeoutError, ConnectionError, asyncio.TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientConnectionError),
@@ -33,7 +34,7 @@ def line_of(error: BaseException) -> str:
     """What the store, the system or the library said, in one line; the store's code where the words lack it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{os.strerror(errno.ENOSPC)}: make room there, then start the same command again"
-    code, text = buckets.code_of(error), " ".join(str(error).split()) or type(error).__name__
+    code, text = buckets.code_of(error), one_line(error)
     return (f"{code}: {text}" if code and code not in text else text)[:200]
 
 
