@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 
 from jobs.prepare import Run
 from pipeline import layout
-from pipeline.profile import Profile, as_text
+from pipeline.profile import Profile, ProfileRecord, as_text
 
 
 @contextlib.contextmanager
@@ -17,9 +16,9 @@ def profiled(run: Run, stage: str) -> Iterator[Profile]:
     """Collect the work of a stage; print and keep it if the user asked for it."""
     profile = Profile(stage, time.time())
     yield profile
-    rows = profile.rows(time.time())
-    if not (run.settings.profile and rows):
+    workers = profile.workers(time.time())
+    if not (run.settings.profile and workers):
         return
-    print(f"profile of {stage}, {rows[0]['seconds']:.1f} s\n{as_text(rows)}")
-    known = run.output.read(layout.PROFILE) if run.output.info(layout.PROFILE) is not None else b"[]"
-    run.output.put(layout.PROFILE, json.dumps(json.loads(known) + rows, indent=1).encode())
+    print(f"profile of {stage}, {workers[0].seconds:.1f} s\n{as_text(workers)}")
+    known = ProfileRecord.read(run.output, layout.PROFILE) or ProfileRecord()
+    run.output.put(layout.PROFILE, ProfileRecord((*known.workers, *workers)).to_bytes())

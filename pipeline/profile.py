@@ -7,7 +7,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from pipeline.json_record import JsonRecord
 
 
 class StepClock:
@@ -48,6 +49,33 @@ class Work:
     threads: int = 1
 
 
+@dataclass(frozen=True)
+class WorkerShares:
+    """Where the time of one worker went in one stage.
+
+    seconds       of the stage
+    images_per_s  between the worker's first and its last shard
+    shares        step -> share of the stage's seconds; `start` until the first shard, each step, `other` within
+                  shards, `idle` between and after them: they add up to 1
+    threads       step -> share of the time of the threads that work ahead of the worker's own
+    """
+
+    stage: str
+    worker: str
+    images: int
+    seconds: float
+    images_per_s: float
+    shares: Mapping[str, float]
+    threads: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ProfileRecord(JsonRecord):
+    """profile.json: the workers of every stage, of all starts of a run."""
+
+    workers: tuple[WorkerShares, ...] = ()
+
+
 class Profile:
     """Collects the work of one stage.
 
@@ -60,50 +88,43 @@ class Profile:
 
     def add(self, work: Work, images: int) -> None:
         """A shard is done, of so many images; one that was done already took no time and has no worker."""
-        if not work.worker:
-            return
-        self._work[work.worker].append((work, images))
+        if work.worker:
+            self._work[work.worker].append((work, images))
 
-    def rows(self, ended: float) -> list[dict[str, Any]]:
-        """One row per worker: images, seconds of the stage, images/s between its first and last shard, shares.
+    def workers(self, ended: float) -> list[WorkerShares]:
+        """Of each worker, where its time went until the stage ended, in seconds since 1970."""
+        return [self._shares(worker, done, ended) for worker, done in sorted(self._work.items())]
 
-        ended  when the stage ended, seconds since 1970
-        Shares of the stage's time, which add up to 1: `start` until the first shard, each step, `other` within
-        shards, `idle` between and after them. Under `threads`: shares of the time of the threads that work ahead of it.
-        """
-        return [self._row(worker, done, ended) for worker, done in sorted(self._work.items())]
-
-    def _row(self, worker: str, done: list[tuple[Work, int]], ended: float) -> dict[str, Any]:
+    def _shares(self, worker: str, done: list[tuple[Work, int]], ended: float) -> WorkerShares:
         elapsed = max(ended - self.began, 1e-9)
         first, last = min(work.began for work, _ in done), max(work.ended for work, _ in done)
         busy = sum(work.ended - work.began for work, _ in done)
         steps, ahead = _summed(work.seconds for work, _ in done), _summed(work.ahead for work, _ in done)
         images = sum(count for _, count in done)
-        start = max(0.0, first - self.began)
-        spent = {"start": start, **steps, "other": max(0.0, busy - sum(steps.values()))}
+        spent = {"start": max(0.0, first - self.began), **steps, "other": max(0.0, busy - sum(steps.values()))}
         spent["idle"] = max(0.0, elapsed - sum(spent.values()))
         threads = max(work.threads for work, _ in done)
-        return {
-            "stage": self.stage,
-            "worker": worker,
-            "images": images,
-            "seconds": round(elapsed, 3),
-            "images_per_s": round(images / max(last - first, 1e-9), 1),
-            "shares": {step: round(value / elapsed, 4) for step, value in spent.items()},
-            "threads": {step: round(value / elapsed / threads, 4) for step, value in ahead.items()},
-        }
+        return WorkerShares(
+            stage=self.stage,
+            worker=worker,
+            images=images,
+            seconds=round(elapsed, 3),
+            images_per_s=round(images / max(last - first, 1e-9), 1),
+            shares={step: round(value / elapsed, 4) for step, value in spent.items()},
+            threads={step: round(value / elapsed / threads, 4) for step, value in ahead.items()},
+        )
 
 
-def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of one stage as a table for a terminal, shares in per cent."""
-    named = dict.fromkeys(step for row in rows for step in row["shares"])
+def as_text(workers: Sequence[WorkerShares]) -> str:
+    """The workers of one stage as a table for a terminal, shares in per cent."""
+    named = dict.fromkeys(step for one in workers for step in one.shares)
     steps = [step for step in named if step not in ("other", "idle")] + ["other", "idle"]
-    ahead = list(dict.fromkeys(step for row in rows for step in row["threads"]))
+    ahead = list(dict.fromkeys(step for one in workers for step in one.threads))
     lines = [["worker", "images", "images/s", *steps, *(f"{step}*" for step in ahead)]]
-    for row in rows:
-        shares = [row["shares"].get(step, 0.0) for step in steps] + [row["threads"].get(step, 0.0) for step in ahead]
-        counts = [f"{row['images']:,}", f"{row['images_per_s']:,.0f}"]
-        lines.append([row["worker"][:8], *counts, *(f"{share:.1%}" for share in shares)])
+    for one in workers:
+        shares = [one.shares.get(step, 0.0) for step in steps] + [one.threads.get(step, 0.0) for step in ahead]
+        counts = [f"{one.images:,}", f"{one.images_per_s:,.0f}"]
+        lines.append([one.worker[:8], *counts, *(f"{share:.1%}" for share in shares)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join(table + (["* of the threads that read and decode ahead"] if ahead else []))

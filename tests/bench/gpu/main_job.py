@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from rows import PHOTO_SHARDS, Task, job, run, told
+from rows import BENCH, Task, job, run, told
 
-sys.path.insert(0, str(PHOTO_SHARDS))
+sys.path.insert(0, str(BENCH))
 from photo_shards import crops, samples  # noqa: E402
 
+from pipeline.profile import ProfileRecord, WorkerShares  # noqa: E402
 from pipeline.records import Sample  # noqa: E402
 from pipeline.settings import EMBEDDED_SURROGATE  # noqa: E402
 from pipeline.surrogate import load_surrogate  # noqa: E402
@@ -40,7 +41,7 @@ class Size:
 
 FULL = Size(40, 500, 64, 256, 20, ())
 TINY = Size(2, 12, 2, 4, 1, ("--clusters", "2", "--steps", "2", "--restarts", "2", "--batch-size", "8"))
-TINY_FIT = ("--optimise-through", "surrogate")  # the proxy takes its time, and is rehearsed by another step
+TINY_FIT = ("--optimise-through", "surrogate")  # the proxy takes its time; the tests of step 1 train one
 
 
 def main() -> None:
@@ -110,26 +111,23 @@ def protect(task: Task, size: Size, name: str, gpu: list[str], options: list[str
             task.row(f"{name}: {stage}, start of its actors included", images / max(seconds, 1e-9), "images/s")
         else:
             task.row(f"{name}: {stage}", seconds, "s")
-    for stage, rows in by_stage(json.loads((output / "_scumble/profile.json").read_text())):
-        rate = sum(row["images_per_s"] for row in rows)
-        task.row(f"{name}: {stage}, {len(rows)} workers at work", rate, "images/s", shares(rows))
+    profile = ProfileRecord.from_bytes((output / "_scumble/profile.json").read_bytes(), "profile.json")
+    for stage in ("embed", "apply"):
+        workers = [one for one in profile.workers if one.stage == stage]
+        rate = sum(one.images_per_s for one in workers)
+        task.row(f"{name}: {stage}, {len(workers)} workers at work", rate, "images/s", shares(workers))
     if name == "clip":
         run(job("verify", "--output", str(output), "--input", where[1]))
         task.row(f"{name}: verify", "ok")
 
 
-def by_stage(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        yield stage, [row for row in rows if row["stage"] == stage]
-
-
-def shares(rows: list[dict[str, Any]]) -> str:
+def shares(workers: Sequence[WorkerShares]) -> str:
     """Where the workers' time went: means of their shares, and those of the threads that work ahead."""
-    steps = dict.fromkeys(step for row in rows for step in row["shares"])
-    ahead = dict.fromkeys(step for row in rows for step in row["threads"])
-    means = [f"{step} {sum(row['shares'].get(step, 0) for row in rows) / len(rows):.0%}" for step in steps]
-    means += [f"{step}* {sum(row['threads'].get(step, 0) for row in rows) / len(rows):.0%}" for step in ahead]
-    return ", ".join(means)
+    found = Counter[str]()
+    for one in workers:
+        found.update({step: share for step, share in one.shares.items()})
+        found.update({f"{step}*": share for step, share in one.threads.items()})
+    return ", ".join(f"{step} {total / len(workers):.0%}" for step, total in found.items())
 
 
 def limits(task: Task, size: Size, name: str, options: list[str]) -> None:
@@ -144,8 +142,8 @@ def limits(task: Task, size: Size, name: str, options: list[str]) -> None:
         size=int(side) if side else None,
         device=task.device,
     )
-    for what, rate in model_alone(surrogate, size.batch, size.calls).items():
-        task.row(f"{name}: model alone, {what}, batch {size.batch}", rate, "images/s")
+    rate = model_alone(surrogate, size.batch, size.calls)
+    task.row(f"{name}: model alone on resident tensors, batch {size.batch}", rate, "images/s")
     rate = prepare_alone(surrogate, list(crops(size.batch, 500, 375)), max(1, size.calls // 4))
     task.row(f"{name}: copy and resize alone, 500x375", rate, "images/s")
     with tarfile.open(task.work / "in/shard-00000.tar") as tar:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-PHOTO_SHARDS = ROOT / "tests" / "bench"  # scripts that the benchmarks share
+BENCH = ROOT / "tests" / "bench"  # what the benchmarks share
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import time
 
 import torch
 from limits import per_second
-from rows import PHOTO_SHARDS, Task, has, job, run, told
+from rows import BENCH, Task, has, job, run, told
 from torch.nn import functional as F
 
-sys.path.insert(0, str(PHOTO_SHARDS))
+sys.path.insert(0, str(BENCH))
 from photo_shards import write_shards  # noqa: E402
 
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit  # noqa: E402
