@@ -146,7 +146,7 @@ def test_the_doctor_says_so_and_leaves_no_probe(
 
 
 @pytest.fixture
-def alias(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def alias(lenient_s3: None, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Another name of the bucket, as access points have."""
     import s3fs
 

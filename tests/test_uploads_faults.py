@@ -291,7 +291,7 @@ def test_a_store_that_gives_nothing_ends_the_run_in_one_line(job: Job, monkeypat
     assert (job.last()["state"], job.last()["exit_code"]) == ("failed", 1)
 
 
-@pytest.mark.s3
+@pytest.mark.usefixtures("lenient_s3")
 def test_archived_objects_are_left_and_named_as_the_store_says_and_all_behind_them_is_done(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
