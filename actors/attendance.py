@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.failures import Failure
+from actors.failures import Failure, is_unavailable
 
 PATIENCE_SECONDS = 120.0  # without a sign of any; a worker imports torch before its first
 _LOOK_SECONDS = 2.0
@@ -71,7 +71,7 @@ def signing(book: Any, shard: str, every_s: float = PATIENCE_SECONDS / 10) -> It
 
 
 class Silence(Exception):
-    """Nobody has signed for a while, and yet something is waited for."""
+    """Nobody has signed for a while, or none can be reached, and yet something is waited for."""
 
 
 class Patience:
@@ -89,17 +89,20 @@ class Patience:
         self._looked = time.monotonic()
         try:
             silence, failure = ray.get(self._book.look.remote(), timeout=_LOOK_SECONDS)
-        except GetTimeoutError:  # it is still starting, or the machine is that busy
+        except (GetTimeoutError, ActorUnavailableError):  # it is still starting, or the machine is that busy
             return
         if failure is not None:
             raise failure.error()
         if silence > self._seconds:
-            raise Silence
+            raise Silence(f"no sign of any worker for {self._seconds:.0f} s")
 
 
 @contextlib.contextmanager
 def told_to(book: Any) -> Iterator[None]:
-    """What a worker has told of goes before what Ray makes of it, which is a text."""
+    """What a worker has told of goes before what Ray makes of it, which is a text.
+
+    Raises Silence where a worker could not be reached: what it was asked has to be asked again.
+    """
     try:
         yield
     except Silence:
@@ -110,4 +113,6 @@ def told_to(book: Any) -> Iterator[None]:
             _, failure = ray.get(book.look.remote(), timeout=_ANSWER_SECONDS)
         if failure is not None:
             raise failure.error() from error
+        if is_unavailable(error):
+            raise Silence("a worker could not be reached") from error
         raise

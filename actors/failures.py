@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError
 
 from pipeline import errors
 from pipeline.errors import ClusterError, ScumbleError, one_line
@@ -67,16 +67,23 @@ def _broken(what: str) -> ClusterError:
 
 def ours_in(error: BaseException) -> ScumbleError | None:
     """The first failure of ours among what an exception wraps."""
+    ours = (one for one in _wrapped_in(error) if isinstance(one, ScumbleError))
+    return next((one for one in ours if not isinstance(one, RayError)), None)  # Ray's twin bears a traceback as text
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """True if Ray could not reach an actor for a moment: it may be alive, and may have done what it was asked."""
+    return any(isinstance(one, ActorUnavailableError) for one in _wrapped_in(error))
+
+
+def _wrapped_in(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and whatever it wraps, nearest first."""
     waiting: list[object] = [error]
     seen: set[int] = set()
     while waiting:
         one = waiting.pop(0)
-        if isinstance(one, ScumbleError) and not isinstance(
-            one, RayError
-        ):  # Ray's twin of it bears a traceback as text
-            return one
         if isinstance(one, BaseException) and id(one) not in seen:
             seen.add(id(one))
+            yield one
             waiting += [getattr(one, name, None) for name in _INSIDE]
             waiting += getattr(one, "worker_failures", {}).values()
-    return None

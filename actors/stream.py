@@ -111,9 +111,9 @@ def _until_answered(
                     )
                     dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience)]
                     yield from answers(dataset)
-            except Silence:
+            except Silence as silence:
                 again = f"asking again for the {len(left):,} shards that are left"
-                print(f"warning: no sign of any worker for {patience:.0f} s; {again}", file=sys.stderr, flush=True)
+                print(f"warning: {silence}; {again}", file=sys.stderr, flush=True)
                 # no machine may be free yet
                 patience = 2 * patience if len(left) == before else PATIENCE_SECONDS
 

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing
+from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
 from actors.failures import Failure
 from actors.metrics import actor_recorder
 from actors.placement import Workers
@@ -83,12 +83,11 @@ def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers
                 silences = 0
                 yield result
             return
-        except Silence:
+        except Silence as silence:
             silences += 1
             if silences == _SILENCES:
-                seconds = f"{_SILENCES * PATIENCE_SECONDS:.0f} s"
                 advice = "see what holds the cluster's CPUs; the next run goes on"
-                raise ClusterError(f"no sign of any worker for {seconds}: {advice}") from None
+                raise ClusterError(f"{silence}, {_SILENCES} times in a row: {advice}") from None
             units = chain(pool.asked, units)
         finally:
             pool.close()
@@ -120,7 +119,8 @@ class _Pool:
             if not self._working:
                 return
             for done in ray.wait(list(self._working), timeout=PATIENCE_SECONDS / 10)[0]:
-                result = ray.get(done)
+                with told_to(self._book):
+                    result = ray.get(done)
                 if isinstance(result, Failure):
                     raise result.error()
                 free.append(self._working.pop(done)[0])

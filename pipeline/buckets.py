@@ -64,7 +64,7 @@ def create(filesystem: Any, path: str, data: bytes) -> None:
         except FileNotFoundError:
             if was_refused(error):
                 raise OSError(errno.EAGAIN, "conflict with another request, although nothing is there") from error
-            raise error from None
+            raise error from error.__cause__  # botocore's own, which tells whether it may pass
         if there != data:
             raise FileExistsError(path) from error
 

@@ -233,4 +233,4 @@ def test_the_doctor_asks_every_node_of_a_cluster(cluster: tuple[str, int]) -> No
         [*command, "--gpus-per-worker", "1"], env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert asking.returncode == 1
-    assert "error    cluster      0 GPUs for 1 a worker" in asking.stdout
+    assert "error    cluster      no node of the Ray cluster has 1 GPU and a CPU" in asking.stdout

@@ -18,10 +18,11 @@ import json, os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import ray
+from ray.exceptions import ActorUnavailableError
 import actors.stream
 import actors.uploader
 from actors.attendance import signing
-from actors.batches import ShardDone, done_columns, shards_of
+from actors.batches import ShardDone, done_columns, done_of, shards_of
 from actors.connect import Workers, connected
 from actors.failures import Failure
 from actors.stream import collected, over_shards
@@ -82,6 +83,17 @@ def answers(*arguments):
 def tables(*arguments):
     return [name for table in ray.get(collected(*arguments)) for name in table["name"].to_pylist()]
 
+def unreachable_once(shards, *arguments):
+    left, fails = {shard.name: shard for shard in shards}, [True]
+
+    def answers(dataset):
+        if fails and fails.pop():
+            raise ActorUnavailableError("RPC error: connection refused", None)
+        for batch in dataset.iter_batches(batch_size=None):
+            yield from (left.pop(done.name).name for done in done_of(batch))
+
+    return actors.stream._until_answered(left, *arguments, answers)
+
 actors.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 10.0
 actors.uploader.Uploader = Uploads
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
@@ -90,6 +102,7 @@ with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
         said[name] = run(answers, [name])
     said["init"] = run(answers, ["a"], None)
     said["collected"] = run(tables, ["c", "d"])
+    said["unreachable"] = run(unreachable_once, ["e", "f"])
     said["collected denied"] = run(tables, ["denied"])
     actors.stream.SHARE, share = 2, actors.stream.SHARE
     said["blocks"] = run(answers, [f"many-{number:02d}" for number in range(20)])
@@ -127,6 +140,8 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
     assert tries == {"a": 1, "b": 1, "slow": 1, "gone": 2}  # slow takes longer than the patience
     assert "warning: no sign of any worker for 10 s; asking again for the 1 shards that are left\n" in stderr
     assert said["collected"] == ["c", "d"]
+    assert said["unreachable"] == ["e", "f"]
+    assert "warning: a worker could not be reached; asking again for the 2 shards that are left\n" in stderr
     assert said["none"] == []
 
 
@@ -154,7 +169,7 @@ def test_a_lost_unit_of_uploads_is_asked_for_again_and_a_silent_cluster_ends_the
     assert len((folder / "u").read_text()) == 1
     assert said["units denied"] == ["StoreError", "denied: cannot create: no right to"]
     advice = "see what holds the cluster's CPUs; the next run goes on"
-    assert said["units silent"] == ["ClusterError", f"no sign of any worker for 6 s: {advice}"]
+    assert said["units silent"] == ["ClusterError", f"no sign of any worker for 2 s, 3 times in a row: {advice}"]
 
 
 @pytest.mark.parametrize("count", [0, 1, SHARE, 10_000, 1_000_000])

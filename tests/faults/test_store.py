@@ -113,6 +113,14 @@ def test_a_put_whose_answer_is_lost_is_there_once_and_counts_as_done(bucket: str
     assert store.read("photos-000.tar") == b"shard"
 
 
+@pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL])
+def test_a_create_that_is_refused_for_long_comes_through(bucket: str, here: Through, fault: Fault) -> None:
+    server = here(first(7, "PUT", fault))  # more often than s3fs itself tries again
+    assert Store(bucket).create("commit.json", b"ours")
+    assert server.made[fault.code] == 7
+    assert Store(bucket).read("commit.json") == b"ours"
+
+
 def test_a_create_whose_answer_is_lost_is_ours_but_anothers_is_not(bucket: str, here: Through) -> None:
     server = here(first(1, "PUT", Fault("lost")))
     store = Store(bucket)
@@ -226,7 +234,8 @@ def check_equals_quiet(quiet: Path, filled: str, capsys: pytest.CaptureFixture[s
 
 def throttled(asked: Asked) -> Fault | None:
     """Two of five names are refused one to three times; shards come in drops; a commit is refused for long."""
-    chance = random.Random(f"{SEED} {asked.method} {asked.path}")
+    key = asked.path.split("/", 2)[-1]  # the bucket's name is another every time
+    chance = random.Random(f"{SEED} {asked.method} {key}")
     burst = chance.choice([0, 0, 0, 1, 3])
     if asked.path.endswith("/commits/photos-001.tar.json") and asked.creates:
         burst = 12
