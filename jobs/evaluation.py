@@ -45,7 +45,6 @@ from pipeline.relearning.evaluation import (
     Trial,
 )
 from pipeline.relearning.labellings import check_labelling
-from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
 from pipeline.store import Entry, Store
@@ -180,6 +179,8 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:
     """Write tables and report; print the figure of every protection."""
+    from pipeline.relearning.report import EvaluationAbout, write_relearning_report  # matplotlib, at the end only
+
     rows = [json.loads(output.read(trial.result)) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))

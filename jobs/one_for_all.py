@@ -21,7 +21,6 @@ from pipeline.estimate import first_samples
 from pipeline.fingerprint import canonical, library_versions, sha256
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.one_for_all.report import write_training_report
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.places import check_apart
 from pipeline.protection import load_any_protection
@@ -128,6 +127,8 @@ def _workers(settings: OneForAllSettings) -> Workers:
 
 def report(run: Training) -> int:
     """Write the report beside the protection, and say how far embeddings were moved."""
+    from pipeline.one_for_all.report import write_training_report  # matplotlib: half a second, at the end only
+
     protection = load_any_protection(run.output.read(run.name))
     assert isinstance(protection, UniversalProtection)
     store, entries = run.sources[0]

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 
 from pipeline.fingerprint import derive, numpy_rng
 from pipeline.json_record import JsonRecord
@@ -78,6 +76,9 @@ def estimate_deltas(images: Pixels, groups: NDArray[np.int64], *, epsilon: float
 
 def blind_groups(images: Pixels, num_groups: int, *, seed: int) -> NDArray[np.int64]:
     """Group ids int64 [n] by k-means on 40 principal components of the high-passed pixels: no label, no network."""
+    from sklearn.cluster import KMeans  # here, for it takes a second that most commands do not need
+    from sklearn.decomposition import PCA
+
     num_groups = min(num_groups, len(images))
     chosen = numpy_rng(seed, "blind-components").permutation(len(images))[:_FIT_IMAGES]
     components = min(_COMPONENTS, len(chosen), images[0].size)

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import charts
 from pipeline.gallery import GallerySample
 from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection
@@ -135,6 +134,8 @@ def removal_sentence(check: RemovalCheck) -> str:
 
 def write_report(data: ReportData) -> str:
     """The page as HTML. Keys, names and details are escaped; nothing in it refers to anything outside of it."""
+    from pipeline import charts  # matplotlib, which takes half a second: only when there is something to draw
+
     return find_template("report.html.j2").render(
         data=data,
         input_url=plain_url(data.input_url),
@@ -158,6 +159,8 @@ def write_report(data: ReportData) -> str:
 def _histograms(data: ReportData) -> list[str]:
     if not data.scores:
         return []
+    from pipeline import charts
+
     bound = data.epsilon * 255
     columns = {name: [float(getattr(score, name)) for score in data.scores] for name in _FIGURES}
     psnr = [value for value in columns["psnr"] if math.isfinite(value)]
@@ -180,6 +183,8 @@ def _histograms(data: ReportData) -> list[str]:
 
 
 def _curves(clusters: Sequence[ClusterRow]) -> list[str]:
+    from pipeline import charts
+
     fitted = [row for row in clusters if row.losses]
     span = charts.shared_span([row.losses for row in fitted])
     return [charts.training_curve(row.losses, f"cluster {row.index}", span=span, is_low=row.is_low) for row in fitted]

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.metrics import structural_similarity
 
 Picture = NDArray[np.uint8]  # [H, W, 3] or [H, W]
 FIGURES = ("max_abs_delta", "rms", "psnr", "ssim", "survives_jpeg75", "survives_half_size")
@@ -153,6 +152,8 @@ def _through_half_size(picture: Picture) -> NDArray[np.float64]:
 def _ssim(original: Picture, protected: Picture) -> float:
     if min(original.shape[:2]) < _SSIM_WINDOW:
         return math.nan
+    from skimage.metrics import structural_similarity  # here, for it takes a second that most commands do not need
+
     first, second = (
         picture @ _GREY if picture.ndim == 3 else picture.astype(np.float64) for picture in (original, protected)
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import subprocess
 import sys
 import tarfile
@@ -12,7 +14,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import ray
 
+from jobs import cli
 from pipeline.photographs import photograph
 from tests.processes import descendants as descendants
 from tests.processes import kill as kill
@@ -60,6 +64,19 @@ def protect(source: str, output: str, *options: str) -> subprocess.CompletedProc
     return subprocess.run(
         command(source, output, *SMALL, *options), capture_output=True, text=True, timeout=500, check=False
     )
+
+
+def refusal(main: Callable[[list[str] | None], int], *argv: str) -> tuple[int, str]:
+    """Exit code and stderr of a job that is refused before it starts anything, run in this process."""
+    given, err = sys.argv, io.StringIO()
+    sys.argv = ["job", *argv]
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            code = cli.run(main)
+    finally:
+        sys.argv = given
+    assert not ray.is_initialized()
+    return code, err.getvalue()
 
 
 def start(source: str, output: str, *options: str) -> subprocess.Popen[str]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs import evaluate_relearning
 from jobs.evaluate_options import parse_evaluation
 from tests import runs
 from tests.samples import image_bytes
@@ -166,11 +167,24 @@ def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_th
         (["--targets", "smal"], 2, "did you mean small"),
         (["--regimes", "nt,ntcg"], 2, "did you mean nt-cg"),
         (["--labellings", "originl"], 2, "original"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_cluster_is_asked(data: Path, changed, code, words) -> None:
+    ended, stderr = runs.refusal(evaluate_relearning.main, *options(data, *changed))
+    assert ended == code
+    (line,) = stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "words"),
+    [
         (["--gpus-per-worker", "1"], 1, "no node of the Ray cluster has 1 GPU"),
         (["--test", "nowhere"], 2, "nowhere"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_starts(data: Path, changed, code, words) -> None:
+def test_what_only_the_cluster_can_tell_is_refused_before_anything_is_trained(data: Path, changed, code, words) -> None:
     refused = evaluate(*options(data, *changed))
     assert refused.returncode == code
     (line,) = refused.stderr.strip().splitlines()[-1:]

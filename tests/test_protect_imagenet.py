@@ -18,6 +18,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from jobs import protect_imagenet
 from pipeline.store import Store
 from tests import runs
 
@@ -115,9 +116,10 @@ def test_status_counts_from_commits_alone(quiet: Path) -> None:
 
 
 def test_other_settings_over_the_same_output_are_refused_with_the_difference(quiet: Path) -> None:
-    refused = runs.protect(str(quiet / "in"), str(quiet / "out"), "--epsilon", "8/255", "--encode", "lossless")
-    assert refused.returncode == 1
-    line = refused.stderr.strip()
+    given = ["--input", str(quiet / "in"), "--output", str(quiet / "out"), *runs.SMALL, "--epsilon", "8/255"]
+    code, stderr = runs.refusal(protect_imagenet.main, *given, "--encode", "lossless")
+    assert code == 1
+    line = stderr.strip()
     assert line.startswith(f"error: {quiet}/out belongs to another run (encode was same, is lossless; epsilon was 0.06")
     assert line.endswith("use its settings to resume it, another --output, or --overwrite")
 
@@ -148,11 +150,11 @@ def test_bad_input_is_one_line_before_any_work(quiet: Path, options: list[str], 
     options = [option.replace("IN/", f"{quiet}/in/") for option in options]
     given = ["--input", str(quiet / "in"), "--output", str(quiet / "refused"), *runs.SMALL, *options]
     started = time.monotonic()
-    refused = job("protect_imagenet.py", *given)
-    assert refused.returncode == code, refused.stderr
-    assert message in refused.stderr
-    assert refused.stderr.startswith("error: ")
-    assert refused.stderr.count("\n") == 1
+    ended, stderr = runs.refusal(protect_imagenet.main, *given)
+    assert ended == code, stderr
+    assert message in stderr
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
     assert time.monotonic() - started < 30
     assert not (quiet / "refused").exists()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import protect_imagenet
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import load_any_protection
 from tests import runs
@@ -122,12 +123,11 @@ def test_verify_and_report_know_the_method(data: Path, protected) -> None:
     ],
 )
 def test_a_generator_and_its_method_belong_together(data: Path, trained, more, words) -> None:
-    command = runs.command(
-        str(data / "other"), str(data / "refused"), "--surrogate", SMALL[1], "--surrogate-size", "64"
-    )
-    refused = run([*command, *(word.replace("u.safetensors", str(data / "u.safetensors")) for word in more)])
-    assert refused.returncode == 2
-    assert words in refused.stderr
+    given = ["--input", str(data / "other"), "--output", str(data / "refused"), *SMALL[:4]]
+    more = [word.replace("u.safetensors", str(data / "u.safetensors")) for word in more]
+    code, stderr = runs.refusal(protect_imagenet.main, *given, *more)
+    assert code == 2
+    assert words in stderr
     assert not (data / "refused").exists()
 
 

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
@@ -136,6 +133,8 @@ def validation_rows(
 
 def pseudo_labels(features: NDArray[np.float32], num_classes: int, *, seed: int = 0) -> Labels:
     """Clusters of features [n, d] by k-means, int64 [n]: labels for deltas that follow no class (one per cluster)."""
+    from sklearn.cluster import KMeans  # here, for it takes a second that most commands do not need
+
     with threadpool_limits(1):  # sums in a fixed order
         means = KMeans(num_classes, n_init=4, random_state=derive(seed, "acm-pseudo-labels") % 2**32)
         found: Labels = means.fit_predict(features).astype(np.int64)
@@ -145,6 +144,9 @@ def pseudo_labels(features: NDArray[np.float32], num_classes: int, *, seed: int 
 def _reduced(features: NDArray[np.floating], reduce: str, seed: int) -> NDArray[np.floating]:
     if reduce == "none" or features.shape[1] < 2:
         return features
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     state = derive(seed, "acm-reduce") % 2**32
     with threadpool_limits(1):  # t-SNE adds in the order in which threads finish, and amplifies the difference
         if reduce == "pca2":

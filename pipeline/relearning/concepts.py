@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import calinski_harabasz_score, silhouette_score
 
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import derive
@@ -18,6 +16,8 @@ def group_concepts(points: NDArray[np.float32], num_groups: int, *, seed: int) -
 
     The best of ten starts (k-means++). Raises SettingsError unless 2 <= num_groups < number of different embeddings.
     """
+    from sklearn.cluster import KMeans  # here, for it takes a second that most commands do not need
+
     different = len(np.unique(points, axis=0))
     if not 2 <= num_groups < different:
         raise SettingsError(f"{different} different concepts make 2 to {different - 1} groups, not {num_groups}")
@@ -31,6 +31,8 @@ def grouping_quality(points: NDArray[np.float32], groups: NDArray[np.int64]) -> 
 
     The criteria by which Chen et al. 2024, section 4.6, choose the number of groups; euclidean.
     """
+    from sklearn.metrics import calinski_harabasz_score, silhouette_score
+
     wide = points.astype(np.float64)
     sse = sum(((wide[groups == one] - wide[groups == one].mean(axis=0)) ** 2).sum() for one in np.unique(groups))
     return {

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import adjusted_mutual_info_score
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Overlap:
 
 def overlap(clusters: ArrayLike, labels: ArrayLike) -> Overlap:
     """The overlap of two partitions, integers [n] each. Raises ValueError for empty or unequal lengths."""
+    from sklearn.metrics import adjusted_mutual_info_score  # here, for it takes a second that most commands do not need
+
     counts = joint_counts(clusters, labels)
     total = counts.sum()
     return Overlap(

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 PERPLEXITY = 30
 
 
 def project(features: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
     """{pca: [[x, y], …], tsne: …} of features [n, d], rounded; tsne is empty below 10 rows."""
+    from sklearn.decomposition import PCA  # here, for it takes a second that most commands do not need
+    from sklearn.manifold import TSNE
+
     usable = np.nan_to_num(features)
     pca = PCA(2, svd_solver="full").fit_transform(usable) if len(usable) > 2 else np.zeros((len(usable), 2))
     found = {"pca": np.round(pca, 4).tolist(), "tsne": []}
