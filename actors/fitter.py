@@ -24,6 +24,7 @@ from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.fit_images import fit_images_from
 from pipeline.fitted import Fit, FitImages
 from pipeline.metrics import STAGE_SECONDS
+from pipeline.sample_fit import SampleFit
 from pipeline.surrogate import Surrogate, surrogate_for
 
 TOGETHER = "all"
@@ -93,6 +94,8 @@ def _fit_unit(unit: str, task: FitTask, images: FitImages, device: str) -> None:
 
 def _start(unit: str, task: FitTask, images: FitImages, device: str) -> Fit:
     settings = task.context.settings
+    if settings.generator == "sample":
+        return SampleFit(images, len(task.targets), settings, device)
     if unit == TOGETHER:
         return ProxyFit(images, len(task.targets), settings, device)
     means = torch.from_numpy(task.clustering.feature_means.copy())

@@ -16,18 +16,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from actors.batches import Batch, RunContext, Secret, ShardDone, done_columns, shards_of
 from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
-from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard
+from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard, write_protected
 from pipeline.commits import check_same_commit
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import canonical
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
+from pipeline.picture_deltas import SampleDeltas, protect_pictures
 from pipeline.profile import Work
 from pipeline.protection import load_protection
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
+from pipeline.sample_steps import BATCH
 from pipeline.tar import ShardWriter, is_packed, read_samples
 
 
@@ -37,11 +41,16 @@ class Protector:
     def __init__(self, context: RunContext, secret: Secret | None = None) -> None:
         self.context = context
         self.metrics = actor_recorder("apply")
+        torch.set_num_threads(context.threads)
         protection = load_protection(context.output.read(layout.PROTECTION))
         if secret is not None and secret.key is not None:
             protection = protection.with_key(secret.key)
         self.protection_sha256 = protection.sha256
-        self.deltas = LaidDeltas(protection)
+        self.deltas: LaidDeltas | SampleDeltas
+        if protection.needs_pixels:
+            self.deltas = SampleDeltas(protection, None, context.device)
+        else:
+            self.deltas = LaidDeltas(protection)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         return done_columns([self._protect(shard) for shard in shards_of(batch)])
@@ -77,8 +86,18 @@ class Protector:
 
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
         """Step 3: the clusters are known, because the stages before have assigned every image."""
-        clusters = self._clusters(shard)
-        return protect_shard(samples, writer, self.deltas, clusters, settings=self.context.settings)
+        clusters, settings = self._clusters(shard), self.context.settings
+        if isinstance(self.deltas, LaidDeltas):
+            return protect_shard(samples, writer, self.deltas, clusters, settings=settings)
+        made = protect_pictures(
+            samples,
+            self.deltas,
+            settings=settings,
+            batch_size=BATCH[self.context.device],
+            threads=self.context.threads,
+            clusters=clusters,
+        )
+        return write_protected((one if isinstance(one, Rejection) else (one.done, one.cluster) for one in made), writer)
 
     def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
         """Publish the quarantine, then the commit; meet whoever was first."""

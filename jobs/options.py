@@ -89,7 +89,7 @@ def _delta(parser: Parser) -> None:
     group = parser.add_argument_group("delta")
     add = group.add_argument
     add("--epsilon", type=parse_epsilon, metavar="E", help="bound on every pixel's change, e.g. 8/255 (default 16/255)")
-    add("--generator", choices=["direct", "network", "texture"], help="what makes delta (default direct)")
+    add("--generator", choices=["direct", "sample", "network", "texture"], help="what makes delta (default direct)")
     add("--optimise-through", choices=["proxy", "surrogate"], help="whose features delta moves (default proxy)")
     add("--plain", action="store_true", default=None, help="no colour augmentation: stronger, but falls to it")
     add("--permutation", choices=["next", "far"], help="target clusters: next index (default) or far apart")
@@ -98,7 +98,8 @@ def _delta(parser: Parser) -> None:
     add("--bound", choices=["project", "tanh_clamp", "eps_tanh", "clamp_ste"], help="how delta is kept within epsilon")
     add("--delta-size", type=int, metavar="PIXELS", help="side at which delta is made, before it is laid at full size")
     add("--fit-images", type=image_count, metavar="N|all", help="images that deltas are fitted on (default 10000)")
-    add("--steps", type=int, metavar="N", help="optimiser steps (default 100)")
+    add("--steps", type=int, metavar="N", help="optimiser steps (default 100; of each image with sample: 30)")
+    add("--proxies", type=int, metavar="N", help="networks that --generator sample takes its steps through (default 3)")
     add("--batch-size", type=int, metavar="N", help="images per step (default 256)")
     add("--fit-threads", type=int, metavar="N", help="CPU threads of each fit; decides the last bits (default 2)")
     add("--step-size", type=pixels, metavar="S", help="largest sign step of a direct delta (default 0.15 epsilon)")

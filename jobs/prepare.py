@@ -128,7 +128,7 @@ def _read_protection(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
             f"{protection.epsilon * 255:g}/255; leave --epsilon away, or fit anew"
         )
-    if isinstance(protection, Protection) and protection.per_sample:
+    if isinstance(protection, Protection) and protection.needs_key:
         if key is None:
             raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors

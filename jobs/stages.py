@@ -101,15 +101,25 @@ def apply(run: Run) -> None:
     have = set(run.output.names(layout.COMMITS))
     left = [shard for shard in run.plan.shards if layout.commit(shard.name) not in have]
     actor: type = Protector
-    workers = workers_for(run.settings).on_cpus()
+    workers = workers_for(run.settings)
+    if not _needs_model(run):
+        workers = workers.on_cpus()
     arguments: tuple[Any, ...] = (Secret(run.key),)
     if run.universal is not None:
         run.output.create(layout.PROTECTION, run.universal.to_bytes())
-        actor, workers, arguments = UniversalProtector, workers_for(run.settings), ()
+        actor, arguments = UniversalProtector, ()
     with progress("apply", len(left)) as bar, profiled(run, "apply") as profile:
         for done in over_shards(left, actor, (context_of(run, workers), *arguments), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
             profile.add(done.work, done.images)
+
+
+def _needs_model(run: Run) -> bool:
+    """True if deltas are made image by image, by networks that a GPU would help."""
+    if run.universal is not None:
+        return True
+    generator = run.settings.generator if run.protection is None else run.protection.generator
+    return generator == "sample"
 
 
 def fit(run: Run, clustering: Clustering) -> None:

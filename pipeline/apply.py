@@ -221,7 +221,7 @@ def _one_by_one(
             yield item
             continue
         try:
-            cluster = _cluster_of(item, clusters, settings)
+            cluster = cluster_of(item, clusters, settings)
             done = protect_sample(item, protection, cluster, settings=settings)
         except SampleError as error:
             yield rejection_of(item, error)
@@ -277,7 +277,8 @@ def _timed(results: Iterable[_Item], seconds: defaultdict[str, float]) -> Iterat
         yield item
 
 
-def _cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings) -> int:
+def cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings) -> int:
+    """The cluster of a sample that was embedded. Raises SampleError if it was not."""
     cluster = clusters.get(sample.key)
     if cluster is None:
         suffix = image_suffix(sample, settings.keep_sidecar)

@@ -13,6 +13,7 @@ from pipeline.clusters import Clustering, target_clusters
 from pipeline.errors import InputError
 from pipeline.fitted import FittedDeltas
 from pipeline.protection import Protection
+from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import Settings
 from pipeline.textures import check_key
 
@@ -39,7 +40,7 @@ def clustering_from_bytes(data: bytes) -> Clustering:
 def fitted_protection(
     fitted: FittedDeltas, clustering: Clustering, settings: Settings, surrogate_id: str, fingerprint: str
 ) -> Protection:
-    """The protection of one run from the deltas of all its clusters."""
+    """The protection of one run from the deltas of all its clusters, or from what makes them for each image."""
     return Protection(
         method=settings.method,
         generator=settings.generator,
@@ -47,12 +48,19 @@ def fitted_protection(
         epsilon=settings.epsilon,
         clustering=clustering,
         targets=fitted.targets,
-        levels=fitted.levels.numpy(),
+        levels=None if fitted.levels is None else fitted.levels.numpy(),
         fingerprint=fingerprint,
         licence=_LICENCE,
         size=settings.size,
         figures=_figures(fitted),
+        sample=_sample_generator(fitted, settings) if settings.generator == "sample" else None,
     )
+
+
+def _sample_generator(fitted: FittedDeltas, settings: Settings) -> SampleGenerator:
+    choices = {name: getattr(settings, name) for name in ("steps", "plain", "seed")}
+    weights = {name: value.numpy() for name, value in fitted.extra.items()}
+    return SampleGenerator.from_parts({"side": int(fitted.extra["sample/side"]), **choices}, weights)
 
 
 def texture_protection(

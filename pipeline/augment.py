@@ -65,13 +65,23 @@ def take(images: Tensor, views: Views) -> Tensor:
     return seen.contiguous(memory_format=torch.channels_last)
 
 
-def colour_jitter(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Brightness and contrast +-40 %, saturation +-80 %, channels shuffled in 30 %, grey in 50 % of the images.
+@dataclass(frozen=True)
+class ColourChanges:
+    """What happens to the colours of each of B images: turned about its mean grey, then mixed.
 
-    images  float [B, 3, H, W] in [0, 1]; so is the result, clamped once at the end
+    mix   float [B, 3, 3]: new channels from old ones
+    turn  float [B]: share of the mean grey that is added
+    """
+
+    mix: Tensor
+    turn: Tensor
+
+
+def colour_changes(count: int, rng: torch.Generator) -> ColourChanges:
+    """Brightness and contrast +-40 %, saturation +-80 %, channels shuffled in 30 %, grey in 50 % of `count` images.
+
     All five are linear but for the mean that contrast turns about, hence one 3 x 3 matrix and one offset each.
     """
-    count = len(images)
     brightness = 1 + BRIGHTNESS * _symmetric(count, rng)
     contrast = 1 + CONTRAST * _symmetric(count, rng)
     saturation = (1 + SATURATION * _symmetric(count, rng))[:, None, None]
@@ -83,13 +93,20 @@ def colour_jitter(images: Tensor, rng: torch.Generator) -> Tensor:
     mix = torch.gather(mix, 1, order[:, :, None].expand(-1, -1, 3))
     grey = torch.rand(count, generator=rng) < GREY_SHARE
     mix = torch.where(grey[:, None, None], to_grey @ mix, mix)
+    return ColourChanges(mix * (brightness * contrast)[:, None, None], brightness * (1 - contrast))
 
-    device = images.device
-    mix = (mix * (brightness * contrast)[:, None, None]).to(device)
-    turn = (brightness * (1 - contrast)).to(device)
-    mean_grey = images.mean((2, 3)) @ torch.tensor(GREY, device=device)
+
+def recoloured(images: Tensor, changes: ColourChanges) -> Tensor:
+    """Images float [B, 3, H, W] in [0, 1] with their colours changed, clamped once at the end."""
+    mix, turn = changes.mix.to(images.device), changes.turn.to(images.device)
+    mean_grey = images.mean((2, 3)) @ torch.tensor(GREY, device=images.device)
     mixed = (mix[:, :, :, None, None] * images[:, None]).sum(2) + (turn * mean_grey)[:, None, None, None]
     return mixed.clamp(0, 1)
+
+
+def colour_jitter(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Images float [B, 3, H, W] in [0, 1], each with colour changes of its own."""
+    return recoloured(images, colour_changes(len(images), rng))
 
 
 def _symmetric(count: int, rng: torch.Generator) -> Tensor:

@@ -8,8 +8,7 @@ Both keep the interface of pipeline.fitted.Fit and draw every random number from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -20,13 +19,13 @@ from pipeline.clusters import target_clusters
 from pipeline.delta import levels_of, perturb, quantise
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng
+from pipeline.fit_figures import embed_all, moved_shares, reproducible
 from pipeline.fitted import FitImages, FittedDeltas, checkpoint, entry, restore
 from pipeline.generators import DirectDelta, NetworkDelta
 from pipeline.objective import (
     check_finite,
     distances,
     feature_means,
-    is_moved,
     sign_step,
     step_size,
     sum_by_cluster,
@@ -89,7 +88,7 @@ class ProxyFit:
         return (self._proxy.step + self._step) / (self._proxy.steps + self._settings.steps)
 
     def advance(self, steps: int) -> None:
-        with _reproducible():
+        with reproducible():
             for _ in range(steps):
                 if self.is_done:
                     return
@@ -139,7 +138,7 @@ class ProxyFit:
 
     def _embed(self, levels: Tensor | None) -> Tensor:
         """Proxy features of all images, clean or with their cluster's finished delta."""
-        return _embed_all(self._proxy.features, self._pixels, levels, self._clusters)
+        return embed_all(self._proxy.features, self._pixels, levels, self._clusters)
 
     def state(self) -> dict[str, Tensor]:
         return self._proxy.state() | {
@@ -157,12 +156,12 @@ class ProxyFit:
 
     def result(self) -> FittedDeltas:
         assert self.is_done, "the fit is not done"
-        with _reproducible():
+        with reproducible():
             levels = torch.from_numpy(quantise(self._delta.cpu(), self._settings.epsilon))
             centroids, targets = self._aim()
             clean = self._embed(None)
             shares = [
-                _moved_shares(features, centroids, targets, self._clusters) for features in (self._embed(levels), clean)
+                moved_shares(features, centroids, targets, self._clusters) for features in (self._embed(levels), clean)
             ]
         return _fitted(
             range(self._num_clusters),
@@ -242,7 +241,7 @@ class ClusterFit:
         return self._step / self._settings.steps
 
     def advance(self, steps: int) -> None:
-        with _reproducible():
+        with reproducible():
             for _ in range(min(steps, self._settings.steps - self._step)):
                 self._one_step()
 
@@ -316,10 +315,10 @@ class ClusterFit:
         clusters = torch.zeros(len(self._own), dtype=torch.int64, device=self._device)
         edge = (self._own.shape[2] - self._side) // 2
         own = self._own[:, :, edge : edge + self._side, edge : edge + self._side]
-        with torch.no_grad(), _reproducible():
+        with torch.no_grad(), reproducible():
             levels = torch.from_numpy(quantise(self._delta()[None].cpu(), self._settings.epsilon))
             shares = [
-                _moved_shares(_embed_all(self._features, own, added, clusters), self._centroids, targets, clusters)[:1]
+                moved_shares(embed_all(self._features, own, added, clusters), self._centroids, targets, clusters)[:1]
                 for added in (levels, None)
             ]
         extra = {
@@ -328,29 +327,6 @@ class ClusterFit:
             if self._is_network
         }
         return _fitted((self._cluster,), (self._target,), levels, self._losses, shares, self._settings.epsilon, extra)
-
-
-def _embed_all(embed: Callable[[Tensor], Tensor], pixels: Tensor, levels: Tensor | None, clusters: Tensor) -> Tensor:
-    """Features of uint8 pixels, clean or with their cluster's delta of whole levels [k, 3, S, S]."""
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(pixels), _EVALUATION_BATCH):
-            batch = slice(start, start + _EVALUATION_BATCH)
-            images = pixels[batch].float() / 255
-            if levels is not None:
-                images = perturb(images, levels.to(images.device)[clusters[batch]].float() / 255)
-            found.append(embed(images.contiguous(memory_format=torch.channels_last)))
-    return torch.cat(found) if found else torch.zeros(0, 1, device=pixels.device)
-
-
-def _moved_shares(features: Tensor, centroids: Tensor, targets: Tensor, clusters: Tensor) -> Tensor:
-    """Share of each cluster's images that are nearest to its target's centroid -> [p]; nan without images."""
-    num_clusters = len(centroids)
-    counts = torch.bincount(clusters, minlength=num_clusters).cpu()
-    if len(features) == 0:
-        return torch.full((num_clusters,), math.nan)
-    moved = is_moved(features, centroids, targets[clusters])
-    return torch.bincount(clusters[moved], minlength=num_clusters).cpu() / counts  # 0 / 0 is nan
 
 
 def _fitted(
@@ -386,9 +362,3 @@ def _draw(count: int, batch_size: int, rng: torch.Generator) -> Tensor:
 def _cosine_lr(step: int, steps: int, peak: float | None) -> float:
     top = GENERATOR_LR if peak is None else peak
     return LEAST_LR + (top - LEAST_LR) * cosine(step, steps)
-
-
-def _reproducible() -> AbstractContextManager[None]:
-    """cuDNN's deterministic algorithms only, and no choice by timing: a resumed fit must repeat every bit."""
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    return flags

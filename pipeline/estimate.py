@@ -85,6 +85,8 @@ def estimate(
     samples, bytes_each = first_samples(stream, shard_bytes, max_member_bytes=settings.max_member_bytes)
     embed = _embed_seconds(samples, surrogate, settings)
     apply, factor, sides = _apply_seconds(samples, settings)
+    if settings.generator == "sample" and settings.protection is None:
+        apply += settings.steps * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
     clusters = settings.clusters or clusters_for(images)
     return Estimate(
@@ -174,7 +176,11 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
     fitted = min(images, settings.fit_images or images)
     if settings.optimise_through == "proxy":
         schedule = Schedule.of(fitted)
-        seen = schedule.steps * schedule.batch + settings.steps * settings.batch_size
+        seen = schedule.steps * schedule.batch
+        if settings.generator == "sample":
+            seen *= settings.proxies
+        else:
+            seen += settings.steps * settings.batch_size
         return seen * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
     return clusters * settings.steps * min(settings.batch_size, fitted) * _pass_seconds(surrogate)
 

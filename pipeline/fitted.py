@@ -38,19 +38,20 @@ class FittedDeltas:
     """The finished deltas of k clusters, in whole 8-bit levels, and what was seen while fitting them.
 
     clusters, targets  k cluster indices and the cluster each is moved to
-    levels   int8 [k, 3, S, S]
+    levels   int8 [k, 3, S, S]; None where every image gets a delta of its own
     losses   float32 [k, steps]; where a batch had no image of the cluster, the value before is repeated
     moved    float32 [k]: share of the cluster's own protected images whose nearest centroid is the target's,
              in the features of what delta was optimised through; nan for a cluster without images
     before   float32 [k]: the same share of the clean images
     rms      float32 [k]: root mean square of the levels, in 8-bit levels
     clamped  float32 [k]: share of the values that lie on the bound
-    extra    generator weights and sigma ("<cluster>/..."), or the proxy's loss curve and accuracy ("proxy/...")
+    extra    generator weights and sigma ("<cluster>/..."), or the proxy's loss curve and accuracy ("proxy/...") and,
+             where every image gets a delta of its own, the weights of the proxies ("proxies.…")
     """
 
     clusters: tuple[int, ...]
     targets: tuple[int, ...]
-    levels: Tensor
+    levels: Tensor | None
     losses: Tensor
     moved: Tensor
     before: Tensor
@@ -61,6 +62,7 @@ class FittedDeltas:
     def to_bytes(self) -> bytes:
         """One safetensors file; equal contents give equal bytes."""
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors |= {} if self.levels is None else {"levels": self.levels.contiguous()}
         tensors |= {name: torch.tensor(getattr(self, name)) for name in ("clusters", "targets")}
         return save(tensors | {f"extra/{name}": value.contiguous() for name, value in self.extra.items()})
 
@@ -72,12 +74,13 @@ class FittedDeltas:
             extra = {n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")}
             values: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
             values |= {name: tuple(tensors[name].tolist()) for name in ("clusters", "targets")}
+            values["levels"] = tensors.get("levels")
             return cls(**values, extra=extra)
         except (SafetensorError, KeyError) as error:
             raise InputError(f"not a file of fitted deltas, or cut short: {error}; delete it to refit") from None
 
 
-_TENSORS = ("levels", "losses", "moved", "before", "rms", "clamped")
+_TENSORS = ("losses", "moved", "before", "rms", "clamped")
 
 
 def merge(parts: Iterable[FittedDeltas]) -> FittedDeltas:
@@ -91,9 +94,11 @@ def merge(parts: Iterable[FittedDeltas]) -> FittedDeltas:
         raise ConflictError(f"a cluster was fitted twice: {sorted(clusters)}")
     order = torch.tensor(clusters).argsort()
     targets = torch.tensor([target for part in ordered for target in part.targets])[order]
+    levels = [part.levels for part in ordered if part.levels is not None]
     return FittedDeltas(
         clusters=tuple(sorted(clusters)),
         targets=tuple(targets.tolist()),
+        levels=torch.cat(levels)[order] if levels else None,
         extra={name: value for part in ordered for name, value in part.extra.items()},
         **{name: torch.cat([getattr(part, name) for part in ordered])[order] for name in _TENSORS},
     )

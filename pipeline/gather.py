@@ -70,6 +70,7 @@ def _method(settings: Mapping[str, Any]) -> str:
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
+        "sample": "a delta for each image, by steps through proxies",
         "direct": f"direct delta optimised through the {settings['optimise_through']}",
         "network": "one generator network per cluster, through the surrogate",
         "texture": "keyed random-phase textures",

@@ -152,11 +152,12 @@ def _square(
     suffix = image_suffix(after, settings.keep_sidecar)
     pixels = decode_rgb(after.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
     square = _squeezed(pixels)
-    if isinstance(protection, UniversalProtection):  # its delta is nowhere but in the picture
+    if protection.needs_pixels:  # its delta is nowhere but in the picture
         original = _pixels(before, settings, resize=True)
         original = original if original.ndim == 3 else np.repeat(original[..., None], 3, axis=2)
         laid = square.astype(np.float32) - _squeezed(original)
     else:
+        assert isinstance(protection, Protection)
         laid = protection.delta_for(cluster, after.key, _REMOVAL_SIDE, _REMOVAL_SIDE).astype(np.float32)
     return square.transpose(2, 0, 1), cluster, laid.transpose(2, 0, 1)
 

@@ -130,6 +130,15 @@ def decode_rgb(data: bytes, *, at_least: int, max_pixels: int, suffix: str) -> N
     return np.ascontiguousarray(pixels[:, :, :3])
 
 
+def squeezed(picture: Picture, side: int) -> NDArray[np.uint8]:
+    """All of the upright picture in a square, RGB uint8 [side, side, 3]: from its full pixels, so always the same."""
+    pixels = picture.upright[:, :, :1] if picture.pixels.shape[2] <= 2 else picture.upright[:, :, :3]
+    whole = np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
+    if whole.shape[:2] == (side, side):
+        return whole
+    return np.asarray(Image.fromarray(whole).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
 def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, str | None]:
     """The picture's file, and the suffix that it must have (None: as it was).
 

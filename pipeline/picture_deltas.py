@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,11 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, open_sample, rejection_of
+from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample, rejection_of
+from pipeline.delta import lay
 from pipeline.errors import SampleError
-from pipeline.picture import decode_rgb, stored
+from pipeline.picture import decode_rgb, squeezed, stored
 from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
+from pipeline.sample_steps import SampleSteps
 from pipeline.settings import Settings
 from pipeline.surrogate import Surrogate
 
@@ -28,14 +30,19 @@ Pixels = NDArray[np.uint8]
 class Asked:
     """One picture that needs a delta.
 
-    small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale
+    small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale; None if `cluster` is
+            given
     height, width  of the delta: of the upright picture
+    square  uint8 [S, S, 3], all of the picture squeezed to the side that the deltas ask for; None if they ask for none
+    cluster  where the picture was embedded and assigned before
     """
 
     key: str
-    small: Pixels
+    small: Pixels | None
     height: int
     width: int
+    square: Pixels | None = None
+    cluster: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class PictureDeltas(Protocol):
     def at_least(self) -> int:
         """Shorter side in pixels that the pictures to be embedded must have, where the originals have it."""
 
+    @property
+    def side(self) -> int | None:
+        """Side in pixels of the squares that deltas are made from; None if they do not depend on the picture."""
+
     def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
         """One answer each."""
 
@@ -74,17 +85,58 @@ class NearestDeltas:
 
     def __init__(self, protection: Protection, surrogate: Surrogate) -> None:
         protection.check_surrogate(surrogate.id)
-        self.epsilon, self.at_least = protection.epsilon, surrogate.resize
+        self.epsilon, self.at_least, self.side = protection.epsilon, surrogate.resize, None
         self._protection, self._surrogate, self._laid = protection, surrogate, LaidDeltas(protection)
 
     def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
-        features = self._surrogate.embed_pictures([one.small for one in asked])
-        # as the stage `embed` stores them, so that one picture has one cluster whichever way it comes
-        clusters, distances = self._protection.clustering.assign(features.astype(np.float16))
+        clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
         return [
             Answer(self._laid.delta_for(int(cluster), one.key, one.height, one.width), int(cluster), float(distance))
             for one, cluster, distance in zip(asked, clusters, distances, strict=True)
         ]
+
+
+class SampleDeltas:
+    """A delta for each picture, made by steps on its own pixels towards the target of its cluster.
+
+    surrogate  tells the cluster of pictures that come without one; None if they all have one
+    Raises ConflictError if the surrogate is not the one that the protection was fitted with.
+    """
+
+    def __init__(self, protection: Protection, surrogate: Surrogate | None, device: str = "cpu") -> None:
+        assert protection.sample is not None
+        if surrogate is not None:
+            protection.check_surrogate(surrogate.id)
+        self.epsilon, self.at_least = protection.epsilon, surrogate.resize if surrogate is not None else 1
+        self.side = protection.sample.side
+        self._protection, self._surrogate = protection, surrogate
+        self._steps = SampleSteps(protection.sample, protection.targets, protection.epsilon, device)
+
+    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+        clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
+        squares = np.stack([one.square for one in asked if one.square is not None])
+        levels, _ = self._steps.levels(squares, clusters, [one.key for one in asked])
+        return [
+            Answer(lay(own, one.height, one.width, self.epsilon), cluster, distance)
+            for one, own, cluster, distance in zip(asked, levels, clusters, distances, strict=True)
+        ]
+
+
+def nearest_clusters(
+    asked: Sequence[Asked], protection: Protection, surrogate: Surrogate | None
+) -> tuple[list[int], list[float]]:
+    """Cluster and distance of each picture: as given, at distance nan, else those of the nearest centroid."""
+    clusters = [-1 if one.cluster is None else one.cluster for one in asked]
+    distances = [float("nan")] * len(asked)
+    left = [row for row, one in enumerate(asked) if one.cluster is None]
+    if left:
+        assert surrogate is not None
+        features = surrogate.embed_pictures([small for row in left if (small := asked[row].small) is not None])
+        # as the stage `embed` stores them, so that one picture has one cluster whichever way it comes
+        found = protection.clustering.assign(features.astype(np.float16))
+        for row, cluster, distance in zip(left, *found, strict=True):
+            clusters[row], distances[row] = int(cluster), float(distance)
+    return clusters, distances
 
 
 @dataclass(frozen=True)
@@ -103,15 +155,17 @@ def protect_pictures(
     settings: Settings,
     batch_size: int,
     threads: int = 1,
+    clusters: Mapping[str, int] | None = None,
 ) -> Iterator[ProtectedPicture | Rejection]:
     """Every sample protected or rejected, in input order; read, embedded and encoded batch by batch.
 
     batch_size  pictures that are embedded at once; fewer if they have more than PIXELS_AT_ONCE pixels together
     threads     that decode and encode a batch
+    clusters    key -> cluster; a sample without one is rejected. None: nothing was embedded before
     The first results come before the second batch is read. Raises PromiseError if a bound does not hold.
     """
     with ThreadPoolExecutor(threads) as pool:
-        opener = _Opener(settings, deltas.at_least)
+        opener = _Opener(settings, deltas, clusters)
         for batch in _batches(samples, batch_size):
             opened = list(pool.map(opener.open, batch))
             usable = [one for one in opened if not isinstance(one, Rejection)]
@@ -129,19 +183,24 @@ def protect_pictures(
 
 
 class _Opener:
-    def __init__(self, settings: Settings, at_least: int) -> None:
-        self._settings, self._at_least = settings, at_least
+    def __init__(self, settings: Settings, deltas: PictureDeltas, clusters: Mapping[str, int] | None) -> None:
+        self._settings, self._deltas, self._clusters = settings, deltas, clusters
 
     def open(self, item: Sample | Rejection) -> tuple[Opened, Asked] | Rejection:
         if isinstance(item, Rejection):
             return item
         try:
+            cluster = None if self._clusters is None else cluster_of(item, self._clusters, self._settings)
             opened = open_sample(item, settings=self._settings)
-            data, limit = item.members[opened.suffix], self._settings.max_pixels
-            small = decode_rgb(data, at_least=self._at_least, max_pixels=limit, suffix=opened.suffix)
-            return opened, Asked(item.key, small, *opened.picture.upright_size)
+            square = None if self._deltas.side is None else squeezed(opened.picture, self._deltas.side)
+            small = self._small(item, opened.suffix) if cluster is None else None
+            return opened, Asked(item.key, small, *opened.picture.upright_size, square, cluster)
         except SampleError as error:
             return rejection_of(item, error)
+
+    def _small(self, sample: Sample, suffix: str) -> Pixels:
+        limit = self._settings.max_pixels
+        return decode_rgb(sample.members[suffix], at_least=self._deltas.at_least, max_pixels=limit, suffix=suffix)
 
 
 def _close(

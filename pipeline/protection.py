@@ -16,6 +16,7 @@ from pipeline.delta import lay, levels_of
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.one_for_all.protection import METHOD, UniversalProtection
+from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import Generator, Size
 from pipeline.textures import Bands, bands_for, check_key
 
@@ -29,7 +30,8 @@ class Protection:
     surrogate_id  of the encoder that `clustering` belongs to: name, digest of the weights, preprocessing
     epsilon       bound on |delta|, pixel units
     targets       the target cluster of each cluster
-    levels        int8 [p, 3, S, S], whole 8-bit levels; None for a texture
+    levels        int8 [p, 3, S, S], whole 8-bit levels; None for a texture and where `sample` is given
+    sample        what makes the delta of each image from the image itself; None for all others
     key_sha256    digest of the texture's secret key; None for all others
     fingerprint   of the run that fitted it
     licence       one line: what the surrogate's and the images' terms mean for this file
@@ -50,14 +52,16 @@ class Protection:
     licence: str = ""
     size: Size = "native"
     figures: Mapping[str, Any] = field(default_factory=dict)
+    sample: SampleGenerator | None = None
     key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         num_clusters = len(self.clustering.centroids)
         if sorted(self.targets) != list(range(num_clusters)):
             raise ValueError(f"targets {self.targets} are no permutation of {num_clusters} clusters")
-        if self.per_sample != (self.levels is None) or self.per_sample != (self.key_sha256 is not None):
-            raise ValueError("a texture has the digest of its key and no levels; all others the other way round")
+        has = (self.key_sha256 is not None, self.sample is not None, self.levels is not None)
+        if has != (self.generator == "texture", self.generator == "sample", self.generator in ("direct", "network")):
+            raise ValueError(f"{self.generator} does not go with what is there: key, proxies, levels: {has}")
         if self.levels is None:
             return
         if self.levels.ndim != 4 or self.levels.shape[:2] != (num_clusters, 3) or self.levels.dtype != np.int8:
@@ -67,16 +71,29 @@ class Protection:
 
     @property
     def per_sample(self) -> bool:
-        """True if the delta depends on the sample's key, so that keeping it for the next one is of no use."""
-        return self.generator == "texture"
+        """True if every sample has a delta of its own, so that keeping it for the next one is of no use."""
+        return self.levels is None
+
+    @property
+    def needs_key(self) -> bool:
+        """True if it answers only after `with_key`."""
+        return self.key_sha256 is not None
+
+    @property
+    def needs_pixels(self) -> bool:
+        """True if the delta depends on the image itself, so that delta_for cannot tell it."""
+        return self.sample is not None
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """The delta of the sample called `key`: int16 [height, width, 3], whole 8-bit levels within epsilon.
 
-        Raises SettingsError if the secret key is needed and absent, PromiseError if there is no such cluster.
+        Raises SettingsError if the secret key is needed and absent, PromiseError if there is no such cluster, or if
+        the delta depends on the image.
         """
         if not 0 <= cluster < len(self.targets):
             raise PromiseError(f"sample {key}: cluster {cluster} of {len(self.targets)} does not exist")
+        if self.needs_pixels:
+            raise PromiseError(f"sample {key}: its delta depends on its pixels")
         if self.levels is None:
             return self._bands.levels(cluster, key, height, width, self.epsilon)
         return lay(self.levels[cluster], height, width, self.epsilon)
@@ -107,6 +124,9 @@ class Protection:
         tensors["targets"] = np.array(self.targets, np.int64)
         if self.levels is not None:
             tensors["levels"] = self.levels
+        if self.sample is not None:
+            header["sample"] = self.sample.header()
+            tensors |= self.sample.tensors()
         return artefact_to_bytes(header, tensors)
 
     @cached_property
@@ -142,6 +162,7 @@ def load_any_protection(data: bytes) -> Protection | UniversalProtection:
             clustering=Clustering.from_tensors(clustering),
             targets=tuple(tensors["targets"].tolist()),
             levels=tensors.get("levels"),
+            sample=SampleGenerator.from_parts(header["sample"], tensors) if "sample" in header else None,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise damaged(error) from None

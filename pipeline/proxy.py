@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.augment import colour_jitter, random_views, take
 from pipeline.fingerprint import derive, torch_rng
@@ -58,6 +59,17 @@ class ProxyNetwork(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
             maps: Tensor = self.body((images - 0.5) / 0.25)
         return maps.float().mean((2, 3))
+
+    def fuse(self) -> None:
+        """Put each batch normalisation, in inference mode, into the convolution before it: a tenth of a step less."""
+        layers: list[nn.Module] = []
+        for layer in self.body:
+            if isinstance(layer, nn.BatchNorm2d):
+                before = layers.pop()
+                assert isinstance(before, nn.Conv2d)
+                layer = fuse_conv_bn_eval(before, layer)
+            layers.append(layer)
+        self.body = nn.Sequential(*layers)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits; keep float [B, 192] holds the dropout factors of a training step."""
@@ -161,4 +173,9 @@ class ProxyTraining:
 def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     """Random crop of images [B, 3, S, S] reflected by S // 8 at the edges (4 px at 32), half of them flipped."""
     side = images.shape[2]
-    return take(images, random_views(len(images), side, side, side // 8, rng))
+    return take(images, random_views(len(images), side, side, crop_padding(side), rng))
+
+
+def crop_padding(side: int) -> int:
+    """Pixels by which crops of images of `side` pixels may leave them: 4 at 32."""
+    return side // 8

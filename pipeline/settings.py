@@ -13,7 +13,7 @@ from pipeline.members import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
 Method = Literal["uc", "one-for-all"]
-Generator = Literal["direct", "network", "texture"]
+Generator = Literal["sample", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
 TrainImages = Literal["cluster", "all"]
 Distance = Literal["kl", "cosine", "l2"]
@@ -27,6 +27,7 @@ Metadata = Literal["keep", "strip-gps", "strip"]
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
+SAMPLE_STEPS = 30
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scumble": {},
@@ -93,7 +94,8 @@ class Settings(Deciding):
     bound: Bound = "project"
     delta_size: int | None = None  # side in pixels at which delta is made; None = pipeline.objective.delta_side
     fit_images: int | None = 10_000  # images that deltas are fitted on; None = all
-    steps: int = 100
+    steps: int = 100  # of the fit; with --generator sample, of every image
+    proxies: int = 3  # of --generator sample
     batch_size: int = 256
     fit_threads: int = 2  # CPU threads of a fit; their number changes the last bits of float sums, so it decides bytes
     step_size: float | None = None  # largest sign step of a direct delta, pixel units; None = 0.15 epsilon
@@ -153,6 +155,13 @@ class Settings(Deciding):
             check(side is None or side % 4 == 0, "--delta-size must be a multiple of 4 for --generator network")
         if self.generator == "direct":
             check(self.bound == "project", "--generator direct is bounded by projection: leave --bound at project")
+        if self.generator == "sample":
+            check(
+                self.optimise_through == "proxy",
+                "--generator sample takes its steps through proxies: leave --optimise-through at proxy",
+            )
+            side = self.delta_size
+            check(side is None or side % 2 == 0, "--delta-size must be even for --generator sample")
         if self.optimise_through == "proxy":
             check(
                 self.train_images == "all",
@@ -187,6 +196,7 @@ _LEAST = {
     "delta_size": 8,
     "fit_images": 2,
     "steps": 1,
+    "proxies": 1,
     "batch_size": 1,
     "fit_threads": 1,
     "step_size": 0,
@@ -210,6 +220,8 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
     merged = PRESETS[preset] | given
     if merged.get("generator", "direct") == "network" and "bound" not in merged:
         merged["bound"] = "tanh_clamp"
+    if merged.get("generator", "direct") == "sample" and "steps" not in merged:
+        merged["steps"] = SAMPLE_STEPS
     return build(Settings, merged | {"given": frozenset(given)})
 
 

@@ -39,7 +39,7 @@ class UniversalDeltas:
         protection.check_surrogate(surrogate.id)
         self._small_images = small_images
         self.epsilon = protection.epsilon
-        self.at_least = max(surrogate.resize, protection.side)
+        self.at_least, self.side = max(surrogate.resize, protection.side), None
         self._protection, self._surrogate = protection, surrogate
         generator = UniversalGenerator(surrogate.dimension, width=protection.width, blocks=protection.blocks)
         generator.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in protection.weights.items()})
@@ -48,7 +48,7 @@ class UniversalDeltas:
 
     def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
         """One answer each. Raises PromiseError if the surrogate or the generator gives what is not finite."""
-        pictures = [one.small for one in asked]
+        pictures = [_small(one) for one in asked]
         features = self._surrogate.embed_pictures(pictures)
         clusters, distances = self._protection.clustering.assign(features)
         return [
@@ -74,12 +74,12 @@ class UniversalDeltas:
         return (
             self._small_images == "native"
             and max(one.height, one.width) <= SMALL_SIDE
-            and one.small.shape[:2] == (one.height, one.width)
+            and _small(one).shape[:2] == (one.height, one.width)
         )
 
     def _seen(self, one: Asked) -> Tensor:
         """What the generator is shown of a picture: uint8 [1, 3, s, s]."""
-        small = one.small
+        small = _small(one)
         if self._is_native(one):
             rows, columns = (max(2 * STRIDE, -(-size // STRIDE) * STRIDE) - size for size in small.shape[:2])
             small = np.pad(small, ((0, rows), (0, columns), (0, 0)), mode="reflect")
@@ -111,3 +111,8 @@ class UniversalDeltas:
         limit = levels_of(self.epsilon)
         levels = (laid[0] * 255).round_().clamp_(-limit, limit)
         return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy().astype(np.int16))
+
+
+def _small(one: Asked) -> NDArray[np.uint8]:
+    assert one.small is not None, "a universal generator embeds every picture"
+    return one.small

@@ -44,7 +44,7 @@ class UniversalProtection:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     method = METHOD
-    per_sample = True  # the delta depends on the image itself
+    per_sample = needs_pixels = True
 
     def check_surrogate(self, surrogate_id: str) -> None:
         """Raise ConflictError unless this is the surrogate that the generator was trained with."""

@@ -52,7 +52,10 @@ def deltas_from(
     Raises InputError for a damaged file or weights that cannot be had, ConflictError if key or weights are others
     than the protection was fitted with, SettingsError if it needs a key and there is none.
     """
-    from pipeline.picture_deltas import NearestDeltas  # here, because a run without new uploads needs none of it
+    from pipeline.picture_deltas import (  # here, because a run without new uploads needs none of it
+        NearestDeltas,
+        SampleDeltas,
+    )
     from pipeline.protection import Protection, load_any_protection
     from pipeline.surrogate import load_surrogate
 
@@ -62,7 +65,9 @@ def deltas_from(
     surrogate = load_surrogate(identity["name"], weights=weights, size=identity["size"], device=device)
     p99 = loaded.clustering.distance_p99
     if isinstance(loaded, Protection):
-        with_key = loaded.with_key(key) if loaded.per_sample and key is not None else loaded
+        if loaded.needs_pixels:
+            return UploadDeltas(SampleDeltas(loaded, surrogate, device), p99)
+        with_key = loaded.with_key(key) if loaded.needs_key and key is not None else loaded
         return UploadDeltas(NearestDeltas(with_key, surrogate), p99)
     from pipeline.one_for_all.deltas import UniversalDeltas
 

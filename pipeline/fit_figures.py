@@ -1,0 +1,44 @@
+"""How far finished deltas move images, and the conditions under which every fit repeats itself to the bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from pipeline.delta import perturb
+from pipeline.objective import is_moved
+
+_EVALUATION_BATCH = 256
+
+
+def embed_all(embed: Callable[[Tensor], Tensor], pixels: Tensor, levels: Tensor | None, clusters: Tensor) -> Tensor:
+    """Features of uint8 pixels, clean or with their cluster's delta of whole levels [k, 3, S, S]."""
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(pixels), _EVALUATION_BATCH):
+            batch = slice(start, start + _EVALUATION_BATCH)
+            images = pixels[batch].float() / 255
+            if levels is not None:
+                images = perturb(images, levels.to(images.device)[clusters[batch]].float() / 255)
+            found.append(embed(images.contiguous(memory_format=torch.channels_last)))
+    return torch.cat(found) if found else torch.zeros(0, 1, device=pixels.device)
+
+
+def moved_shares(features: Tensor, centroids: Tensor, targets: Tensor, clusters: Tensor) -> Tensor:
+    """Share of each cluster's images that are nearest to its target's centroid -> [p]; nan without images."""
+    num_clusters = len(centroids)
+    counts = torch.bincount(clusters, minlength=num_clusters).cpu()
+    if len(features) == 0:
+        return torch.full((num_clusters,), math.nan)
+    moved = is_moved(features, centroids, targets[clusters])
+    return torch.bincount(clusters[moved], minlength=num_clusters).cpu() / counts  # 0 / 0 is nan
+
+
+def reproducible() -> AbstractContextManager[None]:
+    """cuDNN's deterministic algorithms only, and no choice by timing: a resumed fit must repeat every bit."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    return flags

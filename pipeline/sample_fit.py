@@ -1,0 +1,137 @@
+"""The fit of sample-wise deltas: proxies, each trained on the clusters from a start of its own, and a try of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.clusters import target_clusters
+from pipeline.delta import levels_of
+from pipeline.fingerprint import derive, torch_rng
+from pipeline.fit_figures import embed_all, moved_shares, reproducible
+from pipeline.fitted import FitImages, FittedDeltas
+from pipeline.objective import feature_means
+from pipeline.proxy import ProxyTraining
+from pipeline.sample_steps import SampleGenerator, SampleSteps
+from pipeline.settings import Settings
+
+TRIED_IMAGES = 256  # that deltas are made for, to see how far they move
+
+
+class SampleFit:
+    """Trains the proxies one after the other; the deltas are made later, image by image.
+
+    images    all clusters' images at the side of the deltas
+    settings  proxies, steps, plain, permutation, epsilon, seed
+    Targets are chosen from the first proxy's mean feature of each cluster.
+    """
+
+    def __init__(
+        self, images: FitImages, num_clusters: int, settings: Settings, device: torch.device | str = "cpu"
+    ) -> None:
+        self._images, self._num_clusters, self._settings = images, num_clusters, settings
+        self._device = torch.device(device)
+        self._proxies = [
+            ProxyTraining(
+                images,
+                num_clusters,
+                colour_robust=not settings.plain,
+                seed=derive(settings.seed, "sample-proxy", number),
+                device=self._device,
+            )
+            for number in range(settings.proxies)
+        ]
+
+    @property
+    def is_done(self) -> bool:
+        return all(proxy.is_done for proxy in self._proxies)
+
+    @property
+    def progress(self) -> float:
+        return sum(proxy.step for proxy in self._proxies) / sum(proxy.steps for proxy in self._proxies)
+
+    def advance(self, steps: int) -> None:
+        with reproducible():
+            for _ in range(steps):
+                left = next((proxy for proxy in self._proxies if not proxy.is_done), None)
+                if left is None:
+                    return
+                left.advance()
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{number}/{name}": value
+            for number, proxy in enumerate(self._proxies)
+            for name, value in proxy.state().items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for number, proxy in enumerate(self._proxies):
+            start = f"{number}/"
+            proxy.load({name.removeprefix(start): value for name, value in state.items() if name.startswith(start)})
+
+    def result(self) -> FittedDeltas:
+        assert self.is_done, "the fit is not done"
+        settings, first, num_clusters = self._settings, self._proxies[0], self._num_clusters
+        tried = _tried(self._images.clusters, num_clusters, settings.seed)
+        pixels, clusters = self._images.pixels[tried], self._images.clusters[tried]
+        with reproducible():
+            centroids, accuracies = self._centroids()
+            targets = torch.as_tensor(target_clusters(centroids.cpu().numpy(), settings.permutation))
+            generator = self._generator()
+            levels, losses = SampleSteps(generator, targets.tolist(), settings.epsilon, self._device).levels(
+                pixels.permute(0, 2, 3, 1).contiguous().numpy(), clusters.tolist(), [str(int(row)) for row in tried]
+            )
+            changed = torch.from_numpy(levels).to(torch.int16)
+            shares = [
+                moved_shares(
+                    embed_all(first.features, images.to(self._device), None, clusters),
+                    centroids,
+                    targets.to(self._device),
+                    clusters.to(self._device),
+                )
+                for images in ((pixels + changed).clamp(0, 255).to(torch.uint8), pixels)
+            ]
+        size = changed.float().flatten(1)
+        clamped = (size.abs() >= levels_of(settings.epsilon)).float()
+        return FittedDeltas(
+            clusters=tuple(range(num_clusters)),
+            targets=tuple(targets.tolist()),
+            levels=None,
+            losses=feature_means(torch.from_numpy(losses), clusters, num_clusters),
+            moved=shares[0],
+            before=shares[1],
+            rms=feature_means(size.square().mean(1, keepdim=True), clusters, num_clusters).sqrt()[:, 0],
+            clamped=feature_means(clamped.mean(1, keepdim=True), clusters, num_clusters)[:, 0],
+            extra={
+                "proxy/losses": torch.stack([proxy.losses for proxy in self._proxies]).mean(0),
+                "proxy/accuracy": torch.tensor(accuracies),
+                "sample/side": torch.tensor([self._images.side]),
+                **{name: torch.from_numpy(array) for name, array in generator.tensors().items()},
+            },
+        )
+
+    def _centroids(self) -> tuple[Tensor, list[float]]:
+        """Mean features of the clusters in the first proxy, and the share of images that each proxy knows."""
+        pixels, clusters = (images.to(self._device) for images in (self._images.pixels, self._images.clusters))
+        features = [embed_all(proxy.features, pixels, None, clusters) for proxy in self._proxies]
+        accuracies = [proxy.accuracy(each) for proxy, each in zip(self._proxies, features, strict=True)]
+        return feature_means(features[0], clusters, self._num_clusters), accuracies
+
+    def _generator(self) -> SampleGenerator:
+        weights = tuple(
+            {name: value.detach().cpu().contiguous().numpy() for name, value in proxy.network.state_dict().items()}
+            for proxy in self._proxies
+        )
+        settings = self._settings
+        return SampleGenerator(self._images.side, settings.steps, settings.plain, settings.seed, weights)
+
+
+def _tried(clusters: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Rows of about TRIED_IMAGES images, as many of each cluster where it has them."""
+    order = torch.randperm(len(clusters), generator=torch_rng(seed, "tried-images"))
+    each = math.ceil(TRIED_IMAGES / num_clusters)
+    return torch.cat([order[clusters[order] == cluster][:each] for cluster in range(num_clusters)])
