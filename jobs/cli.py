@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,8 +20,12 @@ from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
 from pipeline.store import Entry, Store
 
+if TYPE_CHECKING:
+    from pipeline.one_for_all.pictures import LeftOut
+
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
+_SHOWN = 5
 _LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it tells tracebacks
 
 
@@ -74,10 +78,20 @@ def list_input(url: str) -> tuple[Store, list[Entry]]:
 
 def print_losses(lost: Sequence[str], place: str) -> None:
     """Warn of the first parts of an input that were not read. place  where all are named"""
-    for line in lost[:5]:
+    for line in lost[:_SHOWN]:
         print(f"warning: not in the output: {line}", file=sys.stderr)
-    if len(lost) > 5:
+    if len(lost) > _SHOWN:
         print(f"warning: {len(lost):,} such places in all; see {place}", file=sys.stderr)
+
+
+def print_left_out(left: Sequence[LeftOut]) -> int:
+    """Warn of the samples of shards that could not be read; how many they are."""
+    total = sum(one.count for one in left)
+    for one in left[:_SHOWN]:
+        print(f"warning: {one.said}", file=sys.stderr)
+    if len(left) > _SHOWN:
+        print(f"warning: {total:,} samples of {len(left):,} shards in all were not read", file=sys.stderr)
+    return total
 
 
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:

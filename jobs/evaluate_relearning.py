@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         trials = plan(settings, loaded)
         train(settings, loaded, trials)
         report_success(recorder(), "evaluate_relearning")
-    return gather(settings, trials, loaded.output)
+    return gather(settings, trials, loaded)
 
 
 if __name__ == "__main__":

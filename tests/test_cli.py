@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import Parser, given_options, read_config
+from jobs.cli import Parser, given_options, print_left_out, read_config
 from jobs.options import protection_parser
 from pipeline.errors import ClusterError, InputError, SettingsError, ending
+from pipeline.one_for_all.pictures import LeftOut
 from tests import runs
 
 JOB = """
@@ -131,3 +132,12 @@ def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, e
         read_config(path, protection_parser())
     path.write_bytes("output: geschützt\n".encode("utf-8-sig"))
     assert read_config(path, protection_parser()) == {"output": "geschützt"}
+
+
+def test_what_is_left_out_is_told_shard_by_shard_and_counted_where_there_are_many(capsys):
+    assert print_left_out([]) == 0
+    assert capsys.readouterr().err == ""
+    assert print_left_out([LeftOut(700, f"{n}.tar: 700 not read") for n in range(7)]) == 4900
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:5] == [f"warning: {n}.tar: 700 not read" for n in range(5)]
+    assert lines[5:] == ["warning: 4,900 samples of 7 shards in all were not read"]

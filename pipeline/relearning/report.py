@@ -29,12 +29,14 @@ class EvaluationAbout:
 
     protected   name -> URL, in the order in which protections are shown
     settings    names of EvaluationSettings; targets, regimes and labellings are shown in their order
+    left_out    name of a collection -> samples of it that could not be read
     """
 
     clean: str
     test: str
     protected: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         has_delta_tests=any(row.get(name) is not None for row in rows for name in tables.DELTA_TESTS),
         costs=tables.costs(rows, order),
         data=_data(rows, order),
+        left_out=about.left_out,
         settings=[(name, _words(value)) for name, value in about.settings.items() if name not in _HIDDEN_SETTINGS],
         versions=sorted({str(row["versions"]) for row in rows if row.get("versions")}),
     )
