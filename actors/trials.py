@@ -295,8 +295,8 @@ def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collectio
 def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
     """The cluster of every protected image, by key."""
     found: dict[str, int] = {}
-    for entry in store.list(layout.ASSIGNMENTS):
-        assignment = assignment_from_parquet(store.read(entry.name))
+    for name in store.names(layout.ASSIGNMENTS):
+        assignment = assignment_from_parquet(store.read(name))
         found |= dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
     missing = [key for key in protected.keys if key not in found]
     if missing:

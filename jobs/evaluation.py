@@ -149,7 +149,7 @@ def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
 
 
 def _unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
-    have = {entry.name for entry in output.list("trials")}
+    have = set(output.names("trials"))
     return [trial for trial in trials if trial.result not in have]
 
 

@@ -93,7 +93,7 @@ def _check_run(output: Store, originals: str | None, share: float, pool: ThreadP
     record = read_run(output)
     settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
     source = resolve_input(originals).store if originals else None
-    there = {entry.name for entry in output.list()}
+    there = set(output.names())
     committed = sorted(_shard_names(there))
     found = Found(problems=_missing(there, committed, record), lost=list(losses(output, ())))
     with progress("verify", len(committed)) as bar:
