@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
 from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
@@ -157,6 +159,8 @@ def run(main: Callable[[list[str] | None], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    if signal.getsignal(signal.SIGINT) is interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.excepthook = lambda failed: _told(failed.exc_value or failed.exc_type())
     try:
         code = main(None)

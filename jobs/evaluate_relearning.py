@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from jobs import cli
 from actors.connect import connected
 from actors.metrics import recorder
-from jobs import cli
 from jobs.evaluate_options import parse_evaluation
 from jobs.evaluation import check_names, gather, load, plan, print_plan, train
 from pipeline.metrics import report_success

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from jobs import cli
 from actors.connect import Workers, workers_for
 from actors.failures import ray_failures
 from actors.trials import (
@@ -25,7 +26,6 @@ from actors.trials import (
     run_trials,
     sample_limit,
 )
-from jobs import cli
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from pipeline.errors import ClusterError, InputError, SettingsError

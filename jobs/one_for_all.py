@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 
+from jobs import cli
 from actors.connect import Workers, workers_now
 from actors.failures import ray_failures
 from actors.fit_queue import FitQueue
 from actors.train_group import train_group
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
-from jobs import cli
 from jobs.stages import watched
 from pipeline.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.errors import ConflictError, SettingsError
