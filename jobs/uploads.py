@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from jobs import cli
 from pipeline import layout
@@ -29,7 +26,7 @@ from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.listing import Tally, changes
 from pipeline.uploads.names import fault_of, output_name, shown
-from pipeline.uploads.origin import check_origin, claim, fingerprint_of, honours_conditions, origin_of
+from pipeline.uploads.origin import Origin, check_origin, claim, honours_conditions
 from pipeline.uploads.settings import UploadSettings
 from pipeline.uploads.summary import Summary
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
@@ -49,7 +46,7 @@ class Run:
 
     settings: UploadSettings
     places: Places
-    origin: dict[str, Any]
+    origin: Origin
     protection: bytes
     key: bytes | None
     is_first: bool  # nothing was written to this output yet
@@ -70,9 +67,9 @@ def prepare(settings: UploadSettings) -> Run:
     store, name = file_at(settings.protection)
     protection = store.read(name)
     epsilon = check_protection(protection, has_key=key is not None)
-    origin = origin_of(source, sha256(protection), epsilon, settings.deciding)
+    origin = Origin(source.root, sha256(protection), epsilon, settings.deciding)
     is_first = not check_origin(output, origin)
-    places = Places(source, output, settings.pictures, fingerprint_of(origin))
+    places = Places(source, output, settings.pictures, origin.fingerprint)
     return Run(settings, places, origin, protection, key, is_first)
 
 
@@ -195,7 +192,8 @@ def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
     settings, share = run.settings, summary.quarantine_share
     code = cli.QUARANTINED if share > settings.max_quarantine or summary.lost else cli.DONE
     code = cli.FAILED if summary.failed else code
-    _write(run.places.output, summary, state="stopped" if stopped else "done", exit_code=code)
+    record = summary.record("stopped" if stopped else "done", code)
+    run.places.output.put(layout.UPLOADS_LAST_RUN, record.to_bytes())
     print("\n".join(summary.lines()))
     where = f"{settings.output}/{layout.UPLOADS}"
     if not summary.tally.listed and not stopped:
@@ -222,13 +220,7 @@ def _warn(text: str) -> None:
 def _note_failure(output: Store, summary: Summary, error: BaseException) -> None:
     message, code = ending(error)
     with contextlib.suppress(ScumbleError):  # the store itself may be what fails
-        _write(output, summary, state="failed", exit_code=code, message=message)
-
-
-def _write(output: Store, summary: Summary, **fields: Any) -> None:
-    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"status": fields["state"], "ended": ended} | fields | summary.to_json()
-    output.put(layout.UPLOADS_LAST_RUN, json.dumps(record, indent=1, sort_keys=True).encode())
+        output.put(layout.UPLOADS_LAST_RUN, summary.record("failed", code, message).to_bytes())
 
 
 @contextlib.contextmanager

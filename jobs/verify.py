@@ -6,7 +6,6 @@ python jobs/verify.py --output protected/ [--input photos/]
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pipeline.records import Commit, losses_of, quarantine_from_bytes
 from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
+from pipeline.uploads.origin import Origin
 from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
 from pipeline.verify import Expected, ShardCheck, verify_shard
 
@@ -108,8 +108,8 @@ def _check_run(output: Store, originals: str | None, share: float, pool: ThreadP
 
 def _check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
     """Every output that the ledger has a row for."""
-    origin = json.loads(output.read(layout.UPLOADS_ORIGIN))
-    settings = Settings(epsilon=origin["epsilon"], keep_sidecar=origin["settings"].get("keep_sidecar", ()))
+    origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
+    settings = Settings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
     source = Store(originals) if originals else None
     problems = [f"{name}: lies in the output without a row, so it does not count" for name in strangers(output)]
     found = Found(problems=problems)
@@ -134,7 +134,8 @@ def _shard_names(there: set[str]) -> Iterator[str]:
 def _check(
     output: Store, source: Store | None, shard: str, record: RunRecord, settings: Settings, share: float
 ) -> ShardCheck:
-    commit = Commit.from_json(json.loads(output.read(layout.commit(shard))))
+    name = layout.commit(shard)
+    commit = Commit.from_bytes(output.read(name), f"{output.url}/{name}")
     refused = quarantine_from_bytes(output.read(layout.quarantine(shard))) if commit.num_quarantined else []
     quarantined = {one.key for one in refused}
     try:

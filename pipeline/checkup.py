@@ -25,6 +25,7 @@ from pipeline.inputs import Listing, resolve_input, said_of
 from pipeline.places import check_apart
 from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
+from pipeline.run_record import RunRecord
 from pipeline.store import RUN_FOLDER, Entry, Store, file_at
 from pipeline.surrogate import load_surrogate
 
@@ -206,9 +207,8 @@ def check_output(url: str, source: Store | None = None) -> list[Finding]:
     else:
         advice = "never run two jobs on one output at a time, or take a store that honours If-None-Match"
         findings.append(Finding("warning", "commits", "the store ignores create-if-absent", advice))
-    if (record := store.read_if_there(layout.RUN)) is not None:
-        fingerprint = json.loads(record)["fingerprint"]
-        detail = f"{url} holds run {fingerprint[:16]}; the same settings go on from it, others are refused"
+    if (record := RunRecord.read(store, layout.RUN)) is not None:
+        detail = f"{url} holds run {record.fingerprint[:16]}; the same settings go on from it, others are refused"
         findings.append(Finding("ok", "resume", detail))
     return findings
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.json_record import JsonRecord
 
 
 class Reason(str, Enum):
@@ -123,7 +124,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Commit:
+class Commit(JsonRecord):
     """The record whose existence makes a shard's output visible and final."""
 
     fingerprint: str
@@ -142,13 +143,6 @@ class Commit:
     quarantine: Mapping[str, int]  # reason -> count
     clusters: Mapping[str, int]  # cluster index -> samples protected with it
     seconds: Mapping[str, float]  # stage -> wall seconds; never compared
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Commit:
-        return cls(**fields)
 
     def agrees_with(self, other: Commit) -> bool:
         """True if both describe the same output bytes made from the same input under the same fingerprint."""

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jobs import doctor
-from pipeline import checkup
+from pipeline import checkup, layout
 from pipeline.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
 from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.errors import SettingsError
@@ -87,6 +87,12 @@ def test_an_unknown_option_ends_with_2_and_a_near_match() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown option --surogate; did you mean --surrogate")
+
+
+def test_a_damaged_record_of_a_run_is_an_error_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store(str(tmp_path)).put(layout.RUN, b"[]")
+    assert doctor.main(["--output", str(tmp_path)]) == 1
+    assert f"{layout.RUN} is damaged, or of another version of Scumble" in lines(capsys)["output"]
 
 
 @pytest.mark.s3

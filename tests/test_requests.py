@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,10 @@ from jobs.reported import reported
 from pipeline import layout
 from pipeline.errors import SettingsError
 from pipeline.inputs import resolve_input
-from pipeline.records import Commit, Shard
 from pipeline.store import Store
 from tests import runs
 from tests.faulty_server import FaultyServer
+from tests.samples import commit_of
 from tests.test_protection import made
 
 SHARDS = 150
@@ -64,14 +63,6 @@ def test_a_pattern_is_listed_page_by_page_from_its_fixed_beginning_on(bucket: st
         found("**.tar")
 
 
-def commit_of(shard: Shard, fingerprint: str) -> Commit:
-    counts = {"num_protected": 1, "num_quarantined": 0, "num_members": 1, "max_abs_delta": 16}
-    sizes = {"output_size": 1, "input_image_bytes": 1, "output_image_bytes": 1}
-    digests = {"output_sha256": "d", "protection_sha256": "p", "input_etag": shard.etag, "input_size": shard.size}
-    rest = {"quarantine": {}, "clusters": {"1": 1}, "seconds": {"put": 0.1}}
-    return Commit(fingerprint=fingerprint, shard=shard.name, **counts, **sizes, **digests, **rest)  # type: ignore[arg-type]
-
-
 def test_plan_and_end_of_a_committed_run_read_each_commit_once(
     bucket: str, counted: FaultyServer, tmp_path: Path
 ) -> None:
@@ -86,7 +77,7 @@ def test_plan_and_end_of_a_committed_run_read_each_commit_once(
     start(run)
     output.put(layout.PROTECTION, made().to_bytes())
     for shard in run.plan.shards:
-        output.put(layout.commit(shard.name), json.dumps(commit_of(shard, run.plan.fingerprint).to_json()).encode())
+        output.put(layout.commit(shard.name), commit_of(shard, run.plan.fingerprint).to_bytes())
     before = counted.count
     again = prepare(settings)
     assert len(again.plan.done) == SHARDS
