@@ -42,8 +42,8 @@ def finish(run: Run, status: StatusFile) -> int:
 def _print_clusters(data: ReportData) -> None:
     """Sizes, how far the starts of k-means lay apart, and a warning where delta moved few images."""
     sizes = [row.images for row in data.clusters]
-    spread = data.quality.inertia_spread if data.quality else None
-    starts = f", inertia of the starts {spread[0]:.4g} to {spread[1]:.4g}" if spread else ""
+    spread = data.clustering.restart_inertias if data.clustering else ()
+    starts = f", inertia of the starts {min(spread):.4g} to {max(spread):.4g}" if spread else ""
     print(f"clusters     {len(sizes)} of {min(sizes):,} to {max(sizes):,} images{starts}")
     if low := [str(row.index) for row in data.clusters if row.is_low]:
         print(

@@ -168,7 +168,7 @@ def test_a_trial_is_its_content():
     ("changed", "words"),
     [
         ({"protected": {"clean": "x"}}, "'clean' is the name of a control"),
-        ({"shares": ("half",)}, "'half' is not like samples:0.5"),
+        ({"shares": ("half",)}, "--shares 'half' is none of samples:SHARE, classes:SHARE"),
         ({"shares": ("samples:0",)}, "above 0 and at most 1"),
         ({"recipe": "fst"}, "did you mean fast"),
         ({"seeds": (0, 0)}, "--seeds names something twice"),

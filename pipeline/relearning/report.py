@@ -15,7 +15,7 @@ from pipeline.page import find_template, percent, plain_url
 from pipeline.relearning import pictures, tables
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
-from pipeline.relearning.results import Row, SeedMean
+from pipeline.relearning.results import Row, SeedMean, select
 from pipeline.relearning.shares import parse_share
 
 SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
@@ -133,7 +133,7 @@ def mean_sd(cell: SeedMean | None) -> str:
 
 
 def _chosen(rows: Sequence[Row], order: tables.Order, protection: str) -> list[Row]:
-    return tables.select(rows, protection, order.labelling, order.share)
+    return select(rows, protection, order.labelling, order.share)
 
 
 def _accuracy_tables(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:
