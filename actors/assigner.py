@@ -15,6 +15,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError
 
+from actors.failures import ray_failures
 from pipeline import layout
 from pipeline.clusters import (
     Clustering,
@@ -189,11 +190,13 @@ class AssignerPool:
 
 
 def answer(references: Sequence[Any], timeout_s: float = ANSWER_TIMEOUT_S, what: str = "clustering") -> list[Any]:
-    """What the references hold. Raises ClusterError if there is no answer in time; see failures.ray_failures, too."""
-    try:
-        return list(ray.get(list(references), timeout=timeout_s))
-    except GetTimeoutError:
-        raise ClusterError(f"{what}: no answer within {timeout_s:.0f} s; see what holds the cluster's CPUs") from None
+    """What the references hold. Raises ClusterError if there is no answer in time, and as ray_failures does."""
+    with ray_failures():
+        try:
+            return list(ray.get(list(references), timeout=timeout_s))
+        except GetTimeoutError:
+            advice = "see what holds the cluster's CPUs"
+            raise ClusterError(f"{what}: no answer within {timeout_s:.0f} s; {advice}") from None
 
 
 def cluster_collection(

@@ -141,7 +141,7 @@ def check_collections(clean: Any, test: Any, regimes: Sequence[str], holdout: fl
 
 def digest_of(holdout: float, *collections: Any) -> str:
     """Digest of everything that a trial on these collections sees."""
-    task = ray.remote(_digest).options(num_cpus=1)
+    task = ray.remote(Collection.digest).options(num_cpus=1)
     return sha256("\n".join([str(holdout), *ray.get([task.remote(one) for one in collections])]).encode())
 
 
@@ -227,10 +227,6 @@ class _Told(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if result.get("finished") and "key" in result:
             self._tell(str(result["key"]))
-
-
-def _digest(collection: Collection) -> str:
-    return collection.digest()
 
 
 def _check(clean: Collection, test: Collection, regimes: list[str], holdout: float) -> None:

@@ -70,29 +70,34 @@ def read_key(path: str | None) -> bytes | None:
     return key
 
 
+def warn(text: str) -> None:
+    """One line on stderr for what a user must know, although the run goes on."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def list_input(url: str) -> tuple[Store, list[Entry]]:
     """The store and the shards that an input URL means; what is not read is said on stderr. Raises InputError."""
     store, shards, passed_over = resolve_input(url)
     if passed_over:
-        print(f"warning: {url}: {said_of(passed_over)}", file=sys.stderr)
+        warn(f"{url}: {said_of(passed_over)}")
     return store, shards
 
 
 def print_losses(lost: Sequence[str], place: str) -> None:
     """Warn of the first parts of an input that were not read. place  where all are named"""
     for line in lost[:_SHOWN]:
-        print(f"warning: not in the output: {line}", file=sys.stderr)
+        warn(f"not in the output: {line}")
     if len(lost) > _SHOWN:
-        print(f"warning: {len(lost):,} such places in all; see {place}", file=sys.stderr)
+        warn(f"{len(lost):,} such places in all; see {place}")
 
 
 def print_left_out(left: Sequence[LeftOut]) -> int:
     """Warn of the samples of shards that could not be read; how many they are."""
     total = sum(one.count for one in left)
     for one in left[:_SHOWN]:
-        print(f"warning: {one.said}", file=sys.stderr)
+        warn(one.said)
     if len(left) > _SHOWN:
-        print(f"warning: {total:,} samples of {len(left):,} shards in all were not read", file=sys.stderr)
+        warn(f"{total:,} samples of {len(left):,} shards in all were not read")
     return total
 
 

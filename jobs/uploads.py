@@ -19,13 +19,13 @@ from pipeline.errors import ScumbleError, StoreError, ending
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.places import check_apart
-from pipeline.records import Reason
+from pipeline.records import Reason, shown
 from pipeline.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.listing import Tally, changes
-from pipeline.uploads.names import fault_of, output_name, shown
+from pipeline.uploads.names import fault_of, output_name
 from pipeline.uploads.origin import Origin, check_origin, claim, honours_conditions
 from pipeline.uploads.settings import UploadSettings
 from pipeline.uploads.summary import Summary
@@ -121,7 +121,8 @@ def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder)
     if isinstance(lease, Held):
         print(f"nothing done: another run is at {settings.output} ({lease}); the next one will look again")
         return cli.DONE
-    with contextlib.closing(_Released(lease)):
+    with contextlib.ExitStack() as stack:
+        stack.callback(lease.release)
         summary = Summary()
         try:
             if run.is_first and not check_origin(output, run.origin):
@@ -137,17 +138,9 @@ def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder)
         return code
 
 
-class _Released:
-    def __init__(self, lease: Lease) -> None:
-        self.close = lease.release
-
-
 def _claim(run: Run) -> None:
     if not honours_conditions(run.places.output):
-        print(
-            f"warning: {run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it",
-            file=sys.stderr,
-        )
+        cli.warn(f"{run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it")
     claim(run.places.output, run.origin)
 
 
@@ -197,24 +190,22 @@ def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
     print("\n".join(summary.lines()))
     where = f"{settings.output}/{layout.UPLOADS}"
     if not summary.tally.listed and not stopped:
-        _warn(f"nothing is at {settings.input}; check the path")
+        cli.warn(f"nothing is at {settings.input}; check the path")
     if summary.drifts(settings.max_drift):
         shown_share = f"{summary.drift_share:.0%} of the new images are unlike what the protection was fitted on"
-        _warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
+        cli.warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
     cli.print_losses(summary.lost, f"{where}/quarantine/")
     if share > settings.max_quarantine:
         allowed = f"--max-quarantine allows {settings.max_quarantine:.1%}"
-        _warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
+        cli.warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
     if summary.failed:
         name, error = summary.failed[0]
-        _warn(f"{summary.num_failed:,} objects could not be read and are left for the next run, first {name}: {error}")
+        cli.warn(
+            f"{summary.num_failed:,} objects could not be read and are left for the next run, first {name}: {error}"
+        )
     if stopped:
         print("stopped after the current unit; the next run goes on")
     return code
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def _note_failure(output: Store, summary: Summary, error: BaseException) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import platform
 import re
 import shutil
@@ -13,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, features
@@ -151,12 +150,7 @@ def check_weights(surrogate: str, weights: str | None, size: int | None, protect
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
     if protection is not None:
         store, name = file_at(protection)
-        given: Any = load_any_protection(store.read(name))
-        wanted = json.loads(given.surrogate_id)
-        ours = json.loads(loaded.id)
-        if (wanted["name"], wanted["weights"]) != (ours["name"], ours["weights"]):
-            detail = f"{protection} needs {wanted['name']} with weights {wanted['weights']}, not {ours['weights']}"
-            return [Finding("error", "weights", detail, "give --surrogate and --surrogate-weights of its own run")]
+        load_any_protection(store.read(name)).check_surrogate(loaded.id)
     known = "as published" if published else "no published digest to compare with"
     detail = f"{surrogate}, {loaded.dimension} features of {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
     return [Finding("ok", "weights", detail)]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from pipeline.errors import InputError
-from pipeline.records import Reason, Rejection
+from pipeline.records import Reason, Rejection, shown
 from pipeline.store import RUN_FOLDER, Entry, Store, file_at
-from pipeline.uploads.names import fault_of, is_shard, shown
+from pipeline.uploads.names import fault_of, is_shard
 
 _SIGNS = "*?[{"
 _OTHER_ARCHIVES = re.compile(  # also the parts of one, and what was not downloaded to its end

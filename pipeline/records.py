@@ -6,6 +6,7 @@ Shape letters used everywhere: B batch, C H W image, n rows, d feature, p cluste
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.json_record import JsonRecord
+
+_MOST_SHOWN = 4096
 
 
 class Reason(str, Enum):
@@ -91,6 +94,12 @@ class Rejection:
 
     def to_json(self) -> dict[str, str]:
         return {"key": self.key, "member": self.member, "reason": self.reason.value, "detail": self.detail}
+
+
+def shown(name: str) -> str:
+    """A name as it can stand in a log and in JSON, its first 4,096 letters; as it is if nothing is wrong with it."""
+    text = name[:_MOST_SHOWN].encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def losses_of(shard: str, rejections: Iterable[Rejection]) -> list[str]:

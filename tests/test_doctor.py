@@ -18,7 +18,7 @@ from jobs import doctor
 from pipeline import checkup, layout
 from pipeline.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
 from pipeline.clusters import Clustering, ClusterSpace
-from pipeline.errors import SettingsError
+from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.pretrained import EMBEDDED_WEIGHTS
 from pipeline.protection import Protection
@@ -153,9 +153,8 @@ def test_a_protection_of_other_weights_is_an_error(tmp_path: Path) -> None:
     identity = f'{{"name":"{LITE}","weights":"0000","size":64}}'
     protection = Protection("uc", "direct", identity, 16 / 255, clustering, (1, 2, 0), levels, "f" * 64)
     (tmp_path / "p.safetensors").write_bytes(protection.to_bytes())
-    (found,) = check_weights(LITE, None, 64, str(tmp_path / "p.safetensors"))
-    assert found.level == "error"
-    assert "with weights 0000, not bfe99bcbadd301f3" in found.detail
+    with pytest.raises(ConflictError, match=r"fitted for surrogate .*0000.*, not .*bfe99bcbadd301f3.*: use the same"):
+        check_weights(LITE, None, 64, str(tmp_path / "p.safetensors"))
 
 
 def test_little_space_is_a_warning_and_none_that_can_be_written_an_error(

@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass, field
 
 from pipeline.json_record import JsonRecord
-from pipeline.records import losses_of
+from pipeline.records import losses_of, shown
 from pipeline.uploads.listing import Tally
-from pipeline.uploads.names import shown
 from pipeline.uploads.transaction import UnitResult
 
 _SHOWN = 20
