@@ -1,7 +1,6 @@
 # make demo     install, protect a small real collection offline, measure the effect, write a report
 # make test     install what tests need and run the fast tests
-# make test-all what make test leaves out: slow and fault tests, and the S3 tests on a real server; clusters that
-#               are killed and cut off have the machine for themselves
+# make test-all what make test leaves out: slow and fault tests, and the S3 tests on a real server, two at a time
 # make gpu      on a machine with an NVIDIA GPU: what runs there, and how fast, in nine minutes
 # make bench    the benchmarks; each prints a table and writes tests/bench/results/*.json
 
@@ -22,7 +21,7 @@ test: $(VENV)/installed-test lint
 	[ "$$(id -u)" != 0 ] || $(LIKE_A_USER) $(RUN) -m pytest -q -m permissions
 
 test-all: $(VENV)/installed-test lint
-	tests/with_s3.sh sh -c '$(PYTEST) -m "(slow or s3) and not ray" && $(RUN) -m pytest -q -m "(slow or s3) and ray"'
+	tests/with_s3.sh $(PYTEST) -n 2 -m "slow or s3"
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
+from actors.failures import ray_failures
 from pipeline import layout
 from pipeline.clusters import (
     Clustering,
@@ -29,7 +30,7 @@ from pipeline.clusters import (
     report_on,
     with_p99,
 )
-from pipeline.errors import ClusterError, ScumbleError
+from pipeline.errors import ClusterError
 from pipeline.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet
 from pipeline.fingerprint import derive
 from pipeline.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
@@ -149,10 +150,7 @@ class AssignerPool:
 
     def shard_sizes(self) -> dict[str, int]:
         """Number of features of each shard, in plan order."""
-        merged: dict[str, int] = {}
-        for sizes in self._all("sizes"):
-            merged |= sizes
-        return merged
+        return {shard: size for sizes in self._all("sizes") for shard, size in sizes.items()}
 
     def highest_hash(self, count: int) -> int:
         """The hash up to which a sample of `count` images reaches: whichever workers hold them, the same images."""
@@ -184,9 +182,7 @@ class AssignerPool:
 
     def _slice_sizes(self) -> dict[int, int]:
         if self._sizes is None:
-            self._sizes = {}
-            for sizes in self._all("slice_sizes"):
-                self._sizes |= sizes
+            self._sizes = {number: size for sizes in self._all("slice_sizes") for number, size in sizes.items()}
         return self._sizes
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
@@ -194,17 +190,13 @@ class AssignerPool:
 
 
 def answer(references: Sequence[Any], timeout_s: float = ANSWER_TIMEOUT_S, what: str = "clustering") -> list[Any]:
-    """What the references hold. Raises the worker's own error, or ClusterError if it died or did not answer."""
-    try:
-        return list(ray.get(list(references), timeout=timeout_s))
-    except GetTimeoutError:
-        raise ClusterError(f"{what}: no answer within {timeout_s:.0f} s; see what holds the cluster's CPUs") from None
-    except RayTaskError as error:
-        if isinstance(error.cause, ScumbleError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise ClusterError(f"{what}: a worker died and could not be restarted: {error}; start again") from None
+    """What the references hold. Raises ClusterError if there is no answer in time, and as ray_failures does."""
+    with ray_failures():
+        try:
+            return list(ray.get(list(references), timeout=timeout_s))
+        except GetTimeoutError:
+            advice = "see what holds the cluster's CPUs"
+            raise ClusterError(f"{what}: no answer within {timeout_s:.0f} s; {advice}") from None
 
 
 def cluster_collection(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -130,10 +129,7 @@ class Protector:
         return commit
 
     def _committed(self, shard: Shard) -> Commit | None:
-        name = layout.commit(shard.name)
-        if self.context.output.info(name) is None:
-            return None
-        return Commit.from_json(json.loads(self.context.output.read(name)))
+        return Commit.read(self.context.output, layout.commit(shard.name))
 
     def _clusters(self, shard: Shard) -> dict[str, int]:
         """The cluster of every embedded sample of the shard, by key."""

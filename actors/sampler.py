@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.batches import Batch, RunContext, shards_of
 from pipeline import layout
+from pipeline.errors import InputError, SampleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fit_images import chosen_images, read_fit_images
+from pipeline.records import Rejection, Sample
+from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.tar import read_samples
 
@@ -41,7 +46,7 @@ class FitImageReader:
                 continue  # the shard is not even opened
             with self.context.source.open_version(shard.name, shard.etag) as stream:
                 samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
-                for key, pixels, cluster in read_fit_images(samples, chosen, side=self.side, settings=settings):
+                for key, pixels, cluster in _all_of(chosen, samples, shard.name, self.side, settings):
                     columns["pixels"].append(pixels.tobytes())
                     columns["cluster"].append(cluster)
                     columns["shard"].append(shard.name)
@@ -52,3 +57,21 @@ class FitImageReader:
             "shard": np.array(columns["shard"], dtype=object),
             "key": np.array(columns["key"], dtype=object),
         }
+
+
+def _all_of(
+    chosen: dict[str, int], samples: Iterator[Sample | Rejection], shard: str, side: int, settings: Settings
+) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
+    """As read_fit_images. Raises InputError if a chosen picture is not read: it has been when it was embedded."""
+    left, why = set(chosen), ""
+    try:
+        for key, pixels, cluster in read_fit_images(samples, chosen, side=side, settings=settings):
+            left.discard(key)
+            yield key, pixels, cluster
+    except SampleError as error:
+        why = f" ({error})"
+    if left:
+        raise InputError(
+            f"{shard}: {len(left):,} images that were embedded cannot be read now{why}, among them {min(left)}; "
+            "check the shard, then start again with a new --output"
+        )

@@ -29,6 +29,7 @@ from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
 from pipeline.metrics import RESTARTED
+from pipeline.one_for_all.pictures import LeftOut
 from pipeline.protection import Protection, load_any_protection
 from pipeline.relearning.arms import (
     Arm,
@@ -83,28 +84,27 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class Loading:
-    """A reference to what a task makes for the object store, and one to nothing, which fails as the task does."""
+    """A reference to what a task makes for the object store, and one to the little that the driver is told of it."""
 
     reference: Any
     receipt: Any
 
     def wait(self) -> Any:
-        """The reference, once it holds a value, which is not fetched. Raises the task's own error."""
-        _checked(self.receipt)
-        return self.reference
+        """What the driver is told, once the reference holds a value. Raises what the task raises, wrapped by Ray."""
+        return _answer(self.receipt)
 
 
 def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
     """The largest hash of a key among the `at_most` smallest; None if there are no more keys than that."""
     task = ray.remote(smallest_hashes).options(num_cpus=1)
     waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
-    parts = [ray.get(_checked(part)) for part in waiting]
+    parts = _answer(waiting)
     found = heapq.nsmallest(at_most + 1, itertools.chain(*parts))
     return found[-2] if len(found) > at_most else None
 
 
 def load_collection(store: Store, shards: Sequence[str], side: int, limit: int | None = None) -> Loading:
-    """The Collection of some shards, decoded by one task each; waiting for it raises InputError."""
+    """The Collection of some shards, decoded by one task each; to wait tells what is left out, or raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
     parts = [load.remote(store, [shard], side=side, limit=limit) for shard in shards]
     return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
@@ -130,24 +130,24 @@ def label_collection(
     """The labels that `name` gives to the clean and the test images. Raises SettingsError or InputError."""
     task = ray.remote(_labelled).options(num_cpus=1, num_returns=2)
     labels, about = task.remote(name, classes, concepts, clean, test, list(arms), *arms.values())
-    digest, facts = ray.get(_checked(about))
+    digest, facts = _answer(about)
     return LoadedLabels(labels, digest, facts)
 
 
 def check_collections(clean: Any, test: Any, regimes: Sequence[str], holdout: float) -> None:
     """Raise InputError if the classes differ or are too small for one of the regimes."""
-    _checked(ray.remote(_check).options(num_cpus=1).remote(clean, test, list(regimes), holdout))
+    _answer(ray.remote(_check).options(num_cpus=1).remote(clean, test, list(regimes), holdout))
 
 
 def digest_of(holdout: float, *collections: Any) -> str:
     """Digest of everything that a trial on these collections sees."""
-    task = ray.remote(_digest).options(num_cpus=1)
+    task = ray.remote(Collection.digest).options(num_cpus=1)
     return sha256("\n".join([str(holdout), *ray.get([task.remote(one) for one in collections])]).encode())
 
 
 def median_side(store: Store, shard: str) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
-    return int(ray.get(_checked(ray.remote(shard_side).options(num_cpus=1).remote(store, shard))))
+    return int(_answer(ray.remote(shard_side).options(num_cpus=1).remote(store, shard)))
 
 
 def run_trials(
@@ -229,10 +229,6 @@ class _Told(tune.Callback):  # type: ignore[misc]
             self._tell(str(result["key"]))
 
 
-def _digest(collection: Collection) -> str:
-    return collection.digest()
-
-
 def _check(clean: Collection, test: Collection, regimes: list[str], holdout: float) -> None:
     check_classes(clean, test)
     labels = clean.labels[~holdout_mask(clean.keys, holdout)]
@@ -257,20 +253,13 @@ def _labelled(
     return labels, (labels.digest(), facts)
 
 
-def _joined(url: str, *parts: Collection) -> tuple[Collection, None]:
-    return join(parts, url), None
+def _joined(url: str, *parts: Collection) -> tuple[Collection, tuple[LeftOut, ...]]:
+    whole = join(parts, url)
+    return whole, whole.left_out
 
 
-def _checked(reference: Any) -> Any:
-    """The reference itself, once it holds a value. Raises the task's own error."""
-    try:
-        ray.wait([reference], timeout=LOAD_SECONDS)
-        ray.get(reference, timeout=LOAD_SECONDS)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ScumbleError):
-            raise error.cause from None
-        raise
-    return reference
+def _answer(references: Any) -> Any:
+    return ray.get(references, timeout=LOAD_SECONDS)
 
 
 def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> tuple[Arm, None]:
@@ -302,8 +291,8 @@ def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collectio
 def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
     """The cluster of every protected image, by key."""
     found: dict[str, int] = {}
-    for entry in store.list(layout.ASSIGNMENTS):
-        assignment = assignment_from_parquet(store.read(entry.name))
+    for name in store.names(layout.ASSIGNMENTS):
+        assignment = assignment_from_parquet(store.read(name))
         found |= dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
     missing = [key for key in protected.keys if key not in found]
     if missing:

@@ -19,7 +19,7 @@ from pipeline.concepts import ConceptBank
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
-from pipeline.one_for_all.pictures import Squares, read_squares
+from pipeline.one_for_all.pictures import LeftOut, Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.store import Store
 from pipeline.surrogate import surrogate_for
@@ -28,6 +28,7 @@ from pipeline.tar import read_samples
 UNIT = "generator"
 CHECKPOINT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0
+LOAD_SECONDS = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,32 @@ class UniversalTask:
 
 def squares_of(
     store: Store, shards: Sequence[str], settings: OneForAllSettings, *, side: int, share: float
-) -> list[Any]:
-    """References to the pictures of some shards, read by one task each."""
-    task = ray.remote(_read).options(num_cpus=1)
-    return [task.remote(store, shard, settings, side, share) for shard in shards]
+) -> tuple[list[Any], list[LeftOut]]:
+    """References to the Squares of some shards, read by one task each; and what could not be read.
+
+    Raises what a task raises, wrapped by Ray: InputError for a damaged shard.
+    """
+    task = ray.remote(_read).options(num_cpus=1, num_returns=2)
+    reading = [task.remote(store, shard, settings, side, share) for shard in shards]
+    told = ray.get([receipt for _, receipt in reading], timeout=LOAD_SECONDS)
+    return [squares for squares, _ in reading], [left for one in told for left in one]
 
 
-def _read(store: Store, shard: str, settings: OneForAllSettings, side: int, share: float) -> Squares:
+def _read(
+    store: Store, shard: str, settings: OneForAllSettings, side: int, share: float
+) -> tuple[Squares, tuple[LeftOut, ...]]:
     with store.open(shard) as stream:
-        return read_squares(
+        squares = read_squares(
             read_samples(stream, max_member_bytes=settings.max_member_bytes),
             shard,
+            f"{store.url}/{shard}",
             side=side,
             share=share,
             seed=settings.seed,
             max_pixels=settings.max_pixels,
             with_labels=settings.select_by == "label",
         )
+    return squares, squares.left_out
 
 
 def universal_loop(config: dict[str, Any]) -> None:

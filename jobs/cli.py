@@ -7,21 +7,27 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
 from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
 from pipeline.store import Entry, Store
 
+if TYPE_CHECKING:
+    from pipeline.one_for_all.pictures import LeftOut
+
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
+_SHOWN = 5
 _LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it tells tracebacks
 
 
@@ -64,20 +70,35 @@ def read_key(path: str | None) -> bytes | None:
     return key
 
 
+def warn(text: str) -> None:
+    """One line on stderr for what a user must know, although the run goes on."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def list_input(url: str) -> tuple[Store, list[Entry]]:
     """The store and the shards that an input URL means; what is not read is said on stderr. Raises InputError."""
     store, shards, passed_over = resolve_input(url)
     if passed_over:
-        print(f"warning: {url}: {said_of(passed_over)}", file=sys.stderr)
+        warn(f"{url}: {said_of(passed_over)}")
     return store, shards
 
 
 def print_losses(lost: Sequence[str], place: str) -> None:
     """Warn of the first parts of an input that were not read. place  where all are named"""
-    for line in lost[:5]:
-        print(f"warning: not in the output: {line}", file=sys.stderr)
-    if len(lost) > 5:
-        print(f"warning: {len(lost):,} such places in all; see {place}", file=sys.stderr)
+    for line in lost[:_SHOWN]:
+        warn(f"not in the output: {line}")
+    if len(lost) > _SHOWN:
+        warn(f"{len(lost):,} such places in all; see {place}")
+
+
+def print_left_out(left: Sequence[LeftOut]) -> int:
+    """Warn of the samples of shards that could not be read; how many they are."""
+    total = sum(one.count for one in left)
+    for one in left[:_SHOWN]:
+        warn(one.said)
+    if len(left) > _SHOWN:
+        warn(f"{total:,} samples of {len(left):,} shards in all were not read")
+    return total
 
 
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:
@@ -143,6 +164,8 @@ def run(main: Callable[[list[str] | None], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    if signal.getsignal(signal.SIGINT) is interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.excepthook = lambda failed: _told(failed.exc_value or failed.exc_type())
     try:
         code = main(None)

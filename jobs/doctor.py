@@ -35,16 +35,6 @@ Every line is ok, a warning, or an error with what to do about it. With RAY_ADDR
 asked too. In the output it writes two small probes and removes them; weights that a run would fetch are fetched.
 """
 EPILOG = "exit codes: 0 nothing but ok and warnings, 1 an error was found, 2 usage"
-_TAKEN = (
-    "input",
-    "output",
-    "surrogate",
-    "surrogate_weights",
-    "surrogate_size",
-    "protection",
-    "gpus_per_worker",
-    "workers",
-)
 
 
 def doctor_parser() -> cli.Parser:
@@ -65,11 +55,12 @@ def doctor_parser() -> cli.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = {name: value for name, value in vars(doctor_parser().parse_args(argv)).items() if value is not None}
+    asked = vars(doctor_parser().parse_args(argv))
+    given = {name: value for name, value in asked.items() if value is not None}
     config = given.pop("config", None)
     if config:
         of_run = cli.read_config(Path(config), protection_parser())
-        given = {"surrogate": DEFAULT_SURROGATE} | {k: v for k, v in of_run.items() if k in _TAKEN} | given
+        given = {"surrogate": DEFAULT_SURROGATE} | {k: v for k, v in of_run.items() if k in asked} | given
     errors = 0
     for finding in check_up(given):
         print(finding, flush=True)

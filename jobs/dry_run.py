@@ -6,6 +6,7 @@ import os
 
 from jobs.prepare import Run
 from pipeline.estimate import Estimate, estimate
+from pipeline.page import duration
 
 
 def print_plan(run: Run) -> None:
@@ -29,9 +30,9 @@ def print_plan(run: Run) -> None:
 def _print_time(predicted: Estimate, workers: int, run: Run) -> None:
     stages = predicted.stage_seconds(workers)
     for stage, seconds in stages.items():
-        print(f"  {stage:<10} {_duration(seconds)}")
+        print(f"  {stage:<10} {duration(seconds)}")
     total = sum(stages.values())
-    print(f"time         about {_duration(total)} with {workers} workers as fast as this machine's")
+    print(f"time         about {duration(total)} with {workers} workers as fast as this machine's")
     prices = (run.settings.price_per_gpu_hour, run.settings.price_per_cpu_hour)
     if prices != (None, None):
         hours = predicted.hours(workers, run.settings)
@@ -40,9 +41,3 @@ def _print_time(predicted: Estimate, workers: int, run: Run) -> None:
             f"cost         about {cost:,.2f} for {hours[0]:,.2f} GPU-hours and {hours[1]:,.2f} CPU-hours in use, "
             f"{cost / max(predicted.images, 1) * 1e6:,.2f} per million images"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from jobs import cli
 from actors.connect import connected
 from actors.metrics import recorder
-from jobs import cli
 from jobs.evaluate_options import parse_evaluation
 from jobs.evaluation import check_names, gather, load, plan, print_plan, train
 from pipeline.metrics import report_success
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         trials = plan(settings, loaded)
         train(settings, loaded, trials)
         report_success(recorder(), "evaluate_relearning")
-    return gather(settings, trials, loaded.output)
+    return gather(settings, trials, loaded)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from jobs import cli
 from actors.connect import Workers, workers_for
 from actors.failures import ray_failures
 from actors.trials import (
@@ -25,7 +26,6 @@ from actors.trials import (
     run_trials,
     sample_limit,
 )
-from jobs import cli
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from pipeline.errors import ClusterError, InputError, SettingsError
@@ -55,7 +55,7 @@ PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
 
 @dataclass(frozen=True)
 class Loaded:
-    """The collections in the object store, and their digests."""
+    """The collections in the object store, their digests, and how many samples of each could not be read."""
 
     output: Store
     side: int
@@ -65,6 +65,7 @@ class Loaded:
     labels: dict[str, LoadedLabels]
     digests: dict[str, str]
     workers: Workers
+    left_out: dict[str, int]
 
 
 def check_names(settings: EvaluationSettings) -> None:
@@ -79,12 +80,13 @@ def check_names(settings: EvaluationSettings) -> None:
 
 def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
-    with ray_failures(), _refused():  # what Ray fails with is not the data's fault
+    with _refused(), ray_failures():
         workers = workers_for(settings)
         stores = _stores(settings)
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
         loading: dict[str, Loading] = {}
+        left_out: dict[str, int] = {}
         source, shards = stores[CLEAN]
         limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
         with progress("load", len(stores), "collection") as bar:
@@ -92,17 +94,21 @@ def load(settings: EvaluationSettings) -> Loaded:
                 names = [entry.name for entry in entries]
                 loading[name] = load_collection(store, names, side, None if name == "test" else limit)
             for name, one in loading.items():
-                data[name] = one.wait()
+                if left := cli.print_left_out(one.wait()):
+                    left_out[name] = left
+                data[name] = one.reference
                 bar.step(name)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
         making = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
-        arms = {name: one.wait() for name, one in making.items()}
+        for one in making.values():
+            one.wait()
+        arms = {name: one.reference for name, one in making.items()}
         files = {"classes": settings.classes, "concepts": settings.concepts}
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.protected}
-        return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers)
+        return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out)
 
 
 def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
@@ -110,6 +116,8 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     trials = settings.trials(loaded.digests, {name: found.digest for name, found in loaded.labels.items()})
     loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
     print(f"collections  clean and {len(settings.protected)} protected, at {loaded.side} px")
+    if loaded.left_out:
+        print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())}: not readable")
     print(f"trials       {len(trials)}, {loaded.workers.count} at once")
     return trials
 
@@ -141,7 +149,7 @@ def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
 
 
 def _unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
-    have = {entry.name for entry in output.list("trials")}
+    have = set(output.names("trials"))
     return [trial for trial in trials if trial.result not in have]
 
 
@@ -177,14 +185,15 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
         raise ClusterError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
 
 
-def gather(settings: EvaluationSettings, trials: Sequence[Trial], output: Store) -> int:
+def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> int:
     """Write tables and report; print the figure of every protection."""
+    output = loaded.output
     from pipeline.relearning.report import EvaluationAbout, write_relearning_report  # matplotlib, at the end only
 
     rows = [json.loads(output.read(trial.result)) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))
-    about = EvaluationAbout(settings.clean, settings.test, settings.protected, asdict(settings))
+    about = EvaluationAbout(settings.clean, settings.test, settings.protected, asdict(settings), loaded.left_out)
     output.put(REPORT, write_relearning_report(rows, about=about).encode())
     for share in settings.shares:
         print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")

@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 
+from jobs import cli
 from actors.connect import Workers, workers_now
 from actors.failures import ray_failures
 from actors.fit_queue import FitQueue
 from actors.train_group import train_group
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
-from jobs import cli
 from jobs.stages import watched
 from pipeline.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.errors import ConflictError, SettingsError
@@ -92,7 +92,7 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
 
 
 def load(run: Training) -> list[Any]:
-    """References to the training pictures in the object store."""
+    """References to the training pictures in the object store; what is left out is said on stderr."""
     settings = run.settings
     side = square_side(settings.side_for(run.surrogate.input_size))
     share = 1.0
@@ -103,8 +103,12 @@ def load(run: Training) -> list[Any]:
         total = sum(entry.size for _, entries in run.sources for entry in entries) / bytes_each
         share = min(1.0, settings.images / max(1.0, total))
     references = []
-    for store, entries in run.sources:
-        references += squares_of(store, [entry.name for entry in entries], settings, side=side, share=share)
+    with ray_failures():
+        for store, entries in run.sources:
+            names = [entry.name for entry in entries]
+            found, left = squares_of(store, names, settings, side=side, share=share)
+            cli.print_left_out(left)
+            references += found
     return references
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jobs.cli import Parser, given_options
@@ -108,22 +109,21 @@ def _delta(parser: Parser) -> None:
     add("--seed", type=int, metavar="N", help="seed of every random draw (default 0)")
 
 
+def add_picture_options(add: Callable[..., Any]) -> None:
+    """What every job that writes pictures takes. add  add_argument of a group"""
+    small = "a universal generator sees images of at most 64 px enlarged (default), or as they are"
+    add("--small-images", choices=["resize", "native"], help=small)
+    add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
+    kept = "EXIF and XMP; colours and orientation are always kept"
+    add("--metadata", choices=["keep", "strip-gps", "strip"], help=kept)
+    add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
+
+
 def _files(parser: Parser) -> None:
     group = parser.add_argument_group("files")
     add = group.add_argument
     add("--size", choices=["native", "224"], help="keep each image's size (default), or resize and crop as UC does")
-    add(
-        "--small-images",
-        choices=["resize", "native"],
-        help="a universal generator sees images of at most 64 px enlarged (default), or as they are",
-    )
-    add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
-    add(
-        "--metadata",
-        choices=["keep", "strip-gps", "strip"],
-        help="EXIF and XMP; colours and orientation are always kept",
-    )
-    add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
+    add_picture_options(add)
     add("--max-pixels", type=int, metavar="N", help="larger images go to quarantine (default 100000000)")
     add("--max-member-bytes", type=int, metavar="N", help="larger members go to quarantine (default 256 MiB)")
 

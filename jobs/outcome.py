@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from jobs import cli
 from jobs.prepare import Run
 from jobs.reported import StatusFile
@@ -31,10 +29,9 @@ def finish(run: Run, status: StatusFile) -> int:
     print(f"report       {place}")
     cli.print_losses(data.lost, f"{run.settings.output}/{layout.REPORT}")
     if share > run.settings.max_quarantine:
-        print(
-            f"warning: {share:.1%} of the samples are in quarantine, --max-quarantine allows "
-            f"{run.settings.max_quarantine:.1%}; see {run.settings.output}/{layout.QUARANTINE}/",
-            file=sys.stderr,
+        cli.warn(
+            f"{share:.1%} of the samples are in quarantine, --max-quarantine allows "
+            f"{run.settings.max_quarantine:.1%}; see {run.settings.output}/{layout.QUARANTINE}/"
         )
     return code
 
@@ -42,14 +39,11 @@ def finish(run: Run, status: StatusFile) -> int:
 def _print_clusters(data: ReportData) -> None:
     """Sizes, how far the starts of k-means lay apart, and a warning where delta moved few images."""
     sizes = [row.images for row in data.clusters]
-    spread = data.quality.inertia_spread if data.quality else None
-    starts = f", inertia of the starts {spread[0]:.4g} to {spread[1]:.4g}" if spread else ""
+    spread = data.clustering.restart_inertias if data.clustering else ()
+    starts = f", inertia of the starts {min(spread):.4g} to {max(spread):.4g}" if spread else ""
     print(f"clusters     {len(sizes)} of {min(sizes):,} to {max(sizes):,} images{starts}")
     if low := [str(row.index) for row in data.clusters if row.is_low]:
-        print(
-            f"warning: delta moved few images of clusters {', '.join(low)} to their target centroid; see the report",
-            file=sys.stderr,
-        )
+        cli.warn(f"delta moved few images of clusters {', '.join(low)} to their target centroid; see the report")
 
 
 def publish_report(output: Store, data: ReportData) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -88,10 +87,7 @@ def prepare(settings: Settings) -> Run:
 def start(run: Run) -> None:
     """Write what the run is into the output, so that nobody else writes something different there."""
     if not run.output.honours_create():
-        print(
-            f"warning: {run.settings.output} does not honour create-if-absent: never run two jobs on it at once",
-            file=sys.stderr,
-        )
+        cli.warn(f"{run.settings.output} does not honour create-if-absent: never run two jobs on it at once")
     if run.output.create(layout.RUN, run.record.to_bytes()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
     else:

@@ -16,6 +16,7 @@ from pipeline.run_record import read_run
 from pipeline.store import Store
 from pipeline.totals import totals_of
 from pipeline.uploads.ledger import Ledger
+from pipeline.uploads.summary import LastRun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,14 +67,13 @@ def uploads_status_of(output: Store) -> dict[str, Any]:
         counts["input_bytes"] += row.size
         counts["output_bytes"] += row.output_size
         reasons[row.reason or "inside of shards"] += row.quarantined
-    last = output.look(layout.UPLOADS_LAST_RUN)
-    ended = json.loads(last.data) if last is not None else None
+    last = LastRun.read(output, layout.UPLOADS_LAST_RUN)
     return {
         **{name: counts[name] for name in ("objects", "images", "quarantined", "drifted")},
         "reasons": {reason: count for reason, count in sorted(reasons.items()) if count},
         "input_bytes": counts["input_bytes"],
         "output_bytes": counts["output_bytes"],
-        "last_run": f"{ended['status']} at {ended['ended']}, exit code {ended['exit_code']}" if ended else "none yet",
+        "last_run": f"{last.state} at {last.ended}, exit code {last.exit_code}" if last else "none yet",
     }
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from jobs import cli
 from pipeline import layout
@@ -22,14 +19,14 @@ from pipeline.errors import ScumbleError, StoreError, ending
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.places import check_apart
-from pipeline.records import Reason
+from pipeline.records import Reason, shown
 from pipeline.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.listing import Tally, changes
-from pipeline.uploads.names import fault_of, output_name, shown
-from pipeline.uploads.origin import check_origin, claim, fingerprint_of, honours_conditions, origin_of
+from pipeline.uploads.names import fault_of, output_name
+from pipeline.uploads.origin import Origin, check_origin, claim, honours_conditions
 from pipeline.uploads.settings import UploadSettings
 from pipeline.uploads.summary import Summary
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
@@ -49,7 +46,7 @@ class Run:
 
     settings: UploadSettings
     places: Places
-    origin: dict[str, Any]
+    origin: Origin
     protection: bytes
     key: bytes | None
     is_first: bool  # nothing was written to this output yet
@@ -70,9 +67,9 @@ def prepare(settings: UploadSettings) -> Run:
     store, name = file_at(settings.protection)
     protection = store.read(name)
     epsilon = check_protection(protection, has_key=key is not None)
-    origin = origin_of(source, sha256(protection), epsilon, settings.deciding)
+    origin = Origin(source.root, sha256(protection), epsilon, settings.deciding)
     is_first = not check_origin(output, origin)
-    places = Places(source, output, settings.pictures, fingerprint_of(origin))
+    places = Places(source, output, settings.pictures, origin.fingerprint)
     return Run(settings, places, origin, protection, key, is_first)
 
 
@@ -124,7 +121,8 @@ def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder)
     if isinstance(lease, Held):
         print(f"nothing done: another run is at {settings.output} ({lease}); the next one will look again")
         return cli.DONE
-    with contextlib.closing(_Released(lease)):
+    with contextlib.ExitStack() as stack:
+        stack.callback(lease.release)
         summary = Summary()
         try:
             if run.is_first and not check_origin(output, run.origin):
@@ -140,17 +138,9 @@ def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder)
         return code
 
 
-class _Released:
-    def __init__(self, lease: Lease) -> None:
-        self.close = lease.release
-
-
 def _claim(run: Run) -> None:
     if not honours_conditions(run.places.output):
-        print(
-            f"warning: {run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it",
-            file=sys.stderr,
-        )
+        cli.warn(f"{run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it")
     claim(run.places.output, run.origin)
 
 
@@ -195,40 +185,33 @@ def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
     settings, share = run.settings, summary.quarantine_share
     code = cli.QUARANTINED if share > settings.max_quarantine or summary.lost else cli.DONE
     code = cli.FAILED if summary.failed else code
-    _write(run.places.output, summary, state="stopped" if stopped else "done", exit_code=code)
+    record = summary.record("stopped" if stopped else "done", code)
+    run.places.output.put(layout.UPLOADS_LAST_RUN, record.to_bytes())
     print("\n".join(summary.lines()))
     where = f"{settings.output}/{layout.UPLOADS}"
     if not summary.tally.listed and not stopped:
-        _warn(f"nothing is at {settings.input}; check the path")
+        cli.warn(f"nothing is at {settings.input}; check the path")
     if summary.drifts(settings.max_drift):
         shown_share = f"{summary.drift_share:.0%} of the new images are unlike what the protection was fitted on"
-        _warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
+        cli.warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
     cli.print_losses(summary.lost, f"{where}/quarantine/")
     if share > settings.max_quarantine:
         allowed = f"--max-quarantine allows {settings.max_quarantine:.1%}"
-        _warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
+        cli.warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
     if summary.failed:
         name, error = summary.failed[0]
-        _warn(f"{summary.num_failed:,} objects could not be read and are left for the next run, first {name}: {error}")
+        cli.warn(
+            f"{summary.num_failed:,} objects could not be read and are left for the next run, first {name}: {error}"
+        )
     if stopped:
         print("stopped after the current unit; the next run goes on")
     return code
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
-
 def _note_failure(output: Store, summary: Summary, error: BaseException) -> None:
     message, code = ending(error)
     with contextlib.suppress(ScumbleError):  # the store itself may be what fails
-        _write(output, summary, state="failed", exit_code=code, message=message)
-
-
-def _write(output: Store, summary: Summary, **fields: Any) -> None:
-    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"status": fields["state"], "ended": ended} | fields | summary.to_json()
-    output.put(layout.UPLOADS_LAST_RUN, json.dumps(record, indent=1, sort_keys=True).encode())
+        output.put(layout.UPLOADS_LAST_RUN, summary.record("failed", code, message).to_bytes())
 
 
 @contextlib.contextmanager

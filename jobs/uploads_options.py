@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.cli import Parser, given_options
 from jobs.metrics import add_metrics_options
-from jobs.options import KEEP_SIDECAR
+from jobs.options import add_picture_options
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 
 DESCRIPTION = """\
@@ -52,30 +52,14 @@ def _where(parser: Parser) -> None:
 def _new(parser: Parser) -> None:
     add = parser.add_argument_group("what is new").add_argument
     add("--settle", type=parse_seconds, metavar="TIME", help="leave what was changed less than that ago (30s)")
-    add(
-        "--unit-images",
-        type=int,
-        metavar="N",
-        help="images that are committed together, after 1, 2, 4 … (50)",
-    )
+    add("--unit-images", type=int, metavar="N", help="images that are committed together, after 1, 2, 4 … (50)")
     add("--unit-bytes", type=parse_bytes, metavar="SIZE", help="bytes of them (64M)")
     add("--dry-run", action="store_true", default=None, help="say what is new; write nothing, take no lease")
 
 
 def _files(parser: Parser) -> None:
     add = parser.add_argument_group("files").add_argument
-    add("--encode", metavar="HOW", help="same: JPEG q95, PNG, lossless WebP (default) | lossless: PNG | jpeg:QUALITY")
-    add(
-        "--metadata",
-        choices=["keep", "strip-gps", "strip"],
-        help="EXIF and XMP; colours and orientation are always kept",
-    )
-    add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
-    add(
-        "--small-images",
-        choices=["resize", "native"],
-        help="how a universal generator sees images up to 64 px: enlarged (default), or as they are",
-    )
+    add_picture_options(add)
     add("--max-pixels", type=int, metavar="N", help="larger images go to quarantine (100000000)")
     add("--max-member-bytes", type=parse_bytes, metavar="SIZE", help="larger files go to quarantine (256M)")
     add("--max-quarantine", type=float, metavar="SHARE", help="exit with 3 above this share of a run's images (0.01)")
@@ -89,12 +73,7 @@ def _run(parser: Parser) -> None:
     add("--wait-lease", type=parse_seconds, metavar="TIME", help="wait so long for another run instead of ending (0)")
     add("--ray", action="store_true", default=None, help="spread units over a Ray cluster, or a private one")
     add("--workers", type=int, metavar="N", help="processes with --ray (one per CPU, or per GPU share)")
-    add(
-        "--gpus-per-worker",
-        type=float,
-        metavar="G",
-        help="GPU share of each process (0: CPUs only)",
-    )
+    add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each process (0: CPUs only)")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
 
 

@@ -6,10 +6,8 @@ python jobs/verify.py --output protected/ [--input photos/]
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 
 from jobs import cli
@@ -23,43 +21,13 @@ from pipeline.records import Commit, losses_of, quarantine_from_bytes
 from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
-from pipeline.uploads.verify import rows_in_parts, strangers, verify_row
+from pipeline.uploads.origin import Origin
+from pipeline.uploads.verify import strangers, verify_row, written_rows
 from pipeline.verify import Expected, ShardCheck, verify_shard
 
-NEEDED = (
-    "epsilon",
-    "size",
-    "seed",
-    "keep_sidecar",
-    "max_pixels",
-    "max_member_bytes",
-)  # of the settings; they never conflict
-PART = 256  # uploads that are read from the ledger at a time
+# of the settings; they never conflict
+NEEDED = ("epsilon", "size", "seed", "keep_sidecar", "max_pixels", "max_member_bytes")
 AHEAD = 64  # files that are handed to threads before the first of them is done
-
-
-@dataclass
-class Found:
-    """The checks of a whole output, added up. `files` are shards, and uploaded images."""
-
-    files: int = 0
-    num_samples: int = 0
-    num_decoded: int = 0
-    num_exact: int = 0
-    max_exact_delta: int = 0
-    max_abs_delta: int = 0
-    problems: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)  # of the input, what was not read
-
-    def add(self, check: ShardCheck) -> None:
-        """Count one file."""
-        self.files += 1
-        for name in ("num_samples", "num_decoded", "num_exact"):
-            setattr(self, name, getattr(self, name) + getattr(check, name))
-        for name in ("max_exact_delta", "max_abs_delta"):
-            setattr(self, name, max(getattr(self, name), getattr(check, name)))
-        self.problems += check.problems
-        self.lost += check.lost
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,42 +56,36 @@ def parser() -> cli.Parser:
     return made
 
 
-def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
+def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Every shard that has a commit."""
     record = read_run(output)
     settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
     source = resolve_input(originals).store if originals else None
-    there = {entry.name for entry in output.list()}
+    there = set(output.names())
     committed = sorted(_shard_names(there))
-    found = Found(problems=_missing(there, committed, record), lost=list(losses(output, ())))
-    with progress("verify", len(committed)) as bar:
-        checks = bounded_map(
-            pool, lambda name: _check(output, source, name, record, settings, share), committed, ahead=AHEAD
-        )
+    found = ShardCheck("", _missing(there, committed, record), lost=list(losses(output, ())), files=0)
+    check = partial(_check, output, source, record=record, settings=settings, share=share)
+    return _added(found, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
+
+
+def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> ShardCheck:
+    with progress("verify", total) as bar:
         for check in checks:
             bar.step(check.shard, images=check.num_samples)
             found.add(check)
     return found
 
 
-def _check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> Found:
+def _check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Every output that the ledger has a row for."""
-    origin = json.loads(output.read(layout.UPLOADS_ORIGIN))
-    settings = Settings(epsilon=origin["epsilon"], keep_sidecar=origin["settings"].get("keep_sidecar", ()))
+    origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
+    settings = Settings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
     source = Store(originals) if originals else None
     problems = [f"{name}: lies in the output without a row, so it does not count" for name in strangers(output)]
-    found = Found(problems=problems)
+    found = ShardCheck("", problems, files=0)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
-    with progress("verify", _count(output)) as bar:
-        rows = (row for part in rows_in_parts(output, PART) for row in part)
-        for check in bounded_map(pool, check_row, rows, ahead=AHEAD):
-            bar.step(check.shard, images=check.num_samples)
-            found.add(check)
-    return found
-
-
-def _count(output: Store) -> int:
-    return sum(len(part) for part in rows_in_parts(output, PART))
+    total = sum(1 for _ in written_rows(output))
+    return _added(found, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
 
 
 def _shard_names(there: set[str]) -> Iterator[str]:
@@ -134,7 +96,8 @@ def _shard_names(there: set[str]) -> Iterator[str]:
 def _check(
     output: Store, source: Store | None, shard: str, record: RunRecord, settings: Settings, share: float
 ) -> ShardCheck:
-    commit = Commit.from_json(json.loads(output.read(layout.commit(shard))))
+    name = layout.commit(shard)
+    commit = Commit.from_bytes(output.read(name), f"{output.url}/{name}")
     refused = quarantine_from_bytes(output.read(layout.quarantine(shard))) if commit.num_quarantined else []
     quarantined = {one.key for one in refused}
     try:
@@ -162,7 +125,7 @@ def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[s
     return problems + [f"{name}: lies in the output without a commit, so it does not count" for name in strangers]
 
 
-def _print(found: Found, *, with_originals: bool) -> None:
+def _print(found: ShardCheck, *, with_originals: bool) -> None:
     print(f"files        {found.files} re-read and re-hashed")
     print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
     if with_originals and found.files:

@@ -11,21 +11,20 @@ from typing import Any
 _REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
-def page(filesystem: Any, root: str, token: str, count: int = 1000) -> tuple[list[dict[str, Any]], str | None]:
-    """Up to 1000 objects below `root` ("bucket/prefix") in the byte order of their keys, and the next page's token.
+def page(filesystem: Any, start: str, token: str) -> tuple[list[dict[str, Any]], str | None]:
+    """Up to 1000 objects whose paths begin with `start` ("bucket/a/b"), in byte order, and the next page's token.
 
     token  of the page before, "" for the first; the last has None
     """
-    bucket, _, prefix = root.partition("/")
+    bucket, prefix = _split(start)
     options = {"ContinuationToken": token} if token else {}
-    prefix = f"{prefix}/" if prefix else ""
-    answer = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=count, **options)
+    answer = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1000, **options)
     return answer.get("Contents", []), answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
 
 
 def clock(filesystem: Any, root: str) -> float:
     """Seconds since the epoch, as the server tells the time."""
-    bucket, _, prefix = root.partition("/")
+    bucket, prefix = _split(root)
     return _date(filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
 
 

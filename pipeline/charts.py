@@ -5,6 +5,7 @@ Each panel is a picture of its own, a few hundred pixels wide: the page lays the
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -148,8 +149,4 @@ def as_svg(figure: Figure, title: str) -> str:
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import platform
 import re
 import shutil
@@ -13,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, features
@@ -25,6 +24,7 @@ from pipeline.inputs import Listing, resolve_input, said_of
 from pipeline.places import check_apart
 from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
+from pipeline.run_record import RunRecord
 from pipeline.store import RUN_FOLDER, Entry, Store, file_at
 from pipeline.surrogate import load_surrogate
 
@@ -150,12 +150,7 @@ def check_weights(surrogate: str, weights: str | None, size: int | None, protect
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
     if protection is not None:
         store, name = file_at(protection)
-        given: Any = load_any_protection(store.read(name))
-        wanted = json.loads(given.surrogate_id)
-        ours = json.loads(loaded.id)
-        if (wanted["name"], wanted["weights"]) != (ours["name"], ours["weights"]):
-            detail = f"{protection} needs {wanted['name']} with weights {wanted['weights']}, not {ours['weights']}"
-            return [Finding("error", "weights", detail, "give --surrogate and --surrogate-weights of its own run")]
+        load_any_protection(store.read(name)).check_surrogate(loaded.id)
     known = "as published" if published else "no published digest to compare with"
     detail = f"{surrogate}, {loaded.dimension} features of {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
     return [Finding("ok", "weights", detail)]
@@ -206,9 +201,8 @@ def check_output(url: str, source: Store | None = None) -> list[Finding]:
     else:
         advice = "never run two jobs on one output at a time, or take a store that honours If-None-Match"
         findings.append(Finding("warning", "commits", "the store ignores create-if-absent", advice))
-    if (record := store.read_if_there(layout.RUN)) is not None:
-        fingerprint = json.loads(record)["fingerprint"]
-        detail = f"{url} holds run {fingerprint[:16]}; the same settings go on from it, others are refused"
+    if (record := RunRecord.read(store, layout.RUN)) is not None:
+        detail = f"{url} holds run {record.fingerprint[:16]}; the same settings go on from it, others are refused"
         findings.append(Finding("ok", "resume", detail))
     return findings
 

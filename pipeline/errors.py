@@ -13,7 +13,10 @@ SampleError             never leaves the shard: it becomes a Rejection
 
 from __future__ import annotations
 
-from pipeline.records import Reason
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.records import Reason
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import InputError
 from pipeline.records import Features
 
 
@@ -37,19 +37,9 @@ def features_to_parquet(features: Features, *, surrogate_id: str, fingerprint: s
     return _write({"key": _keys(features.keys), "feature": lists}, origin)
 
 
-def features_from_parquet(data: bytes, *, surrogate_id: str | None = None, fingerprint: str | None = None) -> Features:
-    """The inverse of `features_to_parquet`.
-
-    Raises InputError if `data` is no such file; ConflictError if it was made with another surrogate or under another
-    fingerprint than those given.
-    """
+def features_from_parquet(data: bytes) -> Features:
+    """The inverse of `features_to_parquet`. Raises InputError if `data` is no such file."""
     table, origin = _read(data, ("key", "feature"))
-    for name, wanted in (("surrogate", surrogate_id), ("fingerprint", fingerprint)):
-        if wanted is not None and origin.get(name) != wanted:
-            raise ConflictError(
-                f"features of {origin['shard']} belong to {name} {origin.get(name)}, not {wanted}; "
-                "delete them to embed again"
-            )
     dimension = table.schema.field("feature").type.list_size
     column = table.column("feature").combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)

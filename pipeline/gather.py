@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 from pipeline import layout
@@ -12,13 +13,7 @@ from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Rejection, losses_of, quarantine_from_bytes
 from pipeline.removal import RemovalCheck
-from pipeline.report import (
-    SHOWN_REJECTIONS,
-    ClusterQuality,
-    ClusterRow,
-    ReportData,
-    StageRate,
-)
+from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
 from pipeline.run_record import RunStatus, read_run
 from pipeline.scores import scores_from_parquet
 from pipeline.store import Store
@@ -49,7 +44,7 @@ def report_data(output: Store) -> ReportData:
         finished=status.updated if status else "",
         stages=_stages(totals, status.stage_seconds if status else {}),
         clusters=_clusters(totals, protection),
-        quality=_quality(output),
+        clustering=ClusterReport.read(output, layout.CLUSTERS_REPORT),
         gallery=_gallery(output),
         removal=RemovalCheck.read(output, layout.REMOVAL),
         scores=() if (scores := output.read_if_there(layout.SCORES)) is None else tuple(scores_from_parquet(scores)),
@@ -113,20 +108,6 @@ def _clusters(totals: Totals, protection: Protection | UniversalProtection | Non
     )
 
 
-def _quality(output: Store) -> ClusterQuality | None:
-    report = ClusterReport.read(output, layout.CLUSTERS_REPORT)
-    if report is None:
-        return None
-    inertias = report.restart_inertias
-    return ClusterQuality(
-        silhouette=report.quality.silhouette,
-        neighbour_agreement=report.quality.neighbour_agreement,
-        inertia_spread=(min(inertias), max(inertias)) if inertias else None,
-        restarts=len(inertias) or None,
-        iterations=report.iterations,
-    )
-
-
 def _gallery(output: Store) -> tuple[GallerySample, ...]:
     data = output.read_if_there(layout.GALLERY)
     return () if data is None else gallery_from_bytes(data, f"{output.url}/{layout.GALLERY}")
@@ -142,9 +123,5 @@ def losses(output: Store, damaged: Iterable[str]) -> Iterator[str]:
 
 def _rejections(output: Store, totals: Totals) -> tuple[Rejection, ...]:
     """The first rejections, in shard order."""
-    found: list[Rejection] = []
-    for shard in totals.refusing:
-        if len(found) >= SHOWN_REJECTIONS:
-            break
-        found += quarantine_from_bytes(output.read(layout.quarantine(shard)))
-    return tuple(found[:SHOWN_REJECTIONS])
+    files = (output.read(layout.quarantine(shard)) for shard in totals.refusing)
+    return tuple(islice(chain.from_iterable(map(quarantine_from_bytes, files)), SHOWN_REJECTIONS))

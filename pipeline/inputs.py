@@ -10,9 +10,9 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from pipeline.errors import InputError
-from pipeline.records import Reason, Rejection
+from pipeline.records import Reason, Rejection, shown
 from pipeline.store import RUN_FOLDER, Entry, Store, file_at
-from pipeline.uploads.names import fault_of, is_shard, shown
+from pipeline.uploads.names import fault_of, is_shard
 
 _SIGNS = "*?[{"
 _OTHER_ARCHIVES = re.compile(  # also the parts of one, and what was not downloaded to its end
@@ -21,6 +21,7 @@ _OTHER_ARCHIVES = re.compile(  # also the parts of one, and what was not downloa
 )
 _PICTURES = re.compile(r"\.(jpe?g|jfif|png|webp|tiff?|gif|bmp|heic|heif|avif|jp2|jxl)$")
 _SHOWN = 5
+_SHARD = "shard (*.tar, *.tar.gz)"
 
 
 class Listing(NamedTuple):
@@ -51,23 +52,29 @@ def resolve_input(url: str) -> Listing:
     if pattern:
         store = Store(base)
         found = _braces(url, store, pattern) if "{" in pattern else store.glob(pattern)
-        return _listing(url, store, found, "the pattern matches no shard", "; quote it so that the shell leaves it")
+        nothing = f"the pattern matches no {_SHARD}; quote it so that the shell leaves it"
+        return _listing(url, store, found, lambda _: nothing)
     if is_shard(url):
         store, name = file_at(url)
         entry = store.info(name)
         if entry is not None:
-            return _listing(url, store, [entry], "no shard")
+            return _listing(url, store, [entry], lambda _: f"no {_SHARD}")
     store = Store(url)
-    everything = store.list()
-    if not everything and is_shard(url):
-        raise InputError(f"{url}: there is no such shard")
-    seen = f"{len(everything)} other objects are there" if everything else "nothing is there"
-    return _listing(url, store, everything, "no shards", f" found: {seen}; check the path, or quote your pattern")
+    return _listing(url, store, store.starting(), lambda count: _nothing(url, count))
 
 
-def _listing(url: str, store: Store, entries: Iterable[Entry], nothing: str, advice: str = "") -> Listing:
-    shards, passed_over = [], []
-    for entry in sorted(entries):
+def _nothing(url: str, count: int) -> str:
+    if not count and is_shard(url):
+        return "there is no such shard"
+    seen = f"{count} other objects are there" if count else "nothing is there"
+    return f"no shards (*.tar, *.tar.gz) found: {seen}; check the path, or quote your pattern"
+
+
+def _listing(url: str, store: Store, entries: Iterable[Entry], nothing: Callable[[int], str]) -> Listing:
+    """The shards among entries, of which there may be many more. nothing  says that of so many entries none is one"""
+    count, shards, passed_over = 0, list[Entry](), list[Rejection]()
+    for entry in entries:
+        count += 1
         if entry.name.startswith(f"{RUN_FOLDER}/") or entry.name.rpartition("/")[2].startswith("._"):
             continue  # a run's records; what a Mac notes beside a file
         fault = _fault(store, entry)
@@ -75,10 +82,11 @@ def _listing(url: str, store: Store, entries: Iterable[Entry], nothing: str, adv
             passed_over.append(Rejection(shown(entry.name), "", *fault))
         elif is_shard(entry.name):
             shards.append(entry)
+    passed_over.sort(key=lambda one: one.key)
     if not shards:
         also = f" ({said_of(passed_over)})" if passed_over else ""
-        raise InputError(f"{url}: {nothing} (*.tar, *.tar.gz){advice}{also}")
-    return Listing(store, shards, passed_over)
+        raise InputError(f"{url}: {nothing(count)}{also}")
+    return Listing(store, sorted(shards), passed_over)
 
 
 def _fault(store: Store, entry: Entry) -> tuple[Reason, str] | None:
@@ -126,11 +134,13 @@ def _braces(url: str, store: Store, pattern: str) -> list[Entry]:
         wanted = list(braceexpand(pattern))
     except ValueError:
         raise InputError(f"{url}: unbalanced braces; a pattern looks like train-{{000..127}}.tar") from None
-    there = {entry.name: entry for entry in store.list()}
-    missing = [name for name in wanted if name not in there]
+    names = set(wanted)
+    there = [entry for entry in store.starting(pattern.partition("{")[0]) if entry.name in names]
+    missing = names - {entry.name for entry in there}
     if missing:
-        raise InputError(f"{url}: {len(missing)} of {len(wanted)} shards are missing, first {missing[0]}")
-    return [there[name] for name in set(wanted)]
+        first = next(name for name in wanted if name in missing)
+        raise InputError(f"{url}: {len(missing)} of {len(names)} shards are missing, first {first}")
+    return there
 
 
 def check_names(listing: Listing, output: Store, longest: Callable[[str], str]) -> Listing:

@@ -127,10 +127,9 @@ def weights_file(name: str, weights: Path | None) -> Path:
     try:
         return Path(library(kind).fetch(model, tag))
     except (OSError, EntryNotFoundError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise InputError(
-            f"the weights of {name} are not on this machine and could not be fetched ({reason}): get them elsewhere "
-            f"({library(kind).source(model, tag)}) and give --surrogate-weights FILE, "
+            f"the weights of {name} are not on this machine and could not be fetched ({one_line(error, 160)}): get "
+            f"them elsewhere ({library(kind).source(model, tag)}) and give --surrogate-weights FILE, "
             f"or take --surrogate {EMBEDDED_SURROGATE}, which needs no file"
         ) from None
 

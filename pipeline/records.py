@@ -6,14 +6,18 @@ Shape letters used everywhere: B batch, C H W image, n rows, d feature, p cluste
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.json_record import JsonRecord
+
+_MOST_SHOWN = 4096
 
 
 class Reason(str, Enum):
@@ -92,6 +96,12 @@ class Rejection:
         return {"key": self.key, "member": self.member, "reason": self.reason.value, "detail": self.detail}
 
 
+def shown(name: str) -> str:
+    """A name as it can stand in a log and in JSON, its first 4,096 letters; as it is if nothing is wrong with it."""
+    text = name[:_MOST_SHOWN].encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def losses_of(shard: str, rejections: Iterable[Rejection]) -> list[str]:
     """One line for each part of a shard that could not be read, so that nobody knows what was in it."""
     return [f"{shard}: {one.detail}" for one in rejections if one.reason is Reason.TRUNCATED_SHARD]
@@ -123,7 +133,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Commit:
+class Commit(JsonRecord):
     """The record whose existence makes a shard's output visible and final."""
 
     fingerprint: str
@@ -142,13 +152,6 @@ class Commit:
     quarantine: Mapping[str, int]  # reason -> count
     clusters: Mapping[str, int]  # cluster index -> samples protected with it
     seconds: Mapping[str, float]  # stage -> wall seconds; never compared
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Commit:
-        return cls(**fields)
 
     def agrees_with(self, other: Commit) -> bool:
         """True if both describe the same output bytes made from the same input under the same fingerprint."""

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.clusters import ClusterReport
 from pipeline.gallery import GallerySample
 from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection
@@ -68,22 +69,6 @@ class ClusterRow:
 
 
 @dataclass(frozen=True)
-class ClusterQuality:
-    """How good the clusters are, without labels; None = not measured.
-
-    silhouette            -1 ... 1, mean over images
-    neighbour_agreement   share of each image's nearest neighbours that lie in its cluster
-    inertia_spread        lowest and highest inertia over the restarts of k-means
-    """
-
-    silhouette: float | None = None
-    neighbour_agreement: float | None = None
-    inertia_spread: tuple[float, float] | None = None
-    restarts: int | None = None
-    iterations: int | None = None
-
-
-@dataclass(frozen=True)
 class ReportData:
     """All that the page shows. Only what a run always knows is required; every other section may be absent.
 
@@ -103,7 +88,7 @@ class ReportData:
     finished: str = ""
     stages: tuple[StageRate, ...] = ()
     clusters: tuple[ClusterRow, ...] = ()
-    quality: ClusterQuality | None = None
+    clustering: ClusterReport | None = None
     gallery: tuple[GallerySample, ...] = ()
     removal: RemovalCheck | None = None
     scores: tuple[PictureScore, ...] = ()

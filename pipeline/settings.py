@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import SettingsError
 from pipeline.members import IMAGE_SUFFIXES
@@ -124,8 +124,9 @@ class Settings(Deciding):
     given: frozenset[str] = runtime(frozenset())  # names of the options that the user has set, whatever their values
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            check_choice(name, getattr(self, name), allowed)
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
         check(0 < self.epsilon < 1, f"--epsilon must lie between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use 1/255 or more")
         check_least(self, _LEAST)
@@ -175,19 +176,6 @@ class Settings(Deciding):
             )
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "method": get_args(Method),
-    "cluster_space": get_args(ClusterSpace),
-    "generator": get_args(Generator),
-    "optimise_through": get_args(OptimiseThrough),
-    "permutation": get_args(Permutation),
-    "train_images": get_args(TrainImages),
-    "distance": get_args(Distance),
-    "bound": get_args(Bound),
-    "size": get_args(Size),
-    "small_images": get_args(SmallImages),
-    "metadata": get_args(Metadata),
-}
 _LEAST = {
     "surrogate_size": 32,
     "clusters": 2,

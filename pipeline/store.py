@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple, TypeVar, cast
 import aiohttp
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.utils import glob_translate
 
 from pipeline import buckets, folder
 from pipeline.errors import InputError, SettingsError, StoreError
@@ -92,40 +93,48 @@ class Store:
         """Full path of `name` as the filesystem wants it."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
-    def glob(self, pattern: str) -> list[Entry]:
+    def glob(self, pattern: str) -> Iterator[Entry]:
         """What a pattern (`*`, `?`, `[…]`, `**`) matches, with an etag of "" for what is no plain file."""
+        if self.is_s3:
+            matches = re.compile(self._do("list", pattern, lambda: glob_translate(pattern))).match
+            yield from (entry for entry in self.starting(re.split(r"[*?[]", pattern)[0]) if matches(entry.name))
+            return
         below = re.sub(r"([*?[])", r"[\1]", self.path("").rstrip("/"))  # signs in the root's own name are none
         found = self._do("list", pattern, lambda: self.filesystem.glob(f"{below}/{pattern}", detail=True))
-        base, entries = len(self.path("").rstrip("/")) + 1, []
+        base = len(self.path("").rstrip("/")) + 1
         for path, info in found.items():
             name = path[base:]
-            if info.get("type") == "directory":
-                entries += [Entry(name, 0, "")] if name.lower().endswith(SHARD_SUFFIXES) else []
-            else:
-                seen = self.info(name) if self.is_local else self._entry(name, info)
-                entries.append(seen or Entry(name, 0, ""))
-        return entries
+            if info.get("type") != "directory":
+                yield (self.info(name) if self.is_local else self._entry(name, info)) or Entry(name, 0, "")
+            elif name.lower().endswith(SHARD_SUFFIXES):
+                yield Entry(name, 0, "")
+
+    def starting(self, beginning: str = "") -> Iterator[Entry]:
+        """Every object whose name begins so, in no order, as they are found: never all of them in memory."""
+        if self.is_s3:
+            yield from starmap(Entry, self._pages(beginning))
+        else:
+            folder_name, _, _ = beginning.rpartition("/")
+            yield from (entry for entry in self._below(folder_name) if entry.name.startswith(beginning))
 
     def list(self, under: str = "") -> list[Entry]:
         """Every object below `under`, sorted by name; [] where nothing is there."""
-        if self.is_local:
-            entries = [_file_entry(*fields) for fields in self._checked(folder.files_below(self.root, under))]
-        elif self.is_s3:
-            return [*starmap(Entry, self._pages(under))]
-        else:
-            found = self._do("list", under, lambda: self.filesystem.find(self.path(under), detail=True))
-            base = len(self.path("").rstrip("/")) + 1
-            entries = [self._entry(path[base:], info) for path, info in found.items() if len(path) > base]
-        return sorted(entries, key=itemgetter(0))
+        return sorted(self.starting(f"{under}/" if under else ""), key=itemgetter(0))
 
     def names(self, under: str = "") -> Iterator[str]:
         """Every name below `under`, in no order, as they are found: never all objects in memory, no look at each."""
         if self.is_local:
             yield from self._checked(folder.names_below(self.root, under))
-        elif self.is_s3:
-            yield from (fields[0] for fields in self._pages(under))
         else:
-            yield from (entry.name for entry in self.list(under))
+            yield from (entry.name for entry in self.starting(f"{under}/" if under else ""))
+
+    def _below(self, under: str) -> Iterator[Entry]:
+        if self.is_local:
+            yield from starmap(_file_entry, self._checked(folder.files_below(self.root, under)))
+            return
+        found = self._do("list", under, lambda: self.filesystem.find(self.path(under), detail=True))
+        base = len(self.path("").rstrip("/")) + 1
+        yield from (self._entry(path[base:], info) for path, info in found.items() if len(path) > base)
 
     def walk(self) -> Iterator[Entry]:
         """Every object with its time, in the order of names, page by page: never all of them in memory.
@@ -137,10 +146,12 @@ class Store:
         else:
             yield from starmap(Entry, self._pages("")) if self.is_s3 else self.list()
 
-    def _pages(self, under: str) -> Iterator[tuple[str, int, str, float]]:
+    def _pages(self, beginning: str) -> Iterator[tuple[str, int, str, float]]:
         token: str | None = ""
+        start = f"{self.root.rstrip('/')}/{beginning}"
         while token is not None:
-            objects, token = self._do("list", under, partial(buckets.page, self.filesystem, self.path(under), token))
+            page = partial(buckets.page, self.filesystem, start, token)
+            objects, token = self._do("list", beginning.rstrip("/"), page)
             yield from buckets.entries(objects, self.root)
 
     def _checked(self, found: Iterator[_T]) -> Iterator[_T]:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, cast
 
 from pipeline.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
-from pipeline.records import Reason, Rejection, Sample
+from pipeline.records import Reason, Rejection, Sample, shown
 from pipeline.streams import HashedFile
 
 _ZEROS = bytes(BLOCK)
@@ -71,7 +71,7 @@ def read_samples(stream: IO[bytes], *, max_member_bytes: int) -> Iterator[Sample
             if fault is not None and not _has_key(key, suffix):
                 begun = source.skip_body(member.size)
                 if not _is_note(name, begun):
-                    yield Rejection(_shown(name), _shown(name), *fault)
+                    yield Rejection(shown(name), shown(name), *fault)
                 continue
             if group is None or group.key != key:
                 if group is not None:
@@ -93,7 +93,7 @@ def _torn(group: _Group | None, name: str, what: str) -> Iterator[Rejection]:
     if group is not None and group.rejection is not None:
         yield group.rejection
     elif group is not None:
-        key, member = _shown(group.key), _shown(name)
+        key, member = shown(group.key), shown(name)
     yield Rejection(key, member, Reason.TRUNCATED_SHARD, f"the shard {what}")
 
 
@@ -139,7 +139,7 @@ class _Group:
         elif fault is None and (self._left < 0 or len(self._suffixes) >= _MAX_MEMBERS):
             fault = Reason.TOO_LARGE, "the sample has too many or too large members together"
         if fault is not None:
-            self.rejection = Rejection(_shown(self.key), _shown(name), *fault)
+            self.rejection = Rejection(shown(self.key), shown(name), *fault)
             self.members = {}
         self._suffixes.add(suffix.casefold())  # readers compare suffixes without case
         return fault is None
@@ -185,12 +185,6 @@ def _remember(key: str, seen: set[bytes]) -> bool:
     known = digest in seen
     seen.add(digest)
     return known
-
-
-def _shown(name: str) -> str:
-    """`name` as it can stand in a log and in JSON; unchanged if there is nothing wrong with it."""
-    text = name[:_MAX_NAME_BYTES].encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class ShardWriter:

@@ -40,7 +40,7 @@ class Expected:
 
 @dataclass
 class ShardCheck:
-    """What was found in one shard. Each problem is a line that names shard and key."""
+    """What was found in one file, or in several added up. Each problem is a line that names shard and key."""
 
     shard: str
     problems: list[str] = field(default_factory=list)
@@ -50,9 +50,17 @@ class ShardCheck:
     max_abs_delta: int = 0  # over decoded samples, in 8-bit levels, after the codec
     max_exact_delta: int = 0
     lost: list[str] = field(default_factory=list)  # parts of the original that could not be read
+    files: int = 1
 
     def fail(self, key: str, what: str) -> None:
         self.problems.append(f"{self.shard}{f' key {key}' if key else ''}: {what}")
+
+    def add(self, other: ShardCheck) -> None:
+        """Take what was found in other files into it."""
+        for name in ("files", "num_samples", "num_decoded", "num_exact", "problems", "lost"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("max_exact_delta", "max_abs_delta"):
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
 
 
 def verify_shard(

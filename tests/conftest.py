@@ -20,12 +20,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses a bucket is marked s3: `make test-all` runs it again, on a real server.
 
-    Tests that start Ray stand in one group, so that they follow each other: two clusters at once are too many for two
-    cores. Those that are skipped for want of a user who is refused something can be run without root's right to it.
+    Tests that start Ray stand in two groups, of which each follows its own order: never more than two clusters at
+    once. Those that are skipped for want of a user who is refused something can be run without root's right to it.
     """
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            item.add_marker(pytest.mark.xdist_group("faults" if "faults" in item.path.parts else "ray"))
         if item.get_closest_marker("permissions") and _may_read_everything():
             item.add_marker(
                 pytest.mark.skip(reason="root reads everything; `make test` runs it again without that right")

@@ -28,6 +28,7 @@ SMALL = [
     *("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64"),
     *("--clusters", "4", "--steps", "8", "--restarts", "4", "--max-quarantine", "1"),
 ]
+ONE_WORKER = ["--workers", "1"]  # half the starts of processes where nothing depends on their number
 _NAMES = ("grass", "brick", "coffee", "retina")
 
 
@@ -60,9 +61,9 @@ def command(source: str, output: str, *options: str) -> list[str]:
 
 
 def protect(source: str, output: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the main job to its end."""
+    """Run the main job to its end, with one worker unless the options say otherwise."""
     return subprocess.run(
-        command(source, output, *SMALL, *options), capture_output=True, text=True, timeout=500, check=False
+        command(source, output, *SMALL, *ONE_WORKER, *options), capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -80,9 +81,9 @@ def refusal(main: Callable[[list[str] | None], int], *argv: str) -> tuple[int, s
 
 
 def start(source: str, output: str, *options: str) -> subprocess.Popen[str]:
-    """Start the main job in a process group of its own."""
+    """Start the main job, with one worker, in a process group of its own."""
     return subprocess.Popen(
-        command(source, output, *SMALL, *options),
+        command(source, output, *SMALL, *ONE_WORKER, *options),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,

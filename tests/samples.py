@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.delta import lay
-from pipeline.records import Rejection, Sample
+from pipeline.records import Commit, Rejection, Sample, Shard
 from pipeline.tar import read_samples
 
 
@@ -78,6 +78,14 @@ def stripes(
         wave = np.sign(np.sin(2 * np.pi * position[label % 2] / periods[label // 2] + rng.uniform(0, 6)))
         images[row] = 128 + rng.uniform(*contrast, (3, 1, 1)) * wave + rng.normal(0, deviation, (3, 32, 32))
     return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+
+
+def commit_of(shard: Shard, fingerprint: str) -> Commit:
+    counts = {"num_protected": 1, "num_quarantined": 0, "num_members": 1, "max_abs_delta": 16}
+    sizes = {"output_size": 1, "input_image_bytes": 1, "output_image_bytes": 1}
+    digests = {"output_sha256": "d", "protection_sha256": "p", "input_etag": shard.etag, "input_size": shard.size}
+    rest = {"quarantine": {}, "clusters": {"1": 1}, "seconds": {"put": 0.1}}
+    return Commit(fingerprint=fingerprint, shard=shard.name, **counts, **sizes, **digests, **rest)  # type: ignore[arg-type]
 
 
 def free_port() -> int:

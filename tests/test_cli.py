@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.cli import Parser, given_options, read_config
+from jobs.cli import Parser, given_options, print_left_out, read_config
 from jobs.options import protection_parser
 from pipeline.errors import ClusterError, InputError, SettingsError, ending
+from pipeline.one_for_all.pictures import LeftOut
 from tests import runs
 
 JOB = """
@@ -29,6 +31,9 @@ def main(argv=None):
 
 raise SystemExit(cli.run(main))
 """
+
+
+COMMANDS = sorted(path.stem for path in (runs.ROOT / "jobs").glob("*.py") if "__main__" in path.read_text())
 
 
 def run(tmp_path: Path, body: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -131,3 +136,25 @@ def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, e
         read_config(path, protection_parser())
     path.write_bytes("output: geschützt\n".encode("utf-8-sig"))
     assert read_config(path, protection_parser()) == {"output": "geschützt"}
+
+
+@pytest.mark.parametrize("started", [[f"jobs/{name}.py"] for name in COMMANDS] + [["-m", "jobs.protect_imagenet"]])
+def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path, started: list[str]) -> None:
+    (tmp_path / "numpy.py").write_text("import pathlib, time; pathlib.Path(__file__ + '.seen').touch(); time.sleep(60)")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.ROOT}"}
+    command = [sys.executable, *started]
+    with subprocess.Popen(command, cwd=runs.ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        runs.wait_for((tmp_path / "numpy.py.seen").exists, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert said == "stopped; start the same command again to go on\n"
+    assert process.returncode == 130
+
+
+def test_what_is_left_out_is_told_shard_by_shard_and_counted_where_there_are_many(capsys: pytest.CaptureFixture[str]):
+    assert print_left_out([]) == 0
+    assert capsys.readouterr().err == ""
+    assert print_left_out([LeftOut(700, f"{n}.tar: 700 not read") for n in range(7)]) == 4900
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:5] == [f"warning: {n}.tar: 700 not read" for n in range(5)]
+    assert lines[5:] == ["warning: 4,900 samples of 7 shards in all were not read"]

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from jobs import doctor
-from pipeline import checkup
+from pipeline import checkup, layout
 from pipeline.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
 from pipeline.clusters import Clustering, ClusterSpace
-from pipeline.errors import SettingsError
+from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.pretrained import EMBEDDED_WEIGHTS
 from pipeline.protection import Protection
@@ -89,6 +89,12 @@ def test_an_unknown_option_ends_with_2_and_a_near_match() -> None:
     assert done.stderr.startswith("error: unknown option --surogate; did you mean --surrogate")
 
 
+def test_a_damaged_record_of_a_run_is_an_error_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store(str(tmp_path)).put(layout.RUN, b"[]")
+    assert doctor.main(["--output", str(tmp_path)]) == 1
+    assert f"{layout.RUN} is damaged, or of another version of Scumble" in lines(capsys)["output"]
+
+
 @pytest.mark.s3
 def test_a_bucket_is_reached_and_honours_create(bucket: str) -> None:
     assert [one.level for one in check_output(f"{bucket}/out")] == ["ok", "ok"]
@@ -147,9 +153,8 @@ def test_a_protection_of_other_weights_is_an_error(tmp_path: Path) -> None:
     identity = f'{{"name":"{LITE}","weights":"0000","size":64}}'
     protection = Protection("uc", "direct", identity, 16 / 255, clustering, (1, 2, 0), levels, "f" * 64)
     (tmp_path / "p.safetensors").write_bytes(protection.to_bytes())
-    (found,) = check_weights(LITE, None, 64, str(tmp_path / "p.safetensors"))
-    assert found.level == "error"
-    assert "with weights 0000, not bfe99bcbadd301f3" in found.detail
+    with pytest.raises(ConflictError, match=r"fitted for surrogate .*0000.*, not .*bfe99bcbadd301f3.*: use the same"):
+        check_weights(LITE, None, 64, str(tmp_path / "p.safetensors"))
 
 
 def test_little_space_is_a_warning_and_none_that_can_be_written_an_error(

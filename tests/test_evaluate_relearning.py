@@ -130,7 +130,11 @@ def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_th
     data: Path, tmp_path: Path
 ) -> None:
     def command(output: Path) -> list[str]:
-        return [sys.executable, JOB, *options(data, "--regimes", "nt", "--epochs", "12", "--output", str(output))]
+        return [
+            sys.executable,
+            JOB,
+            *options(data, "--regimes", "nt", "--epochs", "12", "--output", str(output), "--workers", "1"),
+        ]
 
     process = subprocess.Popen(
         command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -217,7 +221,9 @@ def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tm
 
 @pytest.mark.slow
 def test_a_sample_of_the_images_is_trained_on_in_every_arm(data: Path, tmp_path: Path) -> None:
-    given = options(data, "--images", "60", "--regimes", "nt", "--epochs", "1", "--output", str(tmp_path / "out"))
+    given = options(
+        data, "--images", "60", "--regimes", "nt", "--epochs", "1", "--workers", "1", "--output", str(tmp_path / "out")
+    )
     done = evaluate(*given)
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import InputError
 from pipeline.features import (
     Assignment,
     assignment_from_parquet,
@@ -34,7 +34,7 @@ def data(features: Features) -> bytes:
 
 
 def test_features_come_back_to_the_bit(features: Features, data: bytes) -> None:
-    back = features_from_parquet(data, surrogate_id='{"name":"s"}', fingerprint="f00")
+    back = features_from_parquet(data)
     assert (back.shard, back.keys) == (features.shard, features.keys)
     assert back.values.dtype == np.float16
     np.testing.assert_array_equal(back.values, features.values)
@@ -58,16 +58,6 @@ def test_a_shard_without_usable_samples_keeps_its_dimension() -> None:
     back = features_from_parquet(features_to_parquet(empty, surrogate_id="s", fingerprint="f"))
     assert back.values.shape == (0, 24)
     assert back.keys == ()
-
-
-def test_features_of_another_surrogate_or_run_are_refused(data: bytes) -> None:
-    with pytest.raises(ConflictError) as caught:
-        features_from_parquet(data, surrogate_id="other")
-    assert str(caught.value) == (
-        'features of deep/shard-0.tar belong to surrogate {"name":"s"}, not other; delete them to embed again'
-    )
-    with pytest.raises(ConflictError, match="belong to fingerprint f00, not f01"):
-        features_from_parquet(data, fingerprint="f01")
 
 
 @pytest.mark.parametrize("end", [0, 100, -1000])

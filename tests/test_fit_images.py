@@ -17,14 +17,14 @@ from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.store import Store
-from tests.samples import image_bytes
+from tests.samples import image_bytes, tar_bytes
 
 KEYS = tuple(f"k{number}" for number in range(200))
 
 
-def assignment(cluster: int) -> Assignment:
-    count = len(KEYS)
-    return Assignment("a.tar", KEYS, np.full(count, cluster, np.int32), np.zeros(count, np.float32))
+def assignment(cluster: int, keys: tuple[str, ...] = KEYS) -> Assignment:
+    count = len(keys)
+    return Assignment("a.tar", keys, np.full(count, cluster, np.int32), np.zeros(count, np.float32))
 
 
 def sample(key: str, level: int) -> Sample:
@@ -50,6 +50,25 @@ def test_nothing_is_read_behind_the_last_chosen_picture() -> None:
     found = list(read_fit_images(shard(), {"k2": 5, "k0": 4}, side=8, settings=Settings()))
     assert [(key, cluster) for key, _, cluster in found] == [("k0", 4), ("k2", 5)]
     assert [set(pixels.ravel().tolist()) for _, pixels, _ in found] == [{10}, {30}]
+
+
+@pytest.mark.parametrize(
+    ("k1", "why"), [(None, ""), (Sample("k1", {"png": b"no picture"}), r" \(unsupported-format: .*\)")]
+)
+def test_a_chosen_picture_that_cannot_be_read_any_more_is_no_silent_gap(
+    tmp_path: Path, k1: Sample | None, why: str
+) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    samples = [sample("k0", 10), *([] if k1 is None else [k1])]
+    members = [(f"{one.key}.{suffix}", data) for one in samples for suffix, data in one.members.items()]
+    source.put("a.tar", tar_bytes(members))
+    output.put(layout.assignment("a.tar"), assignment_to_parquet(assignment(0, ("k0", "k1"))))
+    (entry,) = source.list()
+    (row,) = shard_rows([Shard(*entry[:3])])
+    reader = FitImageReader(RunContext(source, output, Settings(), "", 1, "cpu"), 8, {0: 1.0})
+    words = rf"^a\.tar: 1 images that were embedded cannot be read now{why}, among them k1; check the shard, then start"
+    with pytest.raises(InputError, match=words):
+        reader({field: [value] for field, value in row.items()})
 
 
 def test_a_shard_of_which_nothing_is_chosen_is_not_opened(tmp_path: Path) -> None:

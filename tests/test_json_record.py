@@ -19,6 +19,9 @@ from pipeline.removal import RemovalCheck
 from pipeline.run_record import RunRecord, RunStatus, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.store import Store
+from pipeline.uploads.origin import Origin
+from pipeline.uploads.summary import Summary
+from tests.samples import commit_of
 
 
 def run_record() -> RunRecord:
@@ -33,6 +36,9 @@ RECORDS = [
     RunStatus("f", "2026", stage_seconds={"embed": 1.5}, counts={"shards": 3}, exit_code=0),
     ClusterReport(90, (40, 50), 12.5, 7, 0, (12.5, 13.0), ClusterQuality(None, 0.75)),
     RemovalCheck(9, {"mean": (0.1, 0.2)}, {"mean": (0.3,)}, 0.5, 0.25, False),
+    commit_of(Shard("a.tar", 7, "etag"), "f"),
+    Origin("/in", "p", 16 / 255, {"encode": "same", "keep_sidecar": ["seg.png"]}),
+    Summary().record("failed", 1, "the store is down"),
 ]
 
 

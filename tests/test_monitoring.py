@@ -197,7 +197,7 @@ def test_a_real_run_on_a_cluster_is_seen_by_prometheus(cluster: tuple[str, int],
     environment = os.environ | {"RAY_ADDRESS": address}
     with contextlib.closing(Prometheus(tmp_path, [f"127.0.0.1:{port}"])) as prometheus:
         wait_for(lambda: prometheus.value("max(up)") == 1, 60)
-        job = runs.command(str(tmp_path / "in"), str(tmp_path / "out"), *runs.SMALL)
+        job = runs.command(str(tmp_path / "in"), str(tmp_path / "out"), *runs.SMALL, *runs.ONE_WORKER)
         done = subprocess.run(job, env=environment, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
         totals = {

@@ -18,12 +18,15 @@ from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.finish import finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.generator import BOUNDS, UniversalGenerator, bounded
+from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.picture_deltas import Asked
 from pipeline.protection import load_any_protection, load_protection
+from pipeline.records import Rejection
 from pipeline.relearning.arms import universal_tests
 from pipeline.relearning.collection import Collection
 from pipeline.surrogate import load_surrogate
+from tests.samples import image_bytes, noise, read, tar_bytes
 
 SURROGATE = "timm:test_resnet.random-0"
 SIDE = 32
@@ -337,3 +340,23 @@ def test_the_training_images_are_near_their_centroids(surrogate):
     clusters, distances = protection.clustering.assign(features)
     assert (distances <= protection.clustering.distance_p99[clusters] * 1.05).mean() > 0.9
     assert len(fit_clusters([features], "features", None, 1, restarts=1, seed=0).clustering.centroids) == 1
+
+
+def test_what_a_training_cannot_read_is_left_out_and_named_and_a_damaged_shard_refused():
+    def squares(samples, share=1.0):
+        return read_squares(
+            samples, "a.tar", "in/a.tar", side=8, share=share, seed=0, max_pixels=1 << 20, with_labels=False
+        )
+
+    members = [("k0.png", image_bytes(noise(8, 8))), ("k1.png", b"no picture"), ("k2.txt", b"no image")]
+    samples = read(tar_bytes(members))
+    found = squares(samples)
+    assert found.pixels.shape == (1, 3, 8, 8)
+    (left,) = found.left_out
+    assert left.count == 2
+    assert left.said.startswith("in/a.tar: 2 not read: k1 (")
+    assert squares(samples, share=0.0).left_out == ()  # what is not asked for is not missed
+    cut = read(tar_bytes(members)[:700])
+    assert isinstance(cut[-1], Rejection)
+    with pytest.raises(InputError, match=r"^in/a\.tar: the shard ends at .*; restore the shard, or leave it out$"):
+        squares(cut, share=0.0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import protect_imagenet, verify
 from actors.batches import RunContext
 from actors.protector import Protector
-from jobs import protect_imagenet, verify
 from jobs.options import parse_settings
 from jobs.outcome import finish
 from jobs.prepare import prepare, start

@@ -34,7 +34,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `in` and `out` of one undisturbed run."""
     folder = tmp_path_factory.mktemp("quiet")
     runs.write_collection(folder / "in")
-    done = runs.protect(str(folder / "in"), str(folder / "out"))
+    done = runs.protect(str(folder / "in"), str(folder / "out"), "--workers", "2")
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)
@@ -228,7 +228,7 @@ def test_uploads_of_all_kinds_end_in_the_output_or_in_quarantine_with_a_reason(
 )
 def test_ctrl_c_ends_a_run_with_130_and_one_line_at_every_stage(tmp_path: Path, moment: str, left_behind: str) -> None:
     runs.write_collection(tmp_path / "in", shards=3)
-    command = runs.command(str(tmp_path / "in"), str(tmp_path / "out"), *runs.SMALL)
+    command = runs.command(str(tmp_path / "in"), str(tmp_path / "out"), *runs.SMALL, *runs.ONE_WORKER)
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(command, stdout=stderr, stderr=stderr, text=True, start_new_session=True)
         runs.wait_for(lambda: bool(runs.named(runs.descendants(process.pid), moment)), process)

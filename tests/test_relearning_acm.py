@@ -109,7 +109,6 @@ def test_the_validation_subset_is_the_papers():
     assert not np.array_equal(rows, validation_rows(ten, seed=1))
     assert np.bincount(hundred[validation_rows(hundred)]).tolist() == [50] * 10
     assert len(validation_rows(np.repeat(np.arange(10), 7))) == 70
-    assert np.bincount(ten[validation_rows(ten, 5, 3)]).tolist() == [5] * 3
 
 
 def test_pseudo_labels_find_groups_that_labels_do_not_name():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, SettingsError
+from pipeline.fingerprint import derive
 from pipeline.relearning.collection import (
     Collection,
     holdout_mask,
@@ -50,6 +51,38 @@ def test_a_sample_without_a_usable_label_is_refused_by_name(tmp_path, label):
     members = [("7.png", image_bytes(noise(8, 8)))] + ([] if label is None else [("7.cls", label)])
     with pytest.raises(InputError, match=r"a\.tar: 7 has no \.cls label"):
         load_labelled(written(tmp_path, members), ["a.tar"], side=32)
+
+
+def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path):
+    good = [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")]
+    broken = [(f"{n}.png", b"no picture") for n in range(2, 5)]
+    more = [("5.cls", b"1"), ("no-suffix", b""), ("6.png", good[0][1]), ("6.cls", b"1")]
+    store = written(tmp_path, [*good, *broken, *more])
+    found = load_labelled(store, ["a.tar"], side=32)
+    assert found.keys == ("1", "6")
+    (left,) = found.left_out
+    assert left.count == 5
+    assert left.said.startswith(f"{store.url}/a.tar: 5 not read: 2 (")
+    assert "no-suffix (" in left.said
+    assert join([found, replace(found, keys=("7", "8"), left_out=())], "here").left_out == found.left_out
+    hashes = {key: derive(0, "relearning-images", key) for key in ("2", "3", "4", "5", "no-suffix")}
+    half = load_labelled(store, ["a.tar"], side=32, limit=sorted(hashes.values())[2])
+    assert [left.count for left in half.left_out] == [3]  # of a sample, only what is in it counts
+
+
+def test_a_damaged_shard_is_refused_because_nobody_knows_what_was_in_it(tmp_path):
+    store = written(tmp_path, [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")])
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    with pytest.raises(InputError, match=r"a\.tar: the shard ends at .*; restore the shard, or leave it out$"):
+        load_labelled(store, ["a.tar"], side=32)
+
+
+def test_a_shard_of_which_a_sample_has_nothing_is_none_the_worse(tmp_path):
+    store = written(tmp_path, [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")])
+    nothing = load_labelled(store, ["a.tar"], side=32, limit=-1)
+    assert join([nothing, load_labelled(store, ["a.tar"], side=32)], "here").keys == ("1",)
+    with pytest.raises(InputError, match="here: there is no sample"):
+        join([nothing], "here")
 
 
 def test_a_key_in_two_shards_is_refused():
@@ -135,7 +168,7 @@ def test_a_trial_is_its_content():
     ("changed", "words"),
     [
         ({"protected": {"clean": "x"}}, "'clean' is the name of a control"),
-        ({"shares": ("half",)}, "'half' is not like samples:0.5"),
+        ({"shares": ("half",)}, "--shares 'half' is none of samples:SHARE, classes:SHARE"),
         ({"shares": ("samples:0",)}, "above 0 and at most 1"),
         ({"recipe": "fst"}, "did you mean fast"),
         ({"seeds": (0, 0)}, "--seeds names something twice"),

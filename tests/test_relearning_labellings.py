@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
 from pipeline.concepts import ConceptBank, bank_bytes, imagenet_bank, read_bank, text_bank
 from pipeline.errors import InputError, SettingsError
-from pipeline.relearning.concepts import group_concepts, grouping_quality, sweep_groups
+from pipeline.relearning.concepts import group_concepts, grouping_quality
 from pipeline.relearning.labellings import check_labelling, make_labelling
 from pipeline.relearning.overlap import conditional_entropy, joint_counts, overlap
 from pipeline.relearning.shares import parse_share, protected_mask
@@ -97,7 +97,7 @@ def test_a_larger_share_contains_the_smaller_and_one_is_all(kind):
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        ("half", "share 'half' is none of samples:SHARE, classes:SHARE"),
+        ("half", "--shares 'half' is none of samples:SHARE, classes:SHARE"),
         ("sample:0.5", r"did you mean samples\?"),
         ("samples:half", "'half' is not a number above 0 and at most 1, like samples:0.5"),
         ("samples:0", "'0' is not a number above 0"),
@@ -228,15 +228,6 @@ def test_quality_is_the_papers_definition():
     means, centre = np.array([0.5, 10.5, 101]), 224 / 6
     between = 2 * ((means - centre) ** 2).sum()
     assert found["calinski_harabasz"] == pytest.approx((between / 2) / (3 / 3))
-
-
-def test_a_sweep_covers_the_counts_that_the_concepts_allow_and_sse_falls():
-    rng = np.random.default_rng(0)
-    points = rng.standard_normal((20, 8)).astype(np.float32)
-    found = sweep_groups(points, seed=0)
-    assert list(found) == list(range(5, 20))
-    sse = [one["sse"] for one in found.values()]
-    assert sse == sorted(sse, reverse=True)
 
 
 def test_groups_are_those_of_the_seed_and_number_as_they_first_occur():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -333,6 +334,13 @@ def test_secrets_stay_out_of_the_page():
     html = write_relearning_report([row("uc")], about=about)
     assert html.count("s3://bucket/raw") == 3
     assert not re.search(r"hunter2|AKIA|token", html)
+
+
+def test_the_page_says_how_many_samples_of_which_collection_were_left_out():
+    words = "Samples that could not be read and are left out: clean 1,203, uc 2."
+    page = Page(write_relearning_report([row("uc")], about=replace(ABOUT, left_out={CLEAN: 1203, "uc": 2})))
+    assert words in page.text
+    assert "left out" not in Page(write_relearning_report([row("uc")], about=ABOUT)).text
 
 
 def test_the_same_rows_in_any_order_give_the_same_page():

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.clusters import ClusterQuality, ClusterReport
 from pipeline.gallery import GallerySample
 from pipeline.photographs import photograph
 from pipeline.records import Reason, Rejection
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
-    ClusterQuality,
     ClusterRow,
     ReportData,
     StageRate,
@@ -82,7 +82,7 @@ def realistic() -> ReportData:
             )
             for i, moved in enumerate((0.62, 0.71, 0.12, 0.55, 0.48, 0.66))
         ),
-        quality=ClusterQuality(0.21, 0.91, (812.3, 901.7), 24, 31),
+        clustering=ClusterReport(96, (16,) * 6, 812.3, 31, 0, (812.3, 901.7), ClusterQuality(0.21, 0.91)),
         gallery=tuple(gallery),
         removal=removal_check(0.91),
         scores=tuple(scores),

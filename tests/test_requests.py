@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,25 +14,57 @@ from jobs.outcome import finish
 from jobs.prepare import prepare, start
 from jobs.reported import reported
 from pipeline import layout
-from pipeline.records import Commit, Shard
+from pipeline.errors import SettingsError
+from pipeline.inputs import resolve_input
 from pipeline.store import Store
 from tests import runs
 from tests.faulty_server import FaultyServer
+from tests.samples import commit_of
 from tests.test_protection import made
 
 SHARDS = 150
 
 
-def commit_of(shard: Shard, fingerprint: str) -> Commit:
-    counts = {"num_protected": 1, "num_quarantined": 0, "num_members": 1, "max_abs_delta": 16}
-    sizes = {"output_size": 1, "input_image_bytes": 1, "output_image_bytes": 1}
-    digests = {"output_sha256": "d", "protection_sha256": "p", "input_etag": shard.etag, "input_size": shard.size}
-    rest = {"quarantine": {}, "clusters": {"1": 1}, "seconds": {"put": 0.1}}
-    return Commit(fingerprint=fingerprint, shard=shard.name, **counts, **sizes, **digests, **rest)  # type: ignore[arg-type]
+@pytest.fixture
+def counted(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A server in between, which counts requests, once a bucket is there."""
+    server = FaultyServer(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield server
+    server.close()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_pattern_is_listed_page_by_page_from_its_fixed_beginning_on(bucket: str, counted: FaultyServer) -> None:
+    store = Store(f"{bucket}/in[1]")
+    many = {f"{store.root}/a/t-{number:04d}.tar": b"x" for number in range(1002)}
+    store.filesystem.pipe({**many, f"{store.root}/z/u-1.tar": b"x", f"{store.root}/z/v/u-2.tar": b"x"})
+
+    def found(pattern: str) -> tuple[list[str], int]:
+        before = counted.count
+        return [entry.name for entry in store.glob(pattern)], counted.count - before
+
+    assert found("z/*.tar") == (["z/u-1.tar"], 1)
+    assert found("a/t-100[01].tar") == (["a/t-1000.tar", "a/t-1001.tar"], 1)
+    assert found("**/u-?.tar") == (["z/u-1.tar", "z/v/u-2.tar"], 2)
+    before = counted.count
+    listing = store.glob("a/*.tar")
+    assert next(listing).name == "a/t-0000.tar"
+    assert counted.count == before + 1  # the second page is asked for when the first is used up
+    assert len(list(listing)) == 1001
+    before = counted.count
+    assert [entry.name for entry in resolve_input(f"{store.url}/a/t-100{{0..1}}.tar").shards] == [
+        "t-1000.tar",
+        "t-1001.tar",
+    ]
+    assert counted.count == before + 4  # three of them find out that the folder is there, and no such name
+    with pytest.raises(SettingsError, match="cannot list .*Invalid pattern"):
+        found("**.tar")
 
 
 def test_plan_and_end_of_a_committed_run_read_each_commit_once(
-    s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: str, counted: FaultyServer, tmp_path: Path
 ) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         runs.add(tar, "a.png", b"x")
@@ -45,17 +77,11 @@ def test_plan_and_end_of_a_committed_run_read_each_commit_once(
     start(run)
     output.put(layout.PROTECTION, made().to_bytes())
     for shard in run.plan.shards:
-        output.put(layout.commit(shard.name), json.dumps(commit_of(shard, run.plan.fingerprint).to_json()).encode())
-    server = FaultyServer(s3_server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    s3fs.S3FileSystem.clear_instance_cache()
-    try:
-        again = prepare(settings)
-        assert len(again.plan.done) == SHARDS
-        with reported(again.output, again.plan.fingerprint) as status:
-            start(again)
-            assert finish(again, status) == 0
-    finally:
-        server.close()
-        s3fs.S3FileSystem.clear_instance_cache()
-    assert server.count <= SHARDS + SHARDS / 1000 + 50
+        output.put(layout.commit(shard.name), commit_of(shard, run.plan.fingerprint).to_bytes())
+    before = counted.count
+    again = prepare(settings)
+    assert len(again.plan.done) == SHARDS
+    with reported(again.output, again.plan.fingerprint) as status:
+        start(again)
+        assert finish(again, status) == 0
+    assert counted.count - before <= SHARDS + SHARDS / 1000 + 50

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jobs import status, verify
+from pipeline import layout
+from pipeline.errors import InputError
 from pipeline.store import Store
 from tests.samples import image_bytes, tar_bytes
 from tests.uploads import Job, jpeg, patch, small_protection, upload
@@ -84,3 +87,14 @@ def test_status_counts_what_the_ledger_holds(job: Job, capsys: pytest.CaptureFix
     assert found["reasons"] == {"unsupported-format": 1, "inside of shards": 2}
     assert found["output_bytes"] == sum(map(len, job.outputs().values()))
     assert found["last_run"].startswith("done at 20")
+
+
+@pytest.mark.parametrize(("name", "command"), [(layout.UPLOADS_LAST_RUN, status), (layout.UPLOADS_ORIGIN, verify)])
+def test_a_damaged_record_is_refused_in_one_line(job: Job, name: str, command: Any) -> None:
+    before = job.output.read(name)
+    job.output.put(name, b'{"epsilon": "much"}')
+    try:
+        with pytest.raises(InputError, match=rf"^{job.output.url}/{name} is damaged, or of another version"):
+            command.main(["--output", job.output.url])
+    finally:
+        job.output.put(name, before)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import IO
 
 import matplotlib as mpl
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
 from pipeline.errors import SampleError
@@ -18,7 +21,7 @@ from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.page import find_template
 from pipeline.picture import decode_rgb
 from pipeline.picture_deltas import Asked
-from pipeline.records import Sample
+from pipeline.records import Rejection, Sample
 from pipeline.report import shown
 from pipeline.surrogate import Surrogate
 from pipeline.tar import read_samples
@@ -54,47 +57,41 @@ def write_training_report(
 
 
 def _curve(values: Sequence[float], steps: int, title: str) -> str:
-    with mpl.rc_context(STYLE):
-        figure, axes = panel(330, 220)
-        axes.plot(np.linspace(0, steps, len(values)), values, color=PROTECTED, linewidth=1.5)
-        axes.set_xlabel("step")
-        axes.set_title(title, loc="left")
-        return as_svg(figure, f"{title}, from {values[0]:.3g} to {values[-1]:.3g}")
+    return _chart([(values, PROTECTED)], steps, title, f"from {values[0]:.3g} to {values[-1]:.3g}")
 
 
 def _cosines(clean: Sequence[float], protected: Sequence[float], steps: int, what: str) -> str:
+    end = f"clean {clean[-1]:.3g}, protected {protected[-1]:.3g} at the end"
+    return _chart([(clean, CLEAN), (protected, PROTECTED)], steps, f"Cosine to {what}", end)
+
+
+def _chart(lines: Sequence[tuple[Sequence[float], str]], steps: int, title: str, words: str) -> str:
+    """Lines, each with its colour, over the steps of the training. words  what a screen reader says of them"""
     with mpl.rc_context(STYLE):
         figure, axes = panel(330, 220)
-        at = np.linspace(0, steps, len(clean))
-        axes.plot(at, clean, color=CLEAN, linewidth=1.5)
-        axes.plot(at, protected, color=PROTECTED, linewidth=1.5)
+        for values, colour in lines:
+            axes.plot(np.linspace(0, steps, len(values)), values, color=colour, linewidth=1.5)
         axes.set_xlabel("step")
-        title = f"Cosine to {what}"
         axes.set_title(title, loc="left")
-        return as_svg(figure, f"{title}: clean {clean[-1]:.3g}, protected {protected[-1]:.3g} at the end")
+        return as_svg(figure, f"{title}: {words}")
 
 
 def _gallery(
     protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
-) -> list[GallerySample]:
-    pictures = []
-    for sample in read_samples(shard, max_member_bytes=settings.max_member_bytes):
-        if not isinstance(sample, Sample):
-            continue
-        try:
-            suffix = image_suffix(sample)
-            data = sample.members[suffix]
-            pictures.append(
-                (sample.key, decode_rgb(data, at_least=1 << 20, max_pixels=settings.max_pixels, suffix=suffix))
-            )
-        except SampleError:
-            continue
-        if len(pictures) == SHOWN_PICTURES:
-            break
+) -> Iterator[GallerySample]:
+    """The first pictures of a shard that can be read, each with its delta."""
     deltas = UniversalDeltas(protection, surrogate)
-    found = []
-    for key, pixels in pictures:
+    samples = read_samples(shard, max_member_bytes=settings.max_member_bytes)
+    for key, pixels in islice(_decoded(samples, settings.max_pixels), SHOWN_PICTURES):
         (answer,) = deltas.for_pictures([Asked(key, pixels, *pixels.shape[:2])])
         protected = (pixels.astype(np.int16) + answer.levels).clip(0, 255).astype(np.uint8)
-        found.append(GallerySample(key=key, cluster=answer.cluster, original=pixels, protected=protected))
-    return found
+        yield GallerySample(key=key, cluster=answer.cluster, original=pixels, protected=protected)
+
+
+def _decoded(samples: Iterator[Sample | Rejection], max_pixels: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for sample in samples:
+        if isinstance(sample, Sample):
+            with contextlib.suppress(SampleError):
+                suffix = image_suffix(sample)
+                data = sample.members[suffix]
+                yield sample.key, decode_rgb(data, at_least=1 << 20, max_pixels=max_pixels, suffix=suffix)

@@ -112,20 +112,16 @@ def usable_classes(labels: Labels) -> Labels:
     return usable.astype(np.int64)
 
 
-def validation_rows(
-    labels: Labels, per_class: int | None = None, classes: int | None = None, *, seed: int = 0
-) -> NDArray[np.int64]:
+def validation_rows(labels: Labels, *, seed: int = 0) -> NDArray[np.int64]:
     """Rows, ascending, of the fixed subset of the training set that ACM is measured on.
 
-    per_class  how many of each class at most; None: 100, or 50 where there are more than ten classes
-    classes    of how many classes, those with the smallest labels; None: the first ten
+    At most 100 of each class; of more than ten classes, 50 of each of the ten with the smallest labels.
     Raises InputError for fewer than two classes of two samples. Source: Dang et al., section IV-A4.
     """
     usable = usable_classes(labels)
-    if per_class is None:
-        per_class = 100 if len(usable) <= FIRST_CLASSES else 50
+    per_class = 100 if len(usable) <= FIRST_CLASSES else 50
     chosen = []
-    for label in usable[: classes or FIRST_CLASSES]:
+    for label in usable[:FIRST_CLASSES]:
         rows = np.flatnonzero(labels == label)
         chosen.append(numpy_rng(seed, "acm-validation", label).permutation(rows)[:per_class])
     return np.sort(np.concatenate(chosen)).astype(np.int64)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from pipeline.errors import InputError, SampleError
+from pipeline.errors import InputError
 from pipeline.fingerprint import derive, in_sample
 from pipeline.fit_images import shorter_sides
-from pipeline.members import image_suffix
-from pipeline.picture import decode_rgb
+from pipeline.one_for_all.pictures import LeftOut, left_out, squares_of, stacked
 from pipeline.records import Rejection, Sample
 from pipeline.store import Store
 from pipeline.tar import read_samples
@@ -28,11 +26,12 @@ MAX_MEMBER_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """images uint8 [n, 3, S, S]; labels int64 [n]; keys [n], each once."""
+    """images uint8 [n, 3, S, S]; labels int64 [n]; keys [n], each once; and what of its shards could not be read."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     keys: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,21 +58,23 @@ def load_labelled(store: Store, shards: Sequence[str], *, side: int, limit: int 
 
     limit  only those whose keys have a hash of at most that (see smallest_hashes); the others are not decoded
 
-    Pictures are cut to a square in the middle and resized (bicubic) as they are decoded from the files.
-    Raises InputError, naming shard and key, if a sample cannot be read or has no label or a key comes twice.
+    Raises InputError, naming shard and key, if a shard is damaged or a sample has no label.
     """
-    images, labels, keys = [], [], []
+    images, labels, keys, left = [], [], [], list[LeftOut]()
+
+    def wanted(key: str) -> bool:
+        return limit is None or _hash(key) <= limit
+
     for shard in shards:
+        where, rejections = f"{store.url}/{shard}", list[Rejection]()
         with store.open(shard) as stream:
-            for sample in read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES):
-                if isinstance(sample, Rejection):
-                    raise InputError(f"{store.url}/{shard}: {sample.key}: {sample.detail}")
-                if limit is not None and _hash(sample.key) > limit:
-                    continue
-                labels.append(_label(sample, f"{store.url}/{shard}"))
-                images.append(_square(sample, side, f"{store.url}/{shard}"))
+            samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
+            for sample, square in squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS):
+                labels.append(_label(sample, where))
+                images.append(square)
                 keys.append(sample.key)
-    return join([Collection(_stacked(images, side), np.array(labels, np.int64), tuple(keys))], store.url)
+        left += left_out(where, rejections)
+    return Collection(stacked(images, side), np.array(labels, np.int64), tuple(keys), tuple(left))
 
 
 def shard_side(store: Store, shard: str) -> int:
@@ -115,7 +116,7 @@ def join(parts: Iterable[Collection], where: str) -> Collection:
     if len(parts) == 1:
         return parts[0]
     images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return Collection(images, labels, keys)
+    return Collection(images, labels, keys, tuple(one for part in parts for one in part.left_out))
 
 
 def like_clean(protected: Collection, clean: Collection, name: str) -> NDArray[np.int64]:
@@ -160,18 +161,3 @@ def _label(sample: Sample, where: str) -> int:
     if label < 0:
         raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on")
     return label
-
-
-def _square(sample: Sample, side: int, where: str) -> NDArray[np.uint8]:
-    try:
-        suffix = image_suffix(sample)
-        pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=MAX_PIXELS, suffix=suffix)
-    except SampleError as error:
-        raise InputError(f"{where}: {sample.key}: {error}") from None
-    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
-
-
-def _stacked(images: list[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]:
-    if not images:
-        return np.zeros((0, 3, side, side), np.uint8)
-    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,16 +37,4 @@ def grouping_quality(points: NDArray[np.float32], groups: NDArray[np.int64]) -> 
         "sse": float(sse),
         "silhouette": float(silhouette_score(wide, groups)),
         "calinski_harabasz": float(calinski_harabasz_score(wide, groups)),
-    }
-
-
-def sweep_groups(
-    points: NDArray[np.float32], *, seed: int, counts: Iterable[int] = range(5, 37)
-) -> dict[int, dict[str, float]]:
-    """Quality by number of groups, for those counts that the concepts allow (Zhang et al. 2023, Fig. 4: 5 to 36)."""
-    largest = len(np.unique(points, axis=0)) - 1
-    return {
-        count: grouping_quality(points, group_concepts(points, count, seed=seed))
-        for count in counts
-        if 2 <= count <= largest
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.estimate import first_samples
-from pipeline.relearning.collection import MAX_MEMBER_BYTES, load_labelled, smallest_hashes
+from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.evaluation import CLEAN, EvaluationSettings
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
@@ -60,7 +60,8 @@ def _count(store: Store, entries: list[Entry]) -> int:
 
 def _images_per_second(settings: EvaluationSettings, store: Store, entries: list[Entry], side: int) -> float:
     shard = [entries[0].name]
-    few = load_labelled(store, shard, side=side, limit=smallest_hashes(store, shard, MEASURED_IMAGES)[-1])
+    limit = max(smallest_hashes(store, shard, MEASURED_IMAGES), default=None)
+    few = join([load_labelled(store, shard, side=side, limit=limit)], store.url)
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
     regime = find_regime("nt")
     return train_target(

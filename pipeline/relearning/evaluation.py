@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.fingerprint import canonical, sha256
+from pipeline.relearning.shares import parse_share
 from pipeline.settings import build, check, check_choice
 
 CLEAN = "clean"  # the name of the control in every table
@@ -155,8 +156,6 @@ class EvaluationSettings:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("clean", "test", "output"):
-            check(bool(getattr(self, name)), f"--{name} is missing")
         for name in ("targets", "regimes", "labellings", "shares", "seeds"):
             values = getattr(self, name)
             check(bool(values), f"--{name} is empty")
@@ -169,12 +168,7 @@ class EvaluationSettings:
             check(name not in self.protected, f"--protected: {name!r} is the name of a control; choose another")
         check_choice("recipe", self.recipe, sorted(RECIPES))
         for share in self.shares:
-            kind, _, number = share.partition(":")
-            try:
-                sane = kind in ("samples", "classes") and 0 < float(number) <= 1
-            except ValueError:
-                sane = False
-            check(sane, f"--shares {share!r} is not like samples:0.5 or classes:0.5, above 0 and at most 1")
+            parse_share(share)
 
     def trials(self, digests: Mapping[str, str], labels: Mapping[str, str]) -> list[Trial]:
         """All trials.
@@ -189,7 +183,7 @@ class EvaluationSettings:
         combinations = itertools.product(self.targets, self.regimes, self.labellings, self.seeds)
         for target, regime, labelling, seed in combinations:
             arms = [(CLEAN, WHOLE)] + [(name, share) for name in self.protected for share in self.shares]
-            arms += [(CLEAN_PART, share) for share in self.shares if float(share.partition(":")[2]) < 1]
+            arms += [(CLEAN_PART, share) for share in self.shares if parse_share(share)[1] < 1]
             for protection, share in arms:
                 found.append(
                     Trial(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from scipy.special import expit
+
 WIDTH = 2.0  # layers over which the front of linear_front goes from 1 to 0
 SOFTNESS = 1.0  # layers, of sigmoid_front
 DECAY = 0.5  # per layer behind the front, of geometric
@@ -20,7 +22,7 @@ def _linear_front(advance: float, depth: int, num_layers: int) -> float:
 
 
 def _sigmoid_front(advance: float, depth: int, num_layers: int) -> float:
-    return _sigmoid((depth - advance) / SOFTNESS) / _sigmoid(depth / SOFTNESS)
+    return float(expit((depth - advance) / SOFTNESS) / expit(depth / SOFTNESS))
 
 
 def _geometric(advance: float, depth: int, num_layers: int) -> float:
@@ -55,7 +57,3 @@ def layer_multipliers(name: str, count: int, num_layers: int, beta: float) -> li
     count  rejected epochs so far, >= 0; beta >= 0; layers l = 1 ... L
     """
     return [MULTIPLIERS[name](beta * count, depth, num_layers) for depth in range(1, num_layers + 1)]
-
-
-def _sigmoid(value: float) -> float:
-    return (1 + math.tanh(value / 2)) / 2

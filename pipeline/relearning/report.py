@@ -15,7 +15,7 @@ from pipeline.page import find_template, percent, plain_url
 from pipeline.relearning import pictures, tables
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
-from pipeline.relearning.results import Row, SeedMean
+from pipeline.relearning.results import Row, SeedMean, select
 from pipeline.relearning.shares import parse_share
 
 SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
@@ -29,12 +29,14 @@ class EvaluationAbout:
 
     protected   name -> URL, in the order in which protections are shown
     settings    names of EvaluationSettings; targets, regimes and labellings are shown in their order
+    left_out    name of a collection -> samples of it that could not be read
     """
 
     clean: str
     test: str
     protected: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         has_delta_tests=any(row.get(name) is not None for row in rows for name in tables.DELTA_TESTS),
         costs=tables.costs(rows, order),
         data=_data(rows, order),
+        left_out=about.left_out,
         settings=[(name, _words(value)) for name, value in about.settings.items() if name not in _HIDDEN_SETTINGS],
         versions=sorted({str(row["versions"]) for row in rows if row.get("versions")}),
     )
@@ -130,7 +133,7 @@ def mean_sd(cell: SeedMean | None) -> str:
 
 
 def _chosen(rows: Sequence[Row], order: tables.Order, protection: str) -> list[Row]:
-    return tables.select(rows, protection, order.labelling, order.share)
+    return select(rows, protection, order.labelling, order.share)
 
 
 def _accuracy_tables(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:

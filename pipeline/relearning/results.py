@@ -147,13 +147,17 @@ def relearned_by_regime(
     return found
 
 
-def _cells(rows: Sequence[Row], protection: str, labelling: str, share: str) -> dict[tuple[Any, ...], SeedMean]:
-    """The seed mean of every regime and target; of CLEAN, whatever the share."""
-    chosen = [
+def select(rows: Sequence[Row], protection: str, labelling: str, share: str) -> list[Row]:
+    """Rows of one protection; the clean control stands beside every share."""
+    return [
         row
         for row in rows
         if row["protection"] == protection
         and row["labelling"] == labelling
         and (protection == CLEAN or row["share"] == share)
     ]
-    return seed_means(chosen, ("regime", "target"))
+
+
+def _cells(rows: Sequence[Row], protection: str, labelling: str, share: str) -> dict[tuple[Any, ...], SeedMean]:
+    """The seed mean of every regime and target."""
+    return seed_means(select(rows, protection, labelling, share), ("regime", "target"))

@@ -18,13 +18,13 @@ def parse_share(text: str) -> tuple[str, float]:
     """'samples:0.5' or 'classes:0.5' -> kind and share, in (0, 1]. Raises SettingsError."""
     kind, _, number = text.partition(":")
     if kind not in _KINDS:
-        raise SettingsError(f"share {text!r} is none of samples:SHARE, classes:SHARE{near_matches(kind, _KINDS)}")
+        raise SettingsError(f"--shares {text!r} is none of samples:SHARE, classes:SHARE{near_matches(kind, _KINDS)}")
     try:
         share = float(number)
     except ValueError:
         share = float("nan")
     if not 0 < share <= 1:
-        raise SettingsError(f"share {text!r}: {number!r} is not a number above 0 and at most 1, like {kind}:0.5")
+        raise SettingsError(f"--shares {text!r}: {number!r} is not a number above 0 and at most 1, like {kind}:0.5")
     return kind, share
 
 

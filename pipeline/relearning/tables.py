@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, WHOLE
-from pipeline.relearning.results import Relearned, Row, SeedMean, relearned, seed_means
+from pipeline.relearning.results import Relearned, Row, SeedMean, relearned, relearned_by_regime, seed_means, select
 from pipeline.relearning.shares import parse_share
 
 READINGS = ("accuracy_last", "accuracy_early_stop", "accuracy_best", "accuracy_train")
@@ -73,17 +73,6 @@ def is_protection(row: Row) -> bool:
     return row["protection"] not in (CLEAN, CLEAN_PART)
 
 
-def select(rows: Sequence[Row], protection: str, labelling: str, share: str) -> list[Row]:
-    """Rows of one protection; the clean control stands beside every share."""
-    return [
-        row
-        for row in rows
-        if row["protection"] == protection
-        and row["labelling"] == labelling
-        and (protection == CLEAN or row["share"] == share)
-    ]
-
-
 def headlines(rows: Sequence[Row], order: Order) -> list[Headline]:
     """One for every labelling, share and protection with trials, and one for CLEAN under every labelling."""
     found = []
@@ -126,17 +115,11 @@ def heat_map(rows: Sequence[Row], order: Order) -> tuple[list[str], list[tuple[s
     None: not run, or every trial diverged.
     """
     columns = [CLEAN, *order.protections]
-    values: dict[tuple[str, str], float] = {}
-    for name in columns:
-        cells = seed_means(select(rows, name, order.labelling, order.share), ("regime", "target"))
-        for (regime, _), cell in cells.items():
-            if cell.mean is not None:
-                values[regime, name] = max(cell.mean, values.get((regime, name), 0.0))
-    largest = {name: max((v for (_, n), v in values.items() if n == name), default=None) for name in columns}
+    reached = {name: relearned_by_regime(rows, name, labelling=order.labelling, share=order.share) for name in columns}
 
     def shown(regime: str, name: str) -> tuple[float | None, bool]:
-        value = values.get((regime, name))
-        return value, value is not None and value == largest[name]
+        value = reached[name].get(regime)
+        return value, value is not None and value == max(reached[name].values())
 
     return columns, [(regime, [shown(regime, name) for name in columns]) for regime in order.regimes]
 

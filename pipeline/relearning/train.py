@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.augment import random_views, take
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.targets import build_target
 from pipeline.schedules import cosine, one_cycle
 
@@ -200,14 +202,14 @@ class Training:
     def weights(self) -> dict[str, Any]:
         """A copy of weights, buffers and optimiser state: what a rolled-back epoch must give back."""
         return {
-            "network": {name: value.detach().clone() for name, value in self.network.state_dict().items()},
-            "optimiser": _copied(self.optimiser.state_dict()),
+            "network": copy.deepcopy(self.network.state_dict()),
+            "optimiser": copy.deepcopy(self.optimiser.state_dict()),
         }
 
     def restore(self, weights: dict[str, Any]) -> None:
         """Take back what `weights` returned; the copy stays usable."""
         self.network.load_state_dict(weights["network"])
-        self.optimiser.load_state_dict(_copied(weights["optimiser"]))
+        self.optimiser.load_state_dict(copy.deepcopy(weights["optimiser"]))
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on, for torch.save; loadable with weights_only."""
@@ -293,9 +295,8 @@ def train_target(
 
 def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor]]) -> EpochScore:
     started = time.perf_counter()
-    devices = [training.device] if training.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # dropout and libraries' augmentations draw from the global one
-        torch.manual_seed(derive(training.seed, "relearning-global", epoch))
+    # dropout and libraries' augmentations draw from torch's global generators
+    with named_randomness(training, "relearning-global", epoch):
         training.regime.begin_epoch(training, epoch)
         loss, accuracy_train = training.run_epoch(epoch)
         training.train_seconds += time.perf_counter() - started
@@ -344,17 +345,6 @@ def _early_stop(history: list[EpochScore]) -> float | None:
     if not scored:
         return None
     return max(scored, key=lambda score: score.accuracy_holdout or 0.0).accuracy_test
-
-
-def _copied(value: Any) -> Any:
-    """A deep copy of nested dicts and lists with their tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_copied(one) for one in value]
-    return value
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

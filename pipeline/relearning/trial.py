@@ -51,8 +51,9 @@ def run_trial(
     figures: dict[str, Any] = {"pictures": []}
 
     def after(training: Training) -> None:
-        if trial.seed == 0 and len(training.history) in _drawn_epochs(trial.epochs):
-            figures["pictures"].append(_picture(training, is_protected, len(training.history)))
+        epoch = len(training.history)
+        if trial.seed == 0 and epoch in (1, max(1, trial.epochs // 2), trial.epochs):
+            figures["pictures"].append(_picture(training, is_protected, epoch))
         if on_epoch is not None:
             on_epoch(training)
 
@@ -140,10 +141,6 @@ def _delta_tests(test: Collection, arm: Arm | None, seed: int) -> dict[str, Tens
         name: _tensor(carrying(test.images, arm.levels, clusters, arm.epsilon))
         for name, clusters in (("own_delta", arm.test_clusters), ("wrong_delta", wrong))
     }
-
-
-def _drawn_epochs(epochs: int) -> set[int]:
-    return {1, max(1, epochs // 2), epochs}
 
 
 def _picture(training: Training, is_protected: NDArray[np.bool_], epoch: int) -> dict[str, Any]:

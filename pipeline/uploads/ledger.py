@@ -163,7 +163,7 @@ class Ledger:
     def _orphans(self, manifest: Manifest) -> set[str]:
         """Segments that no manifest names: a compaction died before its swap, or will fail at it."""
         prefix, ending = f"{layout.UPLOADS_SEGMENTS}/", ".parquet"
-        there = {one.name[len(prefix) : -len(ending)] for one in self._store.list(layout.UPLOADS_SEGMENTS)}
+        there = {name[len(prefix) : -len(ending)] for name in self._store.names(layout.UPLOADS_SEGMENTS)}
         return there - {one.name for one in manifest.segments} - set(manifest.retired)
 
     def _write(self, rows: Iterator[Values]) -> Segment:
@@ -196,7 +196,7 @@ class Ledger:
             raise ConflictError(f"{self._store.url}: another run compacts this ledger now; start again when it is done")
 
     def _pending(self) -> list[str]:
-        return [entry.name for entry in self._store.list(layout.UPLOADS_COMMITS) if entry.name.endswith(".json")]
+        return sorted(name for name in self._store.names(layout.UPLOADS_COMMITS) if name.endswith(".json"))
 
     def _read(self, names: list[str], *, again: bool = True) -> tuple[list[UnitCommit], Manifest]:
         """Commits, then the manifest; once more if a commit was compacted in between."""

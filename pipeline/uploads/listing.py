@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.errors import StoreError
-from pipeline.records import Reason
+from pipeline.records import Reason, shown
 from pipeline.store import Entry
-from pipeline.uploads.names import kind_of, shown
+from pipeline.uploads.names import kind_of
 from pipeline.uploads.units import Item
 
 Known = tuple[str, str, int]  # name, etag, version: what the ledger knows of an object

@@ -71,11 +71,5 @@ def fault_of(name: str) -> tuple[Reason, str] | None:
     return None
 
 
-def shown(name: str) -> str:
-    """A name as it can stand in a log and in a UTF-8 file."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
 def _extension(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""

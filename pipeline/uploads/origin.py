@@ -5,56 +5,54 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import layout
 from pipeline.errors import ConflictError, InputError
 from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.json_record import JsonRecord
 from pipeline.store import RUN_FOLDER, Store
 
 
-def origin_of(source: Store, protection_sha256: str, epsilon: float, deciding: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of an output; credentials and keys are not in it."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "input": source.root,
-        "protection_sha256": protection_sha256,
-        "epsilon": epsilon,
-        "settings": dict(deciding),
-    }
+@dataclass(frozen=True)
+class Origin(JsonRecord):
+    """run.json of an output of uploads; credentials and keys are not in it."""
+
+    input: str  # root of the store
+    protection_sha256: str
+    epsilon: float
+    settings: Mapping[str, Any]  # that decide bytes
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what decides the bytes of every object, but for the versions of libraries: they may be updated."""
+        return sha256(canonical({name: value for name, value in self.to_json().items() if name != "input"}))
 
 
-def fingerprint_of(origin: Mapping[str, Any]) -> str:
-    """Digest of what decides the bytes of every object, but for the versions of libraries: they may be updated."""
-    return sha256(canonical({name: value for name, value in origin.items() if name != "input"}))
-
-
-def check_origin(output: Store, origin: Mapping[str, Any]) -> bool:
+def check_origin(output: Store, origin: Origin) -> bool:
     """True if the output is of this origin, False if it is empty.
 
     Raises ConflictError, naming what differs, if it is another's, or if somebody else has written there.
     """
-    seen = output.look(layout.UPLOADS_ORIGIN)
+    seen = Origin.read(output, layout.UPLOADS_ORIGIN)
     if seen is None:
         _check_empty(output)
         return False
-    try:
-        theirs = json.loads(seen.data)
-        differing = [name for name in origin if theirs.get(name) != origin[name]]
-    except (ValueError, AttributeError):
-        raise InputError(f"{output.url}/{layout.UPLOADS_ORIGIN} is not a record of uploads; restore it") from None
-    if differing:
-        name = differing[0]
-        raise ConflictError(
-            f"{output.url} was made with another {name} ({_short(theirs.get(name))}, now {_short(origin[name])}): "
-            f"use that one, or another --output; if an input has only moved, correct {layout.UPLOADS_ORIGIN}"
-        )
+    theirs, ours = seen.to_json(), origin.to_json()
+    for name in ours:
+        if theirs[name] != ours[name]:
+            raise ConflictError(
+                f"{output.url} was made with another {name} ({_short(theirs[name])}, now {_short(ours[name])}): "
+                f"use that one, or another --output; if an input has only moved, correct {layout.UPLOADS_ORIGIN}"
+            )
     return True
 
 
-def claim(output: Store, origin: Mapping[str, Any]) -> None:
+def claim(output: Store, origin: Origin) -> None:
     """Write whose output this is. Raises ConflictError if somebody else was faster."""
-    if not output.create(layout.UPLOADS_ORIGIN, canonical(origin)):
+    if not output.create(layout.UPLOADS_ORIGIN, origin.to_bytes()):
         check_origin(output, origin)
 
 

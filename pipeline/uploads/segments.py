@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
@@ -101,15 +101,9 @@ def write_segment(rows: Iterable[Values], path: Path, name: str) -> Segment:
     """Write rows, sorted and unique by name, block by block to a local file; its name and sums."""
     sums = [0, 0, 0, 0]
     places = [_FIELDS.index(field) for field in ("protected", "quarantined", "drifted")]
+    left = iter(rows)
     with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
-        block: list[Values] = []
-        for row in rows:
-            block.append(row)
-            if len(block) == BLOCK_ROWS:
-                writer.write_table(_table(block))
-                sums = _added(sums, block, places)
-                block = []
-        if block:
+        while block := list(islice(left, BLOCK_ROWS)):
             writer.write_table(_table(block))
             sums = _added(sums, block, places)
     return Segment(name, *sums)

@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
-from pipeline.records import losses_of
+from pipeline.json_record import JsonRecord
+from pipeline.records import losses_of, shown
 from pipeline.uploads.listing import Tally
-from pipeline.uploads.names import shown
 from pipeline.uploads.transaction import UnitResult
 
 _SHOWN = 20
 _ENOUGH = 20  # images: a share of fewer says nothing
+
+
+@dataclass(frozen=True)
+class LastRun(JsonRecord):
+    """last-run.json: how the last run ended, and what it counted. Names are the first ones, of objects.
+
+    state   done | stopped | failed; status  the same      ended  UTC, of the machine that ran
+    lost    parts of shards that could not be read          rate   images per second
+    """
+
+    state: str
+    status: str
+    ended: str
+    exit_code: int
+    listed: int
+    known: int
+    new: int
+    changed: int
+    unsettled: int
+    skipped: int
+    deleted: int
+    deleted_names: tuple[str, ...]
+    protected: int
+    quarantined: int
+    units: int
+    failed: int
+    failed_names: tuple[str, ...]
+    lost: tuple[str, ...]
+    drifted: int
+    drift_share: float
+    seconds: float
+    rate: float
+    message: str | None = None
 
 
 @dataclass
@@ -62,22 +94,34 @@ class Summary:
         """True if more images than `max_share` are unlike what was fitted; never for fewer than 20."""
         return self.protected >= _ENOUGH and self.drift_share > max_share
 
-    def to_json(self) -> dict[str, Any]:
-        """All counts, by name."""
-        tally = vars(self.tally) | {"unsettled": self.tally.unsettled + self.moved}
-        return tally | {
-            "listed": self.tally.listed,
-            "protected": self.protected,
-            "quarantined": self.quarantined,
-            "units": self.units,
-            "failed": self.num_failed,
-            "failed_names": [name for name, _ in self.failed],
-            "lost": self.lost[:_SHOWN],
-            "drifted": self.drifted,
-            "drift_share": round(self.drift_share, 4),
-            "seconds": round(self.seconds, 3),
-            "rate": round(self.rate, 2),
-        }
+    def record(self, state: str, exit_code: int, message: str | None = None) -> LastRun:
+        """The counts so far, as those of a run that ends now."""
+        tally = self.tally
+        return LastRun(
+            state=state,
+            status=state,
+            ended=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            exit_code=exit_code,
+            message=message,
+            listed=tally.listed,
+            known=tally.known,
+            new=tally.new,
+            changed=tally.changed,
+            unsettled=tally.unsettled + self.moved,
+            skipped=tally.skipped,
+            deleted=tally.deleted,
+            deleted_names=tuple(tally.deleted_names),
+            protected=self.protected,
+            quarantined=self.quarantined,
+            units=self.units,
+            failed=self.num_failed,
+            failed_names=tuple(name for name, _ in self.failed),
+            lost=tuple(self.lost[:_SHOWN]),
+            drifted=self.drifted,
+            drift_share=round(self.drift_share, 4),
+            seconds=round(self.seconds, 3),
+            rate=round(self.rate, 2),
+        )
 
     def lines(self) -> list[str]:
         """For people: one line of what was found, one of what was done."""

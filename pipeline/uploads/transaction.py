@@ -22,11 +22,11 @@ from pipeline import layout
 from pipeline.errors import InputError, StoreError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import ShardCounts
-from pipeline.records import Reason, Rejection, Sample, quarantine_to_bytes
+from pipeline.records import Reason, Rejection, Sample, quarantine_to_bytes, shown
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.uploads.ledger import UnitCommit
-from pipeline.uploads.names import content_type, output_name, sample_name, shown
+from pipeline.uploads.names import content_type, output_name, sample_name
 from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 

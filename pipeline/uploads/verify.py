@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import islice
 
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.fingerprint import in_sample, sha256
-from pipeline.records import Rejection, Sample, losses_of, quarantine_from_bytes
+from pipeline.records import Rejection, Sample, losses_of, quarantine_from_bytes, shown
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.ledger import Ledger
-from pipeline.uploads.names import SHARD, sample_name, shown
+from pipeline.uploads.names import SHARD, sample_name
 from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 from pipeline.verify import Expected, ShardCheck, compare_pictures, verify_shard
@@ -41,11 +40,9 @@ def strangers(output: Store) -> Iterator[str]:
             yield entry.name
 
 
-def rows_in_parts(output: Store, size: int) -> Iterator[list[Row]]:
-    """Rows that have an output, so many at a time."""
-    rows = (row for row in Ledger(output).rows() if row.output)
-    while part := list(islice(rows, size)):
-        yield part
+def written_rows(output: Store) -> Iterator[Row]:
+    """Rows that have an output."""
+    return (row for row in Ledger(output).rows() if row.output)
 
 
 def _verify_image(row: Row, output: Store, source: Store | None, settings: Settings, share: float) -> ShardCheck:

@@ -247,7 +247,14 @@ def submitted(
 
 def test_a_cluster_and_its_dashboard_show_no_secret_of_a_run(server: Server) -> None:
     places = ["--input", "s3://art/in", "--output", "s3://art/clustered"]
-    job = [sys.executable, str(runs.ROOT / "jobs/protect_imagenet.py"), *places, *runs.SMALL, "--steps", "4", "--debug"]
+    job = [
+        sys.executable,
+        str(runs.ROOT / "jobs/protect_imagenet.py"),
+        *places,
+        *runs.SMALL,
+        *runs.ONE_WORKER,
+        "--debug",
+    ]
     with scratch() as folder:
         (folder / "home").mkdir()
         mine = {"RAY_AUTH_MODE": "disabled", "HOME": str(folder / "home"), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -101,7 +101,7 @@ def remove(group: Path) -> None:
 
 
 def line_of(quiet: Path, output: Path) -> list[str]:
-    options = [*runs.SMALL, "--workers", "1", "--protection", str(quiet / "protection.safetensors")]
+    options = [*runs.SMALL, *runs.ONE_WORKER, "--protection", str(quiet / "protection.safetensors")]
     return runs.command(str(quiet / "in"), str(output), *options)
 
 

@@ -57,8 +57,8 @@ class Cutout(Regime):
         count, _, height, width = images.shape
         top = torch.randint(height, (count, 1), generator=rng) - height // 4
         left = torch.randint(width, (count, 1), generator=rng) - width // 4
-        rows = _between(torch.arange(height), top, top + height // 2)
-        columns = _between(torch.arange(width), left, left + width // 2)
+        down, across = torch.arange(height) - top, torch.arange(width) - left
+        rows, columns = (down >= 0) & (down < height // 2), (across >= 0) & (across < width // 2)
         inside = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
         colour = images.new_zeros(3, 1, 1) if self._mean is None else self._mean
         return torch.where(inside, colour, images)
@@ -110,10 +110,6 @@ class ChannelMixup(Regime):
         channel = torch.randint(3, (len(images),), generator=rng).to(images.device)
         own = images[torch.arange(len(images), device=images.device), channel][:, None]
         return share * images + (1 - share) * own
-
-
-def _between(position: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    return (position >= begin) & (position < end)
 
 
 def _order(images: Tensor, rng: torch.Generator) -> Tensor:

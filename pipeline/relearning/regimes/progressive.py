@@ -107,8 +107,10 @@ class ProgressiveTraining(Regime):
     threshold and are always kept, unless `gamma` is given.
     """
 
+    name = "st"
+
     def __init__(self, options: StagedOptions = StagedOptions()) -> None:  # noqa: B008  frozen
-        self.name = f"st{options}"
+        self.name = f"{self.name}{options}"
         self.options = options
         self.count = 0
         self.references: list[float] = []  # ACM of the first epochs
@@ -185,9 +187,10 @@ class ProgressiveTraining(Regime):
 class ProgressiveColour(ProgressiveTraining):
     """ST-CG: ST on colour-jittered and grey views, as NT-CG has them, at twice the learning rate (section IV-A4)."""
 
+    name = "st-cg"
+
     def __init__(self, options: StagedOptions = StagedOptions()) -> None:  # noqa: B008  frozen
         super().__init__(options)
-        self.name = f"st-cg{options}"
         self._colour = ColourAndGray()
 
     def recipe(self, recipe: Recipe) -> Recipe:
@@ -204,9 +207,7 @@ class ProgressiveFull(ProgressiveColour):
     ST-CG's, by cosine to zero, half as many epochs, momentum from zero.
     """
 
-    def __init__(self, options: StagedOptions = StagedOptions()) -> None:  # noqa: B008  frozen
-        super().__init__(options)
-        self.name = f"st-full{options}"
+    name = "st-full"
 
     def finish(self, training: Training) -> None:
         """Fine-tune; its time is added to the training's, its epochs are not part of the history."""

@@ -39,9 +39,9 @@ def as_tested(training: Training, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def named_randomness(training: Training, purpose: str) -> Iterator[None]:
+def named_randomness(training: Training, purpose: str, *index: object) -> Iterator[None]:
     """Seed torch's global generators by name and give them back; for what is done outside an epoch."""
     devices = [training.device] if training.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(training.seed, purpose))
+        torch.manual_seed(derive(training.seed, purpose, *index))
         yield

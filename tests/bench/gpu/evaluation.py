@@ -12,7 +12,12 @@ from pipeline.photographs import write_demo_collection
 from pipeline.settings import EMBEDDED_SURROGATE
 
 REGIMES = "nt,nt-cg,iss-jpeg10,subtract+cg"
-TINY_FIT = ("--optimise-through", "surrogate")  # the proxy takes its time; the tests of step 1 train one
+TINY_FIT = (
+    "--workers",
+    "1",
+    "--optimise-through",
+    "surrogate",
+)  # the proxy takes its time; the tests of step 1 train one
 GOOD = 0.6  # accuracy on clean test images that a target should reach soon
 
 
@@ -20,7 +25,7 @@ def main() -> None:
     task = told()
     train, test = collection(task)
     output, controls = task.work / "uc", task.work / "controls"
-    small = ["--clusters", "4", "--steps", "4", "--restarts", "2", "--fit-images", "64", *TINY_FIT] if task.tiny else []
+    small = [*TINY_FIT, "--clusters", "2", "--steps", "2", "--batch-size", "8", "--restarts", "2"] if task.tiny else []
     surrogate = ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64" if task.tiny else "160"]
     with task.timed("the default protection"):
         run(job("protect_imagenet", "--input", train, "--output", str(output), *surrogate, *small, *task.gpu_options))
@@ -41,6 +46,9 @@ def collection(task: Task) -> tuple[str, str]:
         task.row("images", "CIFAR-10, 6,000 to train on")
         return f"{folder}/cifar10-train-*.tar.gz", f"{folder}/cifar10-test-*.tar.gz"
     made = write_demo_collection(task.work / "photographs", seed=0, side=32)
+    if task.tiny:
+        task.row("images", "patches of photographs, one shard to train on")
+        return f"{made.folder}/train-000000.tar", f"{made.folder}/test-000000.tar"
     task.row("images", f"{made.num_train:,} patches of photographs")
     return f"{made.folder}/train-*.tar", f"{made.folder}/test-*.tar"
 

@@ -40,8 +40,13 @@ class Size:
 
 
 FULL = Size(40, 500, 64, 256, 20, ())
-TINY = Size(2, 12, 2, 4, 1, ("--clusters", "2", "--steps", "2", "--restarts", "2", "--batch-size", "8"))
-TINY_FIT = ("--optimise-through", "surrogate")  # the proxy takes its time; the tests of step 1 train one
+TINY = Size(2, 12, 2, 4, 1, ("--clusters", "2", "--steps", "1", "--restarts", "2", "--batch-size", "4"))
+TINY_FIT = (
+    "--workers",
+    "1",
+    "--optimise-through",
+    "surrogate",
+)  # the proxy takes its time; the tests of step 1 train one
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 WHEELS = Path(__file__).parent / "wheels"
 PROJECT = "scumble"
 PYTHON, PLATFORMS = "3.12", tuple(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17, 12, 5))
-IN_THE_IMAGE = ("torch", "torchvision", "timm", "pip", "setuptools", "pytest", "pytest-timeout")
+TOOLS = ("pytest", "pytest-timeout")
+IN_THE_IMAGE = ("torch", "torchvision", "pip", "setuptools")  # what else is there is not installed a second time
 MIB = 1 << 20
 PIECE = re.compile(r"(.+\.whl)\.piece-(\d+)")  # a wheel that is larger than a part, cut up
 
@@ -50,7 +51,7 @@ def closure(*names: str) -> set[str]:
 def gather(have: Path | None, part_bytes: int) -> None:
     """Download what the project needs and the machine lacks, and lay it out in parts."""
     there = set(map(canonical, have.read_text().split())) if have else set()
-    wanted = closure(PROJECT) - closure(*IN_THE_IMAGE) - there - {PROJECT}
+    wanted = closure(PROJECT, *TOOLS) - closure(*IN_THE_IMAGE) - there - {PROJECT}
     shutil.rmtree(WHEELS, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         platforms = [part for platform in (*PLATFORMS, "manylinux2014_x86_64") for part in ("--platform", platform)]
