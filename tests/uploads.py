@@ -34,7 +34,7 @@ class FakeDeltas:
 
     def __init__(self) -> None:
         self._source = ExtremeDeltas()
-        self.epsilon, self.at_least = self._source.epsilon, 32
+        self.epsilon, self.at_least, self.side = self._source.epsilon, 32, None
 
     def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
         return [
