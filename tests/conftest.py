@@ -17,15 +17,16 @@ from pipeline.store import Store
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses a bucket is marked s3: `make test-all` runs it again, on a real server.
 
-    Tests that start Ray stand in two groups, of which each follows its own order: never more than two clusters at
-    once. Those that are skipped for want of a user who is refused something can be run without root's right to it.
+    Tests of one file that start Ray stay together: they share what their fixtures have run, and what they count.
+    Those that are skipped for want of a user who is refused something can be run without root's right to it.
     """
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("faults" if "faults" in item.path.parts else "ray"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.get_closest_marker("permissions") and _may_read_everything():
             item.add_marker(
                 pytest.mark.skip(reason="root reads everything; `make test` runs it again without that right")
