@@ -7,7 +7,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PYTEST := $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+# a file stays on one process: its tests share what fixtures have run, and what they count
+PYTEST := $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 # root, but not allowed to read what a file's mode forbids
 LIKE_A_USER := setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search
 
@@ -21,7 +22,7 @@ test: $(VENV)/installed-test lint
 	[ "$$(id -u)" != 0 ] || $(LIKE_A_USER) $(RUN) -m pytest -q -m permissions
 
 test-all: $(VENV)/installed-test lint
-	tests/with_s3.sh $(PYTEST) -n 2 -m "slow or s3"
+	tests/with_s3.sh $(PYTEST) -n 2 --no-loadscope-reorder -m "slow or s3"
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -17,16 +17,12 @@ from pipeline.store import Store
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses a bucket is marked s3: `make test-all` runs it again, on a real server.
 
-    Tests of one file that start Ray or are slow stay together: they share what their fixtures have run.
     Those that are skipped for want of a user who is refused something can be run without root's right to it.
     """
     for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.get_closest_marker("permissions") and _may_read_everything():
             item.add_marker(
                 pytest.mark.skip(reason="root reads everything; `make test` runs it again without that right")
