@@ -33,7 +33,7 @@ def report_data(output: Store) -> ReportData:
     return ReportData(
         input_url=record.input,
         output_url=output.url,
-        method=_method(settings),
+        method=_method(settings, protection),
         epsilon=settings["epsilon"],
         fingerprint=record.fingerprint,
         num_protected=totals.images,
@@ -61,7 +61,8 @@ def _protection(output: Store) -> Protection | UniversalProtection | None:
     return None if data is None else load_any_protection(data)
 
 
-def _method(settings: Mapping[str, Any]) -> str:
+def _method(settings: Mapping[str, Any], protection: Protection | UniversalProtection | None) -> str:
+    """What made the deltas; a protection that was given need not be what the settings would have fitted."""
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
@@ -70,7 +71,8 @@ def _method(settings: Mapping[str, Any]) -> str:
         "network": "one generator network per cluster, through the surrogate",
         "texture": "keyed random-phase textures",
     }
-    return f"Unlearnable Clusters, {how[settings['generator']]}"
+    generator = protection.generator if isinstance(protection, Protection) else settings["generator"]
+    return f"Unlearnable Clusters, {how[generator]}"
 
 
 def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:

@@ -163,6 +163,10 @@ class Settings(Deciding):
             )
             side = self.delta_size
             check(side is None or side % 2 == 0, "--delta-size must be even for --generator sample")
+            for name in sorted(self.given & {"distance", "bound", "batch_size"}):
+                check(False, f"{flag(name)} does nothing for --generator sample: leave it away")
+        else:
+            check("proxies" not in self.given, f"--proxies belongs to --generator sample, not {self.generator}")
         if self.optimise_through == "proxy":
             check(
                 self.train_images == "all",

@@ -15,7 +15,7 @@ from pipeline.assemble import fitted_protection
 from pipeline.augment import ColourChanges, Views, recoloured, take
 from pipeline.clusters import Clustering, fit_clusters
 from pipeline.embed import embed_shard
-from pipeline.errors import InputError, PromiseError
+from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
 from pipeline.protection import Protection, load_protection
@@ -221,3 +221,11 @@ def test_options_of_other_generators_are_refused() -> None:
     assert settings_from({"generator": "sample"}).steps == 30
     assert settings_from({"generator": "sample", "steps": 7}).steps == 7
     assert settings_from({}).steps == 100
+    for given, words in (
+        ({"generator": "sample", "distance": "l2"}, "--distance does nothing for --generator sample"),
+        ({"generator": "sample", "delta_size": 33}, "--delta-size must be even"),
+        ({"generator": "sample", "optimise_through": "surrogate"}, "leave --optimise-through at proxy"),
+        ({"proxies": 2}, "--proxies belongs to --generator sample, not direct"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            settings_from(given)
