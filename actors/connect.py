@@ -119,6 +119,8 @@ def _private_cluster(quiet: Mapping[str, Any], log_level: str) -> Iterator[None]
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": log_level,
+        # threads that wait by spinning take the processor from those they wait for: on a busy machine, tenfold time
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
     with _environment(mine):
