@@ -29,7 +29,6 @@ from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
 from pipeline.metrics import RESTARTED
-from pipeline.one_for_all.pictures import LeftOut
 from pipeline.protection import Protection, load_any_protection
 from pipeline.relearning.arms import (
     Arm,
@@ -56,6 +55,7 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
 from pipeline.relearning.train import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
+from pipeline.squares import LeftOut
 from pipeline.store import Store
 
 LOAD_SECONDS = 6 * 3600.0

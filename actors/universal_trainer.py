@@ -19,8 +19,9 @@ from pipeline.concepts import ConceptBank
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
-from pipeline.one_for_all.pictures import LeftOut, Squares, read_squares
+from pipeline.one_for_all.pictures import Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.squares import LeftOut
 from pipeline.store import Store
 from pipeline.surrogate import surrogate_for
 from pipeline.tar import read_samples

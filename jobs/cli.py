@@ -23,7 +23,7 @@ from pipeline.settings import near_matches
 from pipeline.store import Entry, Store
 
 if TYPE_CHECKING:
-    from pipeline.one_for_all.pictures import LeftOut
+    from pipeline.squares import LeftOut
 
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16

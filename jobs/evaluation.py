@@ -187,9 +187,9 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> int:
     """Write tables and report; print the figure of every protection."""
-    output = loaded.output
     from pipeline.relearning.report import EvaluationAbout, write_relearning_report  # matplotlib, at the end only
 
+    output = loaded.output
     rows = [json.loads(output.read(trial.result)) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import in_sample
 from pipeline.fitted import FitImages
 from pipeline.members import image_suffix
-from pipeline.picture import decode, decode_rgb
+from pipeline.picture import decode
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
+from pipeline.squares import square_of
 
 LEAST_PER_CLUSTER = 200  # a pattern that is seen on fewer images is not learnt before the real features
 FIT_IMAGE = "fit-image"  # purpose of the hash-sample
@@ -55,15 +55,10 @@ def read_fit_images(
     for sample in samples if left else ():
         if isinstance(sample, Rejection) or sample.key not in left:
             continue
-        yield sample.key, _square(sample, side, settings), left.pop(sample.key)
+        square = square_of(sample, side, max_pixels=settings.max_pixels, keep_sidecar=settings.keep_sidecar)
+        yield sample.key, square, left.pop(sample.key)
         if not left:
             return
-
-
-def _square(sample: Sample, side: int, settings: Settings) -> NDArray[np.uint8]:
-    suffix = image_suffix(sample, settings.keep_sidecar)
-    pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=settings.max_pixels, suffix=suffix)
-    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
 
 
 def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:

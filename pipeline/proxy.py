@@ -61,7 +61,7 @@ class ProxyNetwork(nn.Module):
         return maps.float().mean((2, 3))
 
     def fuse(self) -> None:
-        """Put each batch normalisation, in inference mode, into the convolution before it: a tenth of a step less."""
+        """Put each batch normalisation, in inference mode, into the convolution before it: one pass less."""
         layers: list[nn.Module] = []
         for layer in self.body:
             if isinstance(layer, nn.BatchNorm2d):

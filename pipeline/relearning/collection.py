@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.fingerprint import derive, in_sample
 from pipeline.fit_images import shorter_sides
-from pipeline.one_for_all.pictures import LeftOut, left_out, squares_of, stacked
 from pipeline.records import Rejection, Sample
+from pipeline.squares import LeftOut, left_out, squares_of, stacked
 from pipeline.store import Store
 from pipeline.tar import read_samples
 

@@ -6,18 +6,12 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rows import BENCH, Task, job, run, told
+from rows import BENCH, TINY_FIT, Task, job, run, told
 
 from pipeline.photographs import write_demo_collection
 from pipeline.settings import EMBEDDED_SURROGATE
 
 REGIMES = "nt,nt-cg,iss-jpeg10,subtract+cg"
-TINY_FIT = (
-    "--workers",
-    "1",
-    "--optimise-through",
-    "surrogate",
-)  # the proxy takes its time; the tests of step 1 train one
 GOOD = 0.6  # accuracy on clean test images that a target should reach soon
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from rows import BENCH, Task, job, run, told
+from rows import BENCH, TINY_FIT, Task, job, run, told
 
 sys.path.insert(0, str(BENCH))
 from photo_shards import crops, samples  # noqa: E402
@@ -41,12 +41,6 @@ class Size:
 
 FULL = Size(40, 500, 64, 256, 20, ())
 TINY = Size(2, 12, 2, 4, 1, ("--clusters", "2", "--steps", "1", "--restarts", "2", "--batch-size", "4"))
-TINY_FIT = (
-    "--workers",
-    "1",
-    "--optimise-through",
-    "surrogate",
-)  # the proxy takes its time; the tests of step 1 train one
 
 
 def main() -> None:
