@@ -30,7 +30,7 @@ from tests.processes import descendants, kill
 RESULTS = ROOT / "tests" / "bench" / "results"
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "ray", "faiss-cpu", "faiss-gpu", "numpy", "pillow")
 NEEDED = ("faiss", "open_clip", "kornia", "webdataset", "safetensors", "skimage", "sklearn", "pyarrow", "fsspec")
-TOTAL_S, REHEARSAL_S = 540.0, 1200.0  # a rehearsal takes four minutes on two cores that do nothing else
+TOTAL_S, REHEARSAL_S = 540.0, 1200.0
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ STEPS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.sh", description=__doc__)
-    parser.add_argument(
-        "--rehearse", action="store_true", help="every step, tiny, on CPUs: in four minutes on two cores"
-    )
+    parser.add_argument("--rehearse", action="store_true", help="every step, tiny, on CPUs: in a few minutes")
     parser.add_argument("--out", type=Path, help=f"folder for gpu.json, gpu.md and logs (default: {RESULTS})")
     parser.add_argument("--steps", default=",".join(step.name for step in STEPS), help="only these, by name")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with cifar10/")
