@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -157,15 +158,12 @@ def test_names_that_grow_too_long_are_left_out_before_the_start(
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp//x", "127.0.0.1"])
-def test_an_endpoint_without_its_scheme_is_one_line_of_usage(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    import s3fs
-
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.setenv(name, endpoint)
+def test_an_endpoint_without_its_scheme_is_one_line_of_usage(
+    monkeypatch: pytest.MonkeyPatch, s3_at: Callable[[str], None], endpoint: str
+) -> None:
+    s3_at(endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(SettingsError, match=f"Invalid endpoint: {endpoint}.*http:// or https://") as caught:
         resolve_input("s3://bkt/x")
     assert "\n" not in str(caught.value)
-    s3fs.S3FileSystem.clear_instance_cache()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -146,10 +146,10 @@ def test_the_doctor_says_so_and_leaves_no_probe(
 
 
 @pytest.fixture
-def alias(lenient_s3: None, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def alias(
+    lenient_s3: None, bucket: str, s3_server: str, s3_at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Another name of the bucket, as access points have."""
-    import s3fs
-
     forward = _Handler.do_GET
 
     def renamed(self: _Handler) -> None:
@@ -159,10 +159,8 @@ def alias(lenient_s3: None, bucket: str, s3_server: str, monkeypatch: pytest.Mon
     server = FaultyServer(s3_server)
     for method in ("do_GET", "do_HEAD", "do_PUT", "do_DELETE"):
         monkeypatch.setattr(_Handler, method, renamed)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    s3fs.S3FileSystem.clear_instance_cache()
+    s3_at(server.url)
     yield "s3://another-name"
-    s3fs.S3FileSystem.clear_instance_cache()
     server.close()
 
 

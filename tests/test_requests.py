@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from jobs.options import parse_settings
 from jobs.outcome import finish
@@ -26,14 +25,12 @@ SHARDS = 150
 
 
 @pytest.fixture
-def counted(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+def counted(s3_server: str, bucket: str, s3_at: Callable[[str], None]) -> Iterator[FaultyServer]:
     """A server in between, which counts requests, once a bucket is there."""
     server = FaultyServer(s3_server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    s3fs.S3FileSystem.clear_instance_cache()
+    s3_at(server.url)
     yield server
     server.close()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_pattern_is_listed_page_by_page_from_its_fixed_beginning_on(bucket: str, counted: FaultyServer) -> None:

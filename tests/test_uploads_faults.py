@@ -421,17 +421,11 @@ def test_sigterm_in_the_middle_finishes_the_unit_and_the_next_run_goes_on(job: J
 
 
 @pytest.fixture
-def faulty(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    import s3fs
-
+def faulty(s3_server: str, s3_at: Callable[[str], None]) -> Iterator[FaultyServer]:
     proxy = FaultyServer(s3_server, lambda count: {5: 503, 11: 500, 17: 1}.get(count % 23, 0))
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.setenv(name, proxy.url)
-    s3fs.S3FileSystem.clear_instance_cache()
+    s3_at(proxy.url)
     yield proxy
-    s3fs.S3FileSystem.clear_instance_cache()
-    proxy.server.shutdown()
-    proxy.server.server_close()
+    proxy.close()
 
 
 @pytest.mark.s3

@@ -13,5 +13,6 @@ stop() {
   rm -rf "$S3_DIR"
 }
 trap stop EXIT
-eval "$("$(dirname "$0")/s3_server.sh" "$S3_DIR")"
+environment=$("$(dirname "$0")/s3_server.sh" "$S3_DIR") # alone on its line: a server that does not start ends this
+eval "$environment"
 "$@"

@@ -116,8 +116,8 @@ class Kept:
         self._seen: set[Path] = set()
 
     def look(self, parent: int) -> None:
-        for path in self.folder.rglob("*"):
-            if path not in self._seen and path.is_file() and not path.is_symlink():
+        for path in files_below(self.folder):
+            if path not in self._seen:
                 self._seen.add(path)
                 with contextlib.suppress(OSError):  # gone again
                     os.link(path, self.kept / f"{len(self._seen)}-{path.name}")
@@ -129,9 +129,16 @@ class Kept:
         return below(self.kept) | {f"command line {number}": line for number, line in enumerate(self.lines)}
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every plain file below a folder; of a folder that goes away meanwhile, what was there."""
+    for name, _, names in os.walk(folder):
+        paths = (Path(name, each) for each in names)
+        yield from (path for path in paths if path.is_file() and not path.is_symlink())
+
+
 def below(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    """What every file below a folder holds."""
+    return {str(path): path.read_bytes() for path in files_below(folder)}
 
 
 def stored(server: Server, prefix: str) -> dict[str, bytes]:

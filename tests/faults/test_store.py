@@ -52,19 +52,15 @@ def through(s3_server: str) -> Iterator[Through]:
 
 
 @pytest.fixture
-def here(through: Through, monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
+def here(through: Through, s3_at: Callable[[str], None]) -> Through:
     """As `through`, for the stores of this process too."""
-    import s3fs
 
     def make(plan: Plan) -> FaultyServer:
         server = through(plan)
-        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-            monkeypatch.setenv(name, server.url)
-        s3fs.S3FileSystem.clear_instance_cache()
+        s3_at(server.url)
         return server
 
-    yield make
-    s3fs.S3FileSystem.clear_instance_cache()
+    return make
 
 
 # --- single calls ----------------------------------------------------------------------------------------------------
