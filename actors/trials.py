@@ -66,7 +66,7 @@ RESTARTS = 3
 class EvaluationData:
     """References to everything that trials read; in the object store once per node.
 
-    arms    protected name -> Arm; labels  labelling name -> Labels; facts  labelling name -> columns of its rows
+    arms    arm -> Arm; labels  labelling name -> Labels; facts  labelling name -> columns of its rows
     """
 
     output: Store
@@ -185,7 +185,7 @@ def train(config: dict[str, Any], data: EvaluationData) -> None:
     trial = Trial(**config["trial"])
     if data.output.info(trial.result) is None:
         torch.set_num_threads(data.threads)
-        arm = None if trial.protection in (CLEAN, CLEAN_PART) else ray.get(data.arms[trial.protection])
+        arm = None if trial.protection in (CLEAN, CLEAN_PART) else ray.get(data.arms[trial.arm])
         row = run_trial(
             trial,
             ray.get(data.clean),
@@ -198,7 +198,7 @@ def train(config: dict[str, Any], data: EvaluationData) -> None:
             on_epoch=lambda training: _keep(data.output, trial, training),
         )
         about = {"key": trial.key, "side": data.side, "versions": data.versions}
-        facts = data.facts.get((trial.protection, trial.labelling), {})
+        facts = data.facts.get((trial.arm, trial.labelling), {})
         data.output.create(trial.result, json.dumps(row | about | dict(facts)).encode())
         data.output.delete([trial.checkpoint])
     tune.report({"finished": 1, "key": trial.key})

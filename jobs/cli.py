@@ -130,6 +130,11 @@ def read_config(path: Path, parser: Parser) -> dict[str, Any]:
     return values
 
 
+def _joined(value: Any) -> Any:
+    """A list as a flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
 def _checked(path: Path, action: argparse.Action, value: Any) -> Any:
     """One value of a settings file, by the rules of its flag; lists and mappings where the flag takes several."""
     if isinstance(action, argparse._StoreTrueAction):
@@ -137,10 +142,10 @@ def _checked(path: Path, action: argparse.Action, value: Any) -> Any:
             raise SettingsError(f"--config {path}: {action.dest} must be true or false, not {value!r}")
         return value or None
     if isinstance(value, dict):
-        value = [f"{name}={each}" for name, each in value.items()]
+        value = [f"{name}={_joined(each)}" for name, each in value.items()]
     if action.nargs == "+":
         return [_converted(path, action, one) for one in (value if isinstance(value, list) else [value])]
-    converted = _converted(path, action, ",".join(map(str, value)) if isinstance(value, list) else value)
+    converted = _converted(path, action, _joined(value))
     if action.choices is not None and converted not in action.choices:
         raise SettingsError(
             f"--config {path}: {action.dest} {value!r} is none of {', '.join(map(str, action.choices))}"

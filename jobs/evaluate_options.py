@@ -27,12 +27,13 @@ A regime that was not tried may get more out of the images than any of these.
 """
 
 
-def named_urls(text: str) -> tuple[str, str]:
-    """NAME=URL."""
-    name, found, url = text.partition("=")
-    if not found or not name or not url:
+def named_urls(text: str) -> tuple[str, tuple[str, ...]]:
+    """NAME=URL, or NAME=URL,URL,…; a comma within braces or brackets belongs to its URL."""
+    name, _, rest = text.partition("=")
+    urls = tuple(part.strip() for part in re.split(r",(?![^\[]*\])(?![^{]*\})", rest))
+    if not name or not all(urls):
         raise ValueError(text)
-    return name, url
+    return name, urls
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -46,7 +47,9 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def evaluation_parser() -> Parser:
     """All options; none has a default here, so that what was given can be told apart."""
-    usage = "evaluate_relearning.py --clean URL --protected NAME=URL [NAME=URL …] --test URL --output URL [options]"
+    usage = (
+        "evaluate_relearning.py --clean URL --protected NAME=URL[,URL …] [NAME=URL …] --test URL --output URL [options]"
+    )
     parser = Parser(prog="evaluate_relearning.py", usage=usage, description=DESCRIPTION, epilog=EPILOG)
     _data(parser)
     _trials(parser)
@@ -57,8 +60,8 @@ def evaluation_parser() -> Parser:
 def _data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--clean", metavar="URL", help="the originals: shards with a .cls label beside each image")
-    copies = "protected copies, each with a name"
-    add("--protected", metavar="NAME=URL", type=named_urls, nargs="+", action="extend", help=copies)
+    copies = "protected copies, each with a name; several URLs are fits of one protection, with other seeds"
+    add("--protected", metavar="NAME=URL[,URL]", type=named_urls, nargs="+", action="extend", help=copies)
     add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
     add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")

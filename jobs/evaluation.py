@@ -100,14 +100,14 @@ def load(settings: EvaluationSettings) -> Loaded:
                 bar.step(name)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
-        making = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.protected}
+        making = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.arms}
         for one in making.values():
             one.wait()
         arms = {name: one.reference for name, one in making.items()}
         files = {"classes": settings.classes, "concepts": settings.concepts}
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
-        digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.protected}
+        digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
         return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out)
 
 
@@ -115,7 +115,7 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     """All trials; says how many there are."""
     trials = settings.trials(loaded.digests, {name: found.digest for name, found in loaded.labels.items()})
     loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
-    print(f"collections  clean and {len(settings.protected)} protected, at {loaded.side} px")
+    print(f"collections  clean and {len(settings.arms)} protected, at {loaded.side} px")
     if loaded.left_out:
         print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())}: not readable")
     print(f"trials       {len(trials)}, {loaded.workers.count} at once")
@@ -187,7 +187,11 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> int:
     """Write tables and report; print the figure of every protection."""
-    from pipeline.relearning.report import EvaluationAbout, write_relearning_report  # matplotlib, at the end only
+    from pipeline.relearning.report import (  # matplotlib, at the end only
+        EvaluationAbout,
+        fits_range,
+        write_relearning_report,
+    )
 
     output = loaded.output
     rows = [json.loads(output.read(trial.result)) for trial in trials]
@@ -200,7 +204,8 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
         for name in (CLEAN, *settings.protected):
             found = relearned(rows, name, labelling=settings.labellings[0], share=share)
             if found is not None:
-                print(f"  {name:<32}{found.accuracy:>10.1%}  {found.regime} ({found.num_regimes} tried)")
+                spread = fits_range(found.fits)
+                print(f"  {name:<32}{found.accuracy:>10.1%}  {found.regime} ({found.num_regimes} tried){spread}")
     print(f"\nresults      {output.url}/{RESULTS}")
     print(f"report       {output.url}/{REPORT}")
     return cli.DONE
@@ -217,7 +222,7 @@ def _within(side: int) -> int:
 
 def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
     """Store and shards of every collection. Raises InputError, SettingsError if the output would lie in one."""
-    urls = {CLEAN: settings.clean, "test": settings.test, **settings.protected}
+    urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
     stores = {name: cli.list_input(url) for name, url in urls.items()}
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)

@@ -12,7 +12,7 @@ from pipeline.relearning.evaluation import WHOLE, EvaluationSettings, Trial
 from pipeline.relearning.results import relearned_by_regime
 from pipeline.store import Store
 
-_NEEDED = ("protection", "labelling", "share", "target", "regime", "accuracy_last", "diverged")
+_NEEDED = ("protection", "fit", "labelling", "share", "target", "regime", "accuracy_last", "diverged")
 
 
 class RelearnedSoFar:

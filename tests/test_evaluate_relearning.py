@@ -18,6 +18,7 @@ from PIL import Image
 
 from jobs import evaluate_relearning
 from jobs.evaluate_options import parse_evaluation
+from pipeline.errors import SettingsError
 from tests import runs
 from tests.samples import image_bytes
 
@@ -235,15 +236,31 @@ def test_a_sample_of_the_images_is_trained_on_in_every_arm(data: Path, tmp_path:
 
 def test_a_settings_file_takes_lists_and_the_command_line_wins(tmp_path: Path) -> None:
     (tmp_path / "evaluation.yaml").write_text(
-        "preset: smoke\nclean: a\ntest: b\noutput: c\nprotected: {uc: one, sp: two}\n"
+        "preset: smoke\nclean: a\ntest: b\noutput: c\nprotected: {uc: one, sp: [two, three]}\n"
         "regimes: [nt, 'st-cg[reduce=pca2,threshold=0.5]']\nseeds: [3, 4]\ntargets: small\n"
     )
     settings = parse_evaluation(["--config", str(tmp_path / "evaluation.yaml"), "--epochs", "7", "--test", "d"])
-    assert settings.protected == {"uc": "one", "sp": "two"}
+    assert settings.protected == {"uc": ("one",), "sp": ("two", "three")}
     assert settings.regimes == ("nt", "st-cg[reduce=pca2,threshold=0.5]")
     assert (settings.seeds, settings.epochs, settings.test, settings.targets) == ((3, 4), 7, "d", ("small",))
 
 
+def test_several_urls_are_fits_of_one_protection_each_an_arm_of_its_own() -> None:
+    given = ["--clean", "a", "--test", "b", "--output", "c", "--protected", "uc=1,s3://x/{2,3}.tar,[4,5]", "sp=6"]
+    settings = parse_evaluation([*given, "--seeds", "0,1", "--shares", "samples:1,samples:0.5"])
+    assert settings.protected == {"uc": ("1", "s3://x/{2,3}.tar", "[4,5]"), "sp": ("6",)}
+    assert settings.arms == {"uc": "1", "uc, fit 2": "s3://x/{2,3}.tar", "uc, fit 3": "[4,5]", "sp": "6"}
+    trials = settings.trials({name: f"of {name}" for name in ("clean", *settings.arms)}, {"original": "l"})
+    assert len(trials) == len({trial.key for trial in trials}) == 2 * (1 + 1 + 2 * 4)  # seeds x (both controls, arms)
+    assert {(t.fit, t.arm, t.data) for t in trials if t.protection == "uc"} == {
+        *((0, "uc", "of uc"), (1, "uc, fit 2", "of uc, fit 2"), (2, "uc, fit 3", "of uc, fit 3"))
+    }
+    with pytest.raises(SettingsError, match="--protected uc names a fit twice: 1, 1"):
+        parse_evaluation([*given[:-3], "--protected", "uc=1,1"])
+    with pytest.raises(SettingsError):
+        parse_evaluation([*given[:-3], "--protected", "uc=1,,2"])
+
+
 def test_protected_copies_add_up_over_the_command_line() -> None:
     given = ["--clean", "a", "--test", "b", "--output", "c", "--protected", "uc=1", "sp=2", "--protected", "cw=3"]
-    assert parse_evaluation(given).protected == {"uc": "1", "sp": "2", "cw": "3"}
+    assert parse_evaluation(given).protected == {"uc": ("1",), "sp": ("2",), "cw": ("3",)}

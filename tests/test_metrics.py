@@ -175,7 +175,7 @@ def test_a_group_of_train_workers_that_replaces_a_dead_one_counts_as_a_restart()
 
 def test_relearned_accuracy_is_the_best_target_s_mean_over_seeds_of_each_regime() -> None:
     def row(regime: str, target: str, accuracy: float, **other: Any) -> dict[str, Any]:
-        fixed = {"protection": "uc", "labelling": "original", "share": "samples:1", "diverged": False}
+        fixed = {"protection": "uc", "fit": 0, "labelling": "original", "share": "samples:1", "diverged": False}
         return fixed | {"regime": regime, "target": target, "accuracy_last": accuracy} | other
 
     rows = [row("nt", "small", 0.2), row("nt", "small", 0.4), row("nt", "vit", 0.25), row("st", "small", 0.6)]
@@ -191,6 +191,7 @@ def test_an_evaluation_tells_what_was_relearned_so_far_earlier_starts_included(
     monkeypatch.setattr("jobs.relearned.recorder", lambda: recorder)
     fixed: dict[str, Any] = {
         "protection": "uc",
+        "fit": 0,
         "target": "small",
         "labelling": "original",
         "share": "samples:1",
@@ -201,7 +202,7 @@ def test_an_evaluation_tells_what_was_relearned_so_far_earlier_starts_included(
     for trial, accuracy in zip(trials, (0.2, 0.4, 0.5, 0.7), strict=True):
         row = asdict(trial) | {"accuracy_last": accuracy, "diverged": False, "num_train": 10, "seconds": 3.0}
         store.put(trial.result, json.dumps(row).encode())
-    settings = EvaluationSettings(clean="a", test="b", output="c", protected={"uc": "d"})
+    settings = EvaluationSettings(clean="a", test="b", output="c", protected={"uc": ("d",)})
     so_far = RelearnedSoFar(settings, store, trials[:2])
     figure = 'scumble_relearned_accuracy{protection="uc",regime="%s"}'
     assert samples(recorder.registry) == {figure % "nt": pytest.approx(0.3)}

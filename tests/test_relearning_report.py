@@ -23,6 +23,7 @@ def row(protection=CLEAN, regime="nt", seed=0, last=0.8, **changed):
     part = float(changed.get("share", "samples:1").partition(":")[2])
     made = {
         "protection": protection,
+        "fit": 0,
         "target": "small",
         "regime": regime,
         "labelling": "original",
@@ -145,7 +146,7 @@ def realistic(epochs=12):
 ABOUT = EvaluationAbout(
     clean="s3://archive/cifar10/train",
     test="s3://archive/cifar10/test",
-    protected={"uc": "s3://archive/cifar10-uc", "sp": "s3://archive/cifar10-sp"},
+    protected={"uc": ("s3://archive/cifar10-uc",), "sp": ("s3://archive/cifar10-sp",)},
     settings={"regimes": tuple(LEARNED[CLEAN]), "targets": ("small", "resnet18"), "epochs": 12, "holdout": 0.05},
 )
 
@@ -318,7 +319,7 @@ def test_hostile_names_are_shown_and_not_obeyed():
         )
         for name, share in ((EVIL, "samples:1"), (EVIL, "samples:0.5"), (CLEAN, "samples:1"))
     ]
-    about = EvaluationAbout(clean=EVIL, test=EVIL, protected={EVIL: EVIL}, settings={EVIL: EVIL})
+    about = EvaluationAbout(clean=EVIL, test=EVIL, protected={EVIL: (EVIL,)}, settings={EVIL: EVIL})
     page = Page(write_relearning_report(rows, about=about))
     assert "script" not in page.tags
     assert not page.faults
@@ -330,7 +331,7 @@ def test_hostile_names_are_shown_and_not_obeyed():
 def test_secrets_stay_out_of_the_page():
     secret = "s3://AKIA123:hunter2@bucket/raw?token=abc"
     settings = {"clean": secret, "test": secret, "protected": {"uc": secret}, "output": secret, "epochs": 12}
-    about = EvaluationAbout(clean=secret, test=secret, protected={"uc": secret}, settings=settings)
+    about = EvaluationAbout(clean=secret, test=secret, protected={"uc": (secret,)}, settings=settings)
     html = write_relearning_report([row("uc")], about=about)
     assert html.count("s3://bucket/raw") == 3
     assert not re.search(r"hunter2|AKIA|token", html)

@@ -1,4 +1,4 @@
-"""Seed means, their spread and the relearned accuracy by hand; Parquet read back by pyarrow."""
+"""Means over fits and seeds, their spread and the relearned accuracy by hand; Parquet read back by pyarrow."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
 from pipeline.relearning.results import (
     HISTORY_SCHEMA,
     SCHEMA,
-    SeedMean,
+    MeanAccuracy,
     histories_to_parquet,
+    mean_accuracies,
     relearned,
     results_from_parquet,
     results_to_parquet,
-    seed_means,
 )
 
 
@@ -28,6 +28,7 @@ def row(protection, regime, seed, last, **changed):
     return {
         "key": f"{protection}{regime}{seed}",
         "protection": protection,
+        "fit": 0,
         "target": "small",
         "regime": regime,
         "labelling": "original",
@@ -41,25 +42,38 @@ def row(protection, regime, seed, last, **changed):
 
 def test_a_seed_mean_is_the_mean_and_the_sample_deviation():
     rows = [row("uc", "nt", seed, last) for seed, last in enumerate((0.2, 0.3, 0.7))]
-    (found,) = seed_means(rows, ("regime",)).values()
+    (found,) = mean_accuracies(rows, ("regime",)).values()
     assert found.mean == pytest.approx(0.4)
     assert found.sd == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
     assert found.sd == pytest.approx(statistics.stdev((0.2, 0.3, 0.7)))
-    assert (found.num_seeds, found.num_diverged) == (3, 0)
+    assert (found.num_trials, found.num_diverged) == (3, 0)
 
 
 def test_one_seed_has_no_spread_and_diverged_trials_are_only_counted():
     rows = [row("uc", "nt", 0, 0.5), row("uc", "nt", 1, 0.9, diverged=True), row("uc", "at", 0, 0.1, diverged=True)]
-    assert seed_means(rows, ("regime",)) == {
-        ("nt",): SeedMean(0.5, None, 1, 1),
-        ("at",): SeedMean(None, None, 0, 1),
+    assert mean_accuracies(rows, ("regime",)) == {
+        ("nt",): MeanAccuracy(0.5, None, 1, 1, (0.5,)),
+        ("at",): MeanAccuracy(None, None, 0, 1),
     }
+
+
+def test_fits_are_averaged_alike_and_the_spread_is_that_of_their_seeds():
+    rows = [row("uc", "nt", seed, last) for seed, last in ((0, 0.30), (1, 0.34))]  # mean .32, sum of squares 8e-4
+    rows += [row("uc", "nt", seed, last, fit=1) for seed, last in ((0, 0.39), (1, 0.42), (2, 0.45))]  # .42, 18e-4
+    rows += [row("uc", "nt", 0, 0.40, fit=2), row("uc", "nt", 1, 0.0, fit=2, diverged=True)]
+    (found,) = mean_accuracies(rows, ("regime",)).values()
+    assert found.fits == pytest.approx((0.32, 0.42, 0.40))
+    assert found.mean == pytest.approx(0.38)
+    assert found.sd == pytest.approx(math.sqrt(26e-4 / 3))  # six trials, a mean taken from each of three fits
+    assert (found.num_trials, found.num_diverged) == (6, 1)
+    worst = relearned([*rows, row("uc", "cg", 0, 0.41)], "uc")
+    assert (worst.regime, worst.fits) == ("cg", (0.41,))
 
 
 def test_cells_are_what_the_columns_tell_apart():
     rows = [row("uc", "nt", 0, 0.1), row("uc", "cg", 0, 0.2), row("uc", "nt", 0, 0.3, target="resnet18")]
-    assert set(seed_means(rows, ("regime", "target"))) == {("nt", "small"), ("cg", "small"), ("nt", "resnet18")}
-    assert seed_means(rows, ())[()].mean == pytest.approx(0.2)
+    assert set(mean_accuracies(rows, ("regime", "target"))) == {("nt", "small"), ("cg", "small"), ("nt", "resnet18")}
+    assert mean_accuracies(rows, ())[()].mean == pytest.approx(0.2)
 
 
 def test_relearned_accuracy_is_the_largest_seed_mean_not_the_largest_trial():

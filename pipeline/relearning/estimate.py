@@ -33,7 +33,7 @@ def estimate_evaluation(
 ) -> EvaluationEstimate:
     """Count images by the bytes of the first ones, and train the first target on a few of them for an epoch under nt.
 
-    stores  clean, test and protected name -> store and shards; seconds are those of one worker
+    stores  clean, test and every arm -> store and shards; seconds are those of one worker
     Raises InputError for collections that cannot be read.
     """
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
@@ -41,7 +41,7 @@ def estimate_evaluation(
         images[name] = min(images[name], settings.images or images[name])
     digests, labels = dict.fromkeys(stores, ""), dict.fromkeys(settings.labellings, "")
     trials = settings.trials(digests, labels)
-    seconds = sum(images.get(one.protection, images[CLEAN]) * settings.epochs for one in trials)
+    seconds = sum(images.get(one.arm, images[CLEAN]) * settings.epochs for one in trials)
     each = 3 * side * side
     return EvaluationEstimate(
         trials=len(trials),

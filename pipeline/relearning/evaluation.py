@@ -86,11 +86,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Trial:
     """One training. Its key is the digest of its content, the data's digest included: equal trials run once.
 
+    fit     which of several fits of the protection, from 0; 0 for controls
     share   "samples:S" or "classes:S": the part of the training images that is protected; the rest stays clean
     data    digest of the images; labels  digest of what the labelling made of their labels
     """
 
     protection: str
+    fit: int = 0
     target: str
     regime: str
     labelling: str
@@ -107,6 +109,11 @@ class Trial:
         return sha256(canonical(asdict(self)))[:20]
 
     @property
+    def arm(self) -> str:
+        """The protected collection, by its name in EvaluationSettings.arms."""
+        return arm_name(self.protection, self.fit)
+
+    @property
     def result(self) -> str:
         """Where its row lies below the output, once it is finished."""
         return f"{TRIALS}/{self.key}.json"
@@ -121,14 +128,20 @@ class Trial:
         """For a person."""
         rest = "" if self.labelling == "original" else f", {self.labelling}"
         rest += "" if self.share == WHOLE else f", {self.share} protected"
-        return f"{self.regime} on {self.protection} ({self.target}, seed {self.seed}{rest})"
+        return f"{self.regime} on {self.arm} ({self.target}, seed {self.seed}{rest})"
+
+
+def arm_name(protection: str, fit: int) -> str:
+    """One fit of a protection, for tables of files and for a person: 'uc', 'uc, fit 2', …"""
+    return protection if fit == 0 else f"{protection}, fit {fit + 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """Every choice of an evaluation. Raises SettingsError, one line that names the option.
 
-    protected      name -> URL; side  pixels of all images, None: the median of the clean ones, at most 224
+    protected      name -> URLs of the fits of one protection, each a copy of the whole collection
+    side           pixels of all images, None: the median of the clean ones, at most 224
     images         train on at most so many, chosen by the hash of their keys; None: on all
     classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
     holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
@@ -137,7 +150,7 @@ class EvaluationSettings:
     clean: str
     test: str
     output: str
-    protected: Mapping[str, str] = field(default_factory=dict)
+    protected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ("small",)
     regimes: tuple[str, ...] = ("nt",)
     labellings: tuple[str, ...] = ("original",)
@@ -166,14 +179,21 @@ class EvaluationSettings:
         check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
         for name in (CLEAN, CLEAN_PART):
             check(name not in self.protected, f"--protected: {name!r} is the name of a control; choose another")
+        for name, urls in self.protected.items():
+            check(len(set(urls)) == len(urls), f"--protected {name} names a fit twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
         for share in self.shares:
             parse_share(share)
 
+    @property
+    def arms(self) -> dict[str, str]:
+        """Every fit of every protection by its arm_name -> its URL."""
+        return {arm_name(name, fit): url for name, urls in self.protected.items() for fit, url in enumerate(urls)}
+
     def trials(self, digests: Mapping[str, str], labels: Mapping[str, str]) -> list[Trial]:
         """All trials.
 
-        digests  name of every collection -> digest of what is trained on and tested with it
+        digests  CLEAN and every arm -> digest of what is trained on and tested with it
         labels   labelling -> digest of the labels that it gives
 
         The clean control is run for every target, regime, labelling and seed, once, whatever the shares; beside
@@ -182,12 +202,19 @@ class EvaluationSettings:
         found = []
         combinations = itertools.product(self.targets, self.regimes, self.labellings, self.seeds)
         for target, regime, labelling, seed in combinations:
-            arms = [(CLEAN, WHOLE)] + [(name, share) for name in self.protected for share in self.shares]
-            arms += [(CLEAN_PART, share) for share in self.shares if parse_share(share)[1] < 1]
-            for protection, share in arms:
+            arms = [(CLEAN, 0, WHOLE)]
+            arms += [
+                (name, fit, share)
+                for name, urls in self.protected.items()
+                for fit in range(len(urls))
+                for share in self.shares
+            ]
+            arms += [(CLEAN_PART, 0, share) for share in self.shares if parse_share(share)[1] < 1]
+            for protection, fit, share in arms:
                 found.append(
                     Trial(
                         protection=protection,
+                        fit=fit,
                         target=target,
                         regime=regime,
                         labelling=labelling,
@@ -195,7 +222,7 @@ class EvaluationSettings:
                         seed=seed,
                         epochs=self.epochs,
                         recipe=self.recipe,
-                        data=digests[CLEAN if protection == CLEAN_PART else protection],
+                        data=digests[CLEAN if protection == CLEAN_PART else arm_name(protection, fit)],
                         labels=labels[labelling],
                     )
                 )

@@ -15,7 +15,7 @@ from pipeline.page import find_template, percent, plain_url
 from pipeline.relearning import pictures, tables
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
-from pipeline.relearning.results import Row, SeedMean, select
+from pipeline.relearning.results import MeanAccuracy, Row, select
 from pipeline.relearning.shares import parse_share
 
 SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
@@ -27,14 +27,14 @@ _HIDDEN_SETTINGS = {"clean", "test", "protected", "output", "debug", "dry_run"} 
 class EvaluationAbout:
     """What was compared; user names, passwords and queries of URLs are not shown.
 
-    protected   name -> URL, in the order in which protections are shown
+    protected   name -> URLs of its fits, in the order in which protections are shown
     settings    names of EvaluationSettings; targets, regimes and labellings are shown in their order
     left_out    name of a collection -> samples of it that could not be read
     """
 
     clean: str
     test: str
-    protected: Mapping[str, str] = field(default_factory=dict)
+    protected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -58,14 +58,14 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
     rows = sorted(rows, key=lambda row: (row["seed"], str(row.get("key"))))
     order = tables.order_of(rows, about.protected, about.settings)
     shown = [name for name in (CLEAN, *order.protections) if _chosen(rows, order, name)]
-    template = find_template("relearning.html.j2", mean_sd=mean_sd, describe=describe_regime)
+    template = find_template("relearning.html.j2", mean_sd=mean_sd, fits_range=fits_range, describe=describe_regime)
     all_headlines = tables.headlines(rows, order)
     return template.render(
         rows=rows,
         order=order,
         clean_url=plain_url(about.clean),
         test_url=plain_url(about.test),
-        protected_urls=[(name, plain_url(url)) for name, url in about.protected.items()],
+        protected_urls=[(name, plain_url(url)) for name, urls in about.protected.items() for url in urls],
         headlines=all_headlines,
         first_line=first_line(all_headlines, order),
         warnings=tables.warnings(rows, order),
@@ -103,7 +103,8 @@ def first_line(headlines: Sequence[tables.Headline], order: tables.Order) -> str
     figures = []
     for one in protected:
         count = f" (of {_regimes(one.found.num_regimes)})" if one.found is not None and not of else ""
-        figures.append(f"{one.protection} {percent(None if one.found is None else one.found.accuracy)}{count}")
+        spread = fits_range(one.found.fits) if one.found is not None else ""
+        figures.append(f"{one.protection} {percent(None if one.found is None else one.found.accuracy)}{spread}{count}")
     clean = next((one for one in measured if one.protection == CLEAN), None)
     control = "the clean control was not measured"
     if clean is not None and clean.found is not None:
@@ -120,16 +121,21 @@ def _regimes(number: int) -> str:
     return f"{number} regime" if number == 1 else f"{number} regimes"
 
 
-def mean_sd(cell: SeedMean | None) -> str:
-    """'65.5 ± 1.2 %', with the number of diverged trials where there are any."""
+def mean_sd(cell: MeanAccuracy | None) -> str:
+    """'65.5 ± 1.2 %', with the range over fits where there are several, and the number of diverged trials."""
     if cell is None:
         return "–"
-    total = cell.num_seeds + cell.num_diverged
+    total = cell.num_trials + cell.num_diverged
     if cell.mean is None:
         return f"diverged ({cell.num_diverged} of {total})"
     spread = "" if cell.sd is None else f" ± {100 * cell.sd:.1f}"
     diverged = f" ({cell.num_diverged} of {total} diverged)" if cell.num_diverged else ""
-    return f"{100 * cell.mean:.1f}{spread} %{diverged}"
+    return f"{100 * cell.mean:.1f}{spread} %{fits_range(cell.fits)}{diverged}"
+
+
+def fits_range(fits: Sequence[float]) -> str:
+    """' (34.5 to 36.4 over 3 fits)'; nothing for fewer than two."""
+    return f" ({100 * min(fits):.1f} to {100 * max(fits):.1f} over {len(fits)} fits)" if len(fits) > 1 else ""
 
 
 def _chosen(rows: Sequence[Row], order: tables.Order, protection: str) -> list[Row]:
@@ -185,7 +191,7 @@ def _cell(rows: Sequence[Row], order: tables.Order, protection: str, regime: str
 
 
 def _learning_lines(cell: Sequence[Row], colour: str) -> list[pictures.Line]:
-    """Seed means with a band of one sd; a diverged trial is a line of its own that ends in a cross."""
+    """Means over fits and seeds with a band of one sd; a diverged trial is a line of its own that ends in a cross."""
     lines = []
     whole = [row for row in cell if not row["diverged"]]
     if whole:

@@ -1,4 +1,4 @@
-"""Rows of finished trials: to Parquet and back, seed means, and the one figure that a protection is reported with."""
+"""Rows of finished trials: to Parquet and back, means over fits and seeds, and the one figure of a protection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEXT = (
     *("key", "protection", "target", "regime", "labelling", "share", "recipe", "data", "device", "versions"),
     "settings",
 )
-_WHOLE = ("seed", "epochs", "side", "num_train", "num_protected", "num_test", "num_classes")
+_WHOLE = ("fit", "seed", "epochs", "side", "num_train", "num_protected", "num_test", "num_classes")
 _REAL = (
     *("accuracy_last", "accuracy_best", "accuracy_early_stop", "accuracy_own_delta", "accuracy_wrong_delta"),
     *("accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
@@ -46,32 +46,36 @@ HISTORY_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class SeedMean:
-    """Accuracy after the last epoch over the seeds of one cell, in [0, 1]; diverged trials are not averaged.
+class MeanAccuracy:
+    """Accuracy after the last epoch over the fits and seeds of one cell, in [0, 1]; diverged trials are not averaged.
 
-    sd  sample standard deviation; None for fewer than two seeds. mean is None if every trial diverged.
+    mean    mean of the fits' means; None if every trial diverged
+    sd      over the seeds of a fit: sample standard deviation, pooled over fits; None for fewer than two seeds
+    fits    mean over seeds of every fit that has one, in order
     """
 
     mean: float | None
     sd: float | None
-    num_seeds: int
+    num_trials: int
     num_diverged: int = 0
+    fits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Relearned:
-    """Relearned accuracy: the largest seed mean over regimes and targets, and where it was reached."""
+    """Relearned accuracy: the largest mean over regimes and targets, and where it was reached; see MeanAccuracy."""
 
     accuracy: float
     sd: float | None
     regime: str
     target: str
     num_regimes: int
+    fits: tuple[float, ...] = ()
 
 
 def results_to_parquet(rows: Sequence[Row]) -> bytes:
     """One row per trial, in SCHEMA's columns, ordered by what a reader compares."""
-    names = ("protection", "labelling", "share", "target", "regime", "seed")
+    names = ("protection", "labelling", "share", "target", "regime", "fit", "seed")
     ordered = sorted(rows, key=lambda row: tuple(row[name] for name in names))
     return _parquet([{name: row.get(name) for name in SCHEMA.names} for row in ordered], SCHEMA)
 
@@ -103,26 +107,33 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     return file.getvalue()
 
 
-def seed_means(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], SeedMean]:
-    """Mean and spread over seeds of `accuracy_last` for every combination of the columns `by` that occurs."""
+def mean_accuracies(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], MeanAccuracy]:
+    """Mean and spread over fits and seeds of `accuracy_last` for every combination of the columns `by` that occurs."""
     cells: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         cells[tuple(row[name] for name in by)].append(row)
-    return {cell: _seed_mean(found) for cell, found in cells.items()}
+    return {cell: _mean_accuracy(found) for cell, found in cells.items()}
 
 
-def _seed_mean(rows: Sequence[Row]) -> SeedMean:
-    reached = [float(row["accuracy_last"]) for row in rows if not row["diverged"]]
+def _mean_accuracy(rows: Sequence[Row]) -> MeanAccuracy:
+    reached: defaultdict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if not row["diverged"]:
+            reached[row["fit"]].append(float(row["accuracy_last"]))
     if not reached:
-        return SeedMean(None, None, 0, len(rows))
-    sd = float(np.std(reached, ddof=1)) if len(reached) > 1 else None
-    return SeedMean(float(np.mean(reached)), sd, len(reached), len(rows) - len(reached))
+        return MeanAccuracy(None, None, 0, len(rows))
+    fits = tuple(float(np.mean(reached[fit])) for fit in sorted(reached))
+    num_trials = sum(map(len, reached.values()))
+    free = num_trials - len(fits)  # degrees of freedom
+    squares = sum(float(np.sum(np.square(np.subtract(one, np.mean(one))))) for one in reached.values())
+    sd = math.sqrt(squares / free) if free else None
+    return MeanAccuracy(float(np.mean(fits)), sd, num_trials, len(rows) - num_trials, fits)
 
 
 def relearned(
     rows: Sequence[Row], protection: str, *, labelling: str = "original", share: str = "samples:1"
 ) -> Relearned | None:
-    """The worst case over regimes and targets of the seed mean; None without a single finished trial.
+    """The worst case over regimes and targets of the mean over fits and seeds; None without a single finished trial.
 
     For CLEAN it is the control's same maximum, whatever the share.
     """
@@ -133,13 +144,13 @@ def relearned(
     worst = max(reached, key=lambda cell: reached[cell].mean or 0.0)
     best = reached[worst]
     regime, target = worst
-    return Relearned(best.mean or 0.0, best.sd, regime, target, len({regime for regime, _ in cells}))
+    return Relearned(best.mean or 0.0, best.sd, regime, target, len({regime for regime, _ in cells}), best.fits)
 
 
 def relearned_by_regime(
     rows: Sequence[Row], protection: str, *, labelling: str = "original", share: str = "samples:1"
 ) -> dict[str, float]:
-    """Regime -> accuracy of its best target, mean over seeds; regimes whose trials all diverged are left out."""
+    """Regime -> accuracy of its best target, mean fits and seeds; regimes whose trials all diverged are left out."""
     found: dict[str, float] = {}
     for (regime, _), cell in _cells(rows, protection, labelling, share).items():
         if cell.mean is not None:
@@ -158,6 +169,6 @@ def select(rows: Sequence[Row], protection: str, labelling: str, share: str) -> 
     ]
 
 
-def _cells(rows: Sequence[Row], protection: str, labelling: str, share: str) -> dict[tuple[Any, ...], SeedMean]:
-    """The seed mean of every regime and target."""
-    return seed_means(select(rows, protection, labelling, share), ("regime", "target"))
+def _cells(rows: Sequence[Row], protection: str, labelling: str, share: str) -> dict[tuple[Any, ...], MeanAccuracy]:
+    """The mean of every regime and target."""
+    return mean_accuracies(select(rows, protection, labelling, share), ("regime", "target"))

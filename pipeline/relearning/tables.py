@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, WHOLE
-from pipeline.relearning.results import Relearned, Row, SeedMean, relearned, relearned_by_regime, seed_means, select
+from pipeline.relearning.results import (
+    MeanAccuracy,
+    Relearned,
+    Row,
+    mean_accuracies,
+    relearned,
+    relearned_by_regime,
+    select,
+)
 from pipeline.relearning.shares import parse_share
 
 READINGS = ("accuracy_last", "accuracy_early_stop", "accuracy_best", "accuracy_train")
@@ -93,12 +101,13 @@ def headlines(rows: Sequence[Row], order: Order) -> list[Headline]:
 
 
 def accuracy_table(rows: Sequence[Row], order: Order, protection: str, labelling: str) -> list[tuple[str, list[Any]]]:
-    """(regime, [(clean, protected), …] by target), SeedMean or None where there is no trial, for the headline's share.
+    """(regime, [(clean, protected), …] by target): MeanAccuracy, None where nothing was tried; of the headline share.
 
     For CLEAN, clean alone stands in both places.
     """
     means = {
-        arm: seed_means(select(rows, arm, labelling, order.share), ("regime", "target")) for arm in (CLEAN, protection)
+        arm: mean_accuracies(select(rows, arm, labelling, order.share), ("regime", "target"))
+        for arm in (CLEAN, protection)
     }
     present = [
         regime for regime in order.regimes if any(cell[0] == regime for found in means.values() for cell in found)
@@ -134,7 +143,7 @@ def floors(rows: Sequence[Row], order: Order) -> dict[str, tuple[float, float | 
 
 
 def readings(rows: Sequence[Row], order: Order) -> list[tuple[str, str, str, list[float | None]]]:
-    """(protection, regime, target, means of READINGS and DELTA_TESTS over seeds that did not diverge)."""
+    """(protection, regime, target, means of READINGS and DELTA_TESTS over trials that did not diverge)."""
     found = []
     for name in (*order.protections, CLEAN):
         chosen = select(rows, name, order.labelling, order.share)
@@ -150,15 +159,15 @@ def readings(rows: Sequence[Row], order: Order) -> list[tuple[str, str, str, lis
 
 @dataclass(frozen=True)
 class ShareCurve:
-    """Seed means over the share that is protected, for one regime and target.
+    """Means over fits and seeds over the share that is protected, for one regime and target.
 
-    points   share -> SeedMean; 0 is the clean control. For CLEAN_PART, share is what is left out.
+    points   share -> MeanAccuracy; 0 is the clean control. For CLEAN_PART, share is what is left out.
     """
 
     protection: str
     regime: str
     target: str
-    points: Mapping[float, SeedMean]
+    points: Mapping[float, MeanAccuracy]
 
 
 def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurve]:
@@ -176,10 +185,10 @@ def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurv
     for regime in order.regimes:
         for target in order.targets:
             for name in (*order.protections, CLEAN_PART):
-                points: dict[float, SeedMean] = {}
+                points: dict[float, MeanAccuracy] = {}
                 for part, arm, share in [(0.0, CLEAN, WHOLE)] + [(parts[share], name, share) for share in used]:
                     chosen = select(rows, arm, order.labelling, share)
-                    cell = seed_means(chosen, ("regime", "target")).get((regime, target))
+                    cell = mean_accuracies(chosen, ("regime", "target")).get((regime, target))
                     if cell is not None:
                         points[part] = cell
                 if any(0 < part < 1 for part in points):
@@ -262,11 +271,17 @@ def warnings(rows: Sequence[Row], order: Order) -> list[str]:
     found = []
     if not any(row["protection"] == CLEAN for row in rows):
         found.append("The clean control was not run: nothing says what was there to be learned.")
-    per_cell = seed_means(rows, ("protection", "target", "regime", "labelling", "share"))
-    fewest = min((cell.num_seeds + cell.num_diverged for cell in per_cell.values()), default=0)
-    if 0 < fewest < 3:
-        number = "One seed" if fewest == 1 else "Two seeds"
+    seeds = len({row["seed"] for row in rows})
+    if 0 < seeds < 3:
+        number = "One seed" if seeds == 1 else "Two seeds"
         found.append(f"{number} per cell: differences of a few points may be noise; three or more say how large it is.")
+    for name in order.protections:
+        fits = len({row["fit"] for row in select(rows, name, order.labelling, order.share)})
+        if 0 < fits < 3:
+            number = "One fit" if fits == 1 else "Two fits"
+            found.append(
+                f"{number} of {name}: one with another seed may differ by several points; three or more say it."
+            )
     diverged = sum(bool(row["diverged"]) for row in rows)
     if diverged:
         found.append(f"{diverged} of {len(rows)} trials diverged; diverged trials are marked, and not averaged.")
