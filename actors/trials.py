@@ -40,6 +40,7 @@ from pipeline.relearning.arms import (
     test_clusters,
     universal_tests,
 )
+from pipeline.relearning.certificate import scores_of
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
     Collection,
@@ -60,6 +61,7 @@ from pipeline.store import Store
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3
+LOOKED_AT = 100  # images of every fit, of which a certificate says how visible the deltas are
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ def digest_of(holdout: float, *collections: Any) -> str:
 def median_side(store: Store, shard: str) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
     return int(_answer(ray.remote(shard_side).options(num_cpus=1).remote(store, shard)))
+
+
+def look_at(arm: Any, clean: Any) -> tuple[float, list[tuple[float, float]]]:
+    """Epsilon of an arm, and (PSNR, SSIM) of some of its images beside the clean ones."""
+    found: tuple[float, list[tuple[float, float]]] = _answer(ray.remote(_look).options(num_cpus=1).remote(arm, clean))
+    return found
 
 
 def run_trials(
@@ -251,6 +259,11 @@ def _labelled(
         if arm.clusters is not None:
             facts[arm_name] |= overlap_columns(arm, labels)
     return labels, (labels.digest(), facts)
+
+
+def _look(arm: Arm, clean: Collection) -> tuple[float, list[tuple[float, float]]]:
+    rows = np.linspace(0, len(arm.rows) - 1, min(LOOKED_AT, len(arm.rows))).astype(int)
+    return arm.epsilon, scores_of(clean.images[arm.rows[rows]], arm.collection.images[rows])
 
 
 def _joined(url: str, *parts: Collection) -> tuple[Collection, tuple[LeftOut, ...]]:

@@ -22,7 +22,8 @@ Start the same command again to go on: finished trials are kept, unfinished ones
 EPILOG = """\
 exit codes: 0 done, 1 a trial failed, 2 usage or data that do not fit
 
-Regimes may be joined by + (at most two): iss-gray+st-cg. The audit preset is the battery behind every published figure.
+Regimes may be joined by + (at most two): iss-gray+st-cg. The audit presets, with three fits of a protection
+(--protected NAME=URL,URL,URL), leave a certificate: certificate.json and certificate.html beside the report.
 A regime that was not tried may get more out of the images than any of these.
 """
 

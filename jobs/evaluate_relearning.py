@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs import cli
 from actors.connect import connected
 from actors.metrics import recorder
+from jobs.certificate import certify_all
 from jobs.evaluate_options import parse_evaluation
 from jobs.evaluation import check_names, gather, load, plan, print_plan, train
 from pipeline.metrics import report_success
@@ -20,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         trials = plan(settings, loaded)
         train(settings, loaded, trials)
         report_success(recorder(), "evaluate_relearning")
-    return gather(settings, trials, loaded)
+        certify_all(settings, gather(settings, trials, loaded), loaded)
+    return cli.DONE
 
 
 if __name__ == "__main__":

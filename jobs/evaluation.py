@@ -185,8 +185,8 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
         raise ClusterError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
 
 
-def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> int:
-    """Write tables and report; print the figure of every protection."""
+def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> list[dict[str, Any]]:
+    """Write tables and report; print the figure of every protection. The rows of all trials."""
     from pipeline.relearning.report import (  # matplotlib, at the end only
         EvaluationAbout,
         fits_range,
@@ -208,7 +208,7 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
                 print(f"  {name:<32}{found.accuracy:>10.1%}  {found.regime} ({found.num_regimes} tried){spread}")
     print(f"\nresults      {output.url}/{RESULTS}")
     print(f"report       {output.url}/{REPORT}")
-    return cli.DONE
+    return rows
 
 
 def _side(store: Store, entries: Sequence[Any]) -> int:

@@ -1,6 +1,6 @@
 """Check what was protected against the records of its run, and against the originals where they are at hand.
 
-python jobs/verify.py --output protected/ [--input photos/]
+python jobs/verify.py --output protected/ [--input photos/] [--certificate evaluation/certificate.json]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from jobs import cli
 from jobs.progress import progress
@@ -18,6 +19,7 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.gather import losses
 from pipeline.inputs import resolve_input
 from pipeline.records import Commit, losses_of, quarantine_from_bytes
+from pipeline.relearning.certificate import Certificates, fit_at
 from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
@@ -39,9 +41,16 @@ def main(argv: list[str] | None = None) -> int:
     output = Store(options["output"])
     is_uploads = output.info(layout.UPLOADS_ORIGIN) is not None
     check = _check_uploads if is_uploads else _check_run
+    if options["certificate"] and is_uploads:
+        raise SettingsError("--certificate is for an output of protect_imagenet.py: uploads have no fixed collection")
+    certified = _certified(output, Path(options["certificate"])) if options["certificate"] else ""
     with ThreadPoolExecutor(options["workers"]) as pool:
         found = check(output, options["input"], options["decode"], pool)
+    if options["certificate"] and not certified:
+        found.fail("", f"{options['certificate']}: not the collection that it certifies")
     _print(found, with_originals=bool(options["input"]))
+    if certified:
+        print(f"certificate  {certified}")
     cli.print_losses(found.lost, f"{output.url}/{layout.REPORT}")
     return cli.FAILED if found.problems else cli.QUARANTINED if found.lost else cli.DONE
 
@@ -50,10 +59,25 @@ def parser() -> cli.Parser:
     made = cli.Parser(prog="verify.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
     made.add_argument("--input", metavar="URL", help="the originals: compare sidecars, order, and epsilon")
+    made.add_argument("--certificate", metavar="FILE", help="is this the very collection that an audit certified?")
     made.add_argument("--decode", type=float, default=0.1, metavar="SHARE", help="share of images decoded (0.1)")
     made.add_argument("--workers", type=int, default=4, metavar="N", help="files read at once (4)")
     made.add_argument("--debug", action="store_true", help="tracebacks")
     return made
+
+
+def _certified(output: Store, file: Path) -> str:
+    """What the certificate says of this collection; "" if it is about others. Raises InputError."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"--certificate {file}: {error.strerror}") from None
+    found = Certificates.from_bytes(data, str(file)).of(fit_at(output, output.url).collection_sha256)
+    if found is None:
+        return ""
+    one, number = found
+    worst = f"at most {one.worst.accuracy:.1%} relearned ({one.worst.regime}), clean images {one.clean.accuracy:.1%}"
+    return f"fit {number} of {len(one.fits)} of {one.protection}: {worst}; battery {one.battery}"
 
 
 def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:

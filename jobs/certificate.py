@@ -1,0 +1,63 @@
+"""The last step of an audit: a certificate for every protection whose battery, fits and trainings are complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from actors.trials import look_at
+from jobs.evaluation import Loaded
+from pipeline.errors import InputError
+from pipeline.page import plain_url
+from pipeline.relearning.certificate import (
+    CERTIFICATE,
+    PAGE,
+    Certificate,
+    Certificates,
+    certify,
+    fit_at,
+    lacking,
+    visibility_of,
+)
+from pipeline.relearning.evaluation import EvaluationSettings
+from pipeline.relearning.results import Row
+from pipeline.store import Store
+
+_PRIVATE = {"debug", "dry_run", "clean", "test", "protected", "output", "workers"}  # or it stands elsewhere
+
+
+def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loaded) -> None:
+    """Write certificate and page, and say where they are, or what is missing for each; nothing without a battery."""
+    made = [one for name in settings.protected if (one := _certified(settings, name, rows, loaded)) is not None]
+    if not made:
+        return
+    found = Certificates(tuple(made))
+    loaded.output.put(CERTIFICATE, found.to_bytes())
+    loaded.output.put(PAGE, found.page().encode())
+    print(f"certificate  {loaded.output.url}/{PAGE}, and for verify.py {loaded.output.url}/{CERTIFICATE}")
+
+
+def _certified(settings: EvaluationSettings, name: str, rows: Sequence[Row], loaded: Loaded) -> Certificate | None:
+    urls, labelling = settings.protected[name], settings.labellings[0]
+    missing = lacking(rows, name, len(urls), labelling)
+    if missing:
+        print(f"certificate  none for {name}: {missing}")
+        return None
+    try:
+        fits = [fit_at(Store(url), plain_url(url)) for url in urls]
+    except InputError as error:
+        print(f"certificate  none for {name}: {error}")
+        return None
+    arms = [arm for arm, url in settings.arms.items() if url in urls]
+    looks = [look_at(loaded.arms[arm], loaded.clean) for arm in arms]
+    chosen = {key: value for key, value in asdict(settings).items() if key not in _PRIVATE}
+    return certify(
+        rows,
+        name,
+        epsilon=max(epsilon for epsilon, _ in looks),
+        visibility=visibility_of([score for _, scores in looks for score in scores]),
+        fits=fits,
+        settings=json.loads(json.dumps(chosen, default=str)),
+        labelling=labelling,
+    )

@@ -1,0 +1,232 @@
+"""What an audit certifies of a protection: the most that was relearned, at what cost, over which fits of it.
+
+certificate.json holds one Certificate for every protection of an evaluation whose battery is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import layout
+from pipeline.fingerprint import canonical, sha256
+from pipeline.json_record import JsonRecord
+from pipeline.page import find_template
+from pipeline.records import Commit
+from pipeline.relearning.descriptions import describe_regime
+from pipeline.relearning.evaluation import AUDIT, AUDIT_CPU, CLEAN, WHOLE
+from pipeline.relearning.results import MeanAccuracy, Row, mean_accuracies, select
+from pipeline.run_record import read_run
+from pipeline.scores import score_picture
+from pipeline.store import Store
+
+BATTERIES = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}  # the wider first
+FEWEST_FITS, FEWEST_SEEDS = 3, 2
+CERTIFICATE, PAGE = "certificate.json", "certificate.html"  # below the output of an evaluation
+
+
+@dataclass(frozen=True)
+class CertifiedFit:
+    """One fit, and a digest over the digests of all its shards, which `collection_digest` gives again."""
+
+    url: str
+    fingerprint: str
+    protection_sha256: str
+    collection_sha256: str
+    num_shards: int
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What can be seen of the deltas, over `images` pictures of all fits at the side of the evaluation.
+
+    psnr in dB, ssim in [-1, 1] (see pipeline.scores); 99 % of the pictures have at least the second of each
+    """
+
+    images: int
+    psnr_median: float
+    psnr_p1: float
+    ssim_median: float
+    ssim_p1: float
+
+
+@dataclass(frozen=True)
+class CertifiedAccuracy:
+    """One cell: accuracy on clean test images in [0, 1], mean over fits and seeds; `clean` is the control's."""
+
+    labelling: str
+    target: str
+    regime: str
+    accuracy: float
+    sd: float | None
+    fits: tuple[float, ...]
+    clean: float
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The regime and target that got the most, and the seconds of one such training on `device`, tests included."""
+
+    target: str
+    regime: str
+    accuracy: float
+    fits: tuple[float, ...]
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured, on what; see the parts. Accuracies are those of the labelling that was given first.
+
+    data      digest of the clean images and tests that trials saw; side in pixels
+    settings  of the evaluation
+    """
+
+    protection: str
+    battery: str
+    data: str
+    side: int
+    num_train: int
+    num_test: int
+    num_classes: int
+    epsilon: float
+    epochs: int
+    seeds: int
+    visibility: Visibility
+    worst: Recovery
+    clean: Recovery
+    accuracies: tuple[CertifiedAccuracy, ...]
+    fits: tuple[CertifiedFit, ...]
+    settings: Mapping[str, Any]
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Certificates(JsonRecord):
+    """certificate.json."""
+
+    certificates: tuple[Certificate, ...]
+
+    def of(self, collection_sha256: str) -> tuple[Certificate, int] | None:
+        """The certificate that a collection is a fit of, and which one, from 1; None if it is not certified."""
+        for one in self.certificates:
+            for number, fit in enumerate(one.fits, start=1):
+                if fit.collection_sha256 == collection_sha256:
+                    return one, number
+        return None
+
+    def page(self) -> str:
+        """One HTML page that refers to nothing outside of it."""
+        template = find_template("certificate.html.j2", describe=describe_regime)
+        return template.render(certificates=self.certificates)
+
+
+def collection_digest(shards: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over name and SHA-256 of every protected shard, in the order of names."""
+    return sha256(canonical(sorted(map(list, shards))))
+
+
+def fit_at(store: Store, url: str) -> CertifiedFit:
+    """The fit in an output. Raises InputError if it is none, or a commit cannot be read.
+
+    url   as it may be shown
+    """
+    record = read_run(store)
+    names = sorted(name for name in store.names(layout.COMMITS) if name.endswith(".json"))
+    commits = [Commit.from_bytes(store.read(name), f"{store.url}/{name}") for name in names]
+    return CertifiedFit(
+        url=url,
+        fingerprint=record.fingerprint,
+        protection_sha256=sha256(store.read(layout.PROTECTION)),
+        collection_sha256=collection_digest((one.shard, one.output_sha256) for one in commits),
+        num_shards=len(commits),
+    )
+
+
+def lacking(rows: Sequence[Row], protection: str, fits: int, labelling: str) -> str:
+    """What a certificate of a protection still lacks, for a person; "" if nothing."""
+    own, clean = (select(rows, name, labelling, WHOLE) for name in (protection, CLEAN))
+    battery, missing = min(
+        ((name, set(regimes) - {str(row["regime"]) for row in own}) for name, regimes in BATTERIES.items()),
+        key=lambda one: len(one[1]),
+    )
+    if missing:
+        return f"the {battery} battery lacks {', '.join(sorted(missing))}"
+    if fits < FEWEST_FITS:
+        return f"{FEWEST_FITS} fits are needed, there {'is' if fits == 1 else 'are'} {fits}"
+    cells = {(row["target"], row["regime"]) for row in (*own, *clean)}
+    for target, regime in sorted(cells):
+        for arm, found, number in ((protection, own, fits), (CLEAN, clean, 1)):
+            seeds = [row for row in found if (row["target"], row["regime"]) == (target, regime) and not row["diverged"]]
+            if len(seeds) < FEWEST_SEEDS * number:
+                return f"{regime} on {arm} ({target}): {FEWEST_SEEDS} trainings a fit are needed"
+    return ""
+
+
+def certify(
+    rows: Sequence[Row],
+    protection: str,
+    *,
+    epsilon: float,
+    visibility: Visibility,
+    fits: Sequence[CertifiedFit],
+    settings: Mapping[str, Any],
+    labelling: str = "original",
+) -> Certificate:
+    """The certificate of a protection that lacks nothing (see `lacking`)."""
+    own, clean = (select(rows, name, labelling, WHOLE) for name in (protection, CLEAN))
+    reached, control = (mean_accuracies(found, ("target", "regime")) for found in (own, clean))
+    one = own[0]
+    has = {str(row["regime"]) for row in own}
+    return Certificate(
+        protection=protection,
+        battery=next(name for name, regimes in BATTERIES.items() if set(regimes) <= has),
+        data=str(clean[0]["data"]),
+        side=one["side"],
+        num_train=one["num_train"],
+        num_test=one["num_test"],
+        num_classes=one["num_classes"],
+        epsilon=epsilon,
+        epochs=one["epochs"],
+        seeds=len({row["seed"] for row in own}),
+        visibility=visibility,
+        worst=_recovery(own, reached),
+        clean=_recovery(clean, control),
+        accuracies=tuple(
+            CertifiedAccuracy(
+                labelling, target, regime, found.mean or 0.0, found.sd, found.fits, control[target, regime].mean or 0.0
+            )
+            for (target, regime), found in reached.items()
+        ),
+        fits=tuple(fits),
+        settings=settings,
+        versions=tuple(sorted({str(row["versions"]) for row in own})),
+    )
+
+
+def _recovery(rows: Sequence[Row], cells: Mapping[tuple[Any, ...], MeanAccuracy]) -> Recovery:
+    target, regime = max(cells, key=lambda cell: cells[cell].mean or 0.0)
+    best = cells[target, regime]
+    chosen = [row for row in rows if (row["target"], row["regime"]) == (target, regime)]
+    seconds = float(np.mean([row["seconds"] for row in chosen]))
+    return Recovery(target, regime, best.mean or 0.0, best.fits, seconds, str(chosen[0]["device"]))
+
+
+def scores_of(original: NDArray[np.uint8], protected: NDArray[np.uint8]) -> list[tuple[float, float]]:
+    """(PSNR, SSIM) of every picture; both uint8 [n, 3, S, S]."""
+    pairs = zip(original.transpose(0, 2, 3, 1), protected.transpose(0, 2, 3, 1), strict=True)
+    found = [score_picture("", 0, before, after) for before, after in pairs]
+    return [(one.psnr, one.ssim) for one in found]
+
+
+def visibility_of(scores: Sequence[tuple[float, float]]) -> Visibility:
+    """The visibility of a protection from (PSNR, SSIM) of pictures of all its fits."""
+    (psnr, psnr_p1), (ssim, ssim_p1) = (
+        np.nanpercentile(column, (50, 1)).tolist() for column in zip(*scores, strict=True)
+    )
+    return Visibility(len(scores), psnr, psnr_p1, ssim, ssim_p1)
