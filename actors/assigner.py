@@ -221,7 +221,7 @@ def cluster_collection(
     try:
         sizes = pool.shard_sizes()
         num_images = sum(sizes.values())
-        num_clusters = num_clusters or clusters_for(num_images)
+        num_clusters = num_clusters or clusters_for(num_images, settings.generator)
         check_enough(num_images, num_clusters)
         if settings.cluster_space == "features":
             return _cluster_features(pool, num_clusters, settings)

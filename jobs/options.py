@@ -59,7 +59,7 @@ def _where(parser: Parser) -> None:
     add("--input", metavar="URL", help="folder, s3:// prefix, glob or brace pattern of .tar / .tar.gz shards")
     add("--output", metavar="URL", help="folder or s3:// prefix for protected shards; never inside the input")
     add("--config", metavar="FILE", help="YAML file of options (`epsilon: 8/255`); the command line wins over it")
-    add("--preset", choices=sorted(PRESETS), help="scumble (default), or a paper's exact settings")
+    add("--preset", choices=sorted(PRESETS), help="scumble (default), or a paper's settings")
     add("--protection", metavar="FILE", help="apply this protection.safetensors instead of fitting a new one")
 
 
@@ -80,7 +80,7 @@ def _clusters(parser: Parser) -> None:
     )
     add("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
     add("--surrogate-size", type=int, metavar="PIXELS", help="side of what is embedded (default: the weights' own)")
-    add("--clusters", type=int, metavar="P", help="number of clusters (default: images/400, between 10 and 40)")
+    add("--clusters", type=int, metavar="P", help="number of clusters (default: one for 600 images, between 10 and 40)")
     add("--cluster-space", choices=["smoothed", "features"], help="smoothed: neighbours averaged; features: as in UC")
     add("--restarts", type=int, metavar="N", help="k-means starts, the lowest inertia is kept (default 24)")
     add("--cluster-images", type=int, metavar="N", help="k-means fits on at most so many, assigns the rest (50000)")
@@ -90,7 +90,7 @@ def _delta(parser: Parser) -> None:
     group = parser.add_argument_group("delta")
     add = group.add_argument
     add("--epsilon", type=parse_epsilon, metavar="E", help="bound on every pixel's change, e.g. 8/255 (default 16/255)")
-    add("--generator", choices=["direct", "sample", "network", "texture"], help="what makes delta (default direct)")
+    add("--generator", choices=["sample", "direct", "network", "texture"], help="what makes delta (default sample)")
     add("--optimise-through", choices=["proxy", "surrogate"], help="whose features delta moves (default proxy)")
     add("--plain", action="store_true", default=None, help="no colour augmentation: stronger, but falls to it")
     add("--permutation", choices=["next", "far"], help="target clusters: next index (default) or far apart")
@@ -99,8 +99,13 @@ def _delta(parser: Parser) -> None:
     add("--bound", choices=["project", "tanh_clamp", "eps_tanh", "clamp_ste"], help="how delta is kept within epsilon")
     add("--delta-size", type=int, metavar="PIXELS", help="side at which delta is made, before it is laid at full size")
     add("--fit-images", type=image_count, metavar="N|all", help="images that deltas are fitted on (default 10000)")
-    add("--steps", type=int, metavar="N", help="optimiser steps (default 100; of each image with sample: 30)")
-    add("--proxies", type=int, metavar="N", help="networks that --generator sample takes its steps through (default 3)")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="optimiser steps (default: sample 30 for each image, others 100)",
+    )
+    add("--proxies", type=int, metavar="N", help="networks that --generator sample steps through (default 3)")
     add("--batch-size", type=int, metavar="N", help="images per step (default 256)")
     add("--fit-threads", type=int, metavar="N", help="CPU threads of each fit; decides the last bits (default 2)")
     add("--step-size", type=pixels, metavar="S", help="largest sign step of a direct delta (default 0.15 epsilon)")

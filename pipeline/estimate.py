@@ -88,7 +88,7 @@ def estimate(
     if settings.generator == "sample" and settings.protection is None:
         apply += settings.steps * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
-    clusters = settings.clusters or clusters_for(images)
+    clusters = settings.clusters or clusters_for(images, settings.generator)
     return Estimate(
         images, sides, factor, clusters, embed, apply, _fit_seconds(images, sides, surrogate, settings, clusters)
     )

@@ -27,7 +27,9 @@ Metadata = Literal["keep", "strip-gps", "strip"]
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
-SAMPLE_STEPS = 30
+# of the fit; with `sample`, of every image
+STEPS: dict[Generator, int] = {"sample": 30, "direct": 100, "network": 100, "texture": 100}
+IMAGES_PER_CLUSTER: dict[Generator, int] = {"sample": 600, "direct": 400, "network": 400, "texture": 400}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scumble": {},
@@ -85,7 +87,7 @@ class Settings(Deciding):
     cluster_images: int = 50_000  # k-means fits on a hash-sample of at most this many, the rest is assigned
     # the delta
     epsilon: float = DEFAULT_EPSILON
-    generator: Generator = "direct"
+    generator: Generator = "sample"
     optimise_through: OptimiseThrough = "proxy"
     plain: bool = False  # without colour-robust training of proxy and delta
     permutation: Permutation = "next"
@@ -94,7 +96,7 @@ class Settings(Deciding):
     bound: Bound = "project"
     delta_size: int | None = None  # side in pixels at which delta is made; None = pipeline.objective.delta_side
     fit_images: int | None = 10_000  # images that deltas are fitted on; None = all
-    steps: int = 100  # of the fit; with --generator sample, of every image
+    steps: int = 0  # of the fit; with --generator sample, of every image; 0 = STEPS of the generator
     proxies: int = 3  # of --generator sample
     batch_size: int = 256
     fit_threads: int = 2  # CPU threads of a fit; their number changes the last bits of float sums, so it decides bytes
@@ -127,6 +129,8 @@ class Settings(Deciding):
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 check_choice(name, getattr(self, name), get_args(hint))
+        if "steps" not in self.given:
+            object.__setattr__(self, "steps", self.steps or STEPS[self.generator])
         check(0 < self.epsilon < 1, f"--epsilon must lie between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use 1/255 or more")
         check_least(self, _LEAST)
@@ -159,12 +163,13 @@ class Settings(Deciding):
         if self.generator == "sample":
             check(
                 self.optimise_through == "proxy",
-                "--generator sample takes its steps through proxies: leave --optimise-through at proxy",
+                "--generator sample takes its steps through proxies: leave --optimise-through at proxy, "
+                "or add --generator direct",
             )
             side = self.delta_size
             check(side is None or side % 2 == 0, "--delta-size must be even for --generator sample")
             for name in sorted(self.given & {"distance", "bound", "batch_size"}):
-                check(False, f"{flag(name)} does nothing for --generator sample: leave it away")
+                check(False, f"{flag(name)} does nothing for --generator sample: omit it, or add --generator direct")
         else:
             check("proxies" not in self.given, f"--proxies belongs to --generator sample, not {self.generator}")
         if self.optimise_through == "proxy":
@@ -210,10 +215,8 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
     check_choice("preset", preset, tuple(PRESETS))
     given = {name: value for layer in layers for name, value in layer.items()}
     merged = PRESETS[preset] | given
-    if merged.get("generator", "direct") == "network" and "bound" not in merged:
+    if merged.get("generator") == "network" and "bound" not in merged:
         merged["bound"] = "tanh_clamp"
-    if merged.get("generator", "direct") == "sample" and "steps" not in merged:
-        merged["steps"] = SAMPLE_STEPS
     return build(Settings, merged | {"given": frozenset(given)})
 
 
@@ -267,13 +270,14 @@ def sidecars(suffixes: Sequence[str]) -> list[str]:
     return found
 
 
-def clusters_for(num_images: int) -> int:
-    """Number of clusters for a collection: about 400 images each, between 10 and 40.
+def clusters_for(num_images: int, generator: Generator) -> int:
+    """Number of clusters for a collection: IMAGES_PER_CLUSTER each, between 10 and 40.
 
     A delta that is seen on fewer images is not learnt before the real features: with 200 each, 4,000 images of
-    CIFAR-10 kept 51-57 % accuracy; with 400 each, 37-45 % (tests/test_effect.py).
+    CIFAR-10 kept 51-57 % accuracy; with 400 each, 37-45 % (tests/test_effect.py). Deltas of single images do better
+    with fewer clusters: 6,000 images kept 35 % with 10 clusters, 40 % with 15, 54 % with 40.
     """
-    return max(10, min(40, num_images // 400))
+    return max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))
 
 
 def flag(name: str) -> str:

@@ -26,7 +26,7 @@ from tests.samples import image_bytes
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64"),
-    *("--clusters", "4", "--steps", "8", "--restarts", "4", "--max-quarantine", "1"),
+    *("--clusters", "4", "--generator", "direct", "--steps", "8", "--restarts", "4", "--max-quarantine", "1"),
 ]
 ONE_WORKER = ["--workers", "1"]  # half the starts of processes where nothing depends on their number
 _NAMES = ("grass", "brick", "coffee", "retina")

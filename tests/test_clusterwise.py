@@ -73,7 +73,9 @@ def cluster_fit(
     cluster: int = 0, given: FitImages | None = None, surrogate: TinySurrogate | None = None, **choices: Any
 ) -> ClusterFit:
     given, surrogate = given or images(), surrogate or TinySurrogate()
-    settings = Settings(**{"optimise_through": "surrogate", "steps": 40, "batch_size": 32} | choices)
+    settings = Settings(
+        **{"generator": "direct", "optimise_through": "surrogate", "steps": 40, "batch_size": 32} | choices
+    )
     return ClusterFit(
         cluster, given, surrogate, means(given, surrogate), [1, 2, 0], settings, side=SIDE, width=4, blocks=1
     )
@@ -84,7 +86,7 @@ def network_fit(**choices: Any) -> ClusterFit:
 
 
 def proxy_fit(**choices: Any) -> ProxyFit:
-    return ProxyFit(images(), CLUSTERS, Settings(**{"steps": 8, "batch_size": 32} | choices))
+    return ProxyFit(images(), CLUSTERS, Settings(**{"generator": "direct", "steps": 8, "batch_size": 32} | choices))
 
 
 def finished(fit: Fit) -> FittedDeltas:
@@ -166,7 +168,9 @@ def test_train_images_cluster_uses_no_image_of_another_cluster() -> None:
     changed.pixels[given.clusters != 0] = 0
     surrogate, outcome = TinySurrogate(), []
     for which in (given, changed):
-        settings = Settings(optimise_through="surrogate", train_images="cluster", steps=10, batch_size=8)
+        settings = Settings(
+            generator="direct", optimise_through="surrogate", train_images="cluster", steps=10, batch_size=8
+        )
         fit = ClusterFit(0, which, surrogate, means(given, surrogate), [1, 2, 0], settings)
         outcome.append(finished(fit).to_bytes())
     assert outcome[0] == outcome[1]
@@ -214,7 +218,7 @@ def test_far_targets_have_no_fixed_point() -> None:
 def test_a_checkpoint_of_another_fit_is_refused() -> None:
     state = proxy_fit().state()
     with pytest.raises(InputError, match="checkpoint of another fit: delta"):
-        ProxyFit(images(side=24), CLUSTERS, Settings(steps=8)).load(state)
+        ProxyFit(images(side=24), CLUSTERS, Settings(generator="direct", steps=8)).load(state)
     with pytest.raises(InputError, match="checkpoint of another fit"):
         cluster_fit().load(network_fit(steps=41).state())
 

@@ -41,13 +41,17 @@ def cifar() -> Cifar:
     surrogate = load_surrogate(EMBEDDED_SURROGATE, weights=None, size=160, device="cpu")
     pictures = list(images.permute(0, 2, 3, 1).numpy())
     features = [surrogate.embed_pictures(pictures[start : start + 64]) for start in range(0, TRAIN, 64)]
-    found = fit_clusters(features, "smoothed", surrogate.head, clusters_for(TRAIN), restarts=24, seed=0)
+    found = fit_clusters(features, "smoothed", surrogate.head, clusters_for(TRAIN, "direct"), restarts=24, seed=0)
     clusters = torch.from_numpy(found.clusters).long()
     return Cifar(images, labels, *cifar10("test"), clusters)
 
 
 def fitted(cifar: Cifar, *, plain: bool) -> FittedDeltas:
-    fit = ProxyFit(FitImages(cifar.images, cifar.clusters), clusters_for(TRAIN), Settings(plain=plain))
+    fit = ProxyFit(
+        FitImages(cifar.images, cifar.clusters),
+        clusters_for(TRAIN, "direct"),
+        Settings(generator="direct", plain=plain),
+    )
     while not fit.is_done:
         fit.advance(100)
     return fit.result()

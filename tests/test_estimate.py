@@ -30,7 +30,7 @@ def test_a_shard_that_is_read_whole_gives_the_number_of_images_exactly(surrogate
     found = predicted(data, surrogate)
     assert found.images == 50
     assert found.sides == (20, 30)
-    assert found.clusters == clusters_for(50)
+    assert found.clusters == clusters_for(50, "direct")
 
 
 def test_ten_times_the_bytes_are_ten_times_the_images(surrogate):

@@ -101,13 +101,13 @@ def test_a_broken_loss_is_named(value: float) -> None:
 
 
 def test_the_side_of_a_delta() -> None:
-    proxy, through = Settings(), Settings(optimise_through="surrogate")
+    proxy, through = Settings(), Settings(generator="direct", optimise_through="surrogate")
     assert delta_side(Settings(delta_size=40), 224, [500]) == 40
     assert delta_side(proxy, 224, [32] * 5) == 32
     assert delta_side(proxy, 224, [8, 60, 61]) == 56
     assert delta_side(proxy, 224, [20]) == 32
     assert delta_side(proxy, 224, [500, 300, 400]) == 72
     assert delta_side(through, 160, [500]) == 160
-    assert delta_side(Settings(optimise_through="surrogate", size="224"), 336, [500]) == 224
+    assert delta_side(Settings(generator="direct", optimise_through="surrogate", size="224"), 336, [500]) == 224
     network = Settings(generator="network", optimise_through="surrogate", bound="eps_tanh")
     assert delta_side(network, 378, [500]) == 376

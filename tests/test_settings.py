@@ -8,7 +8,7 @@ import pytest
 
 from jobs.options import parse_settings
 from pipeline.errors import SettingsError
-from pipeline.settings import Settings, clusters_for, parse_epsilon, settings_from
+from pipeline.settings import Generator, Settings, clusters_for, parse_epsilon, settings_from
 
 
 @pytest.mark.parametrize(("text", "value"), [("16/255", 16 / 255), ("0.0625", 0.0625), ("8 / 255", 8 / 255)])
@@ -39,8 +39,8 @@ def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
         ({"generator": "network"}, "add --optimise-through surrogate"),
         ({"generator": "network", "optimise_through": "surrogate", "delta_size": 33}, "multiple of 4"),
         ({"train_images": "cluster"}, "needs --optimise-through surrogate"),
-        ({"bound": "tanh_clamp"}, "leave --bound at project"),
-        ({"generator_lr": 1e-3}, "--generator-lr belongs to --generator network; it does nothing for direct"),
+        ({"generator": "direct", "bound": "tanh_clamp"}, "leave --bound at project"),
+        ({"generator_lr": 1e-3}, "--generator-lr belongs to --generator network; it does nothing for sample"),
         (
             {"generator": "network", "optimise_through": "surrogate", "step_size": 0.01},
             "--step-size belongs to --generator direct",
@@ -74,9 +74,24 @@ def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
     assert settings_from({"clusters": 5}, {"clusters": 7}, preset="uc-paper").clusters == 7
 
 
-@pytest.mark.parametrize(("images", "clusters"), [(100, 10), (4000, 10), (8000, 20), (10**7, 40)])
-def test_clusters_follow_the_number_of_images(images: int, clusters: int) -> None:
-    assert clusters_for(images) == clusters
+@pytest.mark.parametrize(
+    ("images", "generator", "clusters"),
+    [
+        *((100, "direct", 10), (4000, "direct", 10), (8000, "texture", 20), (10**7, "network", 40)),
+        *((6599, "sample", 10), (6600, "sample", 11), (10**7, "sample", 40)),
+    ],
+)
+def test_clusters_follow_the_number_of_images(images: int, generator: Generator, clusters: int) -> None:
+    assert clusters_for(images, generator) == clusters
+
+
+def test_steps_are_what_the_generator_needs_unless_they_are_given() -> None:
+    assert (settings_from().generator, settings_from().steps) == ("sample", 30)
+    assert Settings(generator="direct").steps == settings_from({"generator": "direct"}).steps == 100
+    assert settings_from({"steps": 7}).steps == settings_from({"steps": 7, "generator": "direct"}).steps == 7
+    assert settings_from(preset="uc-paper").steps == 750
+    with pytest.raises(SettingsError, match="--steps must be at least 1; it is 0"):
+        settings_from({"steps": 0})
 
 
 def test_suffixes_that_are_kept_are_named_one_by_one_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
@@ -95,7 +110,7 @@ def test_what_was_given_is_told_from_a_default_and_from_a_preset() -> None:
 
 def test_the_largest_sign_step_is_in_pixel_units() -> None:
     given = ["--input", "a", "--output", "b"]
-    assert parse_settings([*given, "--step-size", "4/255"]).step_size == pytest.approx(4 / 255)
+    assert parse_settings([*given, "--generator", "direct", "--step-size", "4/255"]).step_size == pytest.approx(4 / 255)
     network = [*given, "--generator", "network", "--optimise-through", "surrogate", "--generator-lr", "1e-3"]
     assert parse_settings(network).generator_lr == 1e-3
     with pytest.raises(SettingsError, match="--step-size: invalid"):

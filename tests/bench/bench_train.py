@@ -129,7 +129,7 @@ def main() -> None:
     rows = [compare("ClusterFit", cluster_fit.advance, bare_cluster_loop(images, surrogate, batch), batch, 2, 7)]
     batch, images = 256, pictures(512, 32)
     proxy_module.LEAST_STEPS = 1  # the speed of a delta's step does not depend on how well the proxy has learned
-    proxy_fit = ProxyFit(images, CLUSTERS, Settings(steps=10_000, batch_size=batch))
+    proxy_fit = ProxyFit(images, CLUSTERS, Settings(generator="direct", steps=10_000, batch_size=batch))
     proxy_fit.advance(proxy_module.Schedule.of(len(images.pixels)).steps)  # the proxy's own
     rows.append(compare("ProxyFit", proxy_fit.advance, bare_proxy_loop(images, batch), batch, 5, 9))
     found = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}

@@ -38,7 +38,7 @@ def images() -> FitImages:
 
 
 def proxy_fit(device: str) -> Fit:
-    return ProxyFit(images(), CLUSTERS, Settings(steps=12, batch_size=64), device)
+    return ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=12, batch_size=64), device)
 
 
 def cluster_fit(generator: str) -> Callable[[str], Fit]:
@@ -90,7 +90,7 @@ def test_a_protection_is_laid_to_the_same_pixels_on_every_machine(device: str) -
 def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
     left = {}
     for place in ("cpu", device):
-        fit = ProxyFit(images(), CLUSTERS, Settings(steps=40, batch_size=64), place)
+        fit = ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=40, batch_size=64), place)
         while not fit.is_done:
             fit.advance(50)
         losses = fit.result().losses
