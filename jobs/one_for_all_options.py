@@ -12,7 +12,7 @@ the protected image is pulled to the concept that fits least, and away from thos
 
   python jobs/train_one_for_all.py --input photos/ --output universal.safetensors --width 16 --blocks 2 --side 64 \\
       --surrogate timm:tf_efficientnet_lite0 --surrogate-size 64 --max-steps 2000
-  python jobs/protect_imagenet.py --method one-for-all --protection universal.safetensors --input … --output …
+  python jobs/protect_imagenet.py --protection universal.safetensors --input … --output …
 
 Start the same command again to go on: the last checkpoint lies beside the output until the training is done.
 """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jobs import cli
 from pipeline import layout
+from pipeline.artefact import named_surrogate
 from pipeline.commits import make_plan, plan_to_parquet
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
@@ -32,7 +34,7 @@ class Run:
     plan: Plan
     surrogate: Surrogate  # on the driver, for its identity and for estimates
     protection: Protection | None  # given by --protection
-    universal: UniversalProtection | None  # given by --protection, with --method one-for-all
+    universal: UniversalProtection | None  # given by --protection, as train_one_for_all.py has made it
     key: bytes | None  # secret of the texture generator
     record: RunRecord
     passed_over: tuple[Rejection, ...] = ()  # of the input, what may hold images and is not read
@@ -65,7 +67,7 @@ def prepare(settings: Settings) -> Run:
     key = cli.read_key(settings.key_file)
     given, protection_sha256 = _read_protection(settings, key)
     if given is not None:
-        settings = replace(settings, epsilon=given.epsilon)
+        settings = _as_fitted(settings, given)
     _check_enough_images(settings, source, shards)
     surrogate = surrogate_for(settings, "cpu")
     if given is not None:
@@ -115,20 +117,29 @@ def _read_protection(
     store, name = file_at(settings.protection)
     data = store.read(name)
     protection = load_any_protection(data)
-    if protection.method != settings.method:
-        raise SettingsError(
-            f"{settings.protection} is a protection of another method: add --method {protection.method}"
-        )
+    if "method" in settings.given and protection.method != settings.method:
+        raise SettingsError(f"{settings.protection} is a protection of method {protection.method}: omit --method")
     if "epsilon" in settings.given and settings.epsilon != protection.epsilon:
         raise SettingsError(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
-            f"{protection.epsilon * 255:g}/255; leave --epsilon away, or fit anew"
+            f"{protection.epsilon * 255:g}/255; omit --epsilon, or fit anew"
         )
     if isinstance(protection, Protection) and protection.needs_key:
         if key is None:
             raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
+
+
+def _as_fitted(settings: Settings, given: Protection | UniversalProtection) -> Settings:
+    """The settings with what a protection decides: method, epsilon, and the surrogate unless the user names one."""
+    name, size = named_surrogate(given.surrogate_id)
+    chosen: dict[str, Any] = {"method": given.method, "epsilon": given.epsilon}
+    if "surrogate" not in settings.given:
+        chosen["surrogate"] = name
+    if "surrogate_size" not in settings.given and chosen.get("surrogate", settings.surrogate) == name:
+        chosen["surrogate_size"] = size
+    return replace(settings, **chosen)
 
 
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:

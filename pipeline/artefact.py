@@ -53,6 +53,15 @@ def damaged(error: Exception) -> InputError:
     return InputError(f"not a protection file, or cut short ({reason}); copy it again or fit a new one")
 
 
+def named_surrogate(surrogate_id: str) -> tuple[str, int]:
+    """Name and input size in pixels of the surrogate that a protection names. Raises InputError if it names none."""
+    try:
+        identity = json.loads(surrogate_id)
+        return str(identity["name"]), int(identity["size"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"the protection names no surrogate that can be loaded: {surrogate_id[:80]!r}") from None
+
+
 def check_same_surrogate(named: str, given: str) -> None:
     """Raise ConflictError unless the surrogate at hand is the one that the protection names."""
     if given != named:

@@ -143,7 +143,7 @@ def load_protection(data: bytes) -> Protection:
     """
     found = load_any_protection(data)
     if not isinstance(found, Protection):
-        raise InputError("a universal generator, not the deltas of clusters: add --method one-for-all")
+        raise InputError("a universal generator, not the deltas of clusters")
     return found
 
 

@@ -219,7 +219,7 @@ def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
 
 
 def test_a_universal_generator_is_no_set_of_cluster_deltas(surrogate):
-    with pytest.raises(InputError, match="add --method one-for-all"):
+    with pytest.raises(InputError, match="not the deltas of clusters"):
         load_protection(protection_of(fitted(surrogate), surrogate).to_bytes())
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.options import parse_settings
 from jobs.prepare import prepare
-from pipeline.errors import InputError, SettingsError
+from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.settings import EMBEDDED_SURROGATE
 from tests import runs
 from tests.test_protection import LEVELS, made
+from tests.uploads import SURROGATE, small_protection, small_surrogate
 
 
 @pytest.mark.parametrize("epsilon", ["16/255", "4/255"])  # one of them is the default
@@ -22,10 +24,24 @@ def test_another_epsilon_than_that_of_a_given_protection_is_refused(tmp_path: Pa
     options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--protection", str(file)]
     with pytest.raises(SettingsError) as caught:
         prepare(parse_settings([*options, "--epsilon", epsilon]))
-    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; leave --epsilon away, or fit anew")
+    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; omit --epsilon, or fit anew")
     (tmp_path / "settings.yaml").write_text(f"epsilon: {epsilon}\n")
     with pytest.raises(SettingsError, match="was made for 8/255"):
         prepare(parse_settings([*options, "--config", str(tmp_path / "settings.yaml")]))
+
+
+def test_a_given_protection_alone_says_method_surrogate_and_epsilon(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4)
+    (tmp_path / "p.safetensors").write_bytes(replace(small_protection(), epsilon=20 / 255).to_bytes())
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    options += ["--protection", str(tmp_path / "p.safetensors")]
+    run = prepare(parse_settings(options))
+    assert run.surrogate.id == small_surrogate().id
+    assert (run.settings.surrogate, run.settings.surrogate_size) == (SURROGATE, 64)
+    assert (run.settings.method, run.settings.epsilon) == ("uc", 20 / 255)
+    assert prepare(parse_settings([*options, "--surrogate", SURROGATE])).plan.fingerprint == run.plan.fingerprint
+    with pytest.raises(ConflictError, match="the protection was fitted for surrogate .*64.*, not .*96"):
+        prepare(parse_settings([*options, "--surrogate-size", "96"]))
 
 
 @pytest.mark.parametrize("content", ["{}", '{"fingerprint": 1}', "not JSON"])  # of another version, or damaged

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from jobs import protect_imagenet
+from jobs.options import parse_settings
+from jobs.prepare import prepare
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import load_any_protection
 from tests import runs
@@ -119,7 +121,7 @@ def test_verify_and_report_know_the_method(data: Path, protected) -> None:
     ("more", "words"),
     [
         (["--method", "one-for-all"], "add --protection FILE"),
-        (["--protection", "u.safetensors"], "add --method one-for-all"),
+        (["--method", "uc", "--protection", "u.safetensors"], "is a protection of method one-for-all: omit --method"),
     ],
 )
 def test_a_generator_and_its_method_belong_together(data: Path, trained, more, words) -> None:
@@ -129,6 +131,14 @@ def test_a_generator_and_its_method_belong_together(data: Path, trained, more, w
     assert code == 2
     assert words in stderr
     assert not (data / "refused").exists()
+
+
+def test_the_file_alone_says_method_and_surrogate(data: Path, trained) -> None:
+    given = ["--input", str(data / "other"), "--output", str(data / "planned")]
+    run = prepare(parse_settings([*given, "--protection", str(data / "u.safetensors")]))
+    assert run.settings.method == "one-for-all"
+    assert run.universal is not None
+    assert run.surrogate.id == run.universal.surrogate_id
 
 
 @pytest.mark.slow

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefact import damaged, read_header
-from pipeline.errors import InputError, SettingsError
+from pipeline.artefact import damaged, named_surrogate, read_header
+from pipeline.errors import SettingsError
 from pipeline.settings import SmallImages
 
 if TYPE_CHECKING:
@@ -61,8 +59,8 @@ def deltas_from(
 
     check_protection(protection, has_key=key is not None)
     loaded = load_any_protection(protection)
-    identity = surrogate_of(loaded.surrogate_id)
-    surrogate = load_surrogate(identity["name"], weights=weights, size=identity["size"], device=device)
+    name, size = named_surrogate(loaded.surrogate_id)
+    surrogate = load_surrogate(name, weights=weights, size=size, device=device)
     p99 = loaded.clustering.distance_p99
     if isinstance(loaded, Protection):
         if loaded.needs_pixels:
@@ -83,17 +81,8 @@ def check_protection(data: bytes, *, has_key: bool) -> float:
     if header.get("key_sha256") and not has_key:
         raise SettingsError("--protection needs the secret it was made with: add --key-file FILE")
     if "surrogate_id" in header:
-        surrogate_of(header["surrogate_id"])
+        named_surrogate(header["surrogate_id"])
     try:
         return float(header["epsilon"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(error) from None
-
-
-def surrogate_of(surrogate_id: str) -> Mapping[str, Any]:
-    """Name and size of the surrogate that a protection names. Raises InputError if it names none."""
-    try:
-        identity = json.loads(surrogate_id)
-        return {"name": str(identity["name"]), "size": int(identity["size"])}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"the protection names no surrogate that can be loaded: {surrogate_id[:80]!r}") from None
