@@ -14,7 +14,7 @@ from pipeline.clusters import ClusterQuality, ClusterReport
 from pipeline.errors import InputError
 from pipeline.gallery import GallerySample, gallery_from_bytes, gallery_to_bytes
 from pipeline.json_record import JsonRecord
-from pipeline.records import Plan, Shard
+from pipeline.records import Plan, Reason, Rejection, Shard
 from pipeline.removal import RemovalCheck
 from pipeline.run_record import RunRecord, RunStatus, ingredients_of, read_run
 from pipeline.settings import Settings
@@ -45,6 +45,7 @@ RECORDS = [
     UnitCommit("u", "f", (Row("a.jpg", "etag", 1, 7, "image", distance=0.5), Row("b.jpg", "etag", 2, 0, "image"))),
     Manifest((Segment("0aa1", 3, 2, 1, 0),), ("0bb2",)),
     LeaseRecord("0cc3", "host pid 7", 60.0),
+    Rejection("k", "k.jpg", Reason.EMPTY, "no bytes"),
 ]
 
 
