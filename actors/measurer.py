@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import ray
 import torch
 
@@ -14,6 +12,7 @@ from pipeline.gallery import gallery_to_bytes
 from pipeline.measure import ShardMeasures, measure_shard, measured_shards, removal_of
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
+from pipeline.records import Commit
 from pipeline.scores import scores_to_parquet
 
 TASK_SECONDS = 3600
@@ -31,7 +30,8 @@ def measure_run(context: RunContext, names: list[str], key: bytes | None) -> Non
 
 
 def _count(context: RunContext, shard: str) -> int:
-    return int(json.loads(context.output.read(layout.commit(shard)))["num_protected"])
+    name = layout.commit(shard)
+    return Commit.from_bytes(context.output.read(name), f"{context.output.url}/{name}").num_protected
 
 
 def _protection(context: RunContext, key: bytes | None) -> Protection | UniversalProtection:

@@ -24,7 +24,6 @@ from pipeline.apply import LaidDeltas, ShardOutcome, protect_shard, write_protec
 from pipeline.commits import check_same_commit
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.features import assignment_from_parquet
-from pipeline.fingerprint import canonical
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.picture_deltas import SampleDeltas, protect_pictures
 from pipeline.profile import Work
@@ -120,7 +119,7 @@ class Protector:
             clusters={str(cluster): count for cluster, count in sorted(outcome.clusters.items())},
             seconds=seconds,
         )
-        if self.context.output.create(layout.commit(shard.name), canonical(commit.to_json())):
+        if self.context.output.create(layout.commit(shard.name), commit.to_bytes()):
             return commit
         existing = self._committed(shard)
         if existing is not None:

@@ -45,7 +45,7 @@ from pipeline.relearning.evaluation import (
     Trial,
 )
 from pipeline.relearning.labellings import check_labelling
-from pipeline.relearning.results import histories_to_parquet, relearned, results_to_parquet
+from pipeline.relearning.results import histories_to_parquet, read_row, relearned, results_to_parquet
 from pipeline.relearning.targets import check_target
 from pipeline.store import Entry, Store
 
@@ -194,7 +194,7 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
     )
 
     output = loaded.output
-    rows = [json.loads(output.read(trial.result)) for trial in trials]
+    rows = [read_row(output, trial) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))
     about = EvaluationAbout(settings.clean, settings.test, settings.protected, asdict(settings), loaded.left_out)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from typing import Any
 
 from actors.metrics import recorder
 from pipeline.metrics import IMAGES, RELEARNED, STAGE_SECONDS
 from pipeline.relearning.evaluation import WHOLE, EvaluationSettings, Trial
-from pipeline.relearning.results import relearned_by_regime
+from pipeline.relearning.results import read_row, relearned_by_regime
 from pipeline.store import Store
 
 _NEEDED = ("protection", "fit", "labelling", "share", "target", "regime", "accuracy_last", "diverged")
@@ -21,21 +19,17 @@ class RelearnedSoFar:
     def __init__(self, settings: EvaluationSettings, output: Store, finished: Iterable[Trial]) -> None:
         self._output, self._labelling = output, settings.labellings[0]
         self._metrics = recorder()
-        self._rows = [{name: row[name] for name in _NEEDED} for row in map(self._read, finished)]
+        self._rows = [{name: row[name] for name in _NEEDED} for row in (read_row(output, trial) for trial in finished)]
         for protection in {str(row["protection"]) for row in self._rows}:
             self._tell(protection)
 
     def add(self, trial: Trial) -> None:
         """Another trial is finished."""
-        row = self._read(trial)
+        row = read_row(self._output, trial)
         self._rows.append({name: row[name] for name in _NEEDED})
         self._metrics.record(IMAGES, row["num_train"] * row["epochs"], stage="relearn")
         self._metrics.record(STAGE_SECONDS, row["seconds"], stage="relearn", step="model")
         self._tell(trial.protection)
-
-    def _read(self, trial: Trial) -> dict[str, Any]:
-        row: dict[str, Any] = json.loads(self._output.read(trial.result))
-        return row
 
     def _tell(self, protection: str) -> None:
         found = relearned_by_regime(self._rows, protection, labelling=self._labelling, share=WHOLE)

@@ -18,7 +18,7 @@ from pipeline.bounded import bounded_map
 from pipeline.errors import InputError, SettingsError
 from pipeline.gather import losses
 from pipeline.inputs import resolve_input
-from pipeline.records import Commit, losses_of, quarantine_from_bytes
+from pipeline.records import Commit, losses_of, read_quarantine
 from pipeline.relearning.certificate import Certificates, fit_at
 from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
@@ -122,7 +122,7 @@ def _check(
 ) -> ShardCheck:
     name = layout.commit(shard)
     commit = Commit.from_bytes(output.read(name), f"{output.url}/{name}")
-    refused = quarantine_from_bytes(output.read(layout.quarantine(shard))) if commit.num_quarantined else []
+    refused = read_quarantine(output, layout.quarantine(shard)) if commit.num_quarantined else []
     quarantined = {one.key for one in refused}
     try:
         with contextlib.ExitStack() as stack:

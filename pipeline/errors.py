@@ -58,6 +58,11 @@ class PromiseError(ScumbleError):
     """A promise of ours does not hold; nothing of this shard may be published."""
 
 
+def unreadable(where: str, error: object, cure: str = "restore or remove it") -> InputError:
+    """The refusal of a file that this version would not have written; cure says what to do about it."""
+    return InputError(f"{where} is damaged, or of another version of Scumble ({one_line(error)}): {cure}")
+
+
 def one_line(error: object, limit: int = 200) -> str:
     """What an exception says, in one line of at most `limit` characters; its type where it says nothing."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]

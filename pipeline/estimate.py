@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.fitted import FitImages
 from pipeline.members import image_suffix
 from pipeline.objective import PROXY_SIDES, delta_side
 from pipeline.picture import decode_rgb
+from pipeline.protection import Protection
 from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
@@ -42,6 +43,7 @@ class Estimate:
     output_factor    bytes of protected image files over bytes of the originals
     embed, apply     seconds of one process per image
     fit              seconds of the whole fit, one process
+    makes_deltas     True if networks make the delta of each image, while it is applied
     """
 
     images: int
@@ -51,6 +53,7 @@ class Estimate:
     embed: float
     apply: float
     fit: float
+    makes_deltas: bool = False
 
     def stage_seconds(self, workers: int) -> dict[str, float]:
         """Wall seconds of each stage with so many worker processes."""
@@ -69,29 +72,39 @@ class Estimate:
         """
         seconds = self.stage_seconds(workers)
         fits = 1 if settings.optimise_through == "proxy" else min(workers, self.clusters)
-        on_gpus = ["apply"] if settings.method == "one-for-all" else ["embed", "fit"]
+        on_gpus = ["embed", "fit", "apply"] if self.makes_deltas else ["embed", "fit"]
+        on_gpus = ["apply"] if settings.method == "one-for-all" else on_gpus
         busy = {stage: spent * (fits if stage == "fit" else workers) for stage, spent in seconds.items()}
         gpu = settings.gpus_per_worker * sum(busy[stage] for stage in on_gpus)
         return gpu / 3600, (sum(busy.values()) + busy["fit"] * (settings.fit_threads - 1)) / 3600
 
 
 def estimate(
-    stream: IO[bytes], shard_bytes: int, total_bytes: int, surrogate: Surrogate, settings: Settings
+    stream: IO[bytes],
+    shard_bytes: int,
+    total_bytes: int,
+    surrogate: Surrogate,
+    settings: Settings,
+    given: Protection | None = None,
 ) -> Estimate:
     """Measure the first images of one shard and scale up.
 
+    given  the protection that is applied instead of one that the settings ask for
     Raises InputError if none of them is usable.
     """
     samples, bytes_each = first_samples(stream, shard_bytes, max_member_bytes=settings.max_member_bytes)
     embed = _embed_seconds(samples, surrogate, settings)
     apply, factor, sides = _apply_seconds(samples, settings)
-    if settings.generator == "sample" and settings.protection is None:
+    makes_deltas = given.needs_pixels if given else settings.generator == "sample" and settings.protection is None
+    if given and given.sample:
+        choices = replace(settings, plain=given.sample.plain)
+        apply += given.sample.steps * _proxy_seconds(given.sample.side, choices)
+    elif makes_deltas:
         apply += settings.steps * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
-    clusters = settings.clusters or clusters_for(images, settings.generator)
-    return Estimate(
-        images, sides, factor, clusters, embed, apply, _fit_seconds(images, sides, surrogate, settings, clusters)
-    )
+    clusters = len(given.targets) if given else settings.clusters or clusters_for(images, settings.generator)
+    fit = _fit_seconds(images, sides, surrogate, settings, clusters)
+    return Estimate(images, sides, factor, clusters, embed, apply, fit, makes_deltas)
 
 
 def first_samples(

@@ -11,11 +11,11 @@ from pipeline.clusters import ClusterReport
 from pipeline.gallery import GallerySample, gallery_from_bytes
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
-from pipeline.records import Rejection, losses_of, quarantine_from_bytes
+from pipeline.records import Rejection, losses_of, quarantine_from_bytes, read_quarantine
 from pipeline.removal import RemovalCheck
 from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
 from pipeline.run_record import RunStatus, read_run
-from pipeline.scores import scores_from_parquet
+from pipeline.scores import PictureScore, scores_from_parquet
 from pipeline.store import Store
 from pipeline.totals import Totals, totals_of
 
@@ -47,7 +47,7 @@ def report_data(output: Store) -> ReportData:
         clustering=ClusterReport.read(output, layout.CLUSTERS_REPORT),
         gallery=_gallery(output),
         removal=RemovalCheck.read(output, layout.REMOVAL),
-        scores=() if (scores := output.read_if_there(layout.SCORES)) is None else tuple(scores_from_parquet(scores)),
+        scores=_scores(output),
         quarantine=dict(sorted(totals.reasons.items())),
         rejections=_rejections(output, totals),
         lost=tuple(losses(output, totals.damaged)),
@@ -115,15 +115,21 @@ def _gallery(output: Store) -> tuple[GallerySample, ...]:
     return () if data is None else gallery_from_bytes(data, f"{output.url}/{layout.GALLERY}")
 
 
+def _scores(output: Store) -> tuple[PictureScore, ...]:
+    data = output.read_if_there(layout.SCORES)
+    return () if data is None else tuple(scores_from_parquet(data, f"{output.url}/{layout.SCORES}"))
+
+
 def losses(output: Store, damaged: Iterable[str]) -> Iterator[str]:
     """What of the input was not read, line by line: names that were passed over, then parts of damaged shards."""
-    for one in quarantine_from_bytes(output.read_if_there(layout.PASSED_OVER) or b""):
+    passed_over = output.read_if_there(layout.PASSED_OVER) or b""
+    for one in quarantine_from_bytes(passed_over, f"{output.url}/{layout.PASSED_OVER}"):
         yield f"{one.key}: {one.detail}"
     for shard in damaged:
-        yield from losses_of(shard, quarantine_from_bytes(output.read(layout.quarantine(shard))))
+        yield from losses_of(shard, read_quarantine(output, layout.quarantine(shard)))
 
 
 def _rejections(output: Store, totals: Totals) -> tuple[Rejection, ...]:
     """The first rejections, in shard order."""
-    files = (output.read(layout.quarantine(shard)) for shard in totals.refusing)
-    return tuple(islice(chain.from_iterable(map(quarantine_from_bytes, files)), SHOWN_REJECTIONS))
+    files = (read_quarantine(output, layout.quarantine(shard)) for shard in totals.refusing)
+    return tuple(islice(chain.from_iterable(files), SHOWN_REJECTIONS))

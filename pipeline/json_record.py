@@ -6,9 +6,12 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pipeline.errors import InputError, one_line
+from pipeline.errors import one_line, unreadable
+from pipeline.fingerprint import canonical
 
 if TYPE_CHECKING:
     from pipeline.store import Store
@@ -17,7 +20,9 @@ _R = TypeVar("_R", bound="JsonRecord")
 
 
 class JsonRecord:
-    """Fields are str, int, float, bool, None, Any, tuples of one type, mappings of names, and dataclasses of these."""
+    """Fields are str, int, float, bool, Enum, None, Any, tuples of one type, mappings of names, other dataclasses."""
+
+    cure: ClassVar[str] = "restore or remove it"  # what to do about a file that is refused
 
     def to_json(self) -> dict[str, Any]:
         """As plain objects, lists and values."""
@@ -39,15 +44,20 @@ class JsonRecord:
         try:
             return cls.from_json(json.loads(data))
         except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{where} is damaged, or of another version of Scumble ({one_line(error)}): restore or remove it"
-            ) from None
+            raise unreadable(where, error, cls.cure) from None
 
     @classmethod
     def read(cls: type[_R], store: Store, name: str) -> _R | None:
         """The record in a store; None if there is none. Raises InputError as from_bytes."""
         data = store.read_if_there(name)
         return None if data is None else cls.from_bytes(data, f"{store.url}/{name}")
+
+
+class CompactRecord(JsonRecord):
+    """The same without spaces: for files that are many, or compared by their bytes."""
+
+    def to_bytes(self) -> bytes:
+        return canonical(self.to_json())
 
 
 def _made(hint: Any, value: Any, path: str) -> Any:
@@ -62,20 +72,36 @@ def _made(hint: Any, value: Any, path: str) -> Any:
     if kind is tuple and isinstance(value, list):
         return tuple(_made(get_args(hint)[0], one, f"{path}[{i}]") for i, one in enumerate(value))
     if kind is Mapping and isinstance(value, Mapping):
-        return {name: _made(get_args(hint)[1], one, f"{path}.{name}") for name, one in value.items()}
+        inner = get_args(hint)[1]
+        return {name: one if type(one) is inner else _made(inner, one, f"{path}.{name}") for name, one in value.items()}
     if kind is float and type(value) is int:
         return float(value)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        value = next((one for one in kind if one.value == value), value)
     if type(value) is not kind:
         raise ValueError(f"{path.lstrip('.') or 'it'} is {one_line(json.dumps(value), 40)}")
     return value
 
 
 def _record(kind: Any, value: Mapping[str, Any], path: str) -> Any:
-    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
+    hints, needed = _fields(kind)
     for name in value:
-        if name not in known:
+        if name not in hints:
             raise ValueError(f"{path}.{name} is unknown".lstrip("."))
-    for name, one in known.items():
-        if name not in value and one.default is MISSING and one.default_factory is MISSING:
+    for name in needed:
+        if name not in value:
             raise ValueError(f"{path}.{name} is missing".lstrip("."))
-    return kind(**{name: _made(hints[name], one, f"{path}.{name}") for name, one in value.items()})
+    return kind(
+        **{
+            name: one if type(one) is hints[name] else _made(hints[name], one, f"{path}.{name}")
+            for name, one in value.items()
+        }
+    )
+
+
+@cache  # commits have many rows
+def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """Name -> type, and the names of those without a default."""
+    hints = get_type_hints(kind)
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    return {one.name: hints[one.name] for one in fields(kind)}, needed

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.json_record import JsonRecord
+from pipeline.json_record import CompactRecord, JsonRecord
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
 
 _MOST_SHOWN = 4096
 
@@ -84,16 +88,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Rejection:
+class Rejection(JsonRecord):
     """One line of a quarantine file."""
 
     key: str
     member: str  # full member name; "" where the shard as a whole is meant
     reason: Reason
     detail: str
-
-    def to_json(self) -> dict[str, str]:
-        return {"key": self.key, "member": self.member, "reason": self.reason.value, "detail": self.detail}
 
 
 def shown(name: str) -> str:
@@ -113,10 +114,15 @@ def quarantine_to_bytes(rejections: Iterable[Rejection]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def quarantine_from_bytes(data: bytes) -> list[Rejection]:
-    """The inverse of quarantine_to_bytes."""
-    rows = [json.loads(line) for line in data.splitlines()]  # of text it would cut at U+2028 too
-    return [Rejection(row["key"], row["member"], Reason(row["reason"]), row["detail"]) for row in rows]
+def quarantine_from_bytes(data: bytes, where: str) -> list[Rejection]:
+    """The inverse of quarantine_to_bytes. Raises InputError, which names the line, for what it did not write."""
+    lines = enumerate(data.splitlines(), start=1)  # of text it would cut at U+2028 too
+    return [Rejection.from_bytes(line, f"{where}, line {number},") for number, line in lines]
+
+
+def read_quarantine(store: Store, name: str) -> list[Rejection]:
+    """A quarantine file of a store. Raises InputError if it is not there, or damaged."""
+    return quarantine_from_bytes(store.read(name), f"{store.url}/{name}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Commit(JsonRecord):
+class Commit(CompactRecord):
     """The record whose existence makes a shard's output visible and final."""
 
     fingerprint: str

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.errors import unreadable
+
 Picture = NDArray[np.uint8]  # [H, W, 3] or [H, W]
 FIGURES = ("max_abs_delta", "rms", "psnr", "ssim", "survives_jpeg75", "survives_half_size")
 PERCENTILES = (1, 5, 50, 95, 99)
@@ -110,19 +112,26 @@ def pooled_psnr(scores: Sequence[PictureScore]) -> float:
     return psnr_of(math.sqrt(float(np.mean([score.rms**2 for score in scores]))))
 
 
+_TYPES = {"key": pa.string(), "cluster": pa.int32(), "max_abs_delta": pa.int32()}
+_SCHEMA = pa.schema([(one.name, _TYPES.get(one.name, pa.float64())) for one in fields(PictureScore)])
+
+
 def scores_to_parquet(scores: Iterable[PictureScore]) -> bytes:
     """A Parquet file with one row per picture, columns as in PictureScore."""
-    rows = [asdict(score) for score in scores]
-    types = {"key": pa.string(), "cluster": pa.int32(), "max_abs_delta": pa.int32()}
-    schema = pa.schema([(f.name, types.get(f.name, pa.float64())) for f in fields(PictureScore)])
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    pq.write_table(pa.Table.from_pylist([asdict(score) for score in scores], schema=_SCHEMA), sink)
     return sink.getvalue()
 
 
-def scores_from_parquet(data: bytes) -> list[PictureScore]:
-    """The inverse of scores_to_parquet."""
-    return [PictureScore(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+def scores_from_parquet(data: bytes, where: str) -> list[PictureScore]:
+    """The inverse of scores_to_parquet. Raises InputError, which says where, for what it did not write."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError("it has other columns")
+        return [PictureScore(**row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(where, error, "remove it; the report is written without it") from None
 
 
 def _middle(picture: Picture) -> Picture:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.bounded import bounded_map
+from pipeline.errors import unreadable
 from pipeline.records import Reason
 from pipeline.store import Store
 
@@ -45,7 +46,7 @@ class Totals:
     damaged: list[str] = field(default_factory=list)
 
     def count(self, commit: Mapping[str, Any]) -> None:
-        """Add a commit as its file has it: to build a Commit of each would take a third longer."""
+        """Add a commit as its file has it: to build a Commit of each would take twice as long."""
         self.shards += 1
         self.images += commit["num_protected"]
         self.quarantined += commit["num_quarantined"]
@@ -74,7 +75,7 @@ class Totals:
 
 
 def totals_of(output: Store) -> Totals:
-    """Sums over the commits of an output."""
+    """Sums over the commits of an output. Raises InputError, which names the file, if one cannot be counted."""
     names, whole = output.names(layout.COMMITS), Totals()
     parts = iter(lambda: list(islice(names, TOGETHER)), [])
     if output.is_local:  # a folder answers at once: threads would wait for each other
@@ -90,5 +91,9 @@ def totals_of(output: Store) -> Totals:
 def _totals(output: Store, names: Sequence[str]) -> Totals:
     found = Totals()
     for name in names:
-        found.count(json.loads(output.read(name)))
+        data = output.read(name)
+        try:
+            found.count(json.loads(data))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise unreadable(f"{output.url}/{name}", error) from None
     return found

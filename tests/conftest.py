@@ -8,11 +8,15 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from tests.uploads import Job
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -130,3 +134,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return Store(str(tmp_path / "store"))
     return Store(request.getfixturevalue("bucket") + "/prefix")
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The command over new uploads, from one folder to another."""
+    from tests.uploads import Job  # and with it a job: tests/gpu has no need of it
+
+    return Job.local(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str) -> Job:
+    """The same from one prefix of a bucket to another."""
+    from tests.uploads import Job
+
+    return Job(tmp_path, source=Store(f"{bucket}/in"), output=Store(f"{bucket}/out"), monkeypatch=monkeypatch)

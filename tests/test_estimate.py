@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.errors import InputError
 from pipeline.estimate import COUNTED_SAMPLES, Estimate, estimate
+from pipeline.protection import Protection
+from pipeline.proxy import ProxyNetwork
+from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise, tar_bytes
@@ -90,3 +95,49 @@ def test_the_cost_is_of_what_is_in_use():
     assert found.hours(2, Settings())[0] == 0
     universal = found.hours(2, Settings(method="one-for-all", gpus_per_worker=1.0))
     assert universal[0] == pytest.approx(2.0)
+    sample_wise = replace(found, makes_deltas=True).hours(2, Settings(gpus_per_worker=1.0))
+    assert sample_wise[0] == pytest.approx(found.hours(2, Settings(gpus_per_worker=1.0))[0] + 2.0)
+
+
+def sample_wise(side: int, steps: int, clusters: int = 3) -> Protection:
+    """A protection whose proxies have learned nothing."""
+    points = np.random.default_rng(0).normal(size=(clusters, 8)).astype(np.float32)
+    weights = {name: value.numpy() for name, value in ProxyNetwork(clusters, side).state_dict().items()}
+    return Protection(
+        method="uc",
+        generator="sample",
+        surrogate_id="tiny",
+        epsilon=16 / 255,
+        clustering=Clustering(ClusterSpace(), points, points, np.ones(clusters, np.float32)),
+        targets=(*range(1, clusters), 0),
+        levels=None,
+        fingerprint="f" * 64,
+        sample=SampleGenerator(side, steps, plain=False, seed=0, proxies=(weights,)),
+    )
+
+
+def test_a_given_protection_that_makes_deltas_image_by_image_costs_what_its_own_steps_take(surrogate, monkeypatch):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
+    monkeypatch.setattr("pipeline.estimate._proxy_seconds", lambda side, settings: side / 1000)
+    steps = 25
+    fitted = predicted(data, surrogate, generator="sample", steps=steps, clusters=3)
+    assert fitted.makes_deltas
+    plain = predicted(data, surrogate, protection="p.safetensors")
+    stream, settings = io.BytesIO(data), Settings(protection="p.safetensors", steps=7)
+    found = estimate(stream, len(data), len(data), surrogate, settings, sample_wise(side=40, steps=steps))
+    assert found.apply == pytest.approx(fitted.apply, rel=0.1)
+    assert found.apply > 10 * plain.apply
+    assert (found.makes_deltas, found.clusters, found.fit) == (True, 3, 0)
+    assert not plain.makes_deltas
+
+
+def test_a_given_protection_of_shared_deltas_takes_no_steps(surrogate, monkeypatch):
+    monkeypatch.setattr("pipeline.estimate._proxy_seconds", lambda side, settings: 1e9)
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
+    shared = replace(
+        sample_wise(side=40, steps=9), generator="direct", sample=None, levels=np.zeros((3, 3, 40, 40), np.int8)
+    )
+    settings = Settings(protection="p.safetensors", generator="sample")
+    found = estimate(io.BytesIO(data), len(data), len(data), surrogate, settings, shared)
+    assert found.apply < 1
+    assert not found.makes_deltas

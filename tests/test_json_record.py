@@ -14,12 +14,15 @@ from pipeline.clusters import ClusterQuality, ClusterReport
 from pipeline.errors import InputError
 from pipeline.gallery import GallerySample, gallery_from_bytes, gallery_to_bytes
 from pipeline.json_record import JsonRecord
-from pipeline.records import Plan, Shard
+from pipeline.records import Plan, Reason, Rejection, Shard
 from pipeline.removal import RemovalCheck
 from pipeline.run_record import RunRecord, RunStatus, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.store import Store
+from pipeline.uploads.lease import LeaseRecord
+from pipeline.uploads.ledger import Manifest, UnitCommit
 from pipeline.uploads.origin import Origin
+from pipeline.uploads.segments import Row, Segment
 from pipeline.uploads.summary import Summary
 from tests.samples import commit_of
 
@@ -39,6 +42,10 @@ RECORDS = [
     commit_of(Shard("a.tar", 7, "etag"), "f"),
     Origin("/in", "p", 16 / 255, {"encode": "same", "keep_sidecar": ["seg.png"]}),
     Summary().record("failed", 1, "the store is down"),
+    UnitCommit("u", "f", (Row("a.jpg", "etag", 1, 7, "image", distance=0.5), Row("b.jpg", "etag", 2, 0, "image"))),
+    Manifest((Segment("0aa1", 3, 2, 1, 0),), ("0bb2",)),
+    LeaseRecord("0cc3", "host pid 7", 60.0),
+    Rejection("k", "k.jpg", Reason.EMPTY, "no bytes"),
 ]
 
 
@@ -54,7 +61,7 @@ def test_every_field_that_is_missing_strange_or_of_another_type_is_refused_by_na
         wrong = {**fields, name: 7 if value is None or isinstance(value, str | dict | list) else "seven"}
         with pytest.raises(InputError, match=rf"^file is damaged, or of another version of Scumble \({name} is "):
             type(record).from_bytes(json.dumps(wrong).encode(), "file")
-    with pytest.raises(InputError, match=r"\(more is unknown\): restore or remove it$"):
+    with pytest.raises(InputError, match=rf"\(more is unknown\): {record.cure}$"):
         type(record).from_bytes(json.dumps(fields | {"more": 1}).encode(), "file")
     first = next(iter(fields))
     with pytest.raises(InputError, match=rf"\({first} is missing\)"):

@@ -6,22 +6,27 @@ import io
 import json
 import math
 import statistics
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
+from pipeline.errors import InputError
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
 from pipeline.relearning.results import (
     HISTORY_SCHEMA,
     SCHEMA,
     MeanAccuracy,
     histories_to_parquet,
     mean_accuracies,
+    read_row,
     relearned,
     results_from_parquet,
     results_to_parquet,
 )
+from pipeline.store import Store
 
 
 def row(protection, regime, seed, last, **changed):
@@ -148,3 +153,46 @@ def test_histories_have_a_row_per_epoch_and_figures_are_strict_json():
 
     assert json.loads(first["figures"]) == {}
     assert json.loads(second["figures"], parse_constant=refuse) == {"acm": None, "count": 2.0}
+
+
+def trial_and_row() -> tuple[Trial, dict[str, Any]]:
+    names = {"protection": "uc", "target": "small", "regime": "nt", "labelling": "original", "share": "samples:1"}
+    trial = Trial(**names, seed=0, epochs=2, recipe="fast", data="d" * 64, labels="l" * 64)
+    epoch = {"loss": 0.5, "accuracy_train": 0.5, "accuracy_test": 0.5, "accuracy_holdout": None, "figures": {"e": 0.1}}
+    figures = {"accuracy_last": 0.5, "diverged": False, "num_train": 9, "num_classes": 3, "seconds": 1.5}
+    return trial, asdict(trial) | {"key": trial.key, "history": [epoch, epoch]} | figures
+
+
+def test_the_row_of_a_trial_is_what_was_written_whatever_columns_a_later_version_adds(tmp_path):
+    store, (trial, row) = Store(str(tmp_path)), trial_and_row()
+    store.put(trial.result, json.dumps(row).encode())
+    assert read_row(store, trial) == row
+    store.put(trial.result, json.dumps(row | {"more": 1}).encode())
+    assert read_row(store, trial)["accuracy_last"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: b"",
+        lambda row: json.dumps(row).encode()[:-9],
+        lambda row: b"[" * 100_000,
+        lambda row: json.dumps([row]).encode(),
+        lambda row: json.dumps(row).encode().replace(b'"uc"', b'"\xff"'),
+        lambda row: json.dumps(row | {"seed": 1}).encode(),
+        lambda row: json.dumps(row | {"accuracy_last": None}).encode(),
+        lambda row: json.dumps(row | {"accuracy_last": "much"}).encode(),
+        lambda row: json.dumps(row | {"history": [7]}).encode(),
+        lambda row: json.dumps(row | {"history": [{"loss": 1.0}]}).encode(),
+        lambda row: json.dumps({name: value for name, value in row.items() if name != "seconds"}).encode(),
+    ],
+)
+def test_the_row_of_another_trial_or_a_damaged_one_is_refused_in_one_line(tmp_path, damage):
+    store, (trial, row) = Store(str(tmp_path)), trial_and_row()
+    store.put(trial.result, damage(row))
+    with pytest.raises(InputError) as caught:
+        read_row(store, trial)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert line.startswith(f"{store.url}/{trial.result} is damaged, or of another version of Scumble (")
+    assert line.endswith("): restore it, or remove it to run that trial again")

@@ -122,8 +122,8 @@ def test_summary_leaves_out_what_is_not_finite_and_pools_mean_squared_errors():
 
 def test_scores_come_back_from_parquet_as_they_were():
     scores = [score_picture(f"a/{i}", i, flat(100), flat(100 + i)) for i in (1, 2)]
-    assert scores_from_parquet(scores_to_parquet(scores)) == scores
-    assert scores_from_parquet(scores_to_parquet([])) == []
+    assert scores_from_parquet(scores_to_parquet(scores), "scores") == scores
+    assert scores_from_parquet(scores_to_parquet([]), "scores") == []
 
 
 def test_of_a_huge_picture_the_middle_is_scored_but_the_bound_is_looked_for_everywhere():

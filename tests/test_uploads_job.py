@@ -49,9 +49,7 @@ def job(tmp_path: Path, source: Store, store: Store, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    (tmp_path / "in").mkdir()
-    places = {"source": Store(str(tmp_path / "in")), "output": Store(str(tmp_path / "out"))}
-    return Job(tmp_path, **places, monkeypatch=monkeypatch)
+    return Job.local(tmp_path, monkeypatch)
 
 
 def test_every_image_is_protected_once_under_its_own_name(job: Job) -> None:

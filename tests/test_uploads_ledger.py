@@ -166,17 +166,11 @@ def test_the_same_unit_counts_once_and_other_bytes_are_a_conflict(store: Store) 
     assert len(list(ledger.rows())) == 1
 
 
-def test_what_is_no_commit_is_an_input_error() -> None:
-    for data in (b"", b"[]", b'{"format":1}', b'{"format":9}'):
-        with pytest.raises(InputError):
-            UnitCommit.from_bytes(data)
-
-
 def test_segments_are_read_in_blocks(tmp_path: Path) -> None:
     rows = (values_of(row(f"{number:06d}.jpg")) for number in range(20_000))
     segment = write_segment(rows, tmp_path / "s", "s")
     assert (segment.rows, segment.protected) == (20_000, 20_000)
     with (tmp_path / "s").open("rb") as file:
-        known = read_known(file)
+        known = read_known(file, "segment")
         assert next(known) == ("000000.jpg", "1", 1)
         assert sum(1 for _ in known) == 19_999

@@ -14,19 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from jobs import protect_uploads
 from pipeline.errors import PromiseError, SettingsError
 from pipeline.metrics import STEPS
-from pipeline.store import Store
 from pipeline.uploads.lease import take_lease
 from tests.samples import free_port, tar_bytes
 from tests.uploads import Job, jpeg, upload
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of the scrape itself
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    (tmp_path / "in").mkdir()
-    places = {"source": Store(str(tmp_path / "in")), "output": Store(str(tmp_path / "out"))}
-    return Job(tmp_path, **places, monkeypatch=monkeypatch)
 
 
 def scraped(text: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ import pytest
 from jobs import protect_uploads
 from pipeline import layout
 from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.fingerprint import sha256
 from pipeline.photographs import photograph
 from pipeline.picture_deltas import Answer, Asked
 from pipeline.protection import Protection
@@ -112,6 +113,12 @@ class Job:
         if monkeypatch is not None:
             monkeypatch.setattr("jobs.uploads.deltas_from", fake_deltas)
 
+    @classmethod
+    def local(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+        """From one folder below `folder` to another."""
+        (folder / "in").mkdir()
+        return cls(folder, source=Store(f"{folder}/in"), output=Store(f"{folder}/out"), monkeypatch=monkeypatch)
+
     def arguments(self, *options: str) -> list[str]:
         places = ["--input", self.source.url, "--output", self.output.url, "--protection", str(self.protection)]
         settle = [] if "--settle" in options else ["--settle", "0"]
@@ -149,3 +156,15 @@ def protection_bytes() -> bytes:
         levels=rng.integers(-16, 17, (3, 3, 8, 8)).astype(np.int8),
         fingerprint="f" * 64,
     ).to_bytes()
+
+
+def photos(count: int) -> dict[str, bytes]:
+    return {f"{number:02d}.jpg": jpeg(number) for number in range(count)}
+
+
+def check_all(job: Job, names: set[str]) -> None:
+    """Every object has one row, one output, and the two agree."""
+    outputs, rows = job.outputs(), job.rows()
+    assert outputs.keys() == rows.keys() == names
+    assert {name: sha256(data) for name, data in outputs.items()} == {n: row.output_sha256 for n, row in rows.items()}
+    assert {row.version for row in rows.values()} == {1}

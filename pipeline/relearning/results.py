@@ -7,14 +7,18 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.relearning.evaluation import CLEAN
+from pipeline.errors import unreadable
+from pipeline.relearning.evaluation import CLEAN, Trial
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
 
 Row = Mapping[str, Any]  # what pipeline.relearning.trial.run_trial returns, with its labelling's overlap
 
@@ -45,6 +49,9 @@ HISTORY_SCHEMA = pa.schema(
 )
 
 
+_NEEDED = ("accuracy_last", "diverged", "num_train", "num_classes", "seconds")
+
+
 @dataclass(frozen=True)
 class MeanAccuracy:
     """Accuracy after the last epoch over the fits and seeds of one cell, in [0, 1]; diverged trials are not averaged.
@@ -71,6 +78,23 @@ class Relearned:
     target: str
     num_regimes: int
     fits: tuple[float, ...] = ()
+
+
+def read_row(output: Store, trial: Trial) -> dict[str, Any]:
+    """The row of a finished trial. Raises InputError, one line, for a file that is damaged or another trial's."""
+    data, expected = output.read(trial.result), asdict(trial) | {"key": trial.key}
+    try:
+        row: dict[str, Any] = json.loads(data)
+        if {name: row[name] for name in expected} != expected:
+            raise ValueError("it is of another trial")
+        if missing := [name for name in _NEEDED if row[name] is None]:
+            raise ValueError(f"{missing[0]} is null")
+        results_to_parquet([row])
+        histories_to_parquet([row])
+        return row
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+        where = f"{output.url}/{trial.result}"
+        raise unreadable(where, error, "restore it, or remove it to run that trial again") from None
 
 
 def results_to_parquet(rows: Sequence[Row]) -> bytes:

@@ -8,16 +8,15 @@ by that clock too, from before each renewal was sent, so that it gives up before
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.errors import ConflictError, StoreError
-from pipeline.fingerprint import canonical
+from pipeline.errors import ConflictError, InputError, StoreError
+from pipeline.json_record import CompactRecord
 from pipeline.store import Seen, Store
 
 GRACE_S = 2.0  # times in answers of a store are whole seconds
@@ -46,7 +45,7 @@ def take_lease(store: Store, name: str, *, duration_s: float, wait_s: float = 0.
     duration_s  how long it lasts without a heartbeat; four are sent in that time
     """
     began = _now()
-    content = _Content(uuid.uuid4().hex, f"{socket.gethostname()} pid {os.getpid()}", duration_s)
+    content = LeaseRecord(uuid.uuid4().hex, f"{socket.gethostname()} pid {os.getpid()}", duration_s)
     unchanged: tuple[str, float] = ("", began)
     while True:
         sent = _now()
@@ -64,15 +63,27 @@ def take_lease(store: Store, name: str, *, duration_s: float, wait_s: float = 0.
         time.sleep(min(_POLL_S, wait_s))
 
 
-class _Content:
-    """What the object holds: whose it is; a count makes every version unlike any other."""
+@dataclass(frozen=True)
+class LeaseRecord(CompactRecord):
+    """lease.json: whose it is; the number of renewals makes every version unlike any other.
 
-    def __init__(self, holder: str, who: str, duration_s: float) -> None:
-        self.holder, self.who, self.duration_s = holder, who, duration_s
-        self.renewals = 0
+    who         for people
+    duration_s  how long it lasts without a heartbeat
+    """
 
-    def to_bytes(self, *, released: bool = False) -> bytes:
-        return canonical(vars(self) | {"released": released})
+    holder: str
+    who: str
+    duration_s: float
+    renewals: int = 0
+    released: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.duration_s < float("inf"):
+            raise ValueError(f"duration_s is {self.duration_s}")
+
+
+# a newer version's, or a damaged one: neither is replaced at once, and neither is in the way for ever
+_UNREADABLE = LeaseRecord("", "somebody whose lease cannot be read", 60.0)
 
 
 def _held(seen: Seen | None, unchanged_s: float) -> Held | None:
@@ -80,16 +91,15 @@ def _held(seen: Seen | None, unchanged_s: float) -> Held | None:
     if seen is None:
         return None
     try:
-        fields = json.loads(seen.data)
-        duration, who, released = float(fields["duration_s"]), str(fields["who"]), bool(fields["released"])
-    except (ValueError, KeyError, TypeError):
-        duration, who, released = 60.0, "somebody whose lease cannot be read", False
-    if released or max(seen.age_s, unchanged_s) > duration + GRACE_S:
+        found = LeaseRecord.from_bytes(seen.data, "the lease")
+    except InputError:
+        found = _UNREADABLE
+    if found.released or max(seen.age_s, unchanged_s) > found.duration_s + GRACE_S:
         return None
-    return Held(who, seen.age_s, duration)
+    return Held(found.who, seen.age_s, found.duration_s)
 
 
-def _taken(store: Store, name: str, content: _Content, seen: Seen | None) -> str | None:
+def _taken(store: Store, name: str, content: LeaseRecord, seen: Seen | None) -> str | None:
     """The version that is ours, or None if somebody was faster."""
     data = content.to_bytes()
     if seen is not None:
@@ -102,7 +112,7 @@ def _taken(store: Store, name: str, content: _Content, seen: Seen | None) -> str
 class Lease:
     """A lease that is ours while `check` does not raise; a thread renews it until it is released."""
 
-    def __init__(self, store: Store, name: str, content: _Content, etag: str, renewed: float) -> None:
+    def __init__(self, store: Store, name: str, content: LeaseRecord, etag: str, renewed: float) -> None:
         self._store, self._name, self._content, self._etag = store, name, content, etag
         self._until = renewed + content.duration_s
         self._lost = ""
@@ -126,7 +136,7 @@ class Lease:
         self._thread.join()
         if not self._lost:
             with contextlib.suppress(StoreError):
-                self._store.replace_if(self._name, self._content.to_bytes(released=True), self._etag)
+                self._store.replace_if(self._name, replace(self._content, released=True).to_bytes(), self._etag)
 
     def _beat(self) -> None:
         while not self._over.wait(self._content.duration_s / 4):
@@ -143,7 +153,7 @@ class Lease:
             self._etag, self._until = etag, sent + self._content.duration_s
 
     def _renewed(self) -> str | None:
-        self._content.renewals += 1
+        self._content = replace(self._content, renewals=self._content.renewals + 1)
         data = self._content.to_bytes()
         etag = self._store.replace_if(self._name, data, self._etag)
         if etag is not None:

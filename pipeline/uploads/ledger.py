@@ -14,13 +14,14 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pipeline import layout
-from pipeline.errors import ConflictError, InputError
-from pipeline.fingerprint import canonical
+from pipeline.errors import ConflictError
+from pipeline.json_record import CompactRecord
 from pipeline.store import Store
 from pipeline.uploads.listing import Known
 from pipeline.uploads.segments import (
@@ -40,43 +41,46 @@ _COMMITS_AT_ONCE = 200  # held in memory while they are compacted
 _LIKE = 4  # a segment up to so many times as large is merged with what follows it
 _READERS = 16
 _TRIES = 3
+_L = TypeVar("_L", bound="_LedgerRecord")
+
+
+class _LedgerRecord(CompactRecord):
+    """A record that says of which format it is; of another, it is refused before its fields are looked at."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "format": FORMAT}
+
+    @classmethod
+    def from_json(cls: type[_L], value: Any) -> _L:
+        if not isinstance(value, dict):
+            return super().from_json(value)
+        rest = dict(value)
+        found = json.dumps(rest.pop("format", None))
+        if found != str(FORMAT):
+            raise ValueError(f"format is {found[:40]}, this version reads {FORMAT}")
+        return super().from_json(rest)
 
 
 @dataclass(frozen=True)
-class UnitCommit:
+class UnitCommit(_LedgerRecord):
     """What a unit's commit holds; it has no times, so that two who did the same wrote the same."""
 
     unit: str
     fingerprint: str
     rows: tuple[Row, ...]
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        rows = [asdict(row) for row in self.rows]
-        return canonical({"format": FORMAT, "unit": self.unit, "fingerprint": self.fingerprint, "rows": rows})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> UnitCommit:
-        """The inverse of `to_bytes`. Raises InputError if it is none, or of another format."""
-        try:
-            fields = json.loads(data)
-            if fields["format"] != FORMAT:
-                raise InputError(f"a commit of format {fields['format']}; this version reads {FORMAT}")
-            return cls(fields["unit"], fields["fingerprint"], tuple(Row(**row) for row in fields["rows"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"not a commit of uploads ({error})") from None
-
 
 @dataclass(frozen=True)
-class Manifest:
-    """The segments that count, oldest and largest first; those that the last compaction replaced are not deleted yet.
+class Manifest(_LedgerRecord):
+    """ledger.json: the segments that count, oldest and largest first.
 
-    etag  of the object it was read from; None if there is none
+    retired  names of those that the last compaction replaced; they are not deleted yet
     """
 
-    segments: tuple[Segment, ...] = ()
-    retired: tuple[str, ...] = ()
-    etag: str | None = None
+    segments: tuple[Segment, ...]
+    retired: tuple[str, ...]
+
+    cure = "restore it; without it, everything is protected again"
 
 
 class Ledger:
@@ -90,37 +94,40 @@ class Ledger:
         commits, manifest = self._read(self._pending())
         pending = sorted(((row.name, row.etag, row.version) for row in _rows(commits)), key=lambda one: one[0])
         with contextlib.ExitStack() as stack:
-            parts = [read_known(stack.enter_context(self._open(one))) for one in manifest.segments]
+            parts = [read_known(*self._open(one, stack)) for one in manifest.segments]
             yield from merged_known([*parts, iter(pending)] if pending or not parts else parts)
 
     def rows(self) -> Iterator[Row]:
         """All that is known of every object, sorted by name."""
         commits, manifest = self._read(self._pending())
         with contextlib.ExitStack() as stack:
-            parts = [read_values(stack.enter_context(self._open(one))) for one in manifest.segments]
+            parts = [read_values(*self._open(one, stack)) for one in manifest.segments]
             for values in merged([*parts, iter(_sorted(commits))]):
                 yield Row(*values)
 
     def manifest(self) -> Manifest:
-        """The segments that count now."""
+        """The segments that count now. Raises InputError if the ledger's file is damaged, or of another version."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[Manifest, str | None]:
+        """The manifest, and the etag of the object it was read from; None if there is none."""
         seen = self._store.look(layout.UPLOADS_LEDGER)
         if seen is None:
-            return Manifest()
-        fields = json.loads(seen.data)
-        if fields["format"] != FORMAT:
-            raise InputError(f"{self._store.url}: a ledger of format {fields['format']}; this version reads {FORMAT}")
-        return Manifest(tuple(Segment(**one) for one in fields["segments"]), tuple(fields["retired"]), seen.etag)
+            return Manifest((), ()), None
+        return Manifest.from_bytes(seen.data, f"{self._store.url}/{layout.UPLOADS_LEDGER}"), seen.etag
 
     def commit(self, commit: UnitCommit) -> None:
-        """Make a unit count. Raises ConflictError if somebody committed the same unit with other bytes."""
+        """Make a unit count. Raises ConflictError if somebody committed the same unit with other bytes.
+
+        What only one of the two could read is left to the commit that stands. Raises InputError if that is damaged.
+        """
         name = layout.upload_commit(commit.unit)
         if self._store.create(name, commit.to_bytes()):
             return
-        try:
-            theirs = UnitCommit.from_bytes(self._store.read(name))
-        except InputError:
-            return  # compacted meanwhile: whoever did it has seen it
-        for ours, other in zip(commit.rows, theirs.rows, strict=True):
+        found = UnitCommit.read(self._store, name)
+        theirs = {row.name: row for row in found.rows} if found else {}  # compacted: whoever did it has seen it
+        for ours in commit.rows:
+            other = theirs.get(ours.name, ours)
             if not ours.agrees_with(other):
                 raise ConflictError(
                     f"{ours.name}: committed with SHA-256 {other.output_sha256[:16]}, made here with "
@@ -146,18 +153,18 @@ class Ledger:
             self._merge(before)
 
     def _merge(self, before: Callable[[], None]) -> None:
-        manifest = self.manifest()
+        manifest, etag = self._look()
         count = _mergeable([one.rows for one in manifest.segments])
         if count < 2:
             return
         stale = {*manifest.retired, *self._orphans(manifest)}
         kept, parts = manifest.segments[:-count], manifest.segments[-count:]
         with contextlib.ExitStack() as stack:
-            rows = merged([read_values(stack.enter_context(self._open(one))) for one in parts])
+            rows = merged([read_values(*self._open(one, stack)) for one in parts])
             segment = self._write(rows)
         before()
         retired = tuple(one.name for one in parts)
-        self._put(Manifest((*kept, segment), retired, manifest.etag))
+        self._put(Manifest((*kept, segment), retired), etag)
         self._store.delete(layout.upload_segment(name) for name in sorted(stale))
 
     def _orphans(self, manifest: Manifest) -> set[str]:
@@ -176,43 +183,45 @@ class Ledger:
 
     def _swap(self, changed: Callable[[Manifest], Manifest]) -> None:
         for attempt in range(_TRIES):
-            old = self.manifest()
-            new = changed(old)
+            old, etag = self._look()
             try:
-                self._put(Manifest(new.segments, new.retired, old.etag))
+                self._put(changed(old), etag)
                 return
             except ConflictError:
                 if attempt == _TRIES - 1:
                     raise
 
-    def _put(self, manifest: Manifest) -> None:
-        fields: dict[str, Any] = {"format": FORMAT, "segments": [asdict(one) for one in manifest.segments]}
-        data = canonical(fields | {"retired": list(manifest.retired)})
-        if manifest.etag is None:
+    def _put(self, manifest: Manifest, etag: str | None) -> None:
+        """etag  of the version that is replaced; None if there is none."""
+        data = manifest.to_bytes()
+        if etag is None:
             done = self._store.create(layout.UPLOADS_LEDGER, data)
         else:
-            done = self._store.replace_if(layout.UPLOADS_LEDGER, data, manifest.etag) is not None
+            done = self._store.replace_if(layout.UPLOADS_LEDGER, data, etag) is not None
         if not done:
-            raise ConflictError(f"{self._store.url}: another run compacts this ledger now; start again when it is done")
+            raise self._in_the_way()
+
+    def _in_the_way(self) -> ConflictError:
+        return ConflictError(f"{self._store.url}: another run compacts this ledger now; start again when it is done")
 
     def _pending(self) -> list[str]:
         return sorted(name for name in self._store.names(layout.UPLOADS_COMMITS) if name.endswith(".json"))
 
     def _read(self, names: list[str], *, again: bool = True) -> tuple[list[UnitCommit], Manifest]:
         """Commits, then the manifest; once more if a commit was compacted in between."""
-        for attempt in range(_TRIES):
-            try:
-                with ThreadPoolExecutor(_READERS) as pool:
-                    commits = [UnitCommit.from_bytes(data) for data in pool.map(self._store.read, names)]
+        for _ in range(_TRIES if again else 1):
+            with ThreadPoolExecutor(_READERS) as pool:
+                found = pool.map(partial(UnitCommit.read, self._store), names)
+                commits = [one for one in found if one is not None]
+            if len(commits) == len(names):
                 return commits, self.manifest()
-            except InputError:
-                if not again or attempt == _TRIES - 1:
-                    raise
-                names = self._pending()
-        raise AssertionError("unreachable")
+            names = self._pending()
+        raise self._in_the_way()
 
-    def _open(self, segment: Segment) -> IO[bytes]:
-        return self._store.open(layout.upload_segment(segment.name))
+    def _open(self, segment: Segment, stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:
+        """A segment's file, which the stack will close, and where it is."""
+        name = layout.upload_segment(segment.name)
+        return stack.enter_context(self._store.open(name)), f"{self._store.url}/{name}"
 
 
 def _rows(commits: list[UnitCommit]) -> Iterator[Row]:

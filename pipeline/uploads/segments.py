@@ -13,6 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import unreadable
 from pipeline.uploads.listing import Known
 
 BLOCK_ROWS = 8192
@@ -121,21 +122,26 @@ def _table(block: list[Values]) -> pa.Table:
     return pa.table(columns, schema=_SCHEMA)
 
 
-def read_values(file: IO[bytes]) -> Iterator[Values]:
-    """The rows of a segment, in their order."""
-    yield from _read(file, _FIELDS)
+def read_values(file: IO[bytes], where: str) -> Iterator[Values]:
+    """The rows of a segment, in their order. Raises InputError, which says where, if it is damaged."""
+    yield from _read(file, where, _FIELDS)
 
 
-def read_known(file: IO[bytes]) -> Iterator[Known]:
-    """(name, etag, version) of the rows of a segment, in their order; nothing else is read."""
-    yield from _read(file, ("name", "etag", "version"))
+def read_known(file: IO[bytes], where: str) -> Iterator[Known]:
+    """(name, etag, version) of the rows of a segment, in their order; nothing else is read. Raises InputError."""
+    yield from _read(file, where, ("name", "etag", "version"))
 
 
-def _read(file: IO[bytes], names: tuple[str, ...]) -> Iterator[Any]:
-    with pq.ParquetFile(file, pre_buffer=False) as opened:
-        for batch in opened.iter_batches(BLOCK_ROWS, columns=list(names), use_threads=False):
-            columns = [_texts(batch.column(n)) if n in _BYTES else batch.column(n).to_pylist() for n in names]
-            yield from zip(*columns, strict=True)
+def _read(file: IO[bytes], where: str, names: tuple[str, ...]) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(file, pre_buffer=False) as opened:
+            if not opened.schema_arrow.equals(_SCHEMA):
+                raise ValueError("it has other columns")
+            for batch in opened.iter_batches(BLOCK_ROWS, columns=list(names), use_threads=False):
+                columns = [_texts(batch.column(n)) if n in _BYTES else batch.column(n).to_pylist() for n in names]
+                yield from zip(*columns, strict=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(where, error, "restore it; without ledger.json, everything is protected again") from None
 
 
 def _texts(column: Any) -> list[str]:

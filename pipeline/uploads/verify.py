@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.fingerprint import in_sample, sha256
-from pipeline.records import Rejection, Sample, losses_of, quarantine_from_bytes, shown
+from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown
 from pipeline.settings import Settings
 from pipeline.store import RUN_FOLDER, Store
 from pipeline.uploads.ledger import Ledger
@@ -74,7 +74,7 @@ def _verify_shard(row: Row, output: Store, source: Store | None, settings: Setti
     refused: list[Rejection] = []
     if row.quarantined:
         unit = Unit((Item(row.name, row.size, row.etag, row.kind, row.version),)).id
-        refused = quarantine_from_bytes(output.read(layout.upload_quarantine(unit)))
+        refused = read_quarantine(output, layout.upload_quarantine(unit))
     is_same = source is not None and info is not None and info.etag == row.etag
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(output.open(row.output))
