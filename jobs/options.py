@@ -106,6 +106,7 @@ def _delta(parser: Parser) -> None:
         help="optimiser steps (default: sample 30 for each image, others 100)",
     )
     add("--proxies", type=int, metavar="N", help="networks that --generator sample steps through (default 3)")
+    add("--robust-proxies", type=int, metavar="N", help="of them, trained on adversarial examples (default 1)")
     add("--batch-size", type=int, metavar="N", help="images per step (default 256)")
     add("--fit-threads", type=int, metavar="N", help="CPU threads of each fit; decides the last bits (default 2)")
     add("--step-size", type=pixels, metavar="S", help="largest sign step of a direct delta (default 0.15 epsilon)")

@@ -191,7 +191,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
         schedule = Schedule.of(fitted)
         seen = schedule.steps * schedule.batch
         if settings.generator == "sample":
-            seen *= settings.proxies
+            seen *= settings.proxies + settings.robust_proxies  # each of these takes two passes a step
         else:
             seen += settings.steps * settings.batch_size
         return seen * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)

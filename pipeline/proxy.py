@@ -31,6 +31,7 @@ WEIGHT_DECAY = 5e-4
 LABEL_SMOOTHING = 0.1
 DROPOUT = 0.2
 WIDTH = 192  # of the features
+STEP = 1.25  # of the radius: as Wong et al. take it
 LARGE_SIDE = 64  # from here on the first convolution halves the resolution
 
 
@@ -102,13 +103,22 @@ class ProxyTraining:
     """Trains a ProxyNetwork step by step; every draw is named by (seed, purpose, epoch or step).
 
     colour_robust  train under colour jitter, channel shuffle and grey, as those who relearn would
+    radius         train on images moved within it to where the proxy errs, pixel units, by one step from a random
+                   start (Wong et al., ICLR 2020); 0 = on the images as they are
     """
 
     def __init__(
-        self, images: FitImages, num_clusters: int, *, colour_robust: bool, seed: int, device: torch.device
+        self,
+        images: FitImages,
+        num_clusters: int,
+        *,
+        colour_robust: bool,
+        seed: int,
+        device: torch.device,
+        radius: float = 0.0,
     ) -> None:
         self._pixels, self._clusters = images.pixels.to(device), images.clusters.to(device)
-        self._colour_robust, self._seed, self._device = colour_robust, seed, device
+        self._colour_robust, self._radius, self._seed, self._device = colour_robust, radius, seed, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "proxy"))
             network = ProxyNetwork(num_clusters, images.side)
@@ -135,8 +145,11 @@ class ProxyTraining:
         if self._colour_robust:
             images = colour_jitter(images, rng)
         keep = (torch.rand(len(images), WIDTH, generator=rng) >= DROPOUT).float() / (1 - DROPOUT)
+        keep = keep.to(self._device)
         self.network.train()
-        logits = self.network(images, keep.to(self._device))
+        if self._radius:
+            images = self._moved(images, self._clusters[chosen], keep, rng)
+        logits = self.network(images, keep)
         loss = F.cross_entropy(logits, self._clusters[chosen], label_smoothing=LABEL_SMOOTHING)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -145,6 +158,15 @@ class ProxyTraining:
         self._optimiser.step()
         self.losses[self.step] = loss.detach()
         self.step += 1
+
+    def _moved(self, images: Tensor, clusters: Tensor, keep: Tensor, rng: torch.Generator) -> Tensor:
+        """Images within the radius of those given, and within [0, 1], that the proxy gets wrong more often."""
+        delta = self._radius * (2 * torch.rand(images.shape, generator=rng) - 1).to(self._device)
+        delta.requires_grad_()
+        loss = F.cross_entropy(self.network((images + delta).clamp(0, 1), keep), clusters)
+        (gradient,) = torch.autograd.grad(loss, delta)
+        stepped = delta.detach() + STEP * self._radius * gradient.sign()
+        return (images + stepped.clamp(-self._radius, self._radius)).clamp(0, 1)
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""

@@ -18,6 +18,7 @@ from pipeline.proxy import ProxyTraining
 from pipeline.sample_steps import SampleGenerator, SampleSteps
 from pipeline.settings import Settings
 
+ROBUST = 0.25  # of epsilon: how far images are moved that a robust proxy is trained on; 4/255 of 16/255
 TRIED_IMAGES = 256  # that deltas are made for, to see how far they move
 
 
@@ -25,7 +26,7 @@ class SampleFit:
     """Trains the proxies one after the other; the deltas are made later, image by image.
 
     images    all clusters' images at the side of the deltas
-    settings  proxies, steps, plain, permutation, epsilon, seed
+    settings  proxies, robust_proxies (the last of them), steps, plain, permutation, epsilon, seed
     Targets are chosen from the first proxy's mean feature of each cluster.
     """
 
@@ -41,6 +42,7 @@ class SampleFit:
                 colour_robust=not settings.plain,
                 seed=derive(settings.seed, "sample-proxy", number),
                 device=self._device,
+                radius=0.0 if number < settings.proxies - settings.robust_proxies else ROBUST * settings.epsilon,
             )
             for number in range(settings.proxies)
         ]

@@ -98,6 +98,7 @@ class Settings(Deciding):
     fit_images: int | None = 10_000  # images that deltas are fitted on; None = all
     steps: int = 0  # of the fit; with --generator sample, of every image; 0 = STEPS of the generator
     proxies: int = 3  # of --generator sample
+    robust_proxies: int = 1  # of them, trained on adversarial examples: against those who train so themselves
     batch_size: int = 256
     fit_threads: int = 2  # CPU threads of a fit; their number changes the last bits of float sums, so it decides bytes
     step_size: float | None = None  # largest sign step of a direct delta, pixel units; None = 0.15 epsilon
@@ -170,8 +171,13 @@ class Settings(Deciding):
             check(side is None or side % 2 == 0, "--delta-size must be even for --generator sample")
             for name in sorted(self.given & {"distance", "bound", "batch_size"}):
                 check(False, f"{flag(name)} does nothing for --generator sample: omit it, or add --generator direct")
+            check(
+                self.robust_proxies <= self.proxies,
+                f"--robust-proxies {self.robust_proxies} of --proxies {self.proxies}: more than there are",
+            )
         else:
-            check("proxies" not in self.given, f"--proxies belongs to --generator sample, not {self.generator}")
+            for name in sorted(self.given & {"proxies", "robust_proxies"}):
+                check(False, f"{flag(name)} belongs to --generator sample, not {self.generator}")
         if self.optimise_through == "proxy":
             check(
                 self.train_images == "all",
@@ -194,6 +200,7 @@ _LEAST = {
     "fit_images": 2,
     "steps": 1,
     "proxies": 1,
+    "robust_proxies": 0,
     "batch_size": 1,
     "fit_threads": 1,
     "step_size": 0,

@@ -21,6 +21,7 @@ from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pict
 from pipeline.protection import Protection, load_protection
 from pipeline.proxy import ProxyNetwork, ProxyTraining
 from pipeline.records import Rejection
+from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.sample_fit import SampleFit
 from pipeline.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
 from pipeline.settings import Settings, settings_from
@@ -28,7 +29,7 @@ from pipeline.surrogate import load_surrogate
 from tests.test_picture_deltas import SETTINGS, samples
 
 SIDE, CLUSTERS, EPSILON = 16, 3, 16 / 255
-CHOICES = Settings(generator="sample", clusters=CLUSTERS, steps=12, proxies=2, seed=5)
+CHOICES = Settings(generator="sample", clusters=CLUSTERS, steps=12, proxies=2, robust_proxies=1, seed=5)
 
 
 def striped(count: int, seed: int = 0) -> FitImages:
@@ -123,6 +124,30 @@ def test_they_move_a_network_that_was_never_seen_and_noise_of_the_same_size_does
     noise = np.random.default_rng(0).choice([-16, 16], (48, 1, SIDE, SIDE)).astype(np.int8).repeat(3, 1)
     assert share(levels) > 0.6
     assert share(noise) < 0.4
+
+
+def test_a_robust_proxy_errs_less_on_images_moved_against_it() -> None:
+    images, tests = striped(96), striped(96, seed=4)
+    accuracy = []
+    for radius in (0.0, 24 / 255):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.proxy.LEAST_STEPS", 150)
+            proxy = ProxyTraining(
+                images, CLUSTERS, colour_robust=False, seed=1, device=torch.device("cpu"), radius=radius
+            )
+            while not proxy.is_done:
+                proxy.advance()
+        network = proxy.network.eval()
+        moved = pgd(
+            *(network, tests.pixels / 255, tests.clusters),
+            epsilon=16 / 255,
+            step=4 / 255,
+            steps=8,
+            offset=torch.zeros(96, 3, SIDE, SIDE),
+        )
+        with torch.no_grad():
+            accuracy.append(float((network(moved).argmax(1) == tests.clusters).float().mean()))
+    assert accuracy[1] > accuracy[0] + 0.2
 
 
 def test_views_are_those_that_a_trainer_would_see(protection: Protection) -> None:
@@ -223,6 +248,8 @@ def test_options_of_other_generators_are_refused() -> None:
         ({"generator": "sample", "delta_size": 33}, "--delta-size must be even"),
         ({"generator": "sample", "optimise_through": "surrogate"}, "leave --optimise-through at proxy"),
         ({"generator": "direct", "proxies": 2}, "--proxies belongs to --generator sample, not direct"),
+        ({"generator": "direct", "robust_proxies": 1}, "--robust-proxies belongs to --generator sample, not direct"),
+        ({"proxies": 2, "robust_proxies": 3}, "--robust-proxies 3 of --proxies 2"),
     ):
         with pytest.raises(SettingsError, match=words):
             settings_from(given)
