@@ -44,6 +44,10 @@ _WORDS = {
     "smooth-1": "training images blurred, sigma 1",
     "smooth-2": "training images blurred, sigma 2",
     "smooth-uc": "training images blurred, sigma 3, kernel 7 (the UC paper)",
+    "equalise": "every image's smoothed spectrum set to the collection's mean, phases kept, training and test",
+    "spectral": "peaks that one label's mean spectrum has over all others' cut down in its training images",
+    "highpass": "frequencies up to {} cycles per image filtered out but for the mean, training and test",
+    "lowpass": "frequencies above {} cycles per image filtered out, training and test",
     "simclr": "features learnt without labels, then a linear probe",
     "st": _STAGED,
     "st-cg": f"{_STAGED}, colour jitter and random grayscale",
@@ -51,12 +55,13 @@ _WORDS = {
 }
 
 
-def describe_regime(name: str) -> str:
-    """A phrase for 'nt-cg' or 'subtract+cg'; options in brackets are repeated; empty for what has no words."""
+def describe_regime(regime: str) -> str:
+    """A phrase for 'nt-cg', 'lowpass:8' or 'subtract+cg'; options in brackets are repeated; or nothing."""
     parts = []
-    for part in name.split("+"):
+    for part in regime.split("+"):
         plain, bracket, options = part.partition("[")
-        words = _WORDS.get(plain, "")
+        name, _, number = plain.partition(":")
+        words = _WORDS.get(name, "").format(number)
         if not words:
             return ""
         parts.append(f"{words}; {options.rstrip(']')}" if bracket else words)
