@@ -48,6 +48,7 @@ _WORDS = {
     "spectral": "peaks that one label's mean spectrum has over all others' cut down in its training images",
     "highpass": "frequencies up to {} cycles per image filtered out but for the mean, training and test",
     "lowpass": "frequencies above {} cycles per image filtered out, training and test",
+    "shortcut-net": "what a weak network learns at once added to the target's scores in training, left out in the test",
     "simclr": "features learnt without labels, then a linear probe",
     "st": _STAGED,
     "st-cg": f"{_STAGED}, colour jitter and random grayscale",

@@ -28,6 +28,7 @@ from pipeline.relearning.regimes.progressive import (
     staged_regime,
 )
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
+from pipeline.relearning.regimes.shortcut import ShortcutNet
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.smooth import Smoothing
 from pipeline.relearning.regimes.spectrum import Equalised, PeaksCut, RadialFilter
@@ -80,6 +81,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "smooth-uc": lambda _: Smoothing("smooth-uc", 3.0, kernel=7),
     "equalise": lambda _: Equalised(),
     "spectral": lambda _: PeaksCut(),
+    "shortcut-net": lambda _: ShortcutNet(),
     "simclr": lambda _: ContrastivePretraining(),
     "st": lambda _: ProgressiveTraining(),
     "st-cg": lambda _: ProgressiveColour(),
