@@ -7,6 +7,7 @@ _WORDS = {
     "nt": "ordinary training",
     "nt-cg": "colour jitter and random grayscale",
     "cg": "colour jitter and random grayscale",
+    "cg-paper": "colour jitter in 80 % and grayscale in 20 % of the images, as the ST paper has them",
     "iss-jpeg10": "JPEG at quality 10, training and test",
     "iss-gray": "grayscale, training and test",
     "iss-bits2": "two bits per channel, training and test",

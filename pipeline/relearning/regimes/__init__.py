@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge, Regime
-from pipeline.relearning.regimes.colour import ColourAndGray
+from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.dfr import FeatureReweighting
 from pipeline.relearning.regimes.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
@@ -42,6 +42,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "nt": lambda _: Regime(),
     "nt-cg": lambda _: ColourAndGray(),
     "cg": lambda _: ColourAndGray(),
+    "cg-paper": lambda _: PaperColour(),
     "iss-jpeg10": lambda _: JpegCompression(10),
     "iss-gray": lambda _: Grayscale(),
     "iss-bits2": lambda _: BitDepth(2),
