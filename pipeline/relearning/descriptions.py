@@ -19,6 +19,7 @@ _WORDS = {
     "subtract-blind": "delta estimated in groups found in the pixels, and subtracted",
     "at": "adversarial training, 4/255",
     "at-8": "adversarial training, 8/255",
+    "at-16": "adversarial training, 16/255",
     "mixup": "images and labels mixed (Mixup)",
     "cutmix": "squares and labels mixed (CutMix)",
     "cutout": "a square of half the side cut out",

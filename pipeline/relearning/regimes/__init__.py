@@ -54,6 +54,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "subtract-blind": lambda known: SubtractEstimate("blind", known),
     "at": lambda _: AdversarialTraining("at", 4 / 255, 0.8 / 255),
     "at-8": lambda _: AdversarialTraining("at-8", 8 / 255, 2 / 255),
+    "at-16": lambda _: AdversarialTraining("at-16", 16 / 255, 4 / 255),
     "mixup": lambda _: MixedLabels("mixup", v2.MixUp, 1.0),
     "cutmix": lambda _: MixedLabels("cutmix", v2.CutMix, 0.5),
     "cutout": lambda _: Cutout(),
