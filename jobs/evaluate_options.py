@@ -22,8 +22,20 @@ Start the same command again to go on: finished trials are kept, unfinished ones
 EPILOG = """\
 exit codes: 0 done, 1 a trial failed, 2 usage or data that do not fit
 
-Regimes may be joined by + (at most two): iss-gray+st-cg. The audit presets, with three fits of a protection
-(--protected NAME=URL,URL,URL), leave a certificate: certificate.json and certificate.html beside the report.
+regimes, at most two joined by +, as in iss-gray+st-cg:
+  ordinary      nt, dropout, weight-decay, early-stop, simclr
+  staged        st, st-cg, st-full, with options as in st-cg[kappa=2,cg=paper]
+  adversarial   at, at-8, at-16 (bounds of 4, 8 and 16 of 255)
+  augmented     nt-cg (cg), cg-paper, mixup, cutmix, cutout, randaugment, autoaugment, trivialaugment, ueraser,
+                ueraser-lite, ueraser-max, mixup-uc, cutmix-uc, cutout-uc, mixup-14a
+  compressed    iss-jpeg10, iss-gray, iss-bits2, and with -train on training images alone
+  smoothed      smooth-0.5, smooth-1, smooth-2, smooth-uc, on training images alone
+  filtered      equalise, spectral, highpass:C, lowpass:C (C cycles per image, any number above 0)
+  looked for    subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
+  told more     adabn, dfr, few-clean (clean images), delta-known (the deltas)
+
+The audit presets, with three fits of a protection (--protected NAME=URL,URL,URL), leave a certificate:
+certificate.json and certificate.html beside the report.
 A regime that was not tried may get more out of the images than any of these.
 """
 
@@ -77,7 +89,7 @@ def _trials(parser: Parser) -> None:
     add = parser.add_argument_group("trials: every combination is one").add_argument
     add("--preset", choices=sorted(PRESETS), help="smoke: minutes on two cores; audit: the battery that counts")
     add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, …, pretrained:NAME, probe:NAME")
-    add("--regimes", type=words, metavar="A,B", help="nt, nt-cg, st, st-cg, st-full, at, ueraser, opa, subtract+cg, …")
+    add("--regimes", type=words, metavar="A,B", help="nt, st-cg, at, equalise, lowpass:8, subtract+cg, … (see below)")
     add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:5-36")
     add("--shares", type=words, metavar="A,B", help="protected part: samples:0.5, classes:0.5 (default samples:1)")
     add("--seeds", type=numbers, metavar="0,1,2", help="of training: order, augmentation, weights")

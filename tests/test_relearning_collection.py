@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import derive
+from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import (
     Collection,
     holdout_mask,
@@ -18,7 +19,7 @@ from pipeline.relearning.collection import (
     load_labelled,
     smallest_hashes,
 )
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, evaluation_from
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS, Trial, evaluation_from
 from pipeline.store import Store
 from tests.samples import image_bytes, noise, tar_bytes
 
@@ -186,6 +187,12 @@ def test_what_cannot_be_is_refused_in_one_line(changed, words):
 def test_an_unknown_preset_is_refused_with_near_matches():
     with pytest.raises(SettingsError, match="did you mean smoke"):
         evaluation_from(GIVEN, "smok")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_regimes_that_exist_once_each(name):
+    for regime in evaluation_from(GIVEN, name).regimes:
+        check_regime(regime)
 
 
 def test_a_range_of_labellings_is_one_of_each():

@@ -48,7 +48,7 @@ def test_early_stop_ends_with_the_weights_of_its_best_epoch():
     assert score.accuracy_last == max(figures)
 
 
-@pytest.mark.parametrize("name", ["early-stop", "delta-jitter", "simclr"])
+@pytest.mark.parametrize("name", ["early-stop", "delta-jitter", "simclr", "shortcut-net"])
 def test_what_a_regime_remembers_survives_a_restart(name):
     images, labels = stripes(64, 0)
     clean = stripes(64, 3)

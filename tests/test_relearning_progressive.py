@@ -150,6 +150,11 @@ def test_st_cg_doubles_the_rate_and_shows_the_views_of_nt_cg():
         find_regime(name).batch(images, torch.Generator().manual_seed(1)) for name in ("st-full", "nt-cg")
     )
     assert torch.equal(seen, expected)
+    for name in ("st-cg[cg=paper]", "st-full[cg=paper]"):
+        torch.manual_seed(2)
+        seen = find_regime(name).batch(images, torch.Generator())
+        torch.manual_seed(2)
+        assert torch.equal(seen, find_regime("cg-paper").batch(images, torch.Generator()))
 
 
 class Watched(ProgressiveFull):
@@ -210,6 +215,8 @@ def test_options_are_named_in_the_regime_and_refused_when_unknown():
         "st[kappa=much]": "kappa of ST must be a number; it is 'much'",
         "st[kappa=0]": "kappa must be above 0; it is 0.0",
         "st[beta=-1]": "beta must not be negative",
+        "st-cg[cg=papers]": "cg 'papers' is none of strong, paper; did you mean paper?",
+        "st[cg=paper]": "ST alone has no colour jitter; cg is an option of st-cg and st-full",
         "st[pca2]": "'pca2' of ST is not of the form name=value",
         "st[kappa=2": "options stand in brackets",
         "nt[kappa=2]": "regime with options: 'nt' is none of st, st-cg, st-full",

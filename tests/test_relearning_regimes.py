@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
+import re
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.evaluate_options import evaluation_parser
 from pipeline.errors import SettingsError
-from pipeline.relearning.regimes import REGIMES, Knowledge, find_regime
+from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.relearning.regimes.opa import linear_directions, project_out
 from pipeline.relearning.train import TargetScore, Training, train_target
@@ -25,7 +28,7 @@ SEES_MORE = {  # regime: what it needs beside the protected images
     "few-clean": "clean images",
     "delta-known": "true delta",
 }
-PART = sorted(name for name in REGIMES if not name.startswith("st"))
+PART = sorted(name for name in REGIMES if not name.startswith("st")) + ["highpass:4", "lowpass:8"]
 
 
 def pictures(count: int, seed: int) -> Tensor:
@@ -71,9 +74,35 @@ def test_every_regime_trains_and_the_same_seed_gives_the_same_run(name):
     assert again.accuracy_last == first.accuracy_last
 
 
+def test_the_help_names_every_regime():
+    named = set(re.findall(r"[a-z][a-z0-9.-]*", evaluation_parser().epilog))
+    assert {name.removesuffix("-train") for name in (*REGIMES, *FILTERS)} <= named
+
+
 def test_two_regimes_can_be_joined():
-    for name in ("iss-gray+early-stop", "cg+at", "opa+adabn", "iss-jpeg10-train+ueraser-lite"):
+    for name in (
+        "iss-gray+early-stop",
+        "cg+at",
+        "opa+adabn",
+        "iss-jpeg10-train+ueraser-lite",
+        "lowpass:8+shortcut-net",
+    ):
         assert train(name).regime == name
+
+
+@pytest.mark.parametrize("name", ["highpass", "lowpass:", "highpass:fine", "lowpass:-8", "lowpass:0", "highpass:nan"])
+def test_a_filter_without_a_sensible_number_says_in_one_line_what_it_takes(name):
+    expected = rf"^regime '{name}' needs a number of cycles per image above 0, for example {name.split(':')[0]}:8$"
+    with pytest.raises(SettingsError, match=expected):
+        find_regime(f"cg+{name}")
+
+
+def test_a_filter_is_called_by_its_number_and_no_other_regime_takes_one():
+    assert find_regime("highpass:16.50").name == "highpass:16.5"
+    with pytest.raises(SettingsError, match=r"unknown regime 'highpas:8' in .* did you mean highpass:8"):
+        find_regime("highpas:8")
+    with pytest.raises(SettingsError, match=r"unknown regime 'equalise:8'.* did you mean equalise"):
+        find_regime("equalise:8")
 
 
 @pytest.mark.parametrize("name", SEES_MORE)
@@ -109,7 +138,7 @@ def test_pgd_is_that_of_torchattacks():
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("name", "epsilon"), [("at", 4 / 255), ("at-8", 8 / 255)])
+@pytest.mark.parametrize(("name", "epsilon"), [("at", 4 / 255), ("at-8", 8 / 255), ("at-16", 16 / 255)])
 def test_adversarial_training_sees_only_moved_images_within_the_bound_and_worse_ones(name, epsilon):
     seen, modes = [], []
 
@@ -141,6 +170,22 @@ def fresh_training(kind, images, labels, regime):
 
     network = build_target("small", 4, 32, seed=0)
     return kind(network, images, labels, regime, Recipe(epochs=1), 0, torch.device("cpu"))
+
+
+# --- colour ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_cg_jitters_four_of_five_images_and_greys_one_of_five():
+    red = torch.tensor([0.4, 0.25, 0.3]).view(1, 3, 1, 1).expand(3000, 3, 2, 2)
+    torch.manual_seed(0)
+    seen = find_regime("cg-paper").batch(red, generator(0))[:, :, 0, 0]
+    is_grey = (seen.amax(1) - seen.amin(1)) < 1e-5
+    assert float(is_grey.float().mean()) == pytest.approx(0.2, abs=0.03)
+    assert float((seen - red[0, :, 0, 0]).abs().amax(1).lt(1e-5).float().mean()) == pytest.approx(0.2 * 0.8, abs=0.03)
+    hues = np.array([colorsys.rgb_to_hsv(*colour)[0] for colour in seen[~is_grey].tolist()])
+    turned = (hues - colorsys.rgb_to_hsv(0.4, 0.25, 0.3)[0] + 0.5) % 1 - 0.5
+    assert 0.09 < np.abs(turned).max() < 0.101
+    assert seen.amax(1).min() > 0.4 * 0.6 * 0.6  # brightness and contrast take 40 % off at most, each
 
 
 # --- compression and blur -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.relearning.descriptions import describe_regime
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS
 from pipeline.relearning.pictures import Line, activations, curves
 from pipeline.relearning.regimes import REGIMES
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
@@ -377,4 +377,6 @@ def test_regimes_are_put_in_words():
     assert describe_regime("iss-gray+st-cg").startswith("grayscale, training and test, then progressive staged")
     assert describe_regime("st-cg[kappa=2]").endswith("; kappa=2")
     assert describe_regime("of-tomorrow") == ""
-    assert [name for name in REGIMES if not describe_regime(name)] == []
+    assert describe_regime("lowpass:8+cg").startswith("frequencies above 8 cycles per image filtered out, training")
+    offered = {name for preset in PRESETS.values() for name in preset["regimes"]} | REGIMES.keys()
+    assert [name for name in offered if not describe_regime(name)] == []

@@ -7,6 +7,7 @@ _WORDS = {
     "nt": "ordinary training",
     "nt-cg": "colour jitter and random grayscale",
     "cg": "colour jitter and random grayscale",
+    "cg-paper": "colour jitter in 80 % and grayscale in 20 % of the images, as the ST paper has them",
     "iss-jpeg10": "JPEG at quality 10, training and test",
     "iss-gray": "grayscale, training and test",
     "iss-bits2": "two bits per channel, training and test",
@@ -18,6 +19,7 @@ _WORDS = {
     "subtract-blind": "delta estimated in groups found in the pixels, and subtracted",
     "at": "adversarial training, 4/255",
     "at-8": "adversarial training, 8/255",
+    "at-16": "adversarial training, 16/255",
     "mixup": "images and labels mixed (Mixup)",
     "cutmix": "squares and labels mixed (CutMix)",
     "cutout": "a square of half the side cut out",
@@ -44,6 +46,11 @@ _WORDS = {
     "smooth-1": "training images blurred, sigma 1",
     "smooth-2": "training images blurred, sigma 2",
     "smooth-uc": "training images blurred, sigma 3, kernel 7 (the UC paper)",
+    "equalise": "every image's smoothed spectrum set to the collection's mean, phases kept, training and test",
+    "spectral": "peaks that one label's mean spectrum has over all others' cut down in its training images",
+    "highpass": "frequencies up to {} cycles per image filtered out but for the mean, training and test",
+    "lowpass": "frequencies above {} cycles per image filtered out, training and test",
+    "shortcut-net": "what a weak network learns at once added to the target's scores in training, left out in the test",
     "simclr": "features learnt without labels, then a linear probe",
     "st": _STAGED,
     "st-cg": f"{_STAGED}, colour jitter and random grayscale",
@@ -51,12 +58,13 @@ _WORDS = {
 }
 
 
-def describe_regime(name: str) -> str:
-    """A phrase for 'nt-cg' or 'subtract+cg'; options in brackets are repeated; empty for what has no words."""
+def describe_regime(regime: str) -> str:
+    """A phrase for 'nt-cg', 'lowpass:8' or 'subtract+cg'; options in brackets are repeated; or nothing."""
     parts = []
-    for part in name.split("+"):
+    for part in regime.split("+"):
         plain, bracket, options = part.partition("[")
-        words = _WORDS.get(plain, "")
+        name, _, number = plain.partition(":")
+        words = _WORDS.get(name, "").format(number)
         if not words:
             return ""
         parts.append(f"{words}; {options.rstrip(']')}" if bracket else words)

@@ -1,10 +1,12 @@
 """The regimes by name. A name is one of REGIMES or several joined by '+', applied from left to right.
 
-Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'.
+Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'. Those of FILTERS end in a number:
+'highpass:16'.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from torchvision.transforms import v2
@@ -12,7 +14,7 @@ from torchvision.transforms import v2
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge, Regime
-from pipeline.relearning.regimes.colour import ColourAndGray
+from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.dfr import FeatureReweighting
 from pipeline.relearning.regimes.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
@@ -26,18 +28,21 @@ from pipeline.relearning.regimes.progressive import (
     staged_regime,
 )
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
+from pipeline.relearning.regimes.shortcut import ShortcutNet
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.smooth import Smoothing
+from pipeline.relearning.regimes.spectrum import Equalised, PeaksCut, RadialFilter
 from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
 from pipeline.settings import near_matches
 
-__all__ = ["REGIMES", "Knowledge", "Regime", "find_regime"]
+__all__ = ["FILTERS", "REGIMES", "Knowledge", "Regime", "find_regime"]
 
 REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "nt": lambda _: Regime(),
     "nt-cg": lambda _: ColourAndGray(),
     "cg": lambda _: ColourAndGray(),
+    "cg-paper": lambda _: PaperColour(),
     "iss-jpeg10": lambda _: JpegCompression(10),
     "iss-gray": lambda _: Grayscale(),
     "iss-bits2": lambda _: BitDepth(2),
@@ -49,6 +54,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "subtract-blind": lambda known: SubtractEstimate("blind", known),
     "at": lambda _: AdversarialTraining("at", 4 / 255, 0.8 / 255),
     "at-8": lambda _: AdversarialTraining("at-8", 8 / 255, 2 / 255),
+    "at-16": lambda _: AdversarialTraining("at-16", 16 / 255, 4 / 255),
     "mixup": lambda _: MixedLabels("mixup", v2.MixUp, 1.0),
     "cutmix": lambda _: MixedLabels("cutmix", v2.CutMix, 0.5),
     "cutout": lambda _: Cutout(),
@@ -75,15 +81,23 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "smooth-1": lambda _: Smoothing("smooth-1", 1.0),
     "smooth-2": lambda _: Smoothing("smooth-2", 2.0),
     "smooth-uc": lambda _: Smoothing("smooth-uc", 3.0, kernel=7),
+    "equalise": lambda _: Equalised(),
+    "spectral": lambda _: PeaksCut(),
+    "shortcut-net": lambda _: ShortcutNet(),
     "simclr": lambda _: ContrastivePretraining(),
     "st": lambda _: ProgressiveTraining(),
     "st-cg": lambda _: ProgressiveColour(),
     "st-full": lambda _: ProgressiveFull(),
 }
 
+FILTERS: dict[str, Callable[[float], Regime]] = {
+    "highpass": lambda cutoff: RadialFilter("highpass", cutoff),
+    "lowpass": lambda cutoff: RadialFilter("lowpass", cutoff),
+}
+
 
 def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B008  frozen
-    """The regime called `name`, e.g. 'nt-cg' or 'subtract+cg'; at most two may be joined by '+'.
+    """The regime called `name`, e.g. 'nt-cg', 'highpass:16' or 'subtract+cg'; at most two may be joined by '+'.
 
     known   what the adversary has beside the protected images; most regimes do not use it
     Raises SettingsError for an unknown name, with near matches, and where `known` lacks what a regime needs.
@@ -97,9 +111,18 @@ def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B
 def _find_part(part: str, name: str, known: Knowledge) -> Regime:
     if "[" in part:
         return staged_regime(part)
+    kind, _, number = part.partition(":")
+    if kind in FILTERS:
+        return _filter(kind, number, part)
     if part not in REGIMES:
-        names = sorted(REGIMES)
+        names = sorted([*REGIMES, *(f"{kind}:8" for kind in FILTERS)])
         raise SettingsError(
             f"unknown regime {part!r} in {name!r}: none of {', '.join(names)}{near_matches(part, names)}"
         )
     return REGIMES[part](known)
+
+
+def _filter(kind: str, number: str, part: str) -> Regime:
+    if not re.fullmatch(r"\d+(\.\d+)?", number) or not float(number) > 0:
+        raise SettingsError(f"regime {part!r} needs a number of cycles per image above 0, for example {kind}:8")
+    return FILTERS[kind](float(number))

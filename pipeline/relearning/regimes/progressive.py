@@ -23,7 +23,7 @@ from pipeline.relearning.acm import REDUCTIONS, VARIANTS, activation_cluster_mea
 from pipeline.relearning.layers import GRANULARITIES, ordered_layers
 from pipeline.relearning.multipliers import MULTIPLIERS, layer_multipliers
 from pipeline.relearning.regimes.base import Regime
-from pipeline.relearning.regimes.colour import ColourAndGray
+from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.settings import near_matches
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 REFERENCE_EPOCHS = 2  # the "golden window" in which networks still learn both kinds of features (section III-A)
 ACM_LABELS = ("labels", "pseudo")
+COLOURS = ("strong", "paper")
 
 
 def _check_name(what: str, value: str, known: Sequence[str]) -> None:
@@ -51,6 +52,7 @@ class StagedOptions:
     gamma        a fixed threshold instead, from the first epoch on
     beta         layers by which the front moves per rejected epoch; None: 2 L / E, at the head after half the epochs
     acm_labels   labels, or pseudo: k-means of the features, for deltas that go by cluster rather than by class
+    cg           colour jitter and grey: strong, as in nt-cg, or as often as in the paper; nothing to ST alone
     Raises SettingsError for an unknown name, with near matches, and for kappa <= 0 or beta < 0.
     """
 
@@ -62,6 +64,7 @@ class StagedOptions:
     gamma: float | None = None
     beta: float | None = None
     acm_labels: str = "labels"
+    cg: str = "strong"
 
     def __post_init__(self) -> None:
         _check_name("variant", self.variant, list(VARIANTS))
@@ -69,6 +72,7 @@ class StagedOptions:
         _check_name("multiplier", self.multiplier, list(MULTIPLIERS))
         _check_name("granularity", self.granularity, GRANULARITIES)
         _check_name("acm_labels", self.acm_labels, ACM_LABELS)
+        _check_name("cg", self.cg, COLOURS)
         if not self.kappa > 0:
             raise SettingsError(f"kappa must be above 0; it is {self.kappa}")
         if self.beta is not None and not self.beta >= 0:
@@ -185,13 +189,16 @@ class ProgressiveTraining(Regime):
 
 
 class ProgressiveColour(ProgressiveTraining):
-    """ST-CG: ST on colour-jittered and grey views, as NT-CG has them, at twice the learning rate (section IV-A4)."""
+    """ST-CG: ST on colour-jittered and grey views, as NT-CG has them, at twice the learning rate (section IV-A4).
+
+    With cg=paper the views are those of the regime cg-paper.
+    """
 
     name = "st-cg"
 
     def __init__(self, options: StagedOptions = StagedOptions()) -> None:  # noqa: B008  frozen
         super().__init__(options)
-        self._colour = ColourAndGray()
+        self._colour = PaperColour() if options.cg == "paper" else ColourAndGray()
 
     def recipe(self, recipe: Recipe) -> Recipe:
         return replace(recipe, lr=2 * recipe.lr)
@@ -238,4 +245,7 @@ def staged_regime(text: str) -> ProgressiveTraining:
     _check_name("regime with options:", name, list(STAGED))
     if not options.endswith("]"):
         raise SettingsError(f"regime {text!r}: options stand in brackets, for example {name}[kappa=2]")
-    return STAGED[name](parse_options(options[:-1]))
+    found = parse_options(options[:-1])
+    if name == "st" and found.cg != StagedOptions.cg:
+        raise SettingsError(f"regime {text!r}: ST alone has no colour jitter; cg is an option of st-cg and st-full")
+    return STAGED[name](found)
