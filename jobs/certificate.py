@@ -11,6 +11,7 @@ from jobs.evaluation import Loaded
 from pipeline.errors import InputError
 from pipeline.page import plain_url
 from pipeline.relearning.certificate import (
+    BATTERIES,
     CERTIFICATE,
     PAGE,
     Certificate,
@@ -28,7 +29,9 @@ _PRIVATE = {"debug", "dry_run", "clean", "test", "protected", "output", "workers
 
 
 def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loaded) -> None:
-    """Write certificate and page, and say where they are, or what is missing for each; nothing without a battery."""
+    """Write certificate and page, and say where they are, or what is missing for each; nothing where no battery was asked for."""
+    if not any(set(battery) <= set(settings.regimes) for battery in BATTERIES.values()):
+        return
     made = [one for name in settings.protected if (one := _certified(settings, name, rows, loaded)) is not None]
     if not made:
         return
