@@ -44,6 +44,9 @@ _WORDS = {
     "smooth-1": "training images blurred, sigma 1",
     "smooth-2": "training images blurred, sigma 2",
     "smooth-uc": "training images blurred, sigma 3, kernel 7 (the UC paper)",
+    "self-pairs": "cleaned by a network trained on other pictures that the adversary protected, training and test",
+    "purify": "cleaned by a network trained to take off noise of the usual kinds, training and test",
+    "leaked-pairs": "cleaned by a network trained on leaked pairs of this collection, training and test (needs them)",
     "simclr": "features learnt without labels, then a linear probe",
     "st": _STAGED,
     "st-cg": f"{_STAGED}, colour jitter and random grayscale",
@@ -52,12 +55,14 @@ _WORDS = {
 
 
 def describe_regime(name: str) -> str:
-    """A phrase for 'nt-cg' or 'subtract+cg'; options in brackets are repeated; empty for what has no words."""
+    """A phrase for 'nt-cg' or 'subtract+cg'; brackets and numbers are repeated; empty for what has no words."""
     parts = []
     for part in name.split("+"):
         plain, bracket, options = part.partition("[")
+        plain, colon, number = plain.partition(":")
         words = _WORDS.get(plain, "")
         if not words:
             return ""
+        words += f": {number}" if colon else ""
         parts.append(f"{words}; {options.rstrip(']')}" if bracket else words)
     return ", then ".join(parts)

@@ -20,6 +20,9 @@ WHOLE = "samples:1"
 RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "report.html", "evaluation.json"
 TRIALS = "trials"
 
+SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
+SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for all trials of an evaluation; leaked pairs make one for each trial
+
 AUDIT = (
     *("nt", "nt-cg", "st-cg", "st-full", "iss-gray", "iss-jpeg10", "iss-jpeg10+nt-cg", "ueraser-lite", "opa", "cutmix"),
     *("subtract", "subtract+cg", "delta-jitter", "adabn", "early-stop", "dfr"),
@@ -81,13 +84,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+_WITHOUT_PAIRS = (
+    "regime 'self-pairs' needs --pairs OTHER=THEIRS: protect other pictures with a seed of your own "
+    "(protect_imagenet.py --input OTHER --output THEIRS --seed 1), then give both"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training. Its key is the digest of its content, the data's digest included: equal trials run once.
 
     share   "samples:S" or "classes:S": the part of the training images that is protected; the rest stays clean
-    data    digest of the images; labels  digest of what the labelling made of their labels
+    data    digest of the images, and of the denoiser where the regime cleans them with one
+    labels  digest of what the labelling made of their labels
     """
 
     protection: str
@@ -130,6 +139,7 @@ class EvaluationSettings:
 
     protected      name -> URL; side  pixels of all images, None: the median of the clean ones, at most 224
     images         train on at most so many, chosen by the hash of their keys; None: on all
+    pairs          URLs of other pictures and of their copies that an adversary protected, for denoisers
     classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
     holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
     """
@@ -147,6 +157,7 @@ class EvaluationSettings:
     recipe: str = "fast"
     side: int | None = None
     images: int | None = None
+    pairs: tuple[str, str] | None = None
     classes: str | None = None
     concepts: str | None = None
     holdout: float = 0.05
@@ -169,12 +180,24 @@ class EvaluationSettings:
         check_choice("recipe", self.recipe, sorted(RECIPES))
         for share in self.shares:
             parse_share(share)
+        parts = {part for regime in self.regimes for part in plain_parts(regime)}
+        check(self.pairs is not None or SELF_PAIRS not in parts, _WITHOUT_PAIRS)
+        uses = f"--pairs are for the regimes {' and '.join(SHARED_DENOISERS)}; add one of them to --regimes"
+        check(self.pairs is None or not parts.isdisjoint(SHARED_DENOISERS), uses)
 
-    def trials(self, digests: Mapping[str, str], labels: Mapping[str, str]) -> list[Trial]:
+    def denoisers(self) -> list[str]:
+        """Which of SHARED_DENOISERS the regimes need."""
+        parts = {part for regime in self.regimes for part in plain_parts(regime)}
+        return [name for name in SHARED_DENOISERS if name in parts]
+
+    def trials(
+        self, digests: Mapping[str, str], labels: Mapping[str, str], denoisers: Mapping[str, str] | None = None
+    ) -> list[Trial]:
         """All trials.
 
-        digests  name of every collection -> digest of what is trained on and tested with it
-        labels   labelling -> digest of the labels that it gives
+        digests    name of every collection -> digest of what is trained on and tested with it
+        labels     labelling -> digest of the labels that it gives
+        denoisers  regime without its number -> digest of the denoiser that it cleans with, or of how it makes one
 
         The clean control is run for every target, regime, labelling and seed, once, whatever the shares; beside
         every share below 1 stands CLEAN_PART.
@@ -195,11 +218,22 @@ class EvaluationSettings:
                         seed=seed,
                         epochs=self.epochs,
                         recipe=self.recipe,
-                        data=digests[CLEAN if protection == CLEAN_PART else protection],
+                        data=_seen(digests[CLEAN if protection == CLEAN_PART else protection], regime, denoisers or {}),
                         labels=labels[labelling],
                     )
                 )
         return found
+
+
+def plain_parts(regime: str) -> list[str]:
+    """The regimes that 'leaked-pairs:100+cg' joins, without numbers and options: leaked-pairs, cg."""
+    return [re.split(r"[\[:]", part)[0] for part in regime.split("+")]
+
+
+def _seen(data: str, regime: str, denoisers: Mapping[str, str]) -> str:
+    """Digest of what is trained on: of the data alone, unless the regime sees them through a denoiser."""
+    found = [denoisers[part] for part in plain_parts(regime) if part in denoisers]
+    return sha256("\n".join([data, *found]).encode()) if found else data
 
 
 def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> EvaluationSettings:

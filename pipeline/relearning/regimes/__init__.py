@@ -1,6 +1,7 @@
 """The regimes by name. A name is one of REGIMES or several joined by '+', applied from left to right.
 
-Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'.
+Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'. Those of NUMBERED carry a number:
+'leaked-pairs:100'.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.relearning.regimes.progressive import (
     ProgressiveTraining,
     staged_regime,
 )
+from pipeline.relearning.regimes.purify import LeakedPairs, Purify
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.smooth import Smoothing
@@ -32,7 +34,7 @@ from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
 from pipeline.settings import near_matches
 
-__all__ = ["REGIMES", "Knowledge", "Regime", "find_regime"]
+__all__ = ["NUMBERED", "REGIMES", "Knowledge", "Regime", "find_regime"]
 
 REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "nt": lambda _: Regime(),
@@ -64,6 +66,8 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "delta-jitter": DeltaJitter,
     "delta-known": DeltaKnown,
     "few-clean": FewClean,
+    "self-pairs": lambda known: Purify("self-pairs", known),
+    "purify": lambda known: Purify("purify", known),
     "early-stop": EarlyStop,
     "dfr": FeatureReweighting,
     "dropout": lambda _: Dropout(),
@@ -80,6 +84,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "st-cg": lambda _: ProgressiveColour(),
     "st-full": lambda _: ProgressiveFull(),
 }
+NUMBERED: dict[str, Callable[[Knowledge, int], Regime]] = {"leaked-pairs": LeakedPairs}
 
 
 def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B008  frozen
@@ -97,8 +102,13 @@ def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B
 def _find_part(part: str, name: str, known: Knowledge) -> Regime:
     if "[" in part:
         return staged_regime(part)
+    plain, colon, number = part.partition(":")
+    if plain in NUMBERED:
+        if not number.isdecimal() or int(number) < 1:
+            raise SettingsError(f"regime {part!r} in {name!r}: it needs a number, as in {plain}:16")
+        return NUMBERED[plain](known, int(number))
     if part not in REGIMES:
-        names = sorted(REGIMES)
+        names = sorted([*REGIMES, *(f"{one}:N" for one in NUMBERED)])
         raise SettingsError(
             f"unknown regime {part!r} in {name!r}: none of {', '.join(names)}{near_matches(part, names)}"
         )
