@@ -22,6 +22,13 @@ Start the same command again to go on: finished trials are kept, unfinished ones
 EPILOG = """\
 exit codes: 0 done, 1 a trial failed, 2 usage or data that do not fit
 
+An adversary may protect other pictures with this product and train a denoiser on the pairs; these two commands do so:
+
+  python jobs/protect_imagenet.py --input other/ --output theirs/ --seed 1 …
+  python jobs/evaluate_relearning.py --pairs other/=theirs/ --regimes self-pairs,self-pairs+cg …
+
+The keys of both collections must agree; the pictures must not be those of --clean or --test, and need no labels.
+
 Regimes may be joined by + (at most two): iss-gray+st-cg. The audit preset is the battery behind every published figure.
 A regime that was not tried may get more out of the images than any of these.
 """
@@ -33,6 +40,14 @@ def named_urls(text: str) -> tuple[str, str]:
     if not found or not name or not url:
         raise ValueError(text)
     return name, url
+
+
+def two_urls(text: str) -> tuple[str, str]:
+    """OTHER=THEIRS; with more than one = nobody could tell where the first URL ends."""
+    first, found, second = text.partition("=")
+    if not found or not first or not second or "=" in second:
+        raise ValueError(text)
+    return first, second
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -61,6 +76,8 @@ def _data(parser: Parser) -> None:
     add("--protected", metavar="NAME=URL", type=named_urls, nargs="+", action="extend", help=copies)
     add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
+    pairs = "other pictures, and their copies that an adversary protected: for self-pairs and purify"
+    add("--pairs", metavar="OTHER=THEIRS", type=two_urls, help=pairs)
     add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")
     add("--images", type=int, metavar="N", help="train on at most N of the images, chosen by key (default: all)")
     add("--holdout", type=float, metavar="SHARE", help="of the originals, for early stop and the like (default 0.05)")
@@ -73,7 +90,7 @@ def _trials(parser: Parser) -> None:
     add = parser.add_argument_group("trials: every combination is one").add_argument
     add("--preset", choices=sorted(PRESETS), help="smoke: minutes on two cores; audit: the battery that counts")
     add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, …, pretrained:NAME, probe:NAME")
-    add("--regimes", type=words, metavar="A,B", help="nt, nt-cg, st, st-cg, st-full, at, ueraser, opa, subtract+cg, …")
+    add("--regimes", type=words, metavar="A,B", help="nt, nt-cg, st-cg, at, subtract+cg, self-pairs, leaked-pairs:N, …")
     add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:5-36")
     add("--shares", type=words, metavar="A,B", help="protected part: samples:0.5, classes:0.5 (default samples:1)")
     add("--seeds", type=numbers, metavar="0,1,2", help="of training: order, augmentation, weights")

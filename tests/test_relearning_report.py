@@ -11,7 +11,7 @@ import pytest
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
 from pipeline.relearning.pictures import Line, activations, curves
-from pipeline.relearning.regimes import REGIMES
+from pipeline.relearning.regimes import NUMBERED, REGIMES
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from tests.pages import Page
 
@@ -375,5 +375,18 @@ def test_activations_without_a_tsne_map_are_drawn_alone():
 def test_regimes_are_put_in_words():
     assert describe_regime("iss-gray+st-cg").startswith("grayscale, training and test, then progressive staged")
     assert describe_regime("st-cg[kappa=2]").endswith("; kappa=2")
+    assert describe_regime("leaked-pairs:100+cg").startswith("cleaned by a network trained on leaked pairs")
+    assert ": 100, then colour jitter" in describe_regime("leaked-pairs:100+cg")
     assert describe_regime("of-tomorrow") == ""
-    assert [name for name in REGIMES if not describe_regime(name)] == []
+    assert [name for name in (*REGIMES, *NUMBERED) if not describe_regime(name)] == []
+
+
+def test_the_page_says_what_the_denoiser_of_a_regime_gained():
+    gained = {"denoiser_own_db": 4.12, "denoiser_here_db": 1.88}
+    rows = [row("uc", "self-pairs", **gained), row(CLEAN, "self-pairs", denoiser_own_db=4.12), row("uc"), row(CLEAN)]
+    page = Page(write_relearning_report(rows, about=replace(ABOUT, pairs=("s3://k:secret@other/a", "s3://other/b"))))
+    assert re.search(r"self-pairs\s*uc\s*4\.1\s*1\.9", page.text)
+    assert re.search(r"self-pairs\s*clean\s*4\.1\s*–", page.text)
+    assert "pairs s3://other/a" in page.text
+    assert "secret" not in page.text
+    assert "Denoisers" not in Page(write_relearning_report(rows[2:], about=ABOUT)).text
