@@ -92,9 +92,12 @@ class Loading:
     reference: Any
     receipt: Any
 
-    def wait(self) -> Any:
-        """What the driver is told, once the reference holds a value. Raises what the task raises, wrapped by Ray."""
-        return _answer(self.receipt)
+    def wait(self, seconds: float | None = LOAD_SECONDS) -> Any:
+        """What the driver is told, once the reference holds a value. Raises what the task raises, wrapped by Ray.
+
+        seconds  after which it is given up; None: never
+        """
+        return ray.get(self.receipt, timeout=seconds)
 
 
 def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:

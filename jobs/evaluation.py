@@ -96,7 +96,7 @@ def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
     with _refused(), ray_failures():
         workers = workers_for(settings)
-        stores = _stores(settings)
+        stores, pairs = _stores(settings), _pair_stores(settings)
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
         loading: dict[str, Loading] = {}
@@ -122,28 +122,37 @@ def load(settings: EvaluationSettings) -> Loaded:
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.protected}
-        found = denoise(settings, workers, side, clean, test)
+        found = denoise(settings, workers, side, pairs, (clean, test))
         return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out, found)
 
 
-def denoise(settings: EvaluationSettings, workers: Workers, side: int, clean: Any, test: Any) -> dict[str, Denoising]:
-    """Train the denoisers that regimes share, or find them below the output; says what each gains."""
+def denoise(
+    settings: EvaluationSettings,
+    workers: Workers,
+    side: int,
+    pair_stores: Sequence[tuple[Store, list[Entry]]],
+    evaluated: tuple[Any, ...],
+) -> dict[str, Denoising]:
+    """Train the denoisers that regimes share, or find them below the output; says what each gains.
+
+    evaluated  references to the Collections that no picture of the pairs may be in
+    """
     if not settings.denoisers():
         return {}
     pairs = []
-    for store, entries in _pair_stores(settings):
+    for store, entries in pair_stores:
         one = load_collection(store, [entry.name for entry in entries], side, has_labels=False)
         cli.print_left_out(one.wait())
         pairs.append(one.reference)
     output, both = Store(settings.output), (pairs[0], pairs[1]) if pairs else None
     making = {
-        name: make_denoiser(name, output, side, workers, pairs=both, evaluated=(clean, test))
+        name: make_denoiser(name, output, side, workers, pairs=both, evaluated=evaluated)
         for name in settings.denoisers()
     }
     found = {}
     with progress("denoise", len(making), "denoiser") as bar:
         for name, made in making.items():
-            facts = made.wait()
+            facts = made.wait(None)
             bar.step(name)
             on = f"{facts.num_pictures:,} {'pairs' if name != PURIFY else 'pictures'}"
             how = f"{facts.num_steps:,} steps" if facts.is_new else "trained before"
@@ -183,7 +192,7 @@ def print_plan(settings: EvaluationSettings) -> int:
     if found.denoiser_seconds:
         each = f"{duration(found.denoiser_seconds)} at most, as measured on a CPU here"
         shared = [f"one for {name}, before the trials" for name in settings.denoisers()]
-        own = [f"one in each of {found.num_leaked} trials with leaked pairs"] if found.num_leaked else []
+        own = [f"one in each trial of leaked pairs, {found.num_leaked} times"] if found.num_leaked else []
         print(f"denoisers    {each}, for every one: {'; '.join(shared + own)}")
     return cli.DONE
 

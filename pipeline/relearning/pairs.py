@@ -43,7 +43,10 @@ def check_other_pictures(pairs: Pictures, *collections: Collection) -> None:
 def training_data(
     side: int, pairs: tuple[Pictures, Pictures] | None, *, is_noise: bool
 ) -> tuple[Pictures, Pictures | None]:
-    """Clean pictures and their protected copies; with `is_noise` the pictures alone, else photographs that ship."""
+    """Clean pictures and their protected copies; with `is_noise` pictures alone, or photographs where there are none.
+
+    The photographs are those of the demo: whoever evaluates that has denoised its training images before.
+    """
     if pairs is None:
         assert is_noise, "who has no pairs has noise alone"
         return train_squares(side, seed=0), None
