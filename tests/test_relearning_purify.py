@@ -14,13 +14,16 @@ from actors.denoisers import find_or_train
 from pipeline.errors import InputError, SettingsError
 from pipeline.photographs import train_squares
 from pipeline.relearning import denoiser as denoisers
+from pipeline.relearning.arms import Arm, Labels
 from pipeline.relearning.checks import check_labels, check_regime
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db
 from pipeline.relearning.evaluation import CLEAN, Trial, evaluation_from
 from pipeline.relearning.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.relearning.regimes import Knowledge, find_regime, purify
+from pipeline.relearning.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target
+from pipeline.relearning.trial import run_trial
 from pipeline.store import Store
 from tests.samples import stripes
 
@@ -246,6 +249,29 @@ def test_a_trial_with_other_pairs_is_another_trial_and_all_others_stay():
         labels="l",
     )
     assert one["nt", "uc"] == plain.key
+
+
+def test_a_row_says_what_the_denoiser_gained_on_its_own_pictures_and_here():
+    clean, test = collection(48), collection(24, seed=1)
+    arm = Arm(replace(clean, images=clean.images + 8), np.arange(48))
+    labels = Labels(clean.labels, test.labels, 2)
+    shared = {"target": "small", "labelling": "original", "share": "samples:1", "seed": 0, "epochs": 1}
+    shared |= {"recipe": "fast", "data": "d", "labels": "l"}
+
+    def row(regime: str, arm: Arm | None) -> dict[str, object]:
+        trial = Trial(protection="uc" if arm else CLEAN, regime=regime, **shared)
+        given = {"holdout": 0.1, "device": "cpu", "denoisers": {"self-pairs": darkening()}}
+        return run_trial(trial, clean, test, arm, labels, **given)
+
+    cleaned = row("self-pairs+cg", arm)
+    assert cleaned["denoiser_own_db"] == 7.5
+    assert cleaned["denoiser_here_db"] == pytest.approx(20 * np.log10(2))
+    control = row("self-pairs", None)
+    assert (control["denoiser_own_db"], control["denoiser_here_db"]) == (7.5, None)
+    (back,) = results_from_parquet(results_to_parquet([cleaned]))
+    assert back["denoiser_here_db"] == cleaned["denoiser_here_db"]
+    with pytest.raises(SettingsError, match="needs a denoiser"):
+        row("purify", arm)
 
 
 def test_a_restarted_evaluation_does_not_train_again_and_other_pairs_do(tmp_path: Path, monkeypatch):
