@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ from pipeline.relearning.collection import (
     shard_side,
     smallest_hashes,
 )
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
+from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
 from pipeline.relearning.train import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
@@ -69,6 +70,7 @@ class EvaluationData:
     """References to everything that trials read; in the object store once per node.
 
     arms    arm -> Arm; labels  labelling name -> Labels; facts  labelling name -> columns of its rows
+    denoisers  regime -> the Denoiser that it cleans with
     """
 
     output: Store
@@ -82,6 +84,7 @@ class EvaluationData:
     versions: str
     device: str
     threads: int
+    denoisers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ class Loading:
     reference: Any
     receipt: Any
 
-    def wait(self) -> Any:
-        """What the driver is told, once the reference holds a value. Raises what the task raises, wrapped by Ray."""
-        return _answer(self.receipt)
+    def wait(self, seconds: float | None = LOAD_SECONDS) -> Any:
+        """What the driver is told, once the reference holds a value. Raises what the task raises, wrapped by Ray.
+
+        seconds  after which it is given up; None: never
+        """
+        return ray.get(self.receipt, timeout=seconds)
 
 
 def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
@@ -105,10 +111,12 @@ def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | Non
     return found[-2] if len(found) > at_most else None
 
 
-def load_collection(store: Store, shards: Sequence[str], side: int, limit: int | None = None) -> Loading:
+def load_collection(
+    store: Store, shards: Sequence[str], side: int, limit: int | None = None, *, has_labels: bool = True
+) -> Loading:
     """The Collection of some shards, decoded by one task each; to wait tells what is left out, or raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
-    parts = [load.remote(store, [shard], side=side, limit=limit) for shard in shards]
+    parts = [load.remote(store, [shard], side=side, limit=limit, has_labels=has_labels) for shard in shards]
     return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
@@ -202,6 +210,7 @@ def train(config: dict[str, Any], data: EvaluationData) -> None:
             ray.get(data.labels[trial.labelling]),
             holdout=data.holdout,
             device=data.device,
+            denoisers=_denoisers(data, trial),
             resume=_resume(data.output, trial),
             on_epoch=lambda training: _keep(data.output, trial, training),
         )
@@ -210,6 +219,10 @@ def train(config: dict[str, Any], data: EvaluationData) -> None:
         data.output.create(trial.result, json.dumps(row | about | dict(facts)).encode())
         data.output.delete([trial.checkpoint])
     tune.report({"finished": 1, "key": trial.key})
+
+
+def _denoisers(data: EvaluationData, trial: Trial) -> dict[str, Denoiser]:
+    return {name: ray.get(data.denoisers[name]) for name in plain_parts(trial.regime) if name in data.denoisers}
 
 
 def _resume(output: Store, trial: Trial) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ _PRIVATE = {"debug", "dry_run", "clean", "test", "protected", "output", "workers
 
 
 def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loaded) -> None:
-    """Write certificate and page, and say where they are, or what is missing for each; nothing where no battery was asked for."""
+    """Where a battery was asked for: write certificate and page and say where, or say what each protection lacks."""
     if not any(set(battery) <= set(settings.regimes) for battery in BATTERIES.values()):
         return
     made = [one for name in settings.protected if (one := _certified(settings, name, rows, loaded)) is not None]

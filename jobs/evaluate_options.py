@@ -32,7 +32,15 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   smoothed      smooth-0.5, smooth-1, smooth-2, smooth-uc, on training images alone
   filtered      equalise, spectral, highpass:C, lowpass:C (C cycles per image, any number above 0)
   looked for    subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
+  cleaned       self-pairs, purify, leaked-pairs:N (a denoiser, see below)
   told more     adabn, dfr, few-clean (clean images), delta-known (the deltas)
+
+An adversary may protect other pictures with this product and train a denoiser on the pairs; these two commands do so:
+
+  python jobs/protect_imagenet.py --input other/ --output theirs/ --seed 1 …
+  python jobs/evaluate_relearning.py --pairs other/=theirs/ --regimes self-pairs,self-pairs+cg …
+
+The keys of both collections must agree; the pictures must not be those of --clean or --test, and need no labels.
 
 The audit presets, with three fits of a protection (--protected NAME=URL,URL,URL), leave a certificate:
 certificate.json and certificate.html beside the report.
@@ -47,6 +55,14 @@ def named_urls(text: str) -> tuple[str, tuple[str, ...]]:
     if not name or not all(urls):
         raise ValueError(text)
     return name, urls
+
+
+def two_urls(text: str) -> tuple[str, str]:
+    """OTHER=THEIRS; with more than one = nobody could tell where the first URL ends."""
+    first, found, second = text.partition("=")
+    if not found or not first or not second or "=" in second:
+        raise ValueError(text)
+    return first, second
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -77,6 +93,8 @@ def _data(parser: Parser) -> None:
     add("--protected", metavar="NAME=URL[,URL]", type=named_urls, nargs="+", action="extend", help=copies)
     add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
+    pairs = "other pictures, and their copies that an adversary protected: for self-pairs and purify"
+    add("--pairs", metavar="OTHER=THEIRS", type=two_urls, help=pairs)
     add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")
     add("--images", type=int, metavar="N", help="train on at most N of the images, chosen by key (default: all)")
     add("--holdout", type=float, metavar="SHARE", help="of the originals, for early stop and the like (default 0.05)")

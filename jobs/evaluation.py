@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs import cli
 from actors.connect import Workers, workers_for
+from actors.denoisers import make_denoiser
 from actors.failures import ray_failures
 from actors.trials import (
     EvaluationData,
@@ -33,10 +34,13 @@ from pipeline.page import duration, size
 from pipeline.places import check_apart
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
+from pipeline.relearning.denoiser import DenoiserRecipe
 from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
     CLEAN,
     HISTORIES,
+    LEAKED_PAIRS,
+    PURIFY,
     REPORT,
     RESULTS,
     SETTINGS,
@@ -46,6 +50,7 @@ from pipeline.relearning.evaluation import (
 )
 from pipeline.relearning.labellings import check_labelling
 from pipeline.relearning.results import histories_to_parquet, read_row, relearned, results_to_parquet
+from pipeline.relearning.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
 from pipeline.store import Entry, Store
 
@@ -66,6 +71,15 @@ class Loaded:
     digests: dict[str, str]
     workers: Workers
     left_out: dict[str, int]
+    denoisers: dict[str, Denoising]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """A reference to the denoiser of a regime, and its digest."""
+
+    reference: Any
+    digest: str
 
 
 def check_names(settings: EvaluationSettings) -> None:
@@ -82,7 +96,7 @@ def load(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
     with _refused(), ray_failures():
         workers = workers_for(settings)
-        stores = _stores(settings)
+        stores, pairs = _stores(settings), _pair_stores(settings)
         side = settings.side or _side(*stores[CLEAN])
         data: dict[str, Any] = {}
         loading: dict[str, Loading] = {}
@@ -108,12 +122,50 @@ def load(settings: EvaluationSettings) -> Loaded:
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
-        return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out)
+        found = denoise(settings, workers, side, pairs, (clean, test))
+        return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out, found)
+
+
+def denoise(
+    settings: EvaluationSettings,
+    workers: Workers,
+    side: int,
+    pair_stores: Sequence[tuple[Store, list[Entry]]],
+    evaluated: tuple[Any, ...],
+) -> dict[str, Denoising]:
+    """Train the denoisers that regimes share, or find them below the output; says what each gains.
+
+    evaluated  references to the Collections that no picture of the pairs may be in
+    """
+    if not settings.denoisers():
+        return {}
+    pairs = []
+    for store, entries in pair_stores:
+        one = load_collection(store, [entry.name for entry in entries], side, has_labels=False)
+        cli.print_left_out(one.wait())
+        pairs.append(one.reference)
+    output, both = Store(settings.output), (pairs[0], pairs[1]) if pairs else None
+    making = {
+        name: make_denoiser(name, output, side, workers, pairs=both, evaluated=evaluated)
+        for name in settings.denoisers()
+    }
+    found = {}
+    with progress("denoise", len(making), "denoiser") as bar:
+        for name, made in making.items():
+            facts = made.wait(None)
+            bar.step(name)
+            on = f"{facts.num_pictures:,} {'pairs' if name != PURIFY else 'pictures'}"
+            how = f"{facts.num_steps:,} steps" if facts.is_new else "trained before"
+            print(f"denoiser     {name}: gains {facts.gain_db:.1f} dB on held-out ones of its {on}; {how}")
+            found[name] = Denoising(made.reference, facts.digest)
+    return found
 
 
 def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     """All trials; says how many there are."""
-    trials = settings.trials(loaded.digests, {name: found.digest for name, found in loaded.labels.items()})
+    labels = {name: found.digest for name, found in loaded.labels.items()}
+    cleaning = {name: found.digest for name, found in loaded.denoisers.items()}
+    trials = settings.trials(loaded.digests, labels, cleaning | {LEAKED_PAIRS: DenoiserRecipe().digest()})
     loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
     print(f"collections  clean and {len(settings.arms)} protected, at {loaded.side} px")
     if loaded.left_out:
@@ -127,7 +179,7 @@ def print_plan(settings: EvaluationSettings) -> int:
     stores = _stores(settings)
     store, entries = stores[CLEAN]
     side = settings.side or _within(shard_side(store, entries[0].name))
-    found = estimate_evaluation(settings, stores, side)
+    found = estimate_evaluation(settings, stores, side, _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in found.images.items())
     print(f"images       about {counts}, at {side} px")
@@ -137,6 +189,11 @@ def print_plan(settings: EvaluationSettings) -> int:
     print(
         f"time         about {spent}: {settings.targets[0]} under nt as measured here; others may take several times it"
     )
+    if found.denoiser_seconds:
+        each = f"{duration(found.denoiser_seconds)} at most, as measured on a CPU here"
+        shared = [f"one for {name}, before the trials" for name in settings.denoisers()]
+        own = [f"one in each trial of leaked pairs, {found.num_leaked} times"] if found.num_leaked else []
+        print(f"denoisers    {each}, for every one: {'; '.join(shared + own)}")
     return cli.DONE
 
 
@@ -172,6 +229,7 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
         versions=" ".join(f"{package} {version(package)}" for package in PACKAGES),
         device=loaded.workers.device,
         threads=loaded.workers.threads,
+        denoisers={name: found.reference for name, found in loaded.denoisers.items()},
     )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job as any other: every epoch is kept anyway
     with ray_failures(), progress("relearn", len(left), "trial") as bar:
@@ -197,7 +255,8 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
     rows = [read_row(output, trial) for trial in trials]
     output.put(RESULTS, results_to_parquet(rows))
     output.put(HISTORIES, histories_to_parquet(rows))
-    about = EvaluationAbout(settings.clean, settings.test, settings.protected, asdict(settings), loaded.left_out)
+    given = (settings.clean, settings.test, settings.protected, asdict(settings), loaded.left_out)
+    about = EvaluationAbout(*given, pairs=settings.pairs or ())
     output.put(REPORT, write_relearning_report(rows, about=about).encode())
     for share in settings.shares:
         print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")
@@ -206,9 +265,19 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
             if found is not None:
                 spread = fits_range(found.fits)
                 print(f"  {name:<32}{found.accuracy:>10.1%}  {found.regime} ({found.num_regimes} tried){spread}")
+    _print_gains(settings, rows)
     print(f"\nresults      {output.url}/{RESULTS}")
     print(f"report       {output.url}/{REPORT}")
     return rows
+
+
+def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -> None:
+    found = denoisers(rows, order_of(rows, settings.protected, asdict(settings)))
+    if found:
+        print(f"\n{'denoisers, gain in dB':<34}{'own pictures':>14}{'here':>8}")
+    for regime, name, gains in found:
+        own, here = (f"{gain:.1f}" if gain is not None else "–" for gain in gains)
+        print(f"  {f'{regime} on {name}':<32}{own:>14}{here:>8}")
 
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
@@ -225,6 +294,14 @@ def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
     stores = {name: cli.list_input(url) for name, url in urls.items()}
     for store, _ in stores.values():
+        check_apart(store, Store(settings.output), may_hold=True)
+    return stores
+
+
+def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Entry]]]:
+    """Store and shards of --pairs, if they are given. Raises as _stores does."""
+    stores = [cli.list_input(url) for url in settings.pairs or ()]
+    for store, _ in stores:
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
 

@@ -121,6 +121,13 @@ def write_demo_collection(folder: Path, *, seed: int, side: int = 64) -> DemoCol
     return DemoCollection(folder, written["train"], written["test"], PHOTOGRAPHS, counts["train"], counts["test"])
 
 
+def train_squares(side: int, *, seed: int) -> NDArray[np.uint8]:
+    """All training patches in colour, without a file's losses: uint8 [1600, 3, side, side]."""
+    patches = [patch for patch in plan_patches(seed=seed) if patch.split == "train"]
+    squares = [np.asarray(_square(patch, side).convert("RGB")) for patch in patches]
+    return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2))
+
+
 def _cells(name: str, split: str) -> list[tuple[int, int, int, int]]:
     """Cells (top, left, bottom, right) of a split: every fourth along a knight's move is test, the others train."""
     height, width = photograph(name).shape[:2]
@@ -167,9 +174,13 @@ def _chunks(patches: list[Patch]) -> Iterator[list[Patch]]:
         yield patches[start : start + SAMPLES_PER_SHARD]
 
 
-def _sample(patch: Patch, seed: int, side: int) -> Sample:
+def _square(patch: Patch, side: int) -> Image.Image:
     pixels = photograph(patch.photograph)[patch.y : patch.y + patch.side, patch.x : patch.x + patch.side]
-    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _sample(patch: Patch, seed: int, side: int) -> Sample:
+    image = _square(patch, side)
     file = io.BytesIO()
     is_jpeg = bool(numpy_rng(seed, "demo-format", patch.key).integers(2))
     if is_jpeg:

@@ -14,13 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from jobs import evaluate_relearning
 from jobs.evaluate_options import parse_evaluation
 from pipeline.errors import SettingsError
+from pipeline.relearning.collection import load_labelled
+from pipeline.relearning.denoiser import DenoiserRecipe, train_denoiser
+from pipeline.relearning.pairs import denoiser_digest, pair_up
+from pipeline.store import Store
 from tests import runs
-from tests.samples import image_bytes
+from tests.samples import image_bytes, noise
 
 pytestmark = pytest.mark.ray
 JOB = str(runs.ROOT / "jobs/evaluate_relearning.py")
@@ -172,6 +177,9 @@ def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_th
         (["--targets", "smal"], 2, "did you mean small"),
         (["--regimes", "nt,ntcg"], 2, "did you mean nt-cg"),
         (["--labellings", "originl"], 2, "original"),
+        (["--regimes", "nt,self-pairs"], 2, "needs --pairs OTHER=THEIRS: protect other pictures"),
+        (["--regimes", "purify", "--pairs", "a=b=c"], 2, "argument --pairs"),
+        (["--regimes", "leaked-pairs:1"], 2, "at least 2 pairs"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_a_cluster_is_asked(data: Path, changed, code, words) -> None:
@@ -220,6 +228,56 @@ def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tm
     assert not (tmp_path / "out").exists()
 
 
+def write_pairs(folder: Path) -> None:
+    """Pictures without labels, and copies of them with one pattern: what an adversary makes who protects his own."""
+    signs = np.random.default_rng(5).choice([-1, 1], (8, 8, 3)).repeat(8, 0).repeat(8, 1)
+    for name, levels in (("other", 0), ("theirs", 16)):
+        (folder / name).mkdir()
+        with tarfile.open(folder / name / "a.tar", "w") as tar:
+            for number in range(24):
+                pixels = noise(64, 64, seed=number) // 2 + 64 + levels * signs
+                runs.add(tar, f"{number:03d}.png", image_bytes(pixels.astype(np.uint8)))
+
+
+@pytest.mark.slow
+def test_a_denoiser_cleans_every_arm_says_what_it_gained_and_is_not_trained_twice(data: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    stores = [Store(str(tmp_path / name)) for name in ("other", "theirs")]
+    loaded = [load_labelled(store, ["a.tar"], side=64, has_labels=False) for store in stores]
+    pairs = pair_up(*loaded)
+    quick = DenoiserRecipe(width=8, batch_size=8, rates=(3e-3,), max_steps=40, every=20)
+    digest = denoiser_digest(*pairs, DenoiserRecipe(), 0)
+    made = train_denoiser(*map(torch.from_numpy, pairs), seed=0, recipe=quick, digest=digest)
+    kept = tmp_path / f"out/denoisers/{digest[:20]}.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(made.to_bytes())
+    before = kept.stat().st_mtime_ns
+    given = ["--regimes", "nt,self-pairs+cg", "--epochs", "1", "--output", str(tmp_path / "out")]
+    done = evaluate(*options(data, *given, "--pairs", f"{tmp_path / 'other'}={tmp_path / 'theirs'}"))
+    assert done.returncode == 0, done.stderr
+    said = f"self-pairs: gains {made.gain_db:.1f} dB on held-out ones of its 24 pairs; trained before"
+    assert said in done.stdout
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert kept.stat().st_mtime_ns == before
+    rows = {(r["protection"], r["regime"]): r for r in pq.read_table(tmp_path / "out/results.parquet").to_pylist()}
+    blocks, clean = rows["blocks", "self-pairs+cg"], rows["clean", "self-pairs+cg"]
+    assert blocks["denoiser_own_db"] == clean["denoiser_own_db"] == pytest.approx(made.gain_db)
+    assert clean["denoiser_here_db"] is None
+    assert blocks["data"] != rows["blocks", "nt"]["data"]
+    assert re.search(rf"self-pairs\+cg on blocks +{made.gain_db:.1f} +{blocks['denoiser_here_db']:.1f}\n", done.stdout)
+    assert "<h2>Denoisers</h2>" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_how_long_denoisers_take_at_most(data: Path, tmp_path: Path) -> None:
+    given = ["--dry-run", "--regimes", "purify,leaked-pairs:20", "--side", "32", "--output", str(tmp_path / "out")]
+    done = evaluate(*options(data, *given))
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("denoisers ")]
+    assert re.match(r"denoisers    [\d.]+ (s|min|h) at most, as measured on a CPU here, for every one: ", line)
+    assert line.endswith("one for purify, before the trials; one in each trial of leaked pairs, 1 times")
+
+
 @pytest.mark.slow
 def test_a_sample_of_the_images_is_trained_on_in_every_arm(data: Path, tmp_path: Path) -> None:
     given = options(
@@ -259,6 +317,13 @@ def test_several_urls_are_fits_of_one_protection_each_an_arm_of_its_own() -> Non
         parse_evaluation([*given[:-3], "--protected", "uc=1,1"])
     with pytest.raises(SettingsError):
         parse_evaluation([*given[:-3], "--protected", "uc=1,,2"])
+
+
+def test_pairs_are_two_urls_from_the_command_line_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.yaml").write_text("clean: a\ntest: b\noutput: c\nregimes: [self-pairs]\npairs: {x: s3://y}")
+    assert parse_evaluation(["--config", str(tmp_path / "evaluation.yaml")]).pairs == ("x", "s3://y")
+    given = ["--clean", "a", "--test", "b", "--output", "c", "--regimes", "purify", "--pairs", "other/=theirs/"]
+    assert parse_evaluation(given).pairs == ("other/", "theirs/")
 
 
 def test_protected_copies_add_up_over_the_command_line() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from jobs.evaluate_options import evaluation_parser
 from pipeline.errors import SettingsError
+from pipeline.relearning.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.relearning.regimes.opa import linear_directions, project_out
@@ -27,7 +28,11 @@ SEES_MORE = {  # regime: what it needs beside the protected images
     "adabn": "clean images",
     "few-clean": "clean images",
     "delta-known": "true delta",
+    "self-pairs": "denoiser",
+    "purify": "denoiser",
+    "leaked-pairs:9": "true delta",
 }
+UNTRAINED = dict.fromkeys(("self-pairs", "purify"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, ""))
 PART = sorted(name for name in REGIMES if not name.startswith("st")) + ["highpass:4", "lowpass:8"]
 
 
@@ -52,6 +57,8 @@ def knowledge(images: Tensor) -> Knowledge:
         clean_images=pictures(48, seed=5),
         clean_labels=torch.arange(48) % 3,
         deltas=torch.ones(images.shape, dtype=torch.int16),
+        images=images,
+        denoisers=UNTRAINED,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS
 from pipeline.relearning.pictures import Line, activations, curves
-from pipeline.relearning.regimes import REGIMES
+from pipeline.relearning.regimes import NUMBERED, REGIMES
 from pipeline.relearning.report import EvaluationAbout, write_relearning_report
 from tests.pages import Page
 
@@ -376,7 +376,23 @@ def test_activations_without_a_tsne_map_are_drawn_alone():
 def test_regimes_are_put_in_words():
     assert describe_regime("iss-gray+st-cg").startswith("grayscale, training and test, then progressive staged")
     assert describe_regime("st-cg[kappa=2]").endswith("; kappa=2")
+    assert describe_regime("leaked-pairs:100+cg").startswith(
+        "cleaned by a network trained on 100 pairs that have leaked"
+    )
+    assert "(needs them), then colour jitter" in describe_regime("leaked-pairs:100+cg")
     assert describe_regime("of-tomorrow") == ""
     assert describe_regime("lowpass:8+cg").startswith("frequencies above 8 cycles per image filtered out, training")
     offered = {name for preset in PRESETS.values() for name in preset["regimes"]} | REGIMES.keys()
     assert [name for name in offered if not describe_regime(name)] == []
+    assert [name for name in NUMBERED if not describe_regime(name)] == []
+
+
+def test_the_page_says_what_the_denoiser_of_a_regime_gained():
+    gained = {"denoiser_own_db": 4.12, "denoiser_here_db": 1.88}
+    rows = [row("uc", "self-pairs", **gained), row(CLEAN, "self-pairs", denoiser_own_db=4.12), row("uc"), row(CLEAN)]
+    page = Page(write_relearning_report(rows, about=replace(ABOUT, pairs=("s3://k:secret@other/a", "s3://other/b"))))
+    assert re.search(r"self-pairs\s*uc\s*4\.1\s*1\.9", page.text)
+    assert re.search(r"self-pairs\s*clean\s*4\.1\s*–", page.text)
+    assert "pairs s3://other/a" in page.text
+    assert "secret" not in page.text
+    assert "Denoisers" not in Page(write_relearning_report(rows[2:], about=ABOUT)).text

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import SettingsError
+from pipeline.relearning.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, Training, train_target
@@ -137,7 +138,12 @@ def test_an_unknown_regime_is_refused_with_near_matches():
         find_regime("iss-gray+iss-jpeg10+cg")
     assert find_regime("subtract+cg").name == "subtract+cg"
     images = stripes(2, 0)[0]
-    known = Knowledge(clean_images=images, clean_labels=torch.zeros(2, dtype=torch.int64), deltas=images.short())
+    known = Knowledge(
+        clean_images=images,
+        clean_labels=torch.zeros(2, dtype=torch.int64),
+        deltas=images.short(),
+        denoisers=dict.fromkeys(("self-pairs", "purify"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, "")),
+    )
     assert all(find_regime(name, known).prepare_test(images).shape == (2, 3, 32, 32) for name in REGIMES)
 
 

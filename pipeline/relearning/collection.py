@@ -53,10 +53,13 @@ class Collection:
         return Collection(self.images[indices], self.labels[indices], tuple(self.keys[i] for i in indices))
 
 
-def load_labelled(store: Store, shards: Sequence[str], *, side: int, limit: int | None = None) -> Collection:
+def load_labelled(
+    store: Store, shards: Sequence[str], *, side: int, limit: int | None = None, has_labels: bool = True
+) -> Collection:
     """Every sample of the shards that has an image and a `.cls` label, at one side, in shard order.
 
-    limit  only those whose keys have a hash of at most that (see smallest_hashes); the others are not decoded
+    limit       only those whose keys have a hash of at most that (see smallest_hashes); the others are not decoded
+    has_labels  False: labels are not looked for, and are all 0
 
     Raises InputError, naming shard and key, if a shard is damaged or a sample has no label.
     """
@@ -70,7 +73,7 @@ def load_labelled(store: Store, shards: Sequence[str], *, side: int, limit: int 
         with store.open(shard) as stream:
             samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
             for sample, square in squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS):
-                labels.append(_label(sample, where))
+                labels.append(_label(sample, where) if has_labels else 0)
                 images.append(square)
                 keys.append(sample.key)
         left += left_out(where, rejections)

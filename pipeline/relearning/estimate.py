@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.estimate import first_samples
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
-from pipeline.relearning.evaluation import CLEAN, EvaluationSettings
+from pipeline.relearning.denoiser import seconds_at_most
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.store import Entry, Store
@@ -19,21 +21,31 @@ _COPIES = 6  # of a trial's images, in bytes each: themselves, the clean ones, b
 
 @dataclass(frozen=True)
 class EvaluationEstimate:
-    """trials; images of each collection; bytes that a node holds of all, and for each trial; seconds of all trials."""
+    """trials; images of each collection; bytes that a node holds of all, and for each trial; seconds of all trials.
+
+    denoiser_seconds  of the training of one denoiser at most, 0 where none is trained; not in `seconds`
+    num_leaked        trials that train one of their own
+    """
 
     trials: int
     images: dict[str, int]
     shared_bytes: int
     trial_bytes: int
     seconds: float
+    denoiser_seconds: float = 0.0
+    num_leaked: int = 0
 
 
 def estimate_evaluation(
-    settings: EvaluationSettings, stores: dict[str, tuple[Store, list[Entry]]], side: int
+    settings: EvaluationSettings,
+    stores: dict[str, tuple[Store, list[Entry]]],
+    side: int,
+    pairs: Sequence[tuple[Store, list[Entry]]] = (),
 ) -> EvaluationEstimate:
     """Count images by the bytes of the first ones, and train the first target on a few of them for an epoch under nt.
 
     stores  clean, test and every arm -> store and shards; seconds are those of one worker
+    pairs   store and shards of --pairs: other pictures, and their protected copies
     Raises InputError for collections that cannot be read.
     """
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
@@ -42,13 +54,18 @@ def estimate_evaluation(
     digests, labels = dict.fromkeys(stores, ""), dict.fromkeys(settings.labellings, "")
     trials = settings.trials(digests, labels)
     seconds = sum(images.get(one.arm, images[CLEAN]) * settings.epochs for one in trials)
+    num_leaked = sum(
+        LEAKED_PAIRS in plain_parts(one.regime) and one.protection not in (CLEAN, CLEAN_PART) for one in trials
+    )
     each = 3 * side * side
     return EvaluationEstimate(
         trials=len(trials),
         images=images,
-        shared_bytes=each * sum(images.values()),
+        shared_bytes=each * (sum(images.values()) + sum(_count(*pair) for pair in pairs)),
         trial_bytes=_COPIES * each * images[CLEAN],
         seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
+        denoiser_seconds=seconds_at_most(side) if num_leaked or settings.denoisers() else 0.0,
+        num_leaked=num_leaked,
     )
 
 

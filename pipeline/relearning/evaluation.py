@@ -20,6 +20,9 @@ WHOLE = "samples:1"
 RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "report.html", "evaluation.json"
 TRIALS = "trials"
 
+SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
+SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for all trials of an evaluation; leaked pairs make one for each trial
+
 # What no other dominates. Filters at 16 cycles are for more than 32 px, which show nothing finer along an axis.
 AUDIT = (
     *("nt", "nt-cg", "st-cg", "st-full", "at", "at-8", "ueraser-lite", "ueraser", "opa", "mixup", "cutmix"),
@@ -85,6 +88,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+_WITHOUT_PAIRS = (
+    "regime 'self-pairs' needs --pairs OTHER=THEIRS: protect other pictures with a seed of your own "
+    "(protect_imagenet.py --input OTHER --output THEIRS --seed 1), then give both"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -92,7 +100,8 @@ class Trial:
 
     fit     which of several fits of the protection, from 0; 0 for controls
     share   "samples:S" or "classes:S": the part of the training images that is protected; the rest stays clean
-    data    digest of the images; labels  digest of what the labelling made of their labels
+    data    digest of the images, and of the denoiser where the regime cleans them with one
+    labels  digest of what the labelling made of their labels
     """
 
     protection: str
@@ -147,6 +156,7 @@ class EvaluationSettings:
     protected      name -> URLs of the fits of one protection, each a copy of the whole collection
     side           pixels of all images, None: the median of the clean ones, at most 224
     images         train on at most so many, chosen by the hash of their keys; None: on all
+    pairs          URLs of other pictures and of their copies that an adversary protected, for denoisers
     classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
     holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
     """
@@ -164,6 +174,7 @@ class EvaluationSettings:
     recipe: str = "fast"
     side: int | None = None
     images: int | None = None
+    pairs: tuple[str, str] | None = None
     classes: str | None = None
     concepts: str | None = None
     holdout: float = 0.05
@@ -181,24 +192,38 @@ class EvaluationSettings:
         check(self.epochs >= 1, f"--epochs {self.epochs} is less than 1")
         check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
         check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
-        for name in (CLEAN, CLEAN_PART):
-            check(name not in self.protected, f"--protected: {name!r} is the name of a control; choose another")
+        for name in (CLEAN, CLEAN_PART, "test"):
+            check(
+                name not in self.protected, f"--protected: {name!r} is the name of another collection; choose another"
+            )
         for name, urls in self.protected.items():
             check(len(set(urls)) == len(urls), f"--protected {name} names a fit twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
         for share in self.shares:
             parse_share(share)
+        parts = {part for regime in self.regimes for part in plain_parts(regime)}
+        check(self.pairs is not None or SELF_PAIRS not in parts, _WITHOUT_PAIRS)
+        uses = f"--pairs are for the regimes {' and '.join(SHARED_DENOISERS)}; add one of them to --regimes"
+        check(self.pairs is None or not parts.isdisjoint(SHARED_DENOISERS), uses)
 
     @property
     def arms(self) -> dict[str, str]:
         """Every fit of every protection by its arm_name -> its URL."""
         return {arm_name(name, fit): url for name, urls in self.protected.items() for fit, url in enumerate(urls)}
 
-    def trials(self, digests: Mapping[str, str], labels: Mapping[str, str]) -> list[Trial]:
+    def denoisers(self) -> list[str]:
+        """Which of SHARED_DENOISERS the regimes need."""
+        parts = {part for regime in self.regimes for part in plain_parts(regime)}
+        return [name for name in SHARED_DENOISERS if name in parts]
+
+    def trials(
+        self, digests: Mapping[str, str], labels: Mapping[str, str], denoisers: Mapping[str, str] | None = None
+    ) -> list[Trial]:
         """All trials.
 
-        digests  CLEAN and every arm -> digest of what is trained on and tested with it
-        labels   labelling -> digest of the labels that it gives
+        digests    CLEAN and every arm -> digest of what is trained on and tested with it
+        labels     labelling -> digest of the labels that it gives
+        denoisers  regime without its number -> digest of the denoiser that it cleans with, or of how it makes one
 
         The clean control is run for every target, regime, labelling and seed, once, whatever the shares; beside
         every share below 1 stands CLEAN_PART.
@@ -226,11 +251,26 @@ class EvaluationSettings:
                         seed=seed,
                         epochs=self.epochs,
                         recipe=self.recipe,
-                        data=digests[CLEAN if protection == CLEAN_PART else arm_name(protection, fit)],
+                        data=_seen(
+                            digests[CLEAN if protection == CLEAN_PART else arm_name(protection, fit)],
+                            regime,
+                            denoisers or {},
+                        ),
                         labels=labels[labelling],
                     )
                 )
         return found
+
+
+def plain_parts(regime: str) -> list[str]:
+    """The regimes that 'leaked-pairs:100+cg' joins, without numbers and options: leaked-pairs, cg."""
+    return [re.split(r"[\[:]", part)[0] for part in regime.split("+")]
+
+
+def _seen(data: str, regime: str, denoisers: Mapping[str, str]) -> str:
+    """Digest of what is trained on: of the data alone, unless the regime sees them through a denoiser."""
+    found = [denoisers[part] for part in plain_parts(regime) if part in denoisers]
+    return sha256("\n".join([data, *found]).encode()) if found else data
 
 
 def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> EvaluationSettings:

@@ -20,7 +20,15 @@ from pipeline.relearning.shares import parse_share
 
 SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
 _OPEN_PANELS = 24  # more learning curves than these are folded, by target
-_HIDDEN_SETTINGS = {"clean", "test", "protected", "output", "debug", "dry_run"}  # URLs stand elsewhere, stripped
+_HIDDEN_SETTINGS = {
+    "clean",
+    "test",
+    "protected",
+    "output",
+    "pairs",
+    "debug",
+    "dry_run",
+}  # URLs: elsewhere, stripped
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class EvaluationAbout:
     protected   name -> URLs of its fits, in the order in which protections are shown
     settings    names of EvaluationSettings; targets, regimes and labellings are shown in their order
     left_out    name of a collection -> samples of it that could not be read
+    pairs       URLs of the pictures that denoisers were trained on, and of their protected copies; or none
     """
 
     clean: str
@@ -37,6 +46,7 @@ class EvaluationAbout:
     protected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    pairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         clean_url=plain_url(about.clean),
         test_url=plain_url(about.test),
         protected_urls=[(name, plain_url(url)) for name, urls in about.protected.items() for url in urls],
+        pairs_urls=[plain_url(url) for url in about.pairs],
         headlines=all_headlines,
         first_line=first_line(all_headlines, order),
         warnings=tables.warnings(rows, order),
@@ -82,6 +93,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         qualities=tables.qualities(rows, order),
         readings=tables.readings(rows, order),
         has_delta_tests=any(row.get(name) is not None for row in rows for name in tables.DELTA_TESTS),
+        denoisers=tables.denoisers(rows, order),
         costs=tables.costs(rows, order),
         data=_data(rows, order),
         left_out=about.left_out,

@@ -31,6 +31,7 @@ _REAL = (
     *("accuracy_last", "accuracy_best", "accuracy_early_stop", "accuracy_own_delta", "accuracy_wrong_delta"),
     *("accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
     *("sse", "silhouette", "calinski_harabasz"),
+    *("denoiser_own_db", "denoiser_here_db"),
     *("images_per_second", "seconds"),
 )
 SCHEMA = pa.schema(

@@ -23,6 +23,7 @@ from pipeline.relearning.shares import parse_share
 READINGS = ("accuracy_last", "accuracy_early_stop", "accuracy_best", "accuracy_train")
 DELTA_TESTS = ("accuracy_own_delta", "accuracy_wrong_delta")
 OVERLAPS = ("purity", "adjusted_mutual_information", "shortcut_accuracy")
+DENOISER_GAINS = ("denoiser_own_db", "denoiser_here_db")
 QUALITIES = ("sse", "silhouette", "calinski_harabasz")
 
 
@@ -220,6 +221,18 @@ def qualities(rows: Sequence[Row], order: Order) -> list[tuple[str, int, list[fl
         row = next((row for row in rows if row["labelling"] == labelling and row.get("sse") is not None), None)
         if row is not None:
             found.append((labelling, int(row["num_classes"]), [row.get(one) for one in QUALITIES]))
+    return found
+
+
+def denoisers(rows: Sequence[Row], order: Order) -> list[tuple[str, str, list[float | None]]]:
+    """(regime, protection, means of DENOISER_GAINS in dB) where a regime cleans images with a denoiser."""
+    found = []
+    for regime in order.regimes:
+        for name in (*order.protections, CLEAN):
+            cell = [row for row in select(rows, name, order.labelling, order.share) if row["regime"] == regime]
+            gains = [_mean(cell, one) for one in DENOISER_GAINS]
+            if gains[0] is not None:
+                found.append((regime, name, gains))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.augment import random_views, take
 from pipeline.fingerprint import derive, torch_rng
+from pipeline.relearning.precision import autocast
 from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.targets import build_target
@@ -197,7 +197,7 @@ class Training:
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(self.device))
+        return autocast(self.device)
 
     def weights(self) -> dict[str, Any]:
         """A copy of weights, buffers and optimiser state: what a rolled-back epoch must give back."""
@@ -329,14 +329,6 @@ def _score(training: Training, test: Tensor, test_labels: Tensor, extra: dict[st
         images_per_second=len(history) * training.num_batches * training.batch_size / max(training.train_seconds, 1e-9),
         train_seconds=training.train_seconds,
     )
-
-
-@functools.cache
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type != "cpu":
-        return device.type == "cuda"
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def _early_stop(history: list[EpochScore]) -> float | None:

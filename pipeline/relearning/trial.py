@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,9 +18,11 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import numpy_rng
 from pipeline.relearning.arms import Arm, Labels, carrying
 from pipeline.relearning.collection import Collection, holdout_mask
+from pipeline.relearning.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN_PART, RECIPES, Trial
 from pipeline.relearning.projection import project
 from pipeline.relearning.regimes import Knowledge, find_regime
+from pipeline.relearning.regimes.purify import HERE_DB, OWN_DB
 from pipeline.relearning.shares import protected_mask
 from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
 
@@ -36,18 +38,21 @@ def run_trial(
     *,
     holdout: float,
     device: str,
+    denoisers: Mapping[str, Denoiser] | None = None,
     resume: dict[str, Any] | None = None,
     on_epoch: Callable[[Training], None] | None = None,
 ) -> dict[str, Any]:
     """Train and test as the trial says; a row of results as JSON (see pipeline.relearning.results).
 
-    arm      None for the clean control
-    holdout  share of the clean images, by hash, that is not trained on
+    arm        None for the clean control
+    holdout    share of the clean images, by hash, that is not trained on
+    denoisers  regime -> the denoiser that was trained for it
     Raises InputError if nothing is left to train on, or the regime lacks what it needs.
     """
     held = holdout_mask(clean.keys, holdout)
     images, train_labels, is_protected, rows = _training_set(trial, clean, arm, labels, held)
     knowledge = _knowledge(clean, arm, labels, held, rows, is_protected, images)
+    knowledge = replace(knowledge, denoisers=denoisers or {}, device=device)
     figures: dict[str, Any] = {"pictures": []}
 
     def after(training: Training) -> None:
@@ -125,6 +130,8 @@ def _knowledge(
         clean_images=_tensor(clean.images[held]) if held.any() else None,
         clean_labels=_tensor(labels.train[held]) if held.any() else None,
         deltas=deltas if deltas is not None else torch.zeros(images.shape, dtype=torch.int16),
+        images=_tensor(images),
+        keys=tuple(clean.keys[row] for row in rows),
     )
 
 
@@ -159,6 +166,7 @@ def _row(
     score: TargetScore, labels: Labels, is_protected: NDArray[np.bool_], num_test: int, device: str
 ) -> dict[str, Any]:
     counts = np.bincount(labels.test, minlength=labels.num_classes)
+    figures = score.history[-1].figures
     return {
         "accuracy_last": score.accuracy_last,
         "accuracy_best": score.accuracy_best,
@@ -166,6 +174,8 @@ def _row(
         "accuracy_own_delta": score.extra_tests.get("own_delta"),
         "accuracy_wrong_delta": score.extra_tests.get("wrong_delta"),
         "accuracy_train": score.accuracy_train,
+        OWN_DB: figures.get(OWN_DB),
+        HERE_DB: figures.get(HERE_DB),
         "diverged": score.diverged,
         "num_train": len(is_protected),
         "num_protected": int(is_protected.sum()),

@@ -1,7 +1,7 @@
 """The regimes by name. A name is one of REGIMES or several joined by '+', applied from left to right.
 
-Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'. Those of FILTERS end in a number:
-'highpass:16'.
+Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'. Those of FILTERS and NUMBERED end in
+a number: 'highpass:16', 'leaked-pairs:100'.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.relearning.regimes.progressive import (
     ProgressiveTraining,
     staged_regime,
 )
+from pipeline.relearning.regimes.purify import LeakedPairs, Purify
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
 from pipeline.relearning.regimes.shortcut import ShortcutNet
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
@@ -36,7 +37,7 @@ from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
 from pipeline.settings import near_matches
 
-__all__ = ["FILTERS", "REGIMES", "Knowledge", "Regime", "find_regime"]
+__all__ = ["FILTERS", "NUMBERED", "REGIMES", "Knowledge", "Regime", "find_regime"]
 
 REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "nt": lambda _: Regime(),
@@ -70,6 +71,8 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "delta-jitter": DeltaJitter,
     "delta-known": DeltaKnown,
     "few-clean": FewClean,
+    "self-pairs": lambda known: Purify("self-pairs", known),
+    "purify": lambda known: Purify("purify", known),
     "early-stop": EarlyStop,
     "dfr": FeatureReweighting,
     "dropout": lambda _: Dropout(),
@@ -89,6 +92,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "st-cg": lambda _: ProgressiveColour(),
     "st-full": lambda _: ProgressiveFull(),
 }
+NUMBERED: dict[str, Callable[[Knowledge, int], Regime]] = {"leaked-pairs": LeakedPairs}
 
 FILTERS: dict[str, Callable[[float], Regime]] = {
     "highpass": lambda cutoff: RadialFilter("highpass", cutoff),
@@ -114,8 +118,12 @@ def _find_part(part: str, name: str, known: Knowledge) -> Regime:
     kind, _, number = part.partition(":")
     if kind in FILTERS:
         return _filter(kind, number, part)
+    if kind in NUMBERED:
+        if not number.isdecimal() or int(number) < 1:
+            raise SettingsError(f"regime {part!r} in {name!r}: it needs a number, as in {kind}:16")
+        return NUMBERED[kind](known, int(number))
     if part not in REGIMES:
-        names = sorted([*REGIMES, *(f"{kind}:8" for kind in FILTERS)])
+        names = sorted([*REGIMES, *(f"{kind}:8" for kind in FILTERS), *(f"{kind}:N" for kind in NUMBERED)])
         raise SettingsError(
             f"unknown regime {part!r} in {name!r}: none of {', '.join(names)}{near_matches(part, names)}"
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pipeline.relearning.denoiser import Denoiser
     from pipeline.relearning.train import Recipe, Training
 
 
@@ -21,6 +22,9 @@ class Knowledge:
     epsilon        their bound, in [0, 1] pixel units
     clean_images   clean images that are not test images, uint8 [m, 3, S, S], with clean_labels int64 [m]
     deltas         the true delta of each training image, int16 [n, 3, S, S] in 8-bit levels
+    images, keys   the training images as they are published, uint8 [n, 3, S, S], and their keys [n]
+    denoisers      name of a regime -> the denoiser that was trained for it
+    device         on which a regime may calculate before the training starts
     """
 
     num_groups: int | None = None
@@ -28,6 +32,10 @@ class Knowledge:
     clean_images: Tensor | None = None
     clean_labels: Tensor | None = None
     deltas: Tensor | None = None
+    images: Tensor | None = None
+    keys: Sequence[str] | None = None
+    denoisers: Mapping[str, Denoiser] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 class Regime:

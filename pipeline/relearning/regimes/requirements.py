@@ -14,6 +14,7 @@ from pipeline.fingerprint import derive
 from pipeline.relearning.regimes.base import Knowledge
 
 if TYPE_CHECKING:
+    from pipeline.relearning.denoiser import Denoiser
     from pipeline.relearning.train import Training
 
 
@@ -31,6 +32,13 @@ def need_clean_set(known: Knowledge, regime: str) -> tuple[Tensor, Tensor]:
         count = "no" if known.clean_labels is None else f"{len(known.clean_labels):,}"
         raise SettingsError(f"regime {regime!r} needs a label for each of {len(images):,} clean images: {count} labels")
     return images, known.clean_labels
+
+
+def need_denoiser(known: Knowledge, regime: str) -> Denoiser:
+    """The one of Knowledge.denoisers that was trained for the regime; SettingsError without it."""
+    if regime not in known.denoisers:
+        raise SettingsError(f"regime {regime!r} needs a denoiser that was trained for it: there is none")
+    return known.denoisers[regime]
 
 
 def as_tested(training: Training, images: Tensor) -> Tensor:

@@ -1,0 +1,20 @@
+"""Where training may calculate in bfloat16: on GPUs, and on CPUs that have instructions for it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device has it (GPUs, and CPUs with avx512_bf16 or AMX: twice as fast there), else nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device))
+
+
+@functools.cache
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cpu":
+        return device.type == "cuda"
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

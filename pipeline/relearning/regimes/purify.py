@@ -1,0 +1,118 @@
+"""Adversaries who train a denoiser and clean with it all images, those to train on and those to be asked about.
+
+self-pairs       on pairs that they make themselves: other pictures, and what this product makes of them with their own
+                 seeds; needs no knowledge of our protection
+purify           on clean pictures under noise of the usual kinds
+leaked-pairs:N   on N images of this very collection that they have both protected and clean
+
+A trial's figures say what the denoiser gained on its own held-out pictures and here, in dB (`gain_db`), because a
+denoiser that gained little is weak evidence for a protection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import SettingsError
+from pipeline.fingerprint import hash_sample
+from pipeline.relearning.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db, train_denoiser
+from pipeline.relearning.regimes.base import Knowledge, Regime
+from pipeline.relearning.regimes.requirements import need_denoiser
+
+if TYPE_CHECKING:
+    from pipeline.relearning.train import Training
+
+OWN_DB, HERE_DB = "denoiser_own_db", "denoiser_here_db"
+_LOOKED_AT = 512  # protected images that the gain here is taken on
+
+
+class Purify(Regime):
+    """All images go through the denoiser of this name that was trained before. known: denoisers.
+
+    The clean control goes through the same one, so that what it takes from clean images is seen.
+    """
+
+    def __init__(self, name: str, known: Knowledge) -> None:
+        self.name = name
+        self.known = known
+        self._network: UNet | None = None
+        self._figures: dict[str, float] = {}
+        self._denoiser = self._ready()
+
+    def _ready(self) -> Denoiser | None:
+        return need_denoiser(self.known, self.name)
+
+    def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        self._look()
+        return self._cleaned(images)
+
+    def prepare_test(self, images: Tensor) -> Tensor:
+        return self._cleaned(images)
+
+    def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
+        return self._figures
+
+    def _cleaned(self, images: Tensor) -> Tensor:
+        if self._network is None and self._denoiser is not None:
+            self._network = self._denoiser.network(torch.device(self.known.device))
+        return images if self._network is None else denoise(self._network, images)
+
+    def _look(self, without: frozenset[int] = frozenset()) -> None:
+        """Note the gains; `without` are rows of training images that the denoiser was trained on."""
+        if self._denoiser is not None:
+            self._figures[OWN_DB] = self._denoiser.gain_db
+        rows = [row for row in changed_rows(self.known) if row not in without]
+        if rows and self.known.images is not None and self.known.deltas is not None:
+            chosen = torch.tensor(rows)[torch.tensor(hash_sample(map(str, rows), _LOOKED_AT, 0, "denoiser-here"))]
+            changed, clean = self.known.images[chosen], originals(self.known, chosen)
+            self._figures[HERE_DB] = gain_db(changed, self._cleaned(changed), clean)
+
+
+class LeakedPairs(Purify):
+    """The denoiser is trained on `number` leaked pairs, chosen by the hash of their keys. known: deltas, images, keys.
+
+    The clean control has no pairs that differ; its images stay as they are.
+    """
+
+    def __init__(self, known: Knowledge, number: int) -> None:
+        self._number = number
+        super().__init__(f"leaked-pairs:{number}", known)
+
+    def _ready(self) -> Denoiser | None:
+        if self._number < 2:
+            raise SettingsError(f"regime {self.name!r}: at least 2 pairs are needed, one to look at")
+        if self.known.deltas is None or self.known.images is None or self.known.keys is None:
+            raise SettingsError(f"regime {self.name!r} needs the true delta of every training image: there are none")
+        return None
+
+    def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        assert self.known.images is not None, "refused when made"
+        assert self.known.keys is not None, "refused when made"
+        rows = changed_rows(self.known)
+        if not rows:
+            return images
+        if len(rows) < self._number:
+            raise SettingsError(f"regime {self.name!r}: only {len(rows):,} of the training images are protected")
+        keys = [self.known.keys[row] for row in rows]
+        leaked = torch.tensor(rows)[torch.tensor(hash_sample(keys, self._number, 0, "leaked-pairs"))]
+        pairs = originals(self.known, leaked), self.known.images[leaked]
+        self._denoiser = train_denoiser(*pairs, seed=0, device=self.known.device, recipe=DenoiserRecipe())
+        self._look(without=frozenset(leaked.tolist()))
+        return self._cleaned(images)
+
+
+def changed_rows(known: Knowledge) -> list[int]:
+    """Rows of the training images whose delta is not zero."""
+    if known.deltas is None:
+        return []
+    return [int(row) for row in known.deltas.flatten(1).any(1).nonzero()[:, 0]]
+
+
+def originals(known: Knowledge, rows: Tensor) -> Tensor:
+    """The clean images uint8 of those rows: what is published minus its true delta."""
+    assert known.images is not None, "images come with deltas"
+    assert known.deltas is not None, "asked for where they are known"
+    return (known.images[rows].short() - known.deltas[rows]).clamp(0, 255).to(torch.uint8)
