@@ -168,7 +168,7 @@ def test_a_trial_is_its_content():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"protected": {"clean": "x"}}, "'clean' is the name of a control"),
+        ({"protected": {"clean": "x"}}, "'clean' is another collection"),
         ({"shares": ("half",)}, "--shares 'half' is none of samples:SHARE, classes:SHARE"),
         ({"shares": ("samples:0",)}, "above 0 and at most 1"),
         ({"recipe": "fst"}, "did you mean fast"),

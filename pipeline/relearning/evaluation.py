@@ -193,9 +193,7 @@ class EvaluationSettings:
         check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
         check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
         for name in (CLEAN, CLEAN_PART, "test"):
-            check(
-                name not in self.protected, f"--protected: {name!r} is the name of another collection; choose another"
-            )
+            check(name not in self.protected, f"--protected: {name!r} is another collection; choose another")
         for name, urls in self.protected.items():
             check(len(set(urls)) == len(urls), f"--protected {name} names a fit twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
