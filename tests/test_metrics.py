@@ -201,6 +201,7 @@ def test_an_evaluation_tells_what_was_relearned_so_far_earlier_starts_included(
     trials = [Trial(**fixed, regime=regime, seed=seed) for regime in ("nt", "st") for seed in (0, 1)]
     for trial, accuracy in zip(trials, (0.2, 0.4, 0.5, 0.7), strict=True):
         row = asdict(trial) | {"accuracy_last": accuracy, "diverged": False, "num_train": 10, "seconds": 3.0}
+        row |= {"key": trial.key, "history": [], "num_classes": 10}
         store.put(trial.result, json.dumps(row).encode())
     settings = EvaluationSettings(clean="a", test="b", output="c", protected={"uc": ("d",)})
     so_far = RelearnedSoFar(settings, store, trials[:2])
