@@ -274,7 +274,7 @@ def test_a_dry_run_says_how_long_denoisers_take_at_most(data: Path, tmp_path: Pa
     done = evaluate(*options(data, *given))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("denoisers ")]
-    assert re.match(r"denoisers    [\d.]+ (s|min|h) at most, as measured on a CPU here, for every one: ", line)
+    assert re.match(r"denoisers    [\d.]+ (s|min|h \d+ min) at most, as measured on a CPU here, for every one: ", line)
     assert line.endswith("one for purify, before the trials; one in each trial of leaked pairs, 1 times")
 
 
