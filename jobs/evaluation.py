@@ -30,7 +30,7 @@ from actors.trials import (
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from pipeline.errors import ClusterError, InputError, SettingsError
-from pipeline.page import duration, size
+from pipeline.page import duration, fits_range, size
 from pipeline.places import check_apart
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
@@ -247,7 +247,6 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
     """Write tables and report; print the figure of every protection. The rows of all trials."""
     from pipeline.relearning.report import (  # matplotlib, at the end only
         EvaluationAbout,
-        fits_range,
         write_relearning_report,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -45,6 +45,11 @@ def plain_url(url: str) -> str:
 def percent(share: float | None) -> str:
     """A share in [0, 1] as per cent with one decimal."""
     return "not measured" if share is None else f"{100 * share:.1f} %"
+
+
+def fits_range(fits: Sequence[float]) -> str:
+    """Shares in [0, 1] as ' (34.5 to 36.4 over 3 fits)'; nothing for fewer than two."""
+    return f" ({100 * min(fits):.1f} to {100 * max(fits):.1f} over {len(fits)} fits)" if len(fits) > 1 else ""
 
 
 def figure(value: float) -> str:

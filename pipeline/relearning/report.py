@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pipeline.charts import CLEAN as CLEAN_COLOUR
 from pipeline.charts import INK
-from pipeline.page import find_template, percent, plain_url
+from pipeline.page import find_template, fits_range, percent, plain_url
 from pipeline.relearning import pictures, tables
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
@@ -143,11 +143,6 @@ def mean_sd(cell: MeanAccuracy | None) -> str:
     spread = "" if cell.sd is None else f" ± {100 * cell.sd:.1f}"
     diverged = f" ({cell.num_diverged} of {total} diverged)" if cell.num_diverged else ""
     return f"{100 * cell.mean:.1f}{spread} %{fits_range(cell.fits)}{diverged}"
-
-
-def fits_range(fits: Sequence[float]) -> str:
-    """' (34.5 to 36.4 over 3 fits)'; nothing for fewer than two."""
-    return f" ({100 * min(fits):.1f} to {100 * max(fits):.1f} over {len(fits)} fits)" if len(fits) > 1 else ""
 
 
 def _chosen(rows: Sequence[Row], order: tables.Order, protection: str) -> list[Row]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pipeline.page import fits_range
 from pipeline.relearning.evaluation import CLEAN
-from pipeline.relearning.report import fits_range
 from pipeline.relearning.results import MeanAccuracy, mean_accuracies, relearned, results_from_parquet
 
 
