@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     with ThreadPoolExecutor(options["workers"]) as pool:
         found = check(output, options["input"], options["decode"], pool)
     if options["certificate"] and not certified:
-        found.fail("", f"{options['certificate']}: not the collection that it certifies")
+        found.problems.append(f"{options['certificate']}: not the collection that it certifies")
     _print(found, with_originals=bool(options["input"]))
     if certified:
         print(f"certificate  {certified}")
