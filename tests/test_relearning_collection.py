@@ -142,19 +142,22 @@ def test_every_combination_is_one_trial_and_the_control_is_run_once_for_all_shar
     assert {t.data for t in trials if t.protection == CLEAN_PART} == {"0"}
 
 
+TRIAL = Trial(
+    protection="uc",
+    target="small",
+    regime="nt",
+    labelling="original",
+    share="samples:1",
+    seed=0,
+    epochs=2,
+    recipe="fast",
+    data="d",
+    labels="l",
+)
+
+
 def test_a_trial_is_its_content():
-    trial = Trial(
-        protection="uc",
-        target="small",
-        regime="nt",
-        labelling="original",
-        share="samples:1",
-        seed=0,
-        epochs=2,
-        recipe="fast",
-        data="d",
-        labels="l",
-    )
+    trial = TRIAL
     assert trial.key == replace(trial).key
     changed = [
         replace(trial, seed=1),

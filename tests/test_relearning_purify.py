@@ -26,6 +26,7 @@ from pipeline.relearning.train import train_target
 from pipeline.relearning.trial import run_trial
 from pipeline.store import Store
 from tests.samples import stripes
+from tests.test_relearning_collection import TRIAL
 
 TINY = DenoiserRecipe(width=8, batch_size=4, rates=(1e-3,), max_steps=4, every=2)
 GIVEN = {"clean": "a", "test": "b", "output": "c", "protected": {"uc": "d"}}
@@ -236,19 +237,7 @@ def test_a_trial_with_other_pairs_is_another_trial_and_all_others_stay():
         (regime, arm) for regime in ("self-pairs", "self-pairs+cg") for arm in ("uc", CLEAN)
     }
     assert {regime for regime, _ in one if one[regime, "uc"] != keys()[regime, "uc"]} == set(regimes[1:])
-    plain = Trial(
-        protection="uc",
-        target="small",
-        regime="nt",
-        labelling="original",
-        share="samples:1",
-        seed=0,
-        epochs=12,
-        recipe="fast",
-        data="1",
-        labels="l",
-    )
-    assert one["nt", "uc"] == plain.key
+    assert one["nt", "uc"] == replace(TRIAL, epochs=12, data="1").key
 
 
 def test_a_row_says_what_the_denoiser_gained_on_its_own_pictures_and_here():
