@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.delta import Steps, add_measured, add_steps
-from pipeline.errors import SampleError
-from pipeline.members import IMAGE_SUFFIXES, check_sidecars, extension, image_suffix
+from pipeline.errors import Reason, SampleError
+from pipeline.members import check_sidecars, extension, image_suffix, rejection_of
 from pipeline.padded import whole_of
 from pipeline.picture import Picture, decode, encode, resize_and_crop, stored
-from pipeline.records import Reason, Rejection, Sample
+from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.tar import ShardWriter
 
@@ -286,10 +286,3 @@ def cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings) 
         decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)  # for the better reason
         raise SampleError(Reason.UNDECODABLE, "the sample was not embedded, so it has no cluster")
     return cluster
-
-
-def rejection_of(sample: Sample, error: SampleError) -> Rejection:
-    """The quarantine's line for a sample; it names the image member where there is one."""
-    pictures = [suffix for suffix in sample.members if extension(suffix) in IMAGE_SUFFIXES]
-    member = f"{sample.key}.{(pictures or list(sample.members))[0]}"
-    return Rejection(sample.key, member, error.reason, error.detail)

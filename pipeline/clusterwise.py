@@ -22,17 +22,11 @@ from pipeline.fingerprint import torch_rng
 from pipeline.fit_figures import embed_all, moved_shares, reproducible
 from pipeline.fitted import FitImages, FittedDeltas, checkpoint, entry, restore
 from pipeline.generators import DirectDelta, NetworkDelta
-from pipeline.objective import (
-    check_finite,
-    distances,
-    feature_means,
-    sign_step,
-    step_size,
-    sum_by_cluster,
-)
+from pipeline.objective import distances, feature_means, sum_by_cluster
 from pipeline.proxy import ProxyTraining, augmented
 from pipeline.schedules import cosine
 from pipeline.settings import Settings
+from pipeline.sign_steps import check_finite, sign_step, step_size
 
 GENERATOR_LR = 1e-4
 LEAST_LR = 1e-6

@@ -13,10 +13,7 @@ SampleError             never leaves the shard: it becomes a Rejection
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.records import Reason
+from enum import Enum
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 
@@ -75,6 +72,27 @@ def ending(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "stopped; start the same command again to go on", INTERRUPTED
     return f"{type(error).__name__}: {one_line(error)} (unexpected; --debug shows where)", ScumbleError.exit_code
+
+
+class Reason(str, Enum):
+    """Why a sample is in quarantine instead of the output."""
+
+    UNDECODABLE = "undecodable"
+    EMPTY = "empty"
+    ANIMATED = "animated"
+    TOO_MANY_PIXELS = "too-many-pixels"
+    UNSUPPORTED_FORMAT = "unsupported-format"
+    NO_IMAGE = "no-image"
+    SEVERAL_IMAGES = "several-images"
+    UNKNOWN_SIDECAR = "unknown-sidecar"
+    TOO_COSTLY = "too-costly"
+    UNSAFE_NAME = "unsafe-name"
+    UNUSABLE_NAME = "unusable-name"
+    NOT_A_FILE = "not-a-file"
+    TOO_LARGE = "too-large"
+    DUPLICATE_MEMBER = "duplicate-member"
+    INTERLEAVED_KEY = "interleaved-key"
+    TRUNCATED_SHARD = "truncated-shard"
 
 
 class SampleError(Exception):

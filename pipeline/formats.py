@@ -7,8 +7,7 @@ import re
 import zlib
 from typing import Any
 
-from pipeline.errors import SampleError
-from pipeline.records import Reason
+from pipeline.errors import Reason, SampleError
 
 DECODED = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PROFILE_BYTES = 1 << 22  # of a colour profile; those of monitors have 3 kB, those of presses 3 MB

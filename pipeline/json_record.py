@@ -8,15 +8,21 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import one_line, unreadable
 from pipeline.fingerprint import canonical
 
-if TYPE_CHECKING:
-    from pipeline.store import Store
-
 _R = TypeVar("_R", bound="JsonRecord")
+
+
+class Files(Protocol):
+    """Where records lie: what is needed of a `Store` to read them."""
+
+    @property
+    def url(self) -> str: ...
+    def read(self, name: str) -> bytes: ...
+    def read_if_there(self, name: str) -> bytes | None: ...
 
 
 class JsonRecord:
@@ -47,7 +53,7 @@ class JsonRecord:
             raise unreadable(where, error, cls.cure) from None
 
     @classmethod
-    def read(cls: type[_R], store: Store, name: str) -> _R | None:
+    def read(cls: type[_R], store: Files, name: str) -> _R | None:
         """The record in a store; None if there is none. Raises InputError as from_bytes."""
         data = store.read_if_there(name)
         return None if data is None else cls.from_bytes(data, f"{store.url}/{name}")

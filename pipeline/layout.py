@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.store import RUN_FOLDER
+RUN_FOLDER = "_scumble"
 
 RUN = f"{RUN_FOLDER}/run.json"
 STATUS = f"{RUN_FOLDER}/status.json"

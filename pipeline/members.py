@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pipeline.errors import SampleError
+from pipeline.errors import Reason, SampleError
 from pipeline.formats import DECODED, hidden_in, kind_of
-from pipeline.records import Reason, Sample
+from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample
 
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))
 TEXT_SUFFIXES = frozenset(
     ("cls", "cls2", "id", "idx", "inx", "index", "txt", "text", "transcript", "caption", "captions", "tags", "label")
     + ("labels", "lang", "url", "json", "jsn", "jsonl", "ndjson", "geojson", "csv", "tsv", "xml", "yaml", "yml", "toml")
@@ -66,3 +65,10 @@ def check_sidecars(sample: Sample, image: str, keep: Collection[str]) -> None:
 def extension(suffix: str) -> str:
     """What follows the last dot, in small letters."""
     return suffix.rpartition(".")[2].lower()
+
+
+def rejection_of(sample: Sample, error: SampleError) -> Rejection:
+    """The quarantine's line for a sample; it names the image member where there is one."""
+    pictures = [suffix for suffix in sample.members if extension(suffix) in IMAGE_SUFFIXES]
+    member = f"{sample.key}.{(pictures or list(sample.members))[0]}"
+    return Rejection(sample.key, member, error.reason, error.detail)

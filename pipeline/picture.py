@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.errors import SampleError
+from pipeline.errors import Reason, SampleError
 from pipeline.formats import DECODED, check_cost, kind_of, split_png
 from pipeline.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
 from pipeline.padded import image_of, pixels_of
-from pipeline.records import Reason
 from pipeline.settings import Metadata, jpeg_quality
 
 # Sizes are checked here, against --max-pixels, before anything is decoded; Pillow's own limit would refuse what

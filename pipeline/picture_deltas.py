@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample, rejection_of
+from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample
 from pipeline.delta import lay
 from pipeline.errors import SampleError
+from pipeline.members import rejection_of
 from pipeline.picture import decode_rgb, squeezed, stored
 from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample

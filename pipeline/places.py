@@ -11,7 +11,8 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 from pipeline.errors import InputError, SettingsError, StoreError
-from pipeline.store import RUN_FOLDER, Entry, Store
+from pipeline.layout import RUN_FOLDER
+from pipeline.store import Entry, Store
 
 _MOUNTS = Path("/proc/self/mountinfo")
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.augment import colour_jitter, random_views, take
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import FitImages, checkpoint, entry, restore
-from pipeline.objective import check_finite
+from pipeline.proxy_network import WIDTH, ProxyNetwork, crop_padding
 from pipeline.schedules import one_cycle
+from pipeline.sign_steps import check_finite
 
 EPOCHS = 12
 LEAST_STEPS = 400  # fewer leave the proxy untrained on a small collection: 150 knew 83 % of 1,600 images, 600 97 %
@@ -30,58 +30,7 @@ WARM_UP = 0.25  # share of the steps
 WEIGHT_DECAY = 5e-4
 LABEL_SMOOTHING = 0.1
 DROPOUT = 0.2
-WIDTH = 192  # of the features
 STEP = 1.25  # of the radius: as Wong et al. take it
-LARGE_SIDE = 64  # from here on the first convolution halves the resolution
-
-
-class ProxyNetwork(nn.Module):
-    """Six layers with batch normalisation, 0.36 M parameters: images in [0, 1] -> features -> cluster logits.
-
-    images [B, 3, S, S] float -> features float [B, 192] -> logits [B, p]
-    """
-
-    def __init__(self, num_clusters: int, side: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *_layer(3, 24, stride=2 if side >= LARGE_SIDE else 1),
-            nn.MaxPool2d(2),
-            *_layer(24, 64),
-            nn.MaxPool2d(2),
-            *_layer(64, 96),
-            *_layer(96, 96),
-            nn.MaxPool2d(2),
-            *_layer(96, WIDTH),
-        )
-        self.head = nn.Linear(WIDTH, num_clusters)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Penultimate features float32 [B, 192]: what deltas move. Batches alike on every device class."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-            maps: Tensor = self.body((images - 0.5) / 0.25)
-        return maps.float().mean((2, 3))
-
-    def fuse(self) -> None:
-        """Put each batch normalisation, in inference mode, into the convolution before it: one pass less."""
-        layers: list[nn.Module] = []
-        for layer in self.body:
-            if isinstance(layer, nn.BatchNorm2d):
-                before = layers.pop()
-                assert isinstance(before, nn.Conv2d)
-                layer = fuse_conv_bn_eval(before, layer)
-            layers.append(layer)
-        self.body = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Logits; keep float [B, 192] holds the dropout factors of a training step."""
-        features = self.features(images)
-        logits: Tensor = self.head(features if keep is None else features * keep)
-        return logits
-
-
-def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 
 
 @dataclass(frozen=True)
@@ -196,8 +145,3 @@ def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     """Random crop of images [B, 3, S, S] reflected by S // 8 at the edges (4 px at 32), half of them flipped."""
     side = images.shape[2]
     return take(images, random_views(len(images), side, side, crop_padding(side), rng))
-
-
-def crop_padding(side: int) -> int:
-    """Pixels by which crops of images of `side` pixels may leave them: 4 at 32."""
-    return side // 8

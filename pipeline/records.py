@@ -9,40 +9,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.json_record import CompactRecord, JsonRecord
+from pipeline.errors import Reason
+from pipeline.json_record import CompactRecord, Files, JsonRecord
 
-if TYPE_CHECKING:
-    from pipeline.store import Store
-
+IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))  # of members that are images; in small letters
 _MOST_SHOWN = 4096
-
-
-class Reason(str, Enum):
-    """Why a sample is in quarantine instead of the output."""
-
-    UNDECODABLE = "undecodable"
-    EMPTY = "empty"
-    ANIMATED = "animated"
-    TOO_MANY_PIXELS = "too-many-pixels"
-    UNSUPPORTED_FORMAT = "unsupported-format"
-    NO_IMAGE = "no-image"
-    SEVERAL_IMAGES = "several-images"
-    UNKNOWN_SIDECAR = "unknown-sidecar"
-    TOO_COSTLY = "too-costly"
-    UNSAFE_NAME = "unsafe-name"
-    UNUSABLE_NAME = "unusable-name"
-    NOT_A_FILE = "not-a-file"
-    TOO_LARGE = "too-large"
-    DUPLICATE_MEMBER = "duplicate-member"
-    INTERLEAVED_KEY = "interleaved-key"
-    TRUNCATED_SHARD = "truncated-shard"
 
 
 @dataclass(frozen=True)
@@ -120,7 +96,7 @@ def quarantine_from_bytes(data: bytes, where: str) -> list[Rejection]:
     return [Rejection.from_bytes(line, f"{where}, line {number},") for number, line in lines]
 
 
-def read_quarantine(store: Store, name: str) -> list[Rejection]:
+def read_quarantine(store: Files, name: str) -> list[Rejection]:
     """A quarantine file of a store. Raises InputError if it is not there, or damaged."""
     return quarantine_from_bytes(store.read(name), f"{store.url}/{name}")
 

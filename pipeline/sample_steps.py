@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from pipeline.augment import GREY, ColourChanges, Views, colour_changes, random_views
 from pipeline.delta import perturb, quantise
 from pipeline.fingerprint import torch_rng
-from pipeline.objective import check_finite, sign_step, step_size
-from pipeline.proxy import ProxyNetwork, crop_padding
+from pipeline.proxy_network import ProxyNetwork, crop_padding
+from pipeline.sign_steps import check_finite, sign_step, step_size
 
 BATCH = {"cpu": 16, "cuda": 512}  # images that are stepped together: always so many, for the sake of equal bits
 _START = 0.5  # of epsilon: the deltas' own random starts lie within it

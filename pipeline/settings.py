@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import SettingsError
-from pipeline.members import IMAGE_SUFFIXES
+from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
 Method = Literal["uc", "one-for-all"]

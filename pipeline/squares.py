@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.apply import rejection_of
-from pipeline.errors import InputError, SampleError
+from pipeline.errors import InputError, Reason, SampleError
 from pipeline.inputs import said_of
-from pipeline.members import image_suffix
+from pipeline.members import image_suffix, rejection_of
 from pipeline.picture import decode_rgb
-from pipeline.records import Reason, Rejection, Sample, losses_of
+from pipeline.records import Rejection, Sample, losses_of
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from fsspec.utils import glob_translate
 from pipeline import buckets, folder
 from pipeline.errors import InputError, SettingsError, StoreError
 from pipeline.failures import advice_for, line_of, may_pass
+from pipeline.layout import RUN_FOLDER
 from pipeline.streams import PatientReader
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # in any case of letters
-RUN_FOLDER = "_scumble"
 MAX_KEY_BYTES = 1024  # of S3
 _ATTEMPTS = 5
 _T = TypeVar("_T")

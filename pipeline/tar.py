@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import IO, cast
 
 from pipeline.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
-from pipeline.records import Reason, Rejection, Sample, shown
+from pipeline.errors import Reason
+from pipeline.records import Rejection, Sample, shown
 from pipeline.streams import HashedFile
 
 _ZEROS = bytes(BLOCK)

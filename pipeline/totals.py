@@ -14,8 +14,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.bounded import bounded_map
-from pipeline.errors import unreadable
-from pipeline.records import Reason
+from pipeline.errors import Reason, unreadable
 from pipeline.store import Store
 
 READERS = 16  # threads, of a store that takes its time

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.apply import LaidDeltas, ShardOutcome, protect_sample, protect_shard
-from pipeline.errors import PromiseError, SampleError
-from pipeline.records import Reason, Sample
+from pipeline.errors import PromiseError, Reason, SampleError
+from pipeline.records import Sample
 from pipeline.settings import Settings
 from pipeline.tar import ShardWriter
 from tests.pictures import exif_with

@@ -16,7 +16,7 @@ from pipeline.errors import ConflictError, InputError, PromiseError, SettingsErr
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import Fit, FitImages, FittedDeltas, merge
 from pipeline.objective import feature_means
-from pipeline.proxy import ProxyNetwork
+from pipeline.proxy_network import ProxyNetwork
 from pipeline.schedules import one_cycle
 from pipeline.settings import Settings
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline import embed
 from pipeline.embed import embed_shard
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Reason
 from pipeline.picture import decode_rgb
-from pipeline.records import Reason, Rejection, Sample
+from pipeline.records import Rejection, Sample
 from pipeline.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise
 

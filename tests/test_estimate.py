@@ -13,7 +13,7 @@ from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.errors import InputError
 from pipeline.estimate import COUNTED_SAMPLES, Estimate, estimate
 from pipeline.protection import Protection
-from pipeline.proxy import ProxyNetwork
+from pipeline.proxy_network import ProxyNetwork
 from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogate import Surrogate, load_surrogate

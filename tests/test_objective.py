@@ -10,17 +10,9 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from pipeline.errors import PromiseError
-from pipeline.objective import (
-    check_finite,
-    delta_side,
-    distances,
-    feature_means,
-    is_moved,
-    sign_step,
-    step_size,
-    sum_by_cluster,
-)
+from pipeline.objective import delta_side, distances, feature_means, is_moved, sum_by_cluster
 from pipeline.settings import Settings
+from pipeline.sign_steps import check_finite, sign_step, step_size
 
 EPSILON = 16 / 255
 

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import SampleError
+from pipeline.errors import Reason, SampleError
 from pipeline.formats import kind_of
 from pipeline.picture import decode, decode_rgb, encode
-from pipeline.records import Reason
 from tests.pictures import LIMIT, SRGB, chunk, reopened
 from tests.samples import image_bytes, noise
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.clusters import ClusterQuality, ClusterReport
+from pipeline.errors import Reason
 from pipeline.gallery import GallerySample
 from pipeline.photographs import photograph
-from pipeline.records import Reason, Rejection
+from pipeline.records import Rejection
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
     ClusterRow,

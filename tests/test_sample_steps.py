@@ -19,7 +19,8 @@ from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
 from pipeline.protection import Protection, load_protection
-from pipeline.proxy import ProxyNetwork, ProxyTraining
+from pipeline.proxy import ProxyTraining
+from pipeline.proxy_network import ProxyNetwork
 from pipeline.records import Rejection
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.sample_fit import SampleFit

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.records import Reason, Rejection, Sample
+from pipeline.errors import Reason
+from pipeline.records import Rejection, Sample
 from pipeline.tar import read_samples, split_name
 from tests.samples import read, tar_bytes
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pipeline.errors import SettingsError, StoreError
-from pipeline.records import Reason
+from pipeline.errors import Reason, SettingsError, StoreError
+from pipeline.names_of_shards import fault_of
 from pipeline.store import Entry
 from pipeline.uploads.listing import Known, Tally, changes
-from pipeline.uploads.names import fault_of, kind_of, output_name, sample_name
+from pipeline.uploads.names import kind_of, output_name, sample_name
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 from pipeline.uploads.units import Item, Unit, units_of
 

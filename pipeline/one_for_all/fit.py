@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.augment import Views, random_views, take
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import torch_rng
-from pipeline.objective import check_finite
 from pipeline.one_for_all.generator import UniversalGenerator, bounded
 from pipeline.one_for_all.losses import LOSSES, Concepts, select_by_label, select_concepts, similarities
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.schedules import cosine
+from pipeline.sign_steps import check_finite
 from pipeline.surrogate import Surrogate
 
 CURVES = ("loss", "near", "opposite", "near_clean", "opposite_clean")

@@ -10,8 +10,6 @@ from pipeline.one_for_all.generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
 from pipeline.one_for_all.losses import LOSSES, NEAR, SELECT_BY, SelectBy
 from pipeline.settings import DEFAULT_SURROGATE, Deciding, build, check, check_choice, check_least, runtime
 
-SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section 4.4)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OneForAllSettings(Deciding):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pipeline.errors import StoreError
-from pipeline.records import Reason, shown
+from pipeline.errors import Reason, StoreError
+from pipeline.records import shown
 from pipeline.store import Entry
 from pipeline.uploads.names import kind_of
 from pipeline.uploads.units import Item

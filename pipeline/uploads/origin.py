@@ -12,7 +12,8 @@ from pipeline import layout
 from pipeline.errors import ConflictError, InputError
 from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
 from pipeline.json_record import JsonRecord
-from pipeline.store import RUN_FOLDER, Store
+from pipeline.layout import RUN_FOLDER
+from pipeline.store import Store
 
 
 @dataclass(frozen=True)

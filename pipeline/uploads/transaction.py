@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import layout
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, Reason, StoreError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import ShardCounts
-from pipeline.records import Reason, Rejection, Sample, quarantine_to_bytes, shown
+from pipeline.records import Rejection, Sample, quarantine_to_bytes, shown
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.uploads.ledger import UnitCommit

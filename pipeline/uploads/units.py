@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.errors import Reason
 from pipeline.fingerprint import canonical, sha256
-from pipeline.records import Reason
 from pipeline.uploads.names import SHARD
 
 

@@ -22,7 +22,7 @@ from pipeline import proxy as proxy_module
 from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.fitted import FitImages
 from pipeline.generators import ResNetGenerator
-from pipeline.proxy import ProxyNetwork
+from pipeline.proxy_network import ProxyNetwork
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogate import Surrogate, load_surrogate
 

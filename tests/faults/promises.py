@@ -22,9 +22,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.apply import LaidDeltas, protect_shard
 from pipeline.embed import embed_shard
-from pipeline.members import IMAGE_SUFFIXES
+from pipeline.errors import Reason
 from pipeline.profile import StepClock
-from pipeline.records import Reason, Rejection, Sample
+from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.surrogate import Surrogate
 from pipeline.tar import ShardWriter, read_samples

@@ -23,11 +23,13 @@ import pytest
 
 from jobs import verify
 from pipeline import layout
-from pipeline.records import Reason, Rejection
+from pipeline.errors import Reason
+from pipeline.names_of_shards import fault_of
+from pipeline.records import Rejection
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.uploads.listing import Tally, changes
-from pipeline.uploads.names import fault_of, output_name
+from pipeline.uploads.names import output_name
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit, units_of
 from tests import runs

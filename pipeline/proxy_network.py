@@ -1,0 +1,64 @@
+"""The proxy as a network; how it is trained stands in `pipeline.proxy`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+WIDTH = 192  # of the features
+LARGE_SIDE = 64  # from here on the first convolution halves the resolution
+
+
+class ProxyNetwork(nn.Module):
+    """Six layers with batch normalisation, 0.36 M parameters: images in [0, 1] -> features -> cluster logits.
+
+    images [B, 3, S, S] float -> features float [B, 192] -> logits [B, p]
+    """
+
+    def __init__(self, num_clusters: int, side: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_layer(3, 24, stride=2 if side >= LARGE_SIDE else 1),
+            nn.MaxPool2d(2),
+            *_layer(24, 64),
+            nn.MaxPool2d(2),
+            *_layer(64, 96),
+            *_layer(96, 96),
+            nn.MaxPool2d(2),
+            *_layer(96, WIDTH),
+        )
+        self.head = nn.Linear(WIDTH, num_clusters)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features float32 [B, 192]: what deltas move. Batches alike on every device class."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+            maps: Tensor = self.body((images - 0.5) / 0.25)
+        return maps.float().mean((2, 3))
+
+    def fuse(self) -> None:
+        """Put each batch normalisation, in inference mode, into the convolution before it: one pass less."""
+        layers: list[nn.Module] = []
+        for layer in self.body:
+            if isinstance(layer, nn.BatchNorm2d):
+                before = layers.pop()
+                assert isinstance(before, nn.Conv2d)
+                layer = fuse_conv_bn_eval(before, layer)
+            layers.append(layer)
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits; keep float [B, 192] holds the dropout factors of a training step."""
+        features = self.features(images)
+        logits: Tensor = self.head(features if keep is None else features * keep)
+        return logits
+
+
+def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+def crop_padding(side: int) -> int:
+    """Pixels by which crops of images of `side` pixels may leave them: 4 at 32."""
+    return side // 8

@@ -1,0 +1,45 @@
+"""Sign steps: how a delta goes down its loss within epsilon, and the check that the loss is finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import PromiseError
+from pipeline.schedules import cosine
+
+MOMENTUM = 0.9
+LARGEST_STEP = 0.15  # of epsilon, at the start of the cosine
+SMALLEST_STEP = 0.2 / 255  # pixel units
+
+
+def sign_step(
+    delta: Tensor,
+    momentum: Tensor,
+    gradient: Tensor,
+    size: float,
+    epsilon: float,
+    one_channel: bool,
+) -> None:
+    """One descent step on p deltas [p, 3, S, S] in place: momentum of normed gradients, its sign, projection.
+
+    size         pixel units
+    one_channel  average the momentum over the channels, so that a delta that starts grey stays grey
+    """
+    scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-20)  # a cluster without images: 0 / 0
+    momentum.mul_(MOMENTUM).add_(gradient / scale)
+    if one_channel:
+        momentum.copy_(momentum.mean(1, keepdim=True).expand_as(momentum))
+    delta.sub_(size * momentum.sign()).clamp_(-epsilon, epsilon)
+
+
+def step_size(step: int, steps: int, epsilon: float, largest: float | None = None) -> float:
+    """Size of sign step number `step` of `steps`, pixel units: a cosine from 0.15 epsilon (or `largest`)."""
+    top = LARGEST_STEP * epsilon if largest is None else largest
+    return top * cosine(step, steps) + SMALLEST_STEP
+
+
+def check_finite(loss: Tensor, where: str, step: int) -> None:
+    """Raise PromiseError, naming where and when, before a broken loss reaches a parameter."""
+    if not bool(torch.isfinite(loss.detach()).all()):
+        raise PromiseError(f"{where}, step {step}: the loss is not finite; nothing was updated")
