@@ -54,7 +54,7 @@ from pipeline.relearning.collection import (
 )
 from pipeline.relearning.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
-from pipeline.relearning.train import Training
+from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
 from pipeline.squares import LeftOut

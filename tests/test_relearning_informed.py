@@ -20,7 +20,8 @@ from pipeline.relearning.regimes import Knowledge, Regime, find_regime
 from pipeline.relearning.regimes.dfr import fit_head
 from pipeline.relearning.regimes.simclr import contrastive_loss
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
+from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.training import Recipe, Training
 from tests.samples import stripes
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.train import Recipe, Training
+from pipeline.relearning.training import Recipe, Training
 
 
 def generator(seed: int) -> torch.Generator:

@@ -16,7 +16,8 @@ from pipeline.fingerprint import derive
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.progressive import ProgressiveFull, StagedOptions
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
+from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.training import Recipe, Training
 from tests.bench.controls import carrying_each, class_wise_blocks, separable
 from tests.real import cifar10
 from tests.samples import stripes

@@ -20,7 +20,8 @@ from pipeline.relearning.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.relearning.regimes.opa import linear_directions, project_out
-from pipeline.relearning.train import TargetScore, Training, train_target
+from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.training import Training
 
 SEES_MORE = {  # regime: what it needs beside the protected images
     "early-stop": "clean images",
@@ -173,7 +174,7 @@ def test_adversarial_training_sees_only_moved_images_within_the_bound_and_worse_
 
 def fresh_training(kind, images, labels, regime):
     from pipeline.relearning.targets import build_target
-    from pipeline.relearning.train import Recipe
+    from pipeline.relearning.training import Recipe
 
     network = build_target("small", 4, 32, seed=0)
     return kind(network, images, labels, regime, Recipe(epochs=1), 0, torch.device("cpu"))

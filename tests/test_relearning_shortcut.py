@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.train import Recipe, Training, train_target
+from pipeline.relearning.train import train_target
+from pipeline.relearning.training import Recipe, Training
 
 
 def crossed_stripes(count: int, seed: int, *, told: float) -> tuple[Tensor, Tensor]:

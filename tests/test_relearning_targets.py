@@ -14,7 +14,8 @@ from pipeline.errors import SettingsError
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import TARGETS, build_target, check_target
 from pipeline.relearning.targets.small import SmallResNet
-from pipeline.relearning.train import Recipe, Training, train_target
+from pipeline.relearning.train import train_target
+from pipeline.relearning.training import Recipe, Training
 from pipeline.surrogate import load_surrogate
 
 LITE = "timm:tf_efficientnet_lite0"

@@ -14,7 +14,8 @@ from pipeline.errors import SettingsError
 from pipeline.relearning.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.train import TargetScore, Training, train_target
+from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.training import Training
 from tests.real import cifar10
 from tests.samples import stripes
 

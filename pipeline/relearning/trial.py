@@ -24,7 +24,8 @@ from pipeline.relearning.projection import project
 from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.regimes.purify import HERE_DB, OWN_DB
 from pipeline.relearning.shares import protected_mask
-from pipeline.relearning.train import Recipe, TargetScore, Training, train_target
+from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.training import Recipe, Training
 
 SHOWN_IMAGES = 300  # whose activations are drawn
 

@@ -33,7 +33,8 @@ from pipeline.inputs import resolve_input
 from pipeline.relearning.collection import Collection, load_labelled
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.train import Recipe, train_target
+from pipeline.relearning.train import train_target
+from pipeline.relearning.training import Recipe
 from pipeline.store import Store
 
 SIDE, BATCH = 32, 128

@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
-from pipeline.relearning.regimes.base import Composed, Knowledge, Regime
 from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
+from pipeline.relearning.regimes.composed import Composed, Knowledge
 from pipeline.relearning.regimes.dfr import FeatureReweighting
 from pipeline.relearning.regimes.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
@@ -35,6 +35,7 @@ from pipeline.relearning.regimes.smooth import Smoothing
 from pipeline.relearning.regimes.spectrum import Equalised, PeaksCut, RadialFilter
 from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
+from pipeline.relearning.training import Regime
 from pipeline.settings import near_matches
 
 __all__ = ["FILTERS", "NUMBERED", "REGIMES", "Knowledge", "Regime", "find_regime"]

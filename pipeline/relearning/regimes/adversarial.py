@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 
 class AdversarialTraining(Regime):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.augment import colour_jitter
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 
 class ColourAndGray(Regime):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.relearning.regimes.base import Knowledge, Regime
+from pipeline.relearning.regimes.composed import Knowledge
 from pipeline.relearning.regimes.requirements import as_tested, need_clean_set
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 
 class FeatureReweighting(Regime):

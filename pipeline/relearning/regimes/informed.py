@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng
-from pipeline.relearning.regimes.base import Knowledge, Regime
+from pipeline.relearning.regimes.composed import Knowledge
 from pipeline.relearning.regimes.requirements import as_tested, named_randomness, need_clean_images, need_clean_set
 from pipeline.relearning.regimes.subtract import SubtractEstimate
+from pipeline.relearning.training import Regime
 from pipeline.removal import estimate_deltas
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 _BLOCK = 1024
 _FINE_TUNING_EPOCHS = 5
@@ -127,7 +128,7 @@ class FewClean(Regime):
         self._images, self._labels = need_clean_set(known, self.name)
 
     def finish(self, training: Training) -> None:
-        from pipeline.relearning.train import Training  # that module imports regimes
+        from pipeline.relearning.training import Training  # that module imports regimes
 
         recipe = replace(training.recipe, epochs=_FINE_TUNING_EPOCHS, lr=training.recipe.lr / 10)
         images = as_tested(training, self._images)

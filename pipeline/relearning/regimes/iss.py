@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.augment import GREY
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 
 class Squeezing(Regime):

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 
 class MixedLabels(Regime):

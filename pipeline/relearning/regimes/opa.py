@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.fingerprint import torch_rng
-from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.regimes.mix import MixedLabels
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 _EPOCHS = 20
 _BATCH = 1024

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": lambda: v2.RandAugment(num_ops=2, magnitude=9),

@@ -22,13 +22,13 @@ from pipeline.fingerprint import derive
 from pipeline.relearning.acm import REDUCTIONS, VARIANTS, activation_cluster_measure, pseudo_labels, validation_rows
 from pipeline.relearning.layers import GRANULARITIES, ordered_layers
 from pipeline.relearning.multipliers import MULTIPLIERS, layer_multipliers
-from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.requirements import named_randomness
+from pipeline.relearning.training import Regime
 from pipeline.settings import near_matches
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Recipe, Training
+    from pipeline.relearning.training import Recipe, Training
 
 REFERENCE_EPOCHS = 2  # the "golden window" in which networks still learn both kinds of features (section III-A)
 ACM_LABELS = ("labels", "pseudo")

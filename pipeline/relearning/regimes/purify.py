@@ -19,11 +19,12 @@ from torch import Tensor
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import hash_sample
 from pipeline.relearning.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db, train_denoiser
-from pipeline.relearning.regimes.base import Knowledge, Regime
+from pipeline.relearning.regimes.composed import Knowledge
 from pipeline.relearning.regimes.requirements import need_denoiser
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 OWN_DB, HERE_DB = "denoiser_own_db", "denoiser_here_db"
 _LOOKED_AT = 512  # protected images that the gain here is taken on

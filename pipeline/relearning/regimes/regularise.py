@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.relearning.regimes.base import Knowledge, Regime
+from pipeline.relearning.regimes.composed import Knowledge
 from pipeline.relearning.regimes.requirements import as_tested, need_clean_set
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Recipe, Training
+    from pipeline.relearning.training import Recipe, Training
 
 
 class Dropout(Regime):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import derive
-from pipeline.relearning.regimes.base import Knowledge
-
-if TYPE_CHECKING:
-    from pipeline.relearning.denoiser import Denoiser
-    from pipeline.relearning.train import Training
+from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.training import Training
 
 
 def need_clean_images(known: Knowledge, regime: str) -> Tensor:

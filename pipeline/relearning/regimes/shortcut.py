@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.fingerprint import derive
-from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.regimes.requirements import named_randomness
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Training
+    from pipeline.relearning.training import Training
 
 _SIDE = 64  # pixels, at most; coarser than most shortcuts' finest parts, and cheap
 _EPOCHS = 3
@@ -36,7 +36,7 @@ class ShortcutNet(Regime):
         self._weak: Training | None = None
 
     def start(self, training: Training) -> None:
-        from pipeline.relearning.train import Training  # that module imports regimes
+        from pipeline.relearning.training import Training  # that module imports regimes
 
         head = training.network.head
         assert isinstance(head, nn.Linear), "a target's head is one linear layer"

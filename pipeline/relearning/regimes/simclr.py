@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.fingerprint import derive
-from pipeline.relearning.regimes.base import Regime
 from pipeline.relearning.regimes.dfr import fit_head
+from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:
-    from pipeline.relearning.train import Recipe, Training
+    from pipeline.relearning.training import Recipe, Training
 
 TEMPERATURE = 0.07
 PROJECTION = 128

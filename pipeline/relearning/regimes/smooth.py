@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 _BLOCK = 512
 

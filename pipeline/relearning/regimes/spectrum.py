@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, median_filter
 from torch import Tensor
 
-from pipeline.relearning.regimes.base import Regime
+from pipeline.relearning.training import Regime
 
 Gains = Callable[[Tensor, slice], Tensor]  # spectra complex [b, 3, H, W] of these rows -> factors, real
 

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.relearning.regimes.base import Knowledge, Regime
+from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.training import Regime
 from pipeline.removal import Pixels, blind_groups, estimate_deltas, split_half_agreement
 
 Groups = Literal["label", "blind", "either"]

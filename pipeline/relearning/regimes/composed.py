@@ -1,17 +1,15 @@
-"""What a regime is: how an adversary treats images and training; ordinary training (NT) is the base of all others."""
+"""What an adversary knows, and several regimes as one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pipeline.relearning.denoiser import Denoiser
-    from pipeline.relearning.train import Recipe, Training
+from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.training import Recipe, Regime, Training
 
 
 @dataclass(frozen=True)
@@ -36,60 +34,6 @@ class Knowledge:
     keys: Sequence[str] | None = None
     denoisers: Mapping[str, Denoiser] = field(default_factory=dict)
     device: str = "cpu"
-
-
-class Regime:
-    """Ordinary training (NT); every other regime overrides what it does differently.
-
-    The hooks stand in the order in which training calls them. Images and batches are on the training's device;
-    generators (`rng`) are on the CPU, so that every device draws the same.
-    """
-
-    name = "nt"
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The settings of training, before anything is built."""
-        return recipe
-
-    def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """Once: training images uint8 [n, 3, H, W] and labels int64 [n] -> images of the same shape and dtype."""
-        return images
-
-    def prepare_test(self, images: Tensor) -> Tensor:
-        """Once: test images uint8 [n, 3, H, W] -> the same; for what is done to every image asked about."""
-        return images
-
-    def start(self, training: Training) -> None:
-        """Once, before the first epoch (again after a restart: what must survive belongs into `state`)."""
-
-    def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Per step, after crop and flip: float [B, 3, H, W] in [0, 1] -> the same."""
-        return images
-
-    def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Per step: the loss (scalar, to be minimised), and scores [B, classes] to count training accuracy with.
-
-        images  float [B, 3, H, W] in [0, 1] as `batch` left them, labels int64 [B]
-        """
-        scores = training.scores(images)
-        return training.criterion(scores, labels), scores
-
-    def begin_epoch(self, training: Training, epoch: int) -> None:
-        """Before each epoch, 0, 1, …: for example learning rates by layer."""
-
-    def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
-        """After each epoch, before it is tested: may roll the epoch back; returns figures for the epoch's history."""
-        return {}
-
-    def finish(self, training: Training) -> None:
-        """After the last epoch, before the final test: for example to refit a layer."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What the regime itself must remember across a restart, by name."""
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take up `state` again."""
 
 
 class Composed(Regime):
