@@ -35,7 +35,7 @@ from pipeline.features import Assignment, assignment_to_parquet, feature_keys, f
 from pipeline.fingerprint import derive
 from pipeline.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
 from pipeline.settings import Settings, clusters_for
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 SLICES = 64
 START_TIMEOUT_S = 600.0  # until every actor is placed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.profile import Work
 from pipeline.records import Shard
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 Batch = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoiser import Denoiser, DenoiserRecipe, denoiser_from_bytes, train_denoiser
 from pipeline.relearning.evaluation import PURIFY
 from pipeline.relearning.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 FOLDER = "denoisers"  # below the output
 _SEED = 0  # an adversary's, whatever the seeds of the trials

@@ -16,7 +16,7 @@ from pipeline.features import assignment_from_parquet
 from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.tar import read_samples
 
 

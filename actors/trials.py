@@ -58,7 +58,7 @@ from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
 from pipeline.squares import LeftOut
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3

@@ -22,7 +22,7 @@ from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.pictures import Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.squares import LeftOut
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.surrogate import surrogate_for
 from pipeline.tar import read_samples
 

@@ -23,7 +23,7 @@ from pipeline.relearning.certificate import (
 )
 from pipeline.relearning.evaluation import EvaluationSettings
 from pipeline.relearning.results import Row
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 _PRIVATE = {"debug", "dry_run", "clean", "test", "protected", "output", "workers"}  # or it stands elsewhere
 

@@ -20,7 +20,7 @@ from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
 from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
-from pipeline.store import Entry, Store
+from pipeline.storage.store import Entry, Store
 
 if TYPE_CHECKING:
     from pipeline.squares import LeftOut

@@ -22,7 +22,7 @@ from pipeline.checkup import (
     found,
 )
 from pipeline.settings import DEFAULT_SURROGATE
-from pipeline.store import Entry, Store
+from pipeline.storage.store import Entry, Store
 
 DESCRIPTION = """\
 Look for what would break a run later: versions of driver and cluster, GPUs, space, the bucket, weights, codecs.

@@ -22,9 +22,9 @@ from pipeline.fingerprint import canonical, library_versions, sha256
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.places import check_apart
 from pipeline.protection import load_any_protection
-from pipeline.store import Entry, Store, file_at
+from pipeline.storage.places import check_apart
+from pipeline.storage.store import Entry, Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 
 

@@ -9,7 +9,7 @@ from pipeline import layout
 from pipeline.errors import PromiseError
 from pipeline.gather import report_data
 from pipeline.report import ReportData, write_report
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 def finish(run: Run, status: StatusFile) -> int:

@@ -15,12 +15,12 @@ from pipeline.fingerprint import sha256
 from pipeline.inputs import check_names, resolve_input, said_of
 from pipeline.layout import RUN_FOLDER
 from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.places import check_apart
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
-from pipeline.store import Store, file_at
+from pipeline.storage.places import check_apart
+from pipeline.storage.store import Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
 from pipeline.tar import read_samples
 

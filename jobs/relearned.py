@@ -8,7 +8,7 @@ from actors.metrics import recorder
 from pipeline.metrics import IMAGES, RELEARNED, STAGE_SECONDS
 from pipeline.relearning.evaluation import WHOLE, EvaluationSettings, Trial
 from pipeline.relearning.results import read_row, relearned_by_regime
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 _NEEDED = ("protection", "fit", "labelling", "share", "target", "regime", "accuracy_last", "diverged")
 

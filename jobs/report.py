@@ -9,7 +9,7 @@ from jobs import cli
 from jobs.outcome import publish_report
 from pipeline.errors import SettingsError
 from pipeline.gather import report_data
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import layout
 from pipeline.errors import ScumbleError, ending
 from pipeline.run_record import RunStatus
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 class StatusFile:

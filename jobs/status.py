@@ -13,7 +13,7 @@ from jobs import cli
 from pipeline import layout
 from pipeline.errors import SettingsError
 from pipeline.run_record import read_run
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.totals import totals_of
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.summary import LastRun

@@ -19,9 +19,9 @@ from pipeline.errors import Reason, ScumbleError, StoreError, ending
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.names_of_shards import fault_of
-from pipeline.places import check_apart
 from pipeline.records import shown
-from pipeline.store import Store, file_at
+from pipeline.storage.places import check_apart
+from pipeline.storage.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger

@@ -23,7 +23,7 @@ from pipeline.records import Commit, losses_of, read_quarantine
 from pipeline.relearning.certificate import Certificates, fit_at
 from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.origin import Origin
 from pipeline.uploads.verify import strangers, verify_row, written_rows
 from pipeline.verify import Expected, ShardCheck, verify_shard

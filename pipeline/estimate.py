@@ -23,7 +23,7 @@ from pipeline.protection import Protection
 from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
-from pipeline.streams import HashingReader
+from pipeline.storage.streams import HashingReader
 from pipeline.surrogate import Surrogate
 from pipeline.tar import read_samples
 

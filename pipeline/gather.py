@@ -16,7 +16,7 @@ from pipeline.removal import RemovalCheck
 from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
 from pipeline.run_record import RunStatus, read_run
 from pipeline.scores import PictureScore, scores_from_parquet
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.totals import Totals, totals_of
 
 _RUN_STAGES = ("embed", "cluster", "fit", "apply", "measure")

@@ -12,7 +12,7 @@ from pipeline.fingerprint import FORMAT_VERSION, canonical, library_versions, sh
 from pipeline.json_record import JsonRecord
 from pipeline.records import Plan, Shard
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import IO, cast
 from pipeline.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
 from pipeline.errors import Reason
 from pipeline.records import Rejection, Sample, shown
-from pipeline.streams import HashedFile
+from pipeline.storage.streams import HashedFile
 
 _ZEROS = bytes(BLOCK)
 _MAX_NAME_BYTES = 4096

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import layout
 from pipeline.bounded import bounded_map
 from pipeline.errors import Reason, unreadable
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 READERS = 16  # threads, of a store that takes its time
 TOGETHER = 32  # commits that one thread reads at a time

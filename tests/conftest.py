@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from tests.uploads import Job

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.relearning.collection import load_labelled
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

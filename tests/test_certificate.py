@@ -26,7 +26,7 @@ from pipeline.relearning.certificate import (
     visibility_of,
 )
 from pipeline.relearning.evaluation import AUDIT_CPU, CLEAN, CLEAN_PART
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.test_relearning_report import row
 
 SEEN = Visibility(200, 30.0, 27.5, 0.93, 0.88)

@@ -15,7 +15,7 @@ from pipeline.records import Plan, Rejection, Shard, quarantine_from_bytes, quar
 from pipeline.run_record import RunRecord, ingredients_of
 from pipeline.scores import PictureScore, scores_to_parquet
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.runs import refusal
 from tests.samples import commit_of
 

@@ -22,7 +22,7 @@ from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.pretrained import EMBEDDED_WEIGHTS
 from pipeline.protection import Protection
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.runs import ROOT, write_collection
 
 LITE = "timm:tf_efficientnet_lite0"
@@ -114,7 +114,7 @@ def test_a_store_that_ignores_conditions_is_a_warning_that_says_what_to_avoid(
     def without_condition(filesystem: Any, path: str, data: bytes) -> None:
         filesystem.pipe_file(path, data)
 
-    monkeypatch.setattr("pipeline.buckets.create", without_condition)
+    monkeypatch.setattr("pipeline.storage.buckets.create", without_condition)
     last = check_output(f"{bucket}/out")[-1]
     assert str(last) == (
         "warning  commits      the store ignores create-if-absent; never run two jobs on one output at a time, or take "
@@ -168,7 +168,7 @@ def test_little_space_is_a_warning_and_none_that_can_be_written_an_error(
 
 
 def test_scratch_must_hold_a_shard_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.store import Entry
+    from pipeline.storage.store import Entry
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checkup.shutil, "disk_usage", lambda folder: usage(10**13, 0, 10**11))

@@ -23,7 +23,7 @@ from pipeline.errors import SettingsError
 from pipeline.relearning.collection import load_labelled
 from pipeline.relearning.denoiser import DenoiserRecipe, train_denoiser
 from pipeline.relearning.pairs import denoiser_digest, pair_up
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests import runs
 from tests.samples import image_bytes, noise
 

@@ -16,7 +16,7 @@ from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.samples import image_bytes, tar_bytes
 
 KEYS = tuple(f"k{number}" for number in range(200))

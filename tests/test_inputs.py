@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import folder, layout
+from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.inputs import Listing, check_names, resolve_input, said_of
 from pipeline.records import Rejection
-from pipeline.store import Store
+from pipeline.storage import folder
+from pipeline.storage.store import Store
 
 
 def names(found: Listing) -> list[str]:

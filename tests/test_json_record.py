@@ -18,7 +18,7 @@ from pipeline.records import Plan, Rejection, Shard
 from pipeline.removal import RemovalCheck
 from pipeline.run_record import RunRecord, RunStatus, ingredients_of, read_run
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.lease import LeaseRecord
 from pipeline.uploads.ledger import Manifest, UnitCommit
 from pipeline.uploads.origin import Origin

@@ -29,7 +29,7 @@ from pipeline.records import Commit, Shard
 from pipeline.relearning.evaluation import EvaluationSettings, Trial
 from pipeline.relearning.results import relearned_by_regime
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.runs import add, write_collection
 from tests.samples import free_port
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobs import doctor
-from pipeline import places
 from pipeline.errors import SettingsError
-from pipeline.places import check_apart
-from pipeline.store import Store
+from pipeline.storage import places
+from pipeline.storage.places import check_apart
+from pipeline.storage.store import Store
 from tests.faulty_server import FaultyServer, _Handler
 
 

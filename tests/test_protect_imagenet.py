@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image
 
 from jobs import protect_imagenet
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests import runs
 
 pytestmark = [

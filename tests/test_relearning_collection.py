@@ -20,7 +20,7 @@ from pipeline.relearning.collection import (
     smallest_hashes,
 )
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS, Trial, evaluation_from
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.samples import image_bytes, noise, tar_bytes
 
 

@@ -24,7 +24,7 @@ from pipeline.relearning.regimes import Knowledge, find_regime, purify
 from pipeline.relearning.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target
 from pipeline.relearning.trial import run_trial
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.samples import stripes
 from tests.test_relearning_collection import TRIAL
 

@@ -26,7 +26,7 @@ from pipeline.relearning.results import (
     results_from_parquet,
     results_to_parquet,
 )
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 def row(protection, regime, seed, last, **changed):

@@ -15,7 +15,7 @@ from jobs.reported import reported
 from pipeline import layout
 from pipeline.errors import SettingsError
 from pipeline.inputs import resolve_input
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests import runs
 from tests.faulty_server import FaultyServer
 from tests.samples import commit_of

@@ -14,7 +14,7 @@ from jobs.status import status_of
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.run_record import Ingredients, RunRecord
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.totals import READERS, REFUSING, TOGETHER, totals_of
 
 COMMITS = 5000

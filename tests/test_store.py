@@ -16,9 +16,9 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from pipeline.errors import InputError, StoreError
-from pipeline.failures import may_pass
 from pipeline.inputs import resolve_input
-from pipeline.store import Store
+from pipeline.storage.failures import may_pass
+from pipeline.storage.store import Store
 
 
 def test_what_was_put_is_listed_and_read_back(store: Store) -> None:

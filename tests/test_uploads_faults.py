@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError, StoreError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.faulty_server import FaultyServer
 from tests.samples import image_bytes
 from tests.uploads import Job, check_all, jpeg, patch, photos, upload
@@ -43,7 +43,7 @@ def test_a_file_replaced_while_it_is_read_is_left_for_the_next_run_and_never_a_m
 
 
 def test_a_file_that_grows_while_it_is_read_is_no_version(tmp_path: Path) -> None:
-    from pipeline import folder
+    from pipeline.storage import folder
 
     path = tmp_path / "a.jpg"
     path.write_bytes(bytes(1000))

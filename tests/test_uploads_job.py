@@ -22,7 +22,7 @@ from pipeline.fingerprint import sha256
 from pipeline.picture_deltas import Asked
 from pipeline.records import Sample
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.names import sample_name
 from tests.runs import ROOT, write_collection
 from tests.samples import image_bytes, read, tar_bytes

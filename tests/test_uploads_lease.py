@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads import lease as leases
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 

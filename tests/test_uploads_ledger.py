@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import layout
 from pipeline.errors import ConflictError, InputError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger, UnitCommit
 from pipeline.uploads.segments import Row, read_known, values_of, write_segment
 

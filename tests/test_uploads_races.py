@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import layout
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.lease import LeaseLost, take_lease
 from pipeline.uploads.units import Unit
 from tests.runs import ROOT, wait_for

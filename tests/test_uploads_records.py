@@ -14,7 +14,7 @@ from jobs import protect_uploads, status, verify
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.json_record import JsonRecord
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.lease import GRACE_S, Held, Lease, LeaseRecord, take_lease
 from pipeline.uploads.ledger import Ledger, Manifest, UnitCommit
 from pipeline.uploads.segments import Row

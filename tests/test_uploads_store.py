@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError, StoreError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.origin import honours_conditions
 
 ODD = ["a b.jpg", "ü.jpg", "100% + q.jpg", "a+b.jpg", "日本/名.png", "a/b.jpg", "a.b", "a-b", "a0", "a/b/c"]

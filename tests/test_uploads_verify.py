@@ -13,7 +13,7 @@ from PIL import Image
 from jobs import status, verify
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests.samples import image_bytes, tar_bytes
 from tests.uploads import Job, jpeg, patch, small_protection, upload
 

@@ -20,7 +20,7 @@ from pipeline.fingerprint import sha256
 from pipeline.photographs import photograph
 from pipeline.picture_deltas import Answer, Asked
 from pipeline.protection import Protection
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.surrogate import Surrogate, load_surrogate
 from pipeline.uploads.deltas import UploadDeltas
 from pipeline.uploads.ledger import Ledger

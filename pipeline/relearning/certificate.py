@@ -22,7 +22,7 @@ from pipeline.relearning.evaluation import AUDIT, AUDIT_CPU, CLEAN, WHOLE
 from pipeline.relearning.results import MeanAccuracy, Row, mean_accuracies, select
 from pipeline.run_record import read_run
 from pipeline.scores import score_picture
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 BATTERIES = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}  # the wider first
 FEWEST_FITS, FEWEST_SEEDS = 3, 2

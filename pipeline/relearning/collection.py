@@ -17,7 +17,7 @@ from pipeline.fingerprint import derive, in_sample
 from pipeline.fit_images import shorter_sides
 from pipeline.records import Rejection, Sample
 from pipeline.squares import LeftOut, left_out, squares_of, stacked
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.tar import read_samples
 
 MAX_PIXELS = 100_000_000

@@ -18,7 +18,7 @@ from pipeline.errors import unreadable
 from pipeline.relearning.evaluation import CLEAN, Trial
 
 if TYPE_CHECKING:
-    from pipeline.store import Store
+    from pipeline.storage.store import Store
 
 Row = Mapping[str, Any]  # what pipeline.relearning.trial.run_trial returns, with its labelling's overlap
 

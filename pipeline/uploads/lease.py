@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.json_record import CompactRecord
-from pipeline.store import Seen, Store
+from pipeline.storage.store import Seen, Store
 
 GRACE_S = 2.0  # times in answers of a store are whole seconds
 _POLL_S = 1.0

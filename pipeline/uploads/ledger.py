@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 from pipeline import layout
 from pipeline.errors import ConflictError
 from pipeline.json_record import CompactRecord
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.listing import Known
 from pipeline.uploads.segments import (
     Row,

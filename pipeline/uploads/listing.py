@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import Reason, StoreError
 from pipeline.records import shown
-from pipeline.store import Entry
+from pipeline.storage.store import Entry
 from pipeline.uploads.names import kind_of
 from pipeline.uploads.units import Item
 

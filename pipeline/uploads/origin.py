@@ -13,7 +13,7 @@ from pipeline.errors import ConflictError, InputError
 from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
 from pipeline.json_record import JsonRecord
 from pipeline.layout import RUN_FOLDER
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

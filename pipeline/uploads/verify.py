@@ -11,7 +11,7 @@ from pipeline.fingerprint import in_sample, sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.names import SHARD, sample_name
 from pipeline.uploads.segments import Row

@@ -36,7 +36,7 @@ from pipeline.fingerprint import numpy_rng
 from pipeline.protection import Protection
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.tar import read_samples
 
 NEEDED = 0.85

@@ -34,7 +34,7 @@ from jobs.stages import over_shards
 from pipeline.embed import embed_shard
 from pipeline.records import Shard
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.surrogate import Surrogate, load_surrogate
 from pipeline.tar import read_samples
 

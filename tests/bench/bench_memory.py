@@ -27,7 +27,7 @@ from pipeline import layout
 from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.records import Shard
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 ALLOWED = 0.20
 SIDE, DISTINCT, SMALL, LARGE = 256, 250, 500, 5_000

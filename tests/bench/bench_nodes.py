@@ -70,7 +70,7 @@ from pipeline.commits import make_plan
 from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.records import Shard
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 NEEDED_RATIO = 1.8
 NEEDED_WINDOWS = 10  # of one actor, and of two

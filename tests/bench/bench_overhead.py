@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     os.environ["RAY_AUTH_MODE"] = "disabled"
 
+import pipeline.streams
 import torch
 from bench_apply import CASES, Bench, Case
 from ratio import where, write
 
 import actors.protector
-import pipeline.streams
 from actors.metrics import RayRecorder
 from actors.protector import Protector
 
@@ -91,7 +91,7 @@ def clock_in(clocks: Clocks, protector: Protector) -> Callable[[], None]:
     mine._committed = clocks.timed("commit", protector._committed)
     output: Any = protector.context.output
     output.put_file = clocks.timed("put", output.put_file)
-    file_class: Any = pipeline.streams.HashedFile
+    file_class: Any = pipeline.storage.streams.HashedFile
     make, report = file_class.__init__, actors.protector.report_shard
 
     def make_timed(self: Any, path: Path) -> None:

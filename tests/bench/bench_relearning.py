@@ -35,7 +35,7 @@ from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Recipe
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 SIDE, BATCH = 32, 128
 NEEDED = {"cpu": 3.0, "cuda": 5.0}

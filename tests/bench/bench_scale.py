@@ -38,7 +38,7 @@ from pipeline.fingerprint import canonical, sha256
 from pipeline.records import Commit, Shard
 from pipeline.run_record import RunRecord, ingredients_of, read_run
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 SIZES = (10_000, 100_000, 1_000_000)
 NEEDED_S, NEEDED_MB, NEEDED_GROWTH = 60.0, 2000.0, 12.0

@@ -23,7 +23,7 @@ from pipeline.relearning.arms import Labels
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.evaluation import CLEAN, Trial
 from pipeline.relearning.trial import run_trial
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 TRIALS, WORKERS, SIDE, EPOCHS, NEEDED = 8, 2, 32, 12, 1.25
 

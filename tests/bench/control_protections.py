@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.inputs import resolve_input
 from pipeline.records import Rejection, Sample
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.tar import ShardWriter, read_samples
 
 CONTROLS = {"class-random": class_wise_random, "separable": separable}

@@ -27,7 +27,7 @@ from pipeline.errors import Reason
 from pipeline.names_of_shards import fault_of
 from pipeline.records import Rejection
 from pipeline.settings import Settings
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.uploads.listing import Tally, changes
 from pipeline.uploads.names import output_name
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit

@@ -22,7 +22,7 @@ import pytest
 from jobs import verify
 from jobs.status import status_of
 from pipeline.photographs import photograph
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests import runs
 from tests.samples import image_bytes
 from tests.uploads import small_protection

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 from urllib.parse import quote
 
-MODULE = "pipeline.store"
+MODULE = "pipeline.storage.store"
 METHODS = ("open_version", "put", "put_file", "create")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError, SettingsError, StoreError
 from pipeline.layout import RUN_FOLDER
-from pipeline.store import Entry, Store
+from pipeline.storage.store import Entry, Store
 
 _MOUNTS = Path("/proc/self/mountinfo")
 

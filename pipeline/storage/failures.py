@@ -17,8 +17,8 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from pipeline import buckets
 from pipeline.errors import one_line
+from pipeline.storage import buckets
 
 _PASSING = (
     *(TimeoutError, ConnectionError, asyncio.TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientConnectionError),

@@ -23,11 +23,11 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.utils import glob_translate
 
-from pipeline import buckets, folder
 from pipeline.errors import InputError, SettingsError, StoreError
-from pipeline.failures import advice_for, line_of, may_pass
 from pipeline.layout import RUN_FOLDER
-from pipeline.streams import PatientReader
+from pipeline.storage import buckets, folder
+from pipeline.storage.failures import advice_for, line_of, may_pass
+from pipeline.storage.streams import PatientReader
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # in any case of letters
 MAX_KEY_BYTES = 1024  # of S3

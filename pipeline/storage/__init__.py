@@ -1,0 +1,1 @@
+"""Where objects lie: folders, buckets, and what goes wrong with them."""
