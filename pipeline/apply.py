@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.delta import Steps, add_measured, add_steps
 from pipeline.errors import Reason, SampleError
-from pipeline.members import check_sidecars, extension, image_suffix, rejection_of
-from pipeline.padded import whole_of
-from pipeline.picture import Picture, decode, encode, resize_and_crop, stored
+from pipeline.pictures.members import check_sidecars, extension, image_suffix, rejection_of
+from pipeline.pictures.padded import whole_of
+from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.tar import ShardWriter

@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.augment import colour_jitter, random_views, take
 from pipeline.clusters import target_clusters
 from pipeline.delta import levels_of, perturb, quantise
 from pipeline.errors import SettingsError
@@ -23,6 +22,7 @@ from pipeline.fit_figures import embed_all, moved_shares, reproducible
 from pipeline.fitted import FitImages, FittedDeltas, checkpoint, entry, restore
 from pipeline.generators import DirectDelta, NetworkDelta
 from pipeline.objective import distances, feature_means, sum_by_cluster
+from pipeline.pictures.augment import colour_jitter, random_views, take
 from pipeline.proxy import ProxyTraining, augmented
 from pipeline.schedules import cosine
 from pipeline.settings import Settings

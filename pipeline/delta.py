@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import PromiseError, SettingsError
-from pipeline.padded import padded, whole_of
+from pipeline.pictures.padded import padded, whole_of
 
 _ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough to stay in the processor's cache
 _WITHOUT_PADDING = np.frombuffer(b"\xff\xff\xff\0", np.uint32)  # and then add nothing there

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SampleError
-from pipeline.members import check_sidecars, image_suffix
-from pipeline.picture import decode_rgb
+from pipeline.pictures.members import check_sidecars, image_suffix
+from pipeline.pictures.picture import decode_rgb
 from pipeline.profile import StepClock
 from pipeline.records import Features, Rejection, Sample
 from pipeline.surrogate import Surrogate

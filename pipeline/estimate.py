@@ -16,9 +16,9 @@ from pipeline.delta import lay, levels_of
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
 from pipeline.fitted import FitImages
-from pipeline.members import image_suffix
 from pipeline.objective import PROXY_SIDES, delta_side
-from pipeline.picture import decode_rgb
+from pipeline.pictures.members import image_suffix
+from pipeline.pictures.picture import decode_rgb
 from pipeline.protection import Protection
 from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample

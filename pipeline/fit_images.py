@@ -14,8 +14,8 @@ from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import in_sample
 from pipeline.fitted import FitImages
-from pipeline.members import image_suffix
-from pipeline.picture import decode
+from pipeline.pictures.members import image_suffix
+from pipeline.pictures.picture import decode
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.squares import square_of

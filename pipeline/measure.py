@@ -14,9 +14,9 @@ from pipeline.errors import InputError, SampleError
 from pipeline.features import Assignment
 from pipeline.fingerprint import derive, in_sample
 from pipeline.gallery import PER_CLUSTER, GallerySample
-from pipeline.members import image_suffix
 from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.picture import decode, decode_rgb, resize_and_crop
+from pipeline.pictures.members import image_suffix
+from pipeline.pictures.picture import decode, decode_rgb, resize_and_crop
 from pipeline.protection import Protection
 from pipeline.records import Sample
 from pipeline.removal import RemovalCheck, check_removal

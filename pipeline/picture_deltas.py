@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample
 from pipeline.delta import lay
 from pipeline.errors import SampleError
-from pipeline.members import rejection_of
-from pipeline.picture import decode_rgb, squeezed, stored
+from pipeline.pictures.members import rejection_of
+from pipeline.pictures.picture import decode_rgb, squeezed, stored
 from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
 from pipeline.sample_steps import SampleSteps

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.augment import colour_jitter, random_views, take
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import FitImages, checkpoint, entry, restore
+from pipeline.pictures.augment import colour_jitter, random_views, take
 from pipeline.proxy_network import WIDTH, ProxyNetwork, crop_padding
 from pipeline.schedules import one_cycle
 from pipeline.sign_steps import check_finite

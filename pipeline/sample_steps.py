@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.augment import GREY, ColourChanges, Views, colour_changes, random_views
 from pipeline.delta import perturb, quantise
 from pipeline.fingerprint import torch_rng
+from pipeline.pictures.augment import GREY, ColourChanges, Views, colour_changes, random_views
 from pipeline.proxy_network import ProxyNetwork, crop_padding
 from pipeline.sign_steps import check_finite, sign_step, step_size
 

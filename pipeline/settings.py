@@ -111,7 +111,7 @@ class Settings(Deciding):
     small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
     encode: str = "same"  # same | lossless | jpeg:QUALITY
     metadata: Metadata = "keep"
-    keep_sidecar: Sequence[str] = ()  # suffixes that leave without a look, see pipeline.members
+    keep_sidecar: Sequence[str] = ()  # suffixes that leave without a look, see pipeline.pictures.members
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
     # the run

@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.delta import levels_of
 from pipeline.errors import SampleError
 from pipeline.fingerprint import in_sample
-from pipeline.members import check_sidecars, image_suffix
-from pipeline.picture import decode, resize_and_crop
+from pipeline.pictures.members import check_sidecars, image_suffix
+from pipeline.pictures.picture import decode, resize_and_crop
 from pipeline.records import Commit, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.storage.streams import HashingReader

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import adjust_saturation
 
-from pipeline.augment import GREY, Views, colour_jitter, random_views, take
 from pipeline.fingerprint import torch_rng
+from pipeline.pictures.augment import GREY, Views, colour_jitter, random_views, take
 
 
 def pictures(count: int = 6, side: int = 8) -> torch.Tensor:

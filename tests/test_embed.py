@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline import embed
 from pipeline.embed import embed_shard
 from pipeline.errors import InputError, Reason
-from pipeline.picture import decode_rgb
+from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise

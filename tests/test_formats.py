@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.formats import hidden_in, kind_of
+from pipeline.pictures.formats import hidden_in, kind_of
 from tests.samples import image_bytes, noise
 
 SMALL = image_bytes(noise(12, 12), "JPEG", quality=30)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import Reason, SampleError, SettingsError
-from pipeline.members import check_sidecars, image_suffix
+from pipeline.pictures.members import check_sidecars, image_suffix
 from pipeline.records import Sample
 from pipeline.settings import Settings
 from tests.samples import image_bytes, noise

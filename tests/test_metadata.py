@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, ImageCms
 
-from pipeline.metadata import clean_exif, clean_icc, clean_xmp, orientation_of
-from pipeline.picture import Picture, decode, encode
+from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orientation_of
+from pipeline.pictures.picture import Picture, decode, encode
 from tests.pictures import LIMIT, SRGB, chunk, reopened
 from tests.samples import image_bytes, noise
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.delta import Steps, add_steps
 from pipeline.errors import PromiseError
-from pipeline.padded import image_of, padded, pixels_of, whole_of
+from pipeline.pictures.padded import image_of, padded, pixels_of, whole_of
 from tests.samples import noise
 
 

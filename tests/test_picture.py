@@ -15,8 +15,8 @@ from PIL import ExifTags, Image, ImageOps
 from torchvision import transforms
 
 from pipeline.errors import SampleError
-from pipeline.formats import kind_of
-from pipeline.picture import Picture, decode, decode_rgb, encode, resize_and_crop, stored
+from pipeline.pictures.formats import kind_of
+from pipeline.pictures.picture import Picture, decode, decode_rgb, encode, resize_and_crop, stored
 from tests.pictures import LIMIT, SRGB, exif_with, reopened
 from tests.samples import image_bytes, noise
 
@@ -152,7 +152,7 @@ def test_what_a_jpeg_cannot_hold_is_refused_not_lost() -> None:
 
 def test_two_processes_write_the_same_bytes() -> None:
     program = (
-        "import hashlib, numpy as np; from pipeline.picture import Picture, encode\n"
+        "import hashlib, numpy as np; from pipeline.pictures.picture import Picture, encode\n"
         "p = np.random.default_rng(3).integers(0, 256, (40, 30, 3)).astype(np.uint8)\n"
         "for k in ('JPEG', 'PNG', 'WEBP'):\n"
         "    print(hashlib.sha256(encode(Picture(p, k), how='same', metadata='keep')[0]).hexdigest())"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleError
-from pipeline.formats import kind_of
-from pipeline.picture import decode, encode
+from pipeline.pictures.formats import kind_of
+from pipeline.pictures.picture import decode, encode
 from tests.pictures import LIMIT, chunk
 from tests.samples import image_bytes, noise
 

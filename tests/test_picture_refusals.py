@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import Reason, SampleError
-from pipeline.formats import kind_of
-from pipeline.picture import decode, decode_rgb, encode
+from pipeline.pictures.formats import kind_of
+from pipeline.pictures.picture import decode, decode_rgb, encode
 from tests.pictures import LIMIT, SRGB, chunk, reopened
 from tests.samples import image_bytes, noise
 
@@ -202,7 +202,7 @@ def test_texts_are_not_unpacked_and_large_profiles_neither_refused_nor_lost() ->
 
 def test_warnings_of_pillow_reach_nobody() -> None:
     program = (
-        "import io, numpy as np; from PIL import Image; from pipeline.picture import decode\n"
+        "import io, numpy as np; from PIL import Image; from pipeline.pictures.picture import decode\n"
         "b = io.BytesIO(); Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(b, 'PNG'); d = b.getvalue()\n"
         "actl = bytes.fromhex('000000086163544c0000000000000000'); import zlib\n"
         "d = d[:33] + actl + zlib.crc32(actl[4:]).to_bytes(4, 'big') + d[33:]\n"

@@ -12,12 +12,12 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 from pipeline.assemble import fitted_protection
-from pipeline.augment import ColourChanges, Views, recoloured, take
 from pipeline.clusters import Clustering, fit_clusters
 from pipeline.embed import embed_shard
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
+from pipeline.pictures.augment import ColourChanges, Views, recoloured, take
 from pipeline.protection import Protection, load_protection
 from pipeline.proxy import ProxyTraining
 from pipeline.proxy_network import ProxyNetwork

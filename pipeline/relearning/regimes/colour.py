@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.augment import colour_jitter
+from pipeline.pictures.augment import colour_jitter
 from pipeline.relearning.training import Regime
 
 

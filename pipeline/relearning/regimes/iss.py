@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.augment import GREY
+from pipeline.pictures.augment import GREY
 from pipeline.relearning.training import Regime
 
 

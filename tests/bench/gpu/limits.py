@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.picture import decode_rgb
+from pipeline.pictures.picture import decode_rgb
 from pipeline.surrogate import Surrogate
 
 ROUNDS = 3

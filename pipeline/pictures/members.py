@@ -3,7 +3,7 @@
 What leaves beside an image leaves as it came, so it must hold no second, unprotected copy. A sidecar is passed on if
 
 - its last extension is one of TEXT_SUFFIXES, and
-- it reads as plain text that holds no picture: see `pipeline.formats.hidden_in`.
+- it reads as plain text that holds no picture: see `pipeline.pictures.formats.hidden_in`.
 
 Anything else (masks, thumbnails, arrays, video, archives, pickles, unknown extensions) sends the sample to quarantine,
 unless the user vouches for it with `--keep-sidecar SUFFIX`: members of that suffix, such as seg.png, are passed on
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from pipeline.errors import Reason, SampleError
-from pipeline.formats import DECODED, hidden_in, kind_of
+from pipeline.pictures.formats import DECODED, hidden_in, kind_of
 from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample
 
 TEXT_SUFFIXES = frozenset(

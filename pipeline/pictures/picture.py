@@ -17,9 +17,9 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.errors import Reason, SampleError
-from pipeline.formats import DECODED, check_cost, kind_of, split_png
-from pipeline.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
-from pipeline.padded import image_of, pixels_of
+from pipeline.pictures.formats import DECODED, check_cost, kind_of, split_png
+from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
+from pipeline.pictures.padded import image_of, pixels_of
 from pipeline.settings import Metadata, jpeg_quality
 
 # Sizes are checked here, against --max-pixels, before anything is decoded; Pillow's own limit would refuse what
@@ -44,7 +44,7 @@ class Picture:
     """A decoded image and what is needed to write it back.
 
     pixels  uint8 [H, W, C] as they are stored, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB, mostly
-            padded, see pipeline/padded.py) or 4 (RGBA)
+            padded, see pipeline/pictures/padded.py) or 4 (RGBA)
     format  JPEG, PNG or WEBP: what it is written as unless told otherwise
     exif, xmp, icc  metadata without thumbnails and what is not understood; icc fits C
     display  what else says how the numbers are to be shown: PNG chunk -> data, and the density of a JPEG

@@ -12,7 +12,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from pipeline.formats import MAX_PROFILE_BYTES, hidden_in
+from pipeline.pictures.formats import MAX_PROFILE_BYTES, hidden_in
 
 _PREFIX = b"Exif\0\0"
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
