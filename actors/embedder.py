@@ -21,8 +21,8 @@ from pipeline.metrics import SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
 from pipeline.protection import Protection
 from pipeline.records import Shard
+from pipeline.shards.tar import read_samples
 from pipeline.surrogate import surrogate_for
-from pipeline.tar import read_samples
 
 BATCH = {"cpu": 32, "cuda": 256}  # pictures the surrogate sees at once
 

@@ -30,7 +30,7 @@ from pipeline.profile import Work
 from pipeline.protection import load_protection
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
 from pipeline.sample_steps import BATCH
-from pipeline.tar import ShardWriter, is_packed, read_samples
+from pipeline.shards.tar import ShardWriter, is_packed, read_samples
 
 
 class Protector:

@@ -16,8 +16,8 @@ from pipeline.features import assignment_from_parquet
 from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
+from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.tar import read_samples
 
 
 def cluster_sizes(output: Store, shards: list[str]) -> Counter[int]:

@@ -57,7 +57,7 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
-from pipeline.squares import LeftOut
+from pipeline.shards.squares import LeftOut
 from pipeline.storage.store import Store
 
 LOAD_SECONDS = 6 * 3600.0

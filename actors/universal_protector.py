@@ -22,8 +22,8 @@ from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture_deltas import protect_pictures
 from pipeline.protection import load_any_protection
 from pipeline.records import Rejection, Sample, Shard
+from pipeline.shards.tar import ShardWriter
 from pipeline.surrogate import surrogate_for
-from pipeline.tar import ShardWriter
 
 BATCH = {"cpu": 32, "cuda": 256}  # pictures the generator sees at once
 

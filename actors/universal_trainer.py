@@ -21,10 +21,10 @@ from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.pictures import Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.squares import LeftOut
+from pipeline.shards.squares import LeftOut
+from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.surrogate import surrogate_for
-from pipeline.tar import read_samples
 
 UNIT = "generator"
 CHECKPOINT_SECONDS = 10.0

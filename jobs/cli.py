@@ -18,12 +18,12 @@ import yaml
 
 from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
-from pipeline.inputs import resolve_input, said_of
 from pipeline.settings import near_matches
+from pipeline.shards.inputs import resolve_input, said_of
 from pipeline.storage.store import Entry, Store
 
 if TYPE_CHECKING:
-    from pipeline.squares import LeftOut
+    from pipeline.shards.squares import LeftOut
 
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16

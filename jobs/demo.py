@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jobs import cli
 from pipeline.errors import ScumbleError
-from pipeline.photographs import write_demo_collection
 from pipeline.settings import EMBEDDED_SURROGATE
+from pipeline.shards.photographs import write_demo_collection
 
 SIDE = 64
 SURROGATE_SIDE = 160

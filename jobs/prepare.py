@@ -12,17 +12,17 @@ from pipeline.artefact import named_surrogate
 from pipeline.commits import make_plan, plan_to_parquet
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.inputs import check_names, resolve_input, said_of
 from pipeline.layout import RUN_FOLDER
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
+from pipeline.shards.inputs import check_names, resolve_input, said_of
+from pipeline.shards.tar import read_samples
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
-from pipeline.tar import read_samples
 
 
 @dataclass(frozen=True)

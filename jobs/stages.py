@@ -39,7 +39,7 @@ from pipeline.fitted import FittedDeltas, merge
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.objective import delta_side
 from pipeline.settings import Settings
-from pipeline.tar import read_samples
+from pipeline.shards.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0

@@ -18,8 +18,8 @@ from pipeline import layout
 from pipeline.errors import Reason, ScumbleError, StoreError, ending
 from pipeline.fingerprint import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
-from pipeline.names_of_shards import fault_of
 from pipeline.records import shown
+from pipeline.shards.names import fault_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from

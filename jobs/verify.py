@@ -17,12 +17,12 @@ from pipeline import layout
 from pipeline.bounded import bounded_map
 from pipeline.errors import InputError, SettingsError
 from pipeline.gather import losses
-from pipeline.inputs import resolve_input
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import Commit, losses_of, read_quarantine
 from pipeline.relearning.certificate import Certificates, fit_at
 from pipeline.run_record import RunRecord, read_run
 from pipeline.settings import Settings
+from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 from pipeline.uploads.origin import Origin
 from pipeline.uploads.verify import strangers, verify_row, written_rows

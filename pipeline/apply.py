@@ -18,7 +18,7 @@ from pipeline.pictures.padded import whole_of
 from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
-from pipeline.tar import ShardWriter
+from pipeline.shards.tar import ShardWriter
 
 _Form = TypeVar("_Form", Steps, NDArray[np.int16])
 _Item = TypeVar("_Item")

@@ -20,11 +20,11 @@ from PIL import Image, features
 from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
-from pipeline.inputs import Listing, resolve_input, said_of
 from pipeline.layout import RUN_FOLDER
 from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
 from pipeline.run_record import RunRecord
+from pipeline.shards.inputs import Listing, resolve_input, said_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Entry, Store, file_at
 from pipeline.surrogate import load_surrogate

@@ -23,9 +23,9 @@ from pipeline.protection import Protection
 from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
+from pipeline.shards.tar import read_samples
 from pipeline.storage.streams import HashingReader
 from pipeline.surrogate import Surrogate
-from pipeline.tar import read_samples
 
 MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read to learn how many bytes of a shard a sample takes; most are not decoded

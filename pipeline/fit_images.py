@@ -18,7 +18,7 @@ from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
-from pipeline.squares import square_of
+from pipeline.shards.squares import square_of
 
 LEAST_PER_CLUSTER = 200  # a pattern that is seen on fewer images is not learnt before the real features
 FIT_IMAGE = "fit-image"  # purpose of the hash-sample

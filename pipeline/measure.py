@@ -22,7 +22,7 @@ from pipeline.records import Sample
 from pipeline.removal import RemovalCheck, check_removal
 from pipeline.scores import PictureScore, score_picture
 from pipeline.settings import Settings
-from pipeline.tar import read_samples
+from pipeline.shards.tar import read_samples
 
 SCORED_IMAGES = 200  # for the histograms
 AVERAGED_PER_CLUSTER = 300  # for the removal check: ten give a correlation of .45, 100 .61, 300 .65 of the truth

@@ -16,8 +16,8 @@ from pipeline.pictures.members import check_sidecars, image_suffix
 from pipeline.pictures.picture import decode, resize_and_crop
 from pipeline.records import Commit, Rejection, Sample
 from pipeline.settings import Settings
+from pipeline.shards.tar import read_samples
 from pipeline.storage.streams import HashingReader
-from pipeline.tar import read_samples
 
 EXACT_FORMATS = ("PNG", "WEBP")  # written without loss, so that the bound holds on the decoded file
 

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 
 from jobs import cli
-from pipeline.photographs import photograph
+from pipeline.shards.photographs import photograph
 from tests.processes import descendants as descendants
 from tests.processes import kill as kill
 from tests.processes import named as named

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.delta import lay
 from pipeline.records import Commit, Rejection, Sample, Shard
-from pipeline.tar import read_samples
+from pipeline.shards.tar import read_samples
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from pipeline.apply import LaidDeltas, ShardOutcome, protect_sample, protect_sha
 from pipeline.errors import PromiseError, Reason, SampleError
 from pipeline.records import Sample
 from pipeline.settings import Settings
-from pipeline.tar import ShardWriter
+from pipeline.shards.tar import ShardWriter
 from tests.pictures import exif_with
 from tests.samples import ExtremeDeltas, image_bytes, noise, read, tar_bytes
 

@@ -13,7 +13,7 @@ import pytest
 from jobs.cli import Parser, given_options, print_left_out, read_config
 from jobs.options import protection_parser
 from pipeline.errors import ClusterError, InputError, SettingsError, ending
-from pipeline.squares import LeftOut
+from pipeline.shards.squares import LeftOut
 from tests import runs
 
 JOB = """

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
-from pipeline.inputs import Listing, check_names, resolve_input, said_of
 from pipeline.records import Rejection
+from pipeline.shards.inputs import Listing, check_names, resolve_input, said_of
 from pipeline.storage import folder
 from pipeline.storage.store import Store
 

@@ -21,7 +21,7 @@ from pipeline import layout
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.records import Sample
-from pipeline.tar import read_samples
+from pipeline.shards.tar import read_samples
 from tests import runs
 from tests.uploads import SURROGATE, small_protection
 

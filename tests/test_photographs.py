@@ -13,13 +13,7 @@ import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.photographs import (
-    PHOTOGRAPHS,
-    DemoCollection,
-    photograph,
-    plan_patches,
-    write_demo_collection,
-)
+from pipeline.shards.photographs import PHOTOGRAPHS, DemoCollection, photograph, plan_patches, write_demo_collection
 
 
 @pytest.fixture(scope="module")

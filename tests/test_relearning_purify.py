@@ -12,7 +12,6 @@ from torch import Tensor
 
 from actors.denoisers import find_or_train
 from pipeline.errors import InputError, SettingsError
-from pipeline.photographs import train_squares
 from pipeline.relearning import denoiser as denoisers
 from pipeline.relearning.arms import Arm, Labels
 from pipeline.relearning.checks import check_labels, check_regime
@@ -24,6 +23,7 @@ from pipeline.relearning.regimes import Knowledge, find_regime, purify
 from pipeline.relearning.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target
 from pipeline.relearning.trial import run_trial
+from pipeline.shards.photographs import train_squares
 from pipeline.storage.store import Store
 from tests.samples import stripes
 from tests.test_relearning_collection import TRIAL

@@ -11,7 +11,6 @@ import pytest
 from pipeline.clusters import ClusterQuality, ClusterReport
 from pipeline.errors import Reason
 from pipeline.gallery import GallerySample
-from pipeline.photographs import photograph
 from pipeline.records import Rejection
 from pipeline.removal import RemovalCheck
 from pipeline.report import (
@@ -22,6 +21,7 @@ from pipeline.report import (
     write_report,
 )
 from pipeline.scores import score_picture
+from pipeline.shards.photographs import photograph
 from tests.pages import Page
 
 

@@ -14,7 +14,7 @@ from jobs.prepare import prepare, start
 from jobs.reported import reported
 from pipeline import layout
 from pipeline.errors import SettingsError
-from pipeline.inputs import resolve_input
+from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 from tests import runs
 from tests.faulty_server import FaultyServer

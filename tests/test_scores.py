@@ -11,7 +11,6 @@ from PIL import Image
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipeline.photographs import photograph
 from pipeline.scores import (
     pooled_psnr,
     score_picture,
@@ -19,6 +18,7 @@ from pipeline.scores import (
     scores_to_parquet,
     summarise,
 )
+from pipeline.shards.photographs import photograph
 
 
 def flat(level: int) -> np.ndarray:

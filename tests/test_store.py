@@ -16,7 +16,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from pipeline.errors import InputError, StoreError
-from pipeline.inputs import resolve_input
+from pipeline.shards.inputs import resolve_input
 from pipeline.storage.failures import may_pass
 from pipeline.storage.store import Store
 

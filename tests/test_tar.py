@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import Reason
 from pipeline.records import Rejection, Sample
-from pipeline.tar import read_samples, split_name
+from pipeline.shards.tar import read_samples, split_name
 from tests.samples import read, tar_bytes
 
 GOOD = [("a.jpg", b"A" * 700), ("a.cls", b"1"), ("b.jpg", b"B"), ("b.cls", b""), ("c.jpg", b"C" * 512)]

@@ -12,7 +12,7 @@ import pytest
 import webdataset
 
 from pipeline.records import Sample
-from pipeline.tar import ShardWriter, header, split_name
+from pipeline.shards.tar import ShardWriter, header, split_name
 from tests.samples import read
 
 WRITTEN = [
@@ -57,7 +57,7 @@ def test_webdataset_reads_our_shards_to_the_byte(tmp_path: Path, name: str) -> N
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.tar import ShardWriter; from pipeline.records import Sample\n"
+        "from pipeline.shards.tar import ShardWriter; from pipeline.records import Sample\n"
         "w = ShardWriter(Path(sys.argv[1]), compressed=True)\n"
         "w.write(Sample('k', {'jpg': b'x' * 5000, 'cls': b'1'})); w.close(); print(w.sha256)"
     )

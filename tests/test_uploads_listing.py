@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, SettingsError, StoreError
-from pipeline.names_of_shards import fault_of
+from pipeline.shards.names import fault_of
 from pipeline.storage.store import Entry
 from pipeline.uploads.listing import Known, Tally, changes
 from pipeline.uploads.names import kind_of, output_name, sample_name

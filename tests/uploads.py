@@ -17,9 +17,9 @@ from jobs import protect_uploads
 from pipeline import layout
 from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.fingerprint import sha256
-from pipeline.photographs import photograph
 from pipeline.picture_deltas import Answer, Asked
 from pipeline.protection import Protection
+from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
 from pipeline.surrogate import Surrogate, load_surrogate
 from pipeline.uploads.deltas import UploadDeltas

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import in_sample
 from pipeline.fit_images import CROP_MARGIN, FIT_IMAGE
 from pipeline.records import Rejection, Sample
-from pipeline.squares import LeftOut, left_out, squares_of, stacked
+from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.report import shown
+from pipeline.shards.tar import read_samples
 from pipeline.surrogate import Surrogate
-from pipeline.tar import read_samples
 
 SHOWN_PICTURES = 8
 

@@ -16,9 +16,9 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import derive, in_sample
 from pipeline.fit_images import shorter_sides
 from pipeline.records import Rejection, Sample
-from pipeline.squares import LeftOut, left_out, squares_of, stacked
+from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
+from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.tar import read_samples
 
 MAX_PIXELS = 100_000_000
 MAX_MEMBER_BYTES = 256 * 1024 * 1024

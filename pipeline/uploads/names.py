@@ -5,9 +5,9 @@ from __future__ import annotations
 import mimetypes
 
 from pipeline.layout import RUN_FOLDER
-from pipeline.names_of_shards import is_shard
 from pipeline.records import IMAGE_SUFFIXES
 from pipeline.settings import jpeg_quality
+from pipeline.shards.names import is_shard
 
 IMAGE, SHARD = "image", "shard"
 

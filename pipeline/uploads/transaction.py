@@ -238,7 +238,7 @@ def _put_image(
 def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
     from pipeline.apply import write_protected
     from pipeline.picture_deltas import protect_pictures
-    from pipeline.tar import ShardWriter, is_packed, read_samples
+    from pipeline.shards.tar import ShardWriter, is_packed, read_samples
 
     (item,) = unit.items
     settings, found = places.settings, _Found()

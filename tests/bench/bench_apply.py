@@ -36,8 +36,8 @@ from pipeline.fingerprint import numpy_rng
 from pipeline.protection import Protection
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
+from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.tar import read_samples
 
 NEEDED = 0.85
 CLUSTERS, DELTA_SIDE, LEVELS = 10, 64, 16

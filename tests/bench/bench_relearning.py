@@ -29,12 +29,12 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from pipeline.fingerprint import derive
-from pipeline.inputs import resolve_input
 from pipeline.relearning.collection import Collection, load_labelled
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Recipe
+from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 
 SIDE, BATCH = 32, 128

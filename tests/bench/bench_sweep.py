@@ -18,11 +18,11 @@ from ratio import where, write
 from actors.connect import connected, workers_for
 from actors.trials import EvaluationData, run_trials
 from jobs.evaluate_options import parse_evaluation
-from pipeline.photographs import PHOTOGRAPHS, photograph
 from pipeline.relearning.arms import Labels
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.evaluation import CLEAN, Trial
 from pipeline.relearning.trial import run_trial
+from pipeline.shards.photographs import PHOTOGRAPHS, photograph
 from pipeline.storage.store import Store
 
 TRIALS, WORKERS, SIDE, EPOCHS, NEEDED = 8, 2, 32, 12, 1.25

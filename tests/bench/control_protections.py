@@ -17,10 +17,10 @@ from controls import carrying_each, class_wise_random, separable
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.inputs import resolve_input
 from pipeline.records import Rejection, Sample
+from pipeline.shards.inputs import resolve_input
+from pipeline.shards.tar import ShardWriter, read_samples
 from pipeline.storage.store import Store
-from pipeline.tar import ShardWriter, read_samples
 
 CONTROLS = {"class-random": class_wise_random, "separable": separable}
 

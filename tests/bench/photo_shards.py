@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.fingerprint import numpy_rng
-from pipeline.photographs import PHOTOGRAPHS, photograph
 from pipeline.records import Sample
-from pipeline.tar import ShardWriter
+from pipeline.shards.photographs import PHOTOGRAPHS, photograph
+from pipeline.shards.tar import ShardWriter
 
 QUALITY = 90  # of the input: what cameras and web sites use, with Pillow's 4:2:0
 

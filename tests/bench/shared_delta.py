@@ -14,9 +14,9 @@ import math
 import numpy as np
 
 from jobs.evaluate_options import named_urls
-from pipeline.inputs import resolve_input
 from pipeline.relearning.collection import Collection, like_clean, load_labelled
 from pipeline.scores import psnr_of
+from pipeline.shards.inputs import resolve_input
 
 
 def load(url: str, side: int) -> Collection:

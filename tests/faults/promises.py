@@ -26,8 +26,8 @@ from pipeline.errors import Reason
 from pipeline.profile import StepClock
 from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample
 from pipeline.settings import Settings
+from pipeline.shards.tar import ShardWriter, read_samples
 from pipeline.surrogate import Surrogate
-from pipeline.tar import ShardWriter, read_samples
 from tests.samples import ExtremeDeltas
 
 LOSSLESS = Settings(encode="lossless", max_pixels=1_000_000, max_member_bytes=1 << 18)

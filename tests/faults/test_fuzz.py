@@ -24,9 +24,9 @@ import pytest
 from jobs import verify
 from pipeline import layout
 from pipeline.errors import Reason
-from pipeline.names_of_shards import fault_of
 from pipeline.records import Rejection
 from pipeline.settings import Settings
+from pipeline.shards.names import fault_of
 from pipeline.storage.store import Store
 from pipeline.uploads.listing import Tally, changes
 from pipeline.uploads.names import output_name

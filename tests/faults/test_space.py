@@ -21,7 +21,7 @@ import pytest
 
 from jobs import verify
 from jobs.status import status_of
-from pipeline.photographs import photograph
+from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
 from tests import runs
 from tests.samples import image_bytes

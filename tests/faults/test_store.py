@@ -22,7 +22,7 @@ import pytest
 
 from jobs import status, verify
 from pipeline.errors import StoreError
-from pipeline.inputs import resolve_input
+from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 from tests import runs
 from tests.faulty_server import Asked, Fault, FaultyServer

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from rows import BENCH, TINY_FIT, Task, job, run, told
 
-from pipeline.photographs import write_demo_collection
 from pipeline.settings import EMBEDDED_SURROGATE
+from pipeline.shards.photographs import write_demo_collection
 
 REGIMES = "nt,nt-cg,iss-jpeg10,subtract+cg"
 GOOD = 0.6  # accuracy on clean test images that a target should reach soon

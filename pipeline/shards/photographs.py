@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_image
 
 from pipeline.fingerprint import canonical, numpy_rng
 from pipeline.records import Sample
-from pipeline.tar import ShardWriter
+from pipeline.shards.tar import ShardWriter
 
 PHOTOGRAPHS = (
     "astronaut",

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.errors import InputError, Reason, SampleError
-from pipeline.inputs import said_of
 from pipeline.pictures.members import image_suffix, rejection_of
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample, losses_of
+from pipeline.shards.inputs import said_of
 
 
 @dataclass(frozen=True)

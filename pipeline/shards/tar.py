@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
-from pipeline.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
 from pipeline.errors import Reason
 from pipeline.records import Rejection, Sample, shown
+from pipeline.shards.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
 from pipeline.storage.streams import HashedFile
 
 _ZEROS = bytes(BLOCK)

@@ -11,8 +11,8 @@ from braceexpand import braceexpand
 
 from pipeline.errors import InputError, Reason
 from pipeline.layout import RUN_FOLDER
-from pipeline.names_of_shards import fault_of, is_shard
 from pipeline.records import Rejection, shown
+from pipeline.shards.names import fault_of, is_shard
 from pipeline.storage.store import Entry, Store, file_at
 
 _SIGNS = "*?[{"
