@@ -31,11 +31,11 @@ from pipeline.clusters import (
     with_p99,
 )
 from pipeline.errors import ClusterError
-from pipeline.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet
 from pipeline.fingerprint import derive
 from pipeline.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
 from pipeline.settings import Settings, clusters_for
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet
 
 SLICES = 64
 START_TIMEOUT_S = 600.0  # until every actor is placed

@@ -14,15 +14,15 @@ import numpy as np
 from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
 from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
-from pipeline.embed import embed_shard
 from pipeline.errors import ScumbleError
-from pipeline.features import Assignment, assignment_to_parquet, feature_keys, features_to_parquet
 from pipeline.metrics import SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
 from pipeline.protection import Protection
 from pipeline.records import Shard
 from pipeline.shards.tar import read_samples
-from pipeline.surrogate import surrogate_for
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.features import Assignment, assignment_to_parquet, feature_keys, features_to_parquet
+from pipeline.surrogates.surrogate import surrogate_for
 
 BATCH = {"cpu": 32, "cuda": 256}  # pictures the surrogate sees at once
 

@@ -25,7 +25,7 @@ from pipeline.fit_images import fit_images_from
 from pipeline.fitted import Fit, FitImages
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.sample_fit import SampleFit
-from pipeline.surrogate import Surrogate, surrogate_for
+from pipeline.surrogates.surrogate import Surrogate, surrogate_for
 
 TOGETHER = "all"
 CHECKPOINT_SECONDS = 20.0

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from actors.batches import Batch, RunContext, shards_of
 from pipeline import layout
 from pipeline.errors import InputError, SampleError
-from pipeline.features import assignment_from_parquet
 from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import assignment_from_parquet
 
 
 def cluster_sizes(output: Store, shards: list[str]) -> Counter[int]:

@@ -26,7 +26,6 @@ from actors.failures import ours_in
 from actors.metrics import recorder
 from pipeline import layout
 from pipeline.errors import ClusterError, InputError, ScumbleError
-from pipeline.features import assignment_from_parquet
 from pipeline.fingerprint import sha256
 from pipeline.metrics import RESTARTED
 from pipeline.protection import Protection, load_any_protection
@@ -59,6 +58,7 @@ from pipeline.relearning.trial import run_trial
 from pipeline.run_record import read_run
 from pipeline.shards.squares import LeftOut
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import assignment_from_parquet
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3

@@ -16,14 +16,14 @@ from actors.protector import Protector
 from pipeline import layout
 from pipeline.apply import ProtectedSample, ShardOutcome, write_protected
 from pipeline.errors import ConflictError
-from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture_deltas import protect_pictures
 from pipeline.protection import load_any_protection
 from pipeline.records import Rejection, Sample, Shard
 from pipeline.shards.tar import ShardWriter
-from pipeline.surrogate import surrogate_for
+from pipeline.surrogates.features import Assignment, assignment_to_parquet
+from pipeline.surrogates.surrogate import surrogate_for
 
 BATCH = {"cpu": 32, "cuda": 256}  # pictures the generator sees at once
 

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load, save
 
 from actors.metrics import recorder
-from pipeline.concepts import ConceptBank
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
@@ -24,7 +23,8 @@ from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.shards.squares import LeftOut
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.surrogate import surrogate_for
+from pipeline.surrogates.concepts import ConceptBank
+from pipeline.surrogates.surrogate import surrogate_for
 
 UNIT = "generator"
 CHECKPOINT_SECONDS = 10.0

@@ -15,7 +15,6 @@ from actors.fit_queue import FitQueue
 from actors.train_group import train_group
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs.stages import watched
-from pipeline.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.estimate import first_samples
 from pipeline.fingerprint import canonical, library_versions, sha256
@@ -25,7 +24,8 @@ from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.protection import load_any_protection
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Entry, Store, file_at
-from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
+from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for
+from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
 
 
 @dataclass(frozen=True)

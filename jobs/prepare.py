@@ -22,7 +22,7 @@ from pipeline.shards.inputs import check_names, resolve_input, said_of
 from pipeline.shards.tar import read_samples
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
-from pipeline.surrogate import Surrogate, check_surrogate, surrogate_for
+from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
 
 
 @dataclass(frozen=True)

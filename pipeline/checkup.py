@@ -21,13 +21,13 @@ from pipeline import layout
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
-from pipeline.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.protection import load_any_protection
 from pipeline.run_record import RunRecord
 from pipeline.shards.inputs import Listing, resolve_input, said_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Entry, Store, file_at
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
+from pipeline.surrogates.surrogate import load_surrogate
 
 SHM = Path("/dev/shm")
 LEAST_SHM_BYTES = 1_000_000_000  # Ray's object store of a private cluster

@@ -25,7 +25,7 @@ from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
 from pipeline.shards.tar import read_samples
 from pipeline.storage.streams import HashingReader
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read to learn how many bytes of a shard a sample takes; most are not decoded

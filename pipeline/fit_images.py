@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SampleError
-from pipeline.features import Assignment
 from pipeline.fingerprint import in_sample
 from pipeline.fitted import FitImages
 from pipeline.pictures.members import image_suffix
@@ -19,6 +18,7 @@ from pipeline.pictures.picture import decode
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.squares import square_of
+from pipeline.surrogates.features import Assignment
 
 LEAST_PER_CLUSTER = 200  # a pattern that is seen on fewer images is not learnt before the real features
 FIT_IMAGE = "fit-image"  # purpose of the hash-sample

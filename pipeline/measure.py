@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import InputError, SampleError
-from pipeline.features import Assignment
 from pipeline.fingerprint import derive, in_sample
 from pipeline.gallery import PER_CLUSTER, GallerySample
 from pipeline.one_for_all.protection import UniversalProtection
@@ -23,6 +22,7 @@ from pipeline.removal import RemovalCheck, check_removal
 from pipeline.scores import PictureScore, score_picture
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples
+from pipeline.surrogates.features import Assignment
 
 SCORED_IMAGES = 200  # for the histograms
 AVERAGED_PER_CLUSTER = 300  # for the removal check: ten give a correlation of .45, 100 .61, 300 .65 of the truth

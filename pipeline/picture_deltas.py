@@ -20,7 +20,7 @@ from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
 from pipeline.sample_steps import SampleSteps
 from pipeline.settings import Settings
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 PIXELS_AT_ONCE = 64_000_000  # of a batch: its decoded pictures are all held
 

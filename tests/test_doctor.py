@@ -20,9 +20,9 @@ from pipeline.checkup import check_codecs, check_gpu, check_output, check_space,
 from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.pretrained import EMBEDDED_WEIGHTS
 from pipeline.protection import Protection
 from pipeline.storage.store import Store
+from pipeline.surrogates.pretrained import EMBEDDED_WEIGHTS
 from tests.runs import ROOT, write_collection
 
 LITE = "timm:tf_efficientnet_lite0"

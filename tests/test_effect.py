@@ -19,7 +19,7 @@ from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.surrogate import load_surrogate
 from tests.real import cifar10
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import embed
-from pipeline.embed import embed_shard
 from pipeline.errors import InputError, Reason
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates import embed
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise
 
 

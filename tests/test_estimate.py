@@ -16,7 +16,7 @@ from pipeline.protection import Protection
 from pipeline.proxy_network import ProxyNetwork
 from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise, tar_bytes
 
 

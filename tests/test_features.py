@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.features import (
+from pipeline.fingerprint import numpy_rng
+from pipeline.records import Features
+from pipeline.surrogates.features import (
     Assignment,
     assignment_from_parquet,
     assignment_to_parquet,
@@ -18,8 +20,6 @@ from pipeline.features import (
     features_from_parquet,
     features_to_parquet,
 )
-from pipeline.fingerprint import numpy_rng
-from pipeline.records import Features
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from actors.batches import RunContext, shard_rows
 from actors.sampler import FitImageReader
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.fit_images import chosen_images, read_fit_images
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import Assignment, assignment_to_parquet
 from tests.samples import image_bytes, tar_bytes
 
 KEYS = tuple(f"k{number}" for number in range(200))

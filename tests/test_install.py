@@ -58,7 +58,7 @@ def test_a_wheel_holds_every_file_of_the_three_packages(installed: Path) -> None
         return {str(p.relative_to(folder)) for p in found if p.is_file() and "__pycache__" not in p.parts}
 
     assert files(installed) == files(ROOT)
-    assert "pipeline/weights/tf_efficientnet_lite0_in1k_fp16.safetensors" in files(installed)
+    assert "pipeline/surrogates/weights/tf_efficientnet_lite0_in1k_fp16.safetensors" in files(installed)
 
 
 _SLOW = [pytest.param(job, marks=pytest.mark.slow) for job in ("evaluate_relearning", "train_one_for_all", "demo")]

@@ -23,13 +23,13 @@ from jobs.relearned import RelearnedSoFar
 from pipeline import layout, metrics
 from pipeline.clusters import Clustering, ClusterSpace
 from pipeline.errors import ConflictError, PromiseError, SettingsError
-from pipeline.features import assignment_from_parquet
 from pipeline.protection import Protection
 from pipeline.records import Commit, Shard
 from pipeline.relearning.evaluation import EvaluationSettings, Trial
 from pipeline.relearning.results import relearned_by_regime
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import assignment_from_parquet
 from tests.runs import add, write_collection
 from tests.samples import free_port
 

@@ -12,7 +12,6 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pipeline.clusters import fit_clusters
-from pipeline.concepts import ConceptBank, bank_for, class_names
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.finish import finished_protection
@@ -25,7 +24,8 @@ from pipeline.protection import load_any_protection, load_protection
 from pipeline.records import Rejection
 from pipeline.relearning.arms import universal_tests
 from pipeline.relearning.collection import Collection
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.concepts import ConceptBank, bank_for, class_names
+from pipeline.surrogates.surrogate import load_surrogate
 from tests.samples import image_bytes, noise, read, tar_bytes
 
 SURROGATE = "timm:test_resnet.random-0"

@@ -19,9 +19,9 @@ from jobs.prepare import prepare, start
 from jobs.reported import StatusFile
 from pipeline import layout
 from pipeline.errors import ConflictError, SettingsError
-from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.records import Sample
 from pipeline.shards.tar import read_samples
+from pipeline.surrogates.features import Assignment, assignment_to_parquet
 from tests import runs
 from tests.uploads import SURROGATE, small_protection
 

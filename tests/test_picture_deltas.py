@@ -9,14 +9,14 @@ import pytest
 
 from pipeline.apply import protect_sample
 from pipeline.clusters import fit_clusters
-from pipeline.embed import embed_shard
 from pipeline.errors import ConflictError, Reason
 from pipeline.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
 from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.photographs import photograph
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.surrogate import load_surrogate
 from tests.pictures import exif_with
 from tests.samples import image_bytes
 

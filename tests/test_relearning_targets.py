@@ -16,7 +16,7 @@ from pipeline.relearning.targets import TARGETS, build_target, check_target
 from pipeline.relearning.targets.small import SmallResNet
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Recipe, Training
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.surrogate import load_surrogate
 
 LITE = "timm:tf_efficientnet_lite0"
 

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from pipeline.assemble import fitted_protection
 from pipeline.clusters import Clustering, fit_clusters
-from pipeline.embed import embed_shard
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
@@ -26,7 +25,8 @@ from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.sample_fit import SampleFit
 from pipeline.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
 from pipeline.settings import Settings, settings_from
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.surrogate import load_surrogate
 from tests.test_picture_deltas import SETTINGS, samples
 
 SIDE, CLUSTERS, EPSILON = 16, 3, 16 / 255

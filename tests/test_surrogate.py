@@ -21,11 +21,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import pretrained
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.surrogate import Surrogate, check_surrogate, load_surrogate
-from pipeline.towers import clip
+from pipeline.surrogates import pretrained
+from pipeline.surrogates.surrogate import Surrogate, check_surrogate, load_surrogate
+from pipeline.surrogates.towers import clip
 
 EMBEDDED = "timm:tf_efficientnet_lite0"
 TINY_CLIP = {

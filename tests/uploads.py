@@ -21,7 +21,7 @@ from pipeline.picture_deltas import Answer, Asked
 from pipeline.protection import Protection
 from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from pipeline.uploads.deltas import UploadDeltas
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.segments import Row

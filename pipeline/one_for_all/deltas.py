@@ -16,7 +16,7 @@ from pipeline.one_for_all.generator import STRIDE, UniversalGenerator, bounded
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture_deltas import Answer, Asked
 from pipeline.settings import SmallImages
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section 4.4)
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.clusters import Clustering, fit_clusters
-from pipeline.concepts import ConceptBank
 from pipeline.fingerprint import numpy_rng
 from pipeline.one_for_all.fit import UniversalFit
 from pipeline.one_for_all.protection import UniversalProtection
+from pipeline.surrogates.concepts import ConceptBank
 
 EMBEDDED_IMAGES = 5_000  # of the training images, for the centroids that drift is measured from
 PER_CLUSTER, MOST_CLUSTERS = 50, 20

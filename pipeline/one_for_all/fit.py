@@ -21,7 +21,7 @@ from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.pictures.augment import Views, random_views, take
 from pipeline.schedules import cosine
 from pipeline.sign_steps import check_finite
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 CURVES = ("loss", "near", "opposite", "near_clean", "opposite_clean")
 

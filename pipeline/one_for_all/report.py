@@ -24,7 +24,7 @@ from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.report import shown
 from pipeline.shards.tar import read_samples
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 SHOWN_PICTURES = 8
 

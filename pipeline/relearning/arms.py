@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.concepts import read_bank
 from pipeline.delta import add
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
@@ -23,7 +22,8 @@ from pipeline.relearning.collection import Collection
 from pipeline.relearning.labellings import make_labelling
 from pipeline.relearning.overlap import overlap
 from pipeline.settings import SmallImages
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.concepts import read_bank
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
 
 @dataclass(frozen=True, eq=False)

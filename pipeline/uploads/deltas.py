@@ -55,7 +55,7 @@ def deltas_from(
         SampleDeltas,
     )
     from pipeline.protection import Protection, load_any_protection
-    from pipeline.surrogate import load_surrogate
+    from pipeline.surrogates.surrogate import load_surrogate
 
     check_protection(protection, has_key=key is not None)
     loaded = load_any_protection(protection)

@@ -31,13 +31,13 @@ from actors.batches import RunContext, shard_rows
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.clusters import Clustering, ClusterSpace
-from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.fingerprint import numpy_rng
 from pipeline.protection import Protection
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import Assignment, assignment_to_parquet
 
 NEEDED = 0.85
 CLUSTERS, DELTA_SIDE, LEVELS = 10, 64, 16

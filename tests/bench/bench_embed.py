@@ -31,12 +31,12 @@ from actors.batches import RunContext
 from actors.connect import Workers, connected
 from actors.embedder import Embedder
 from jobs.stages import over_shards
-from pipeline.embed import embed_shard
 from pipeline.records import Shard
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
 NEEDED = 0.90
 SIDE, BATCH, WIDTH, HEIGHT = 160, 32, 500, 375

@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from ratio import where, write
 
 from actors.assigner import SLICES, AssignerPool
-from pipeline.features import features_from_parquet, features_to_parquet
 from pipeline.fingerprint import numpy_rng
 from pipeline.kmeans import lloyd
 from pipeline.records import Features
+from pipeline.surrogates.features import features_from_parquet, features_to_parquet
 
 NEEDED_INERTIA = 0.001
 OBJECT_STORE = 1_000_000_000  # as a private cluster of a job has

@@ -24,10 +24,10 @@ from actors.batches import RunContext, shard_rows
 from actors.embedder import Embedder
 from actors.protector import Protector
 from pipeline import layout
-from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.records import Shard
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import Assignment, assignment_to_parquet
 
 ALLOWED = 0.20
 SIDE, DISTINCT, SMALL, LARGE = 256, 250, 500, 5_000

@@ -67,10 +67,10 @@ from jobs.prepare import Run
 from jobs.stages import apply
 from pipeline import layout
 from pipeline.commits import make_plan
-from pipeline.features import Assignment, assignment_to_parquet
 from pipeline.records import Shard
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
+from pipeline.surrogates.features import Assignment, assignment_to_parquet
 
 NEEDED_RATIO = 1.8
 NEEDED_WINDOWS = 10  # of one actor, and of two

@@ -24,7 +24,7 @@ from pipeline.one_for_all.generator import UniversalGenerator
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.picture_deltas import protect_pictures
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
 EPSILON, BATCH, ROUNDS = 8 / 255, 32, 5
 NEEDED = {"cpu": 0.85, "cuda": 0.9}

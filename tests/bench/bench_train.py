@@ -24,7 +24,7 @@ from pipeline.fitted import FitImages
 from pipeline.generators import ResNetGenerator
 from pipeline.proxy_network import ProxyNetwork
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
 EPSILON, CLUSTERS = 16 / 255, 10

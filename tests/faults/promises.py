@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.apply import LaidDeltas, protect_shard
-from pipeline.embed import embed_shard
 from pipeline.errors import Reason
 from pipeline.profile import StepClock
 from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.tar import ShardWriter, read_samples
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.surrogate import Surrogate
 from tests.samples import ExtremeDeltas
 
 LOSSLESS = Settings(encode="lossless", max_pixels=1_000_000, max_member_bytes=1 << 18)

@@ -19,7 +19,7 @@ from pipeline.fitted import Fit, FitImages
 from pipeline.protection import Protection
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise, stripes
 
 CLUSTERS = 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.settings import EMBEDDED_SURROGATE
-from pipeline.surrogate import Surrogate, load_surrogate
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.samples import noise
 
 TOWERS = ["open_clip:ViT-B-32/random-0", "open_clip:RN50/random-0", "torchvision:resnet18/random-0", EMBEDDED_SURROGATE]

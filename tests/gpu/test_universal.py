@@ -16,7 +16,7 @@ from pipeline.one_for_all.generator import UniversalGenerator
 from pipeline.one_for_all.losses import LOSSES, select_concepts
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.settings import EMBEDDED_SURROGATE
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.surrogate import load_surrogate
 
 SIDE = 64
 

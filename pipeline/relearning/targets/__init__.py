@@ -70,7 +70,7 @@ def check_target(name: str) -> None:
     """Raises SettingsError, with near matches, unless `name` is a target that could be built. Reads no weights."""
     kind, separator, surrogate = name.partition(":")
     if separator and kind in _ON_WEIGHTS:
-        from pipeline.pretrained import check_surrogate
+        from pipeline.surrogates.pretrained import check_surrogate
 
         try:
             check_surrogate(surrogate)

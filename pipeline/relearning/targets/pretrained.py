@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrained import Tower, build
 from pipeline.relearning.targets.base import Target
+from pipeline.surrogates.pretrained import Tower, build
 
 
 class Encoder(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.pictures.picture import decode_rgb
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 ROUNDS = 3
 

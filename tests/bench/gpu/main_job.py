@@ -21,7 +21,7 @@ from pipeline.profile import ProfileRecord, WorkerShares  # noqa: E402
 from pipeline.records import Sample  # noqa: E402
 from pipeline.settings import EMBEDDED_SURROGATE  # noqa: E402
 from pipeline.shards.tar import ShardWriter  # noqa: E402
-from pipeline.surrogate import load_surrogate  # noqa: E402
+from pipeline.surrogates.surrogate import load_surrogate  # noqa: E402
 
 SIZES = ((500, 375), (375, 500), (640, 480), (500, 333), (1024, 768))
 CLIP = "open_clip:ViT-B-32/openai"

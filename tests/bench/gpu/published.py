@@ -10,7 +10,7 @@ from rows import told
 from pipeline.clusterwise import ClusterFit
 from pipeline.fitted import FitImages
 from pipeline.settings import settings_from
-from pipeline.surrogate import load_surrogate
+from pipeline.surrogates.surrogate import load_surrogate
 
 WARM_UP = 2  # steps
 CLUSTERS, PAPER_STEPS = 10, 750  # Pets: 3,680 images, 50 epochs of batches of 256

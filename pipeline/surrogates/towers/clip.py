@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 from open_clip.pretrained import download_pretrained
 
-from pipeline.towers.base import Assembled, Preprocessing, interpolation
+from pipeline.surrogates.towers.base import Assembled, Preprocessing, interpolation
 
 
 def models() -> list[str]:

@@ -10,7 +10,15 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
-from pipeline.towers.base import RANDOM, Assembled, Preprocessing, fetch_url, head_of, interpolation, read_weights
+from pipeline.surrogates.towers.base import (
+    RANDOM,
+    Assembled,
+    Preprocessing,
+    fetch_url,
+    head_of,
+    interpolation,
+    read_weights,
+)
 
 
 def models() -> list[str]:

@@ -18,7 +18,7 @@ from pipeline.pictures.members import check_sidecars, image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.profile import StepClock
 from pipeline.records import Features, Rejection, Sample
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 PIXELS_AHEAD = 32_000_000  # decoded pixels that may wait for the surrogate, and of a micro-batch
 BYTES_AHEAD = 64 * 1024 * 1024  # encoded bytes of a chunk that is read at a time

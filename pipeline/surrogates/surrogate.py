@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from pipeline.errors import InputError, PromiseError, SettingsError, one_line
 from pipeline.fingerprint import canonical
-from pipeline.pretrained import Tower, build, check_surrogate
 from pipeline.profile import StepClock
+from pipeline.surrogates.pretrained import Tower, build, check_surrogate
 
 __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "surrogate_for"]
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from pipeline.errors import InputError, SettingsError, one_line
 from pipeline.fingerprint import derive
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
-from pipeline.surrogate import Surrogate
+from pipeline.surrogates.surrogate import Surrogate
 
 TEMPLATE = "a photo of a {}"  # Chen et al. 2024
 NAMES = Path(__file__).parent / "names"
@@ -110,7 +110,7 @@ def imagenet_bank() -> ConceptBank:
     Embeddings are the rows of the last layer of the classifier shipped here, [1000, 1280]: classes that look alike lie
     close, which serves where no text tower is at hand but is not the papers' text embedding.
     """
-    from pipeline.pretrained import build
+    from pipeline.surrogates.pretrained import build
 
     head = build(EMBEDDED_SURROGATE, weights=None, size=None).head
     assert head is not None
@@ -128,7 +128,7 @@ def text_bank(
     """
     import open_clip
 
-    from pipeline.pretrained import check_surrogate, weights_file
+    from pipeline.surrogates.pretrained import check_surrogate, weights_file
 
     if "{}" not in template:
         raise SettingsError(f"template {template!r} has no {{}} for the name")

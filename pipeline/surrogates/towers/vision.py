@@ -7,7 +7,15 @@ from pathlib import Path
 from torch import nn
 from torchvision import models as published
 
-from pipeline.towers.base import RANDOM, Assembled, Preprocessing, fetch_url, head_of, interpolation, read_weights
+from pipeline.surrogates.towers.base import (
+    RANDOM,
+    Assembled,
+    Preprocessing,
+    fetch_url,
+    head_of,
+    interpolation,
+    read_weights,
+)
 
 # What torchvision itself sets when it loads these networks' ImageNet weights.
 _OPTIONS = {

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConflictError, InputError, SettingsError, one_line
 from pipeline.fingerprint import derive, sha256
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
-from pipeline.towers import LIBRARIES, library
-from pipeline.towers.base import RANDOM, Preprocessing
+from pipeline.surrogates.towers import LIBRARIES, library
+from pipeline.surrogates.towers.base import RANDOM, Preprocessing
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "tf_efficientnet_lite0_in1k_fp16.safetensors"
 EMBEDDED_SHA256 = "bfe99bcbadd301f3584cbbff6f61da7b8151477fce702885d3fedf29b80dc994"

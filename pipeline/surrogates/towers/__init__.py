@@ -18,4 +18,4 @@ LIBRARIES = {"open_clip": "clip", "torchvision": "vision", "timm": "timm_models"
 
 def library(kind: str) -> Any:
     """The module of `open_clip`, `torchvision` or `timm`."""
-    return import_module(f"pipeline.towers.{LIBRARIES[kind]}")
+    return import_module(f"pipeline.surrogates.towers.{LIBRARIES[kind]}")

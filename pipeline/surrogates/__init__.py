@@ -1,0 +1,1 @@
+"""Pretrained encoders, and the features they give."""
