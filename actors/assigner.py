@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError
 
 from actors.failures import ray_failures
 from pipeline import layout
-from pipeline.clusters import (
+from pipeline.clusters.clustering import (
     Clustering,
     ClusterReport,
     ClusterSpace,
@@ -30,9 +30,9 @@ from pipeline.clusters import (
     report_on,
     with_p99,
 )
+from pipeline.clusters.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
 from pipeline.errors import ClusterError
 from pipeline.fingerprint import derive
-from pipeline.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
 from pipeline.settings import Settings, clusters_for
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet

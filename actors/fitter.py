@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from actors.batches import RunContext
 from actors.metrics import recorder
 from pipeline import layout
-from pipeline.clusters import Clustering
+from pipeline.clusters.clustering import Clustering
 from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.fit_images import fit_images_from
 from pipeline.fitted import Fit, FitImages

@@ -33,7 +33,7 @@ from jobs.profiled import profiled
 from jobs.progress import progress
 from pipeline import layout
 from pipeline.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
-from pipeline.clusters import Clustering, target_clusters
+from pipeline.clusters.clustering import Clustering, target_clusters
 from pipeline.fit_images import fit_shares, picture_side, shorter_sides
 from pipeline.fitted import FittedDeltas, merge
 from pipeline.metrics import LAST_PROGRESS

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from pipeline.clusters import Clustering, target_clusters
+from pipeline.clusters.clustering import Clustering, target_clusters
 from pipeline.errors import InputError
 from pipeline.fitted import FittedDeltas
 from pipeline.protection import Protection

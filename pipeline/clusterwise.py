@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.clusters import target_clusters
+from pipeline.clusters.clustering import target_clusters
 from pipeline.delta import levels_of, perturb, quantise
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any
 
 from pipeline import layout
-from pipeline.clusters import ClusterReport
+from pipeline.clusters.clustering import ClusterReport
 from pipeline.gallery import GallerySample, gallery_from_bytes
 from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.protection import Protection, load_any_protection

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefact import artefact_to_bytes, check_same_surrogate, damaged, read_header, read_tensors
-from pipeline.clusters import Clustering
+from pipeline.clusters.clustering import Clustering
 from pipeline.delta import lay, levels_of
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import sha256

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.clusters import ClusterReport
+from pipeline.clusters.clustering import ClusterReport
 from pipeline.gallery import GallerySample
 from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.clusters import target_clusters
+from pipeline.clusters.clustering import target_clusters
 from pipeline.delta import levels_of
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fit_figures import embed_all, moved_shares, reproducible

@@ -11,10 +11,10 @@ import ray
 from numpy.typing import NDArray
 
 from actors.assigner import Assigner, AssignerPool, assign_shard, cluster_collection, slices_of
-from pipeline.clusters import fit_clusters
+from pipeline.clusters.clustering import fit_clusters
+from pipeline.clusters.kmeans import Slices, lloyd
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import numpy_rng
-from pipeline.kmeans import Slices, lloyd
 from pipeline.records import Features
 from pipeline.settings import Settings
 from pipeline.surrogates.features import features_to_parquet

@@ -1,4 +1,4 @@
-"""pipeline.clusters against brute force, scikit-learn and the papers' definitions."""
+"""pipeline.clusters.clustering against brute force, scikit-learn and the papers' definitions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pipeline.clusters import Clustering, ClusterSpace, fit_clusters, quality, smooth, target_clusters
+from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, smooth, target_clusters
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import numpy_rng
 

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs import doctor
 from pipeline import checkup, layout
 from pipeline.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.protection import Protection

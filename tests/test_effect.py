@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clusters import fit_clusters
+from pipeline.clusters.clustering import fit_clusters
 from pipeline.clusterwise import ProxyFit
 from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.relearning.regimes import find_regime

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.errors import InputError
 from pipeline.estimate import COUNTED_SAMPLES, Estimate, estimate
 from pipeline.protection import Protection

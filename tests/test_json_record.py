@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import layout
-from pipeline.clusters import ClusterQuality, ClusterReport
+from pipeline.clusters.clustering import ClusterQuality, ClusterReport
 from pipeline.errors import InputError, Reason
 from pipeline.gallery import GallerySample, gallery_from_bytes, gallery_to_bytes
 from pipeline.json_record import JsonRecord

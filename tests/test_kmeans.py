@@ -1,4 +1,4 @@
-"""pipeline.kmeans against hand-computed sums, faiss's own k-means loop and scikit-learn."""
+"""pipeline.clusters.kmeans against hand-computed sums, faiss's own k-means loop and scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from faiss.contrib.clustering import kmeans as faiss_contrib_kmeans
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
+from pipeline.clusters.kmeans import Slices, assign_slice, best_start, cluster_sums, lloyd
 from pipeline.errors import InputError
 from pipeline.fingerprint import numpy_rng
-from pipeline.kmeans import Slices, assign_slice, best_start, cluster_sums, lloyd
 
 Floats = NDArray[np.float32]
 

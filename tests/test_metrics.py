@@ -21,7 +21,7 @@ from actors.protector import Protector
 from jobs.metrics import PrometheusRecorder, exported
 from jobs.relearned import RelearnedSoFar
 from pipeline import layout, metrics
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.protection import Protection
 from pipeline.records import Commit, Shard

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from pipeline.clusters import fit_clusters
+from pipeline.clusters.clustering import fit_clusters
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.finish import finished_protection

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.apply import protect_sample
-from pipeline.clusters import fit_clusters
+from pipeline.clusters.clustering import fit_clusters
 from pipeline.errors import ConflictError, Reason
 from pipeline.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
 from pipeline.protection import Protection

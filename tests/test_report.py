@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.clusters import ClusterQuality, ClusterReport
+from pipeline.clusters.clustering import ClusterQuality, ClusterReport
 from pipeline.errors import Reason
 from pipeline.gallery import GallerySample
 from pipeline.records import Rejection

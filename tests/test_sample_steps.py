@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 from pipeline.assemble import fitted_protection
-from pipeline.clusters import Clustering, fit_clusters
+from pipeline.clusters.clustering import Clustering, fit_clusters
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitted import FitImages, FittedDeltas
 from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures

@@ -15,7 +15,7 @@ import pytest
 
 from jobs import protect_uploads
 from pipeline import layout
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.fingerprint import sha256
 from pipeline.picture_deltas import Answer, Asked
 from pipeline.protection import Protection

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clusters import Clustering, fit_clusters
+from pipeline.clusters.clustering import Clustering, fit_clusters
 from pipeline.fingerprint import numpy_rng
 from pipeline.one_for_all.fit import UniversalFit
 from pipeline.one_for_all.protection import UniversalProtection

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.artefact import artefact_to_bytes, check_same_surrogate
-from pipeline.clusters import Clustering
+from pipeline.clusters.clustering import Clustering
 from pipeline.fingerprint import sha256
 from pipeline.one_for_all.generator import Bound
 

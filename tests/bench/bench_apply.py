@@ -30,7 +30,7 @@ from ratio import Timing, in_turns, publish, row
 from actors.batches import RunContext, shard_rows
 from actors.protector import Protector
 from pipeline import layout
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.fingerprint import numpy_rng
 from pipeline.protection import Protection
 from pipeline.records import Sample, Shard

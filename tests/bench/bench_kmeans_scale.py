@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from ratio import where, write
 
 from actors.assigner import SLICES, AssignerPool
+from pipeline.clusters.kmeans import lloyd
 from pipeline.fingerprint import numpy_rng
-from pipeline.kmeans import lloyd
 from pipeline.records import Features
 from pipeline.surrogates.features import features_from_parquet, features_to_parquet
 

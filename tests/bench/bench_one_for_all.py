@@ -18,7 +18,7 @@ from PIL import Image
 from ratio import in_turns, publish, row
 from torch.nn import functional as F
 
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.generator import UniversalGenerator
 from pipeline.one_for_all.protection import UniversalProtection

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from pipeline.apply import LaidDeltas, protect_sample
-from pipeline.clusters import Clustering, ClusterSpace
+from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.fitted import Fit, FitImages
 from pipeline.protection import Protection

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipeline.clusters.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import numpy_rng
 from pipeline.json_record import JsonRecord
-from pipeline.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
 from pipeline.settings import ClusterSpace as SpaceName
 from pipeline.settings import Permutation
 
