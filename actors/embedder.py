@@ -14,10 +14,10 @@ import numpy as np
 from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
 from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
+from pipeline.deltas.protection import Protection
 from pipeline.errors import ScumbleError
 from pipeline.metrics import SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
-from pipeline.protection import Protection
 from pipeline.records import Shard
 from pipeline.shards.tar import read_samples
 from pipeline.surrogates.embed import embed_shard

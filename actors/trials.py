@@ -25,10 +25,10 @@ from ray import tune
 from actors.failures import ours_in
 from actors.metrics import recorder
 from pipeline import layout
+from pipeline.deltas.protection import Protection, load_any_protection
 from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import RESTARTED
-from pipeline.protection import Protection, load_any_protection
 from pipeline.relearning.arms import (
     Arm,
     Labels,

@@ -14,12 +14,12 @@ from actors.batches import RunContext
 from actors.metrics import actor_recorder
 from actors.protector import Protector
 from pipeline import layout
-from pipeline.apply import ProtectedSample, ShardOutcome, write_protected
+from pipeline.deltas.apply import ProtectedSample, ShardOutcome, write_protected
+from pipeline.deltas.picture_deltas import protect_pictures
+from pipeline.deltas.protection import load_any_protection
+from pipeline.deltas.universal_deltas import UniversalDeltas
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ConflictError
-from pipeline.one_for_all.deltas import UniversalDeltas
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.picture_deltas import protect_pictures
-from pipeline.protection import load_any_protection
 from pipeline.records import Rejection, Sample, Shard
 from pipeline.shards.tar import ShardWriter
 from pipeline.surrogates.features import Assignment, assignment_to_parquet

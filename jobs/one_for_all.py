@@ -15,13 +15,13 @@ from actors.fit_queue import FitQueue
 from actors.train_group import train_group
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs.stages import watched
+from pipeline.deltas.protection import load_any_protection
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.estimate import first_samples
 from pipeline.fingerprint import canonical, library_versions, sha256
 from pipeline.one_for_all.pictures import square_side
-from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.protection import load_any_protection
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Entry, Store, file_at
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for

@@ -8,13 +8,13 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.artefact import named_surrogate
 from pipeline.commits import make_plan, plan_to_parquet
+from pipeline.deltas.artefact import named_surrogate
+from pipeline.deltas.protection import Protection, load_any_protection
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.layout import RUN_FOLDER
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings

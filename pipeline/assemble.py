@@ -10,12 +10,12 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipeline.clusters.clustering import Clustering, target_clusters
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.textures import check_key
 from pipeline.errors import InputError
 from pipeline.fitted import FittedDeltas
-from pipeline.protection import Protection
-from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import Settings
-from pipeline.textures import check_key
 
 _CURVE_POINTS = 100
 _LICENCE = (

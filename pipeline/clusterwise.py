@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from pipeline.clusters.clustering import target_clusters
-from pipeline.delta import levels_of, perturb, quantise
+from pipeline.deltas.delta import levels_of, perturb, quantise
+from pipeline.deltas.generators import DirectDelta, NetworkDelta
+from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng
 from pipeline.fit_figures import embed_all, moved_shares, reproducible
 from pipeline.fitted import FitImages, FittedDeltas, checkpoint, entry, restore
-from pipeline.generators import DirectDelta, NetworkDelta
 from pipeline.objective import distances, feature_means, sum_by_cluster
 from pipeline.pictures.augment import colour_jitter, random_views, take
 from pipeline.proxy import ProxyTraining, augmented
 from pipeline.schedules import cosine
 from pipeline.settings import Settings
-from pipeline.sign_steps import check_finite, sign_step, step_size
 
 GENERATOR_LR = 1e-4
 LEAST_LR = 1e-6

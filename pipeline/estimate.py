@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pipeline.apply import protect_sample
-from pipeline.delta import lay, levels_of
+from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.delta import lay, levels_of
+from pipeline.deltas.protection import Protection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
 from pipeline.fitted import FitImages
 from pipeline.objective import PROXY_SIDES, delta_side
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
-from pipeline.protection import Protection
 from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for

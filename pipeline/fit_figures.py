@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from pipeline.delta import perturb
+from pipeline.deltas.delta import perturb
 from pipeline.objective import is_moved
 
 _EVALUATION_BATCH = 256

@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.clusters.clustering import ClusterReport
+from pipeline.deltas.protection import Protection, load_any_protection
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.gallery import GallerySample, gallery_from_bytes
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.protection import Protection, load_any_protection
 from pipeline.records import Rejection, losses_of, quarantine_from_bytes, read_quarantine
 from pipeline.removal import RemovalCheck
 from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import derive, in_sample
 from pipeline.gallery import PER_CLUSTER, GallerySample
-from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode, decode_rgb, resize_and_crop
-from pipeline.protection import Protection
 from pipeline.records import Sample
 from pipeline.removal import RemovalCheck, check_removal
 from pipeline.scores import PictureScore, score_picture

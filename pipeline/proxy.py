@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.deltas.proxy_network import WIDTH, ProxyNetwork, crop_padding
+from pipeline.deltas.sign_steps import check_finite
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import FitImages, checkpoint, entry, restore
 from pipeline.pictures.augment import colour_jitter, random_views, take
-from pipeline.proxy_network import WIDTH, ProxyNetwork, crop_padding
 from pipeline.schedules import one_cycle
-from pipeline.sign_steps import check_finite
 
 EPOCHS = 12
 LEAST_STEPS = 400  # fewer leave the proxy untrained on a small collection: 150 knew 83 % of 1,600 images, 600 97 %

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from pipeline.delta import levels_of
+from pipeline.deltas.delta import levels_of
 from pipeline.errors import SampleError
 from pipeline.fingerprint import in_sample
 from pipeline.pictures.members import check_sidecars, image_suffix

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.delta import lay
+from pipeline.deltas.delta import lay
 from pipeline.records import Commit, Rejection, Sample, Shard
 from pipeline.shards.tar import read_samples
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.apply import LaidDeltas, ShardOutcome, protect_sample, protect_shard
+from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_sample, protect_shard
 from pipeline.errors import PromiseError, Reason, SampleError
 from pipeline.records import Sample
 from pipeline.settings import Settings

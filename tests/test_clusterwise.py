@@ -12,11 +12,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.clusterwise import ClusterFit, ProxyFit
+from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitted import Fit, FitImages, FittedDeltas, merge
 from pipeline.objective import feature_means
-from pipeline.proxy_network import ProxyNetwork
 from pipeline.schedules import one_cycle
 from pipeline.settings import Settings
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.delta import add, add_measured, lay, levels_of, perturb, quantise
+from pipeline.deltas.delta import add, add_measured, lay, levels_of, perturb, quantise
 from pipeline.errors import PromiseError, SettingsError
 from tests.samples import noise
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.proxy_network import ProxyNetwork
+from pipeline.deltas.sample_steps import SampleGenerator
 from pipeline.errors import InputError
 from pipeline.estimate import COUNTED_SAMPLES, Estimate, estimate
-from pipeline.protection import Protection
-from pipeline.proxy_network import ProxyNetwork
-from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise, tar_bytes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.generators import DirectDelta, NetworkDelta, ResNetGenerator, bounded
+from pipeline.deltas.generators import DirectDelta, NetworkDelta, ResNetGenerator, bounded
 
 EPSILON = 16 / 255
 

@@ -22,8 +22,8 @@ from jobs.metrics import PrometheusRecorder, exported
 from jobs.relearned import RelearnedSoFar
 from pipeline import layout, metrics
 from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, PromiseError, SettingsError
-from pipeline.protection import Protection
 from pipeline.records import Commit, Shard
 from pipeline.relearning.evaluation import EvaluationSettings, Trial
 from pipeline.relearning.results import relearned_by_regime

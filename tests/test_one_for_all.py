@@ -12,15 +12,15 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pipeline.clusters.clustering import fit_clusters
+from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.protection import load_any_protection, load_protection
+from pipeline.deltas.universal_deltas import UniversalDeltas
+from pipeline.deltas.universal_generator import BOUNDS, UniversalGenerator, bounded
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
-from pipeline.one_for_all.deltas import UniversalDeltas
 from pipeline.one_for_all.finish import finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit
-from pipeline.one_for_all.generator import BOUNDS, UniversalGenerator, bounded
 from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
-from pipeline.picture_deltas import Asked
-from pipeline.protection import load_any_protection, load_protection
 from pipeline.records import Rejection
 from pipeline.relearning.arms import universal_tests
 from pipeline.relearning.collection import Collection

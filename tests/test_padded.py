@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.delta import Steps, add_steps
+from pipeline.deltas.delta import Steps, add_steps
 from pipeline.errors import PromiseError
 from pipeline.pictures.padded import image_of, padded, pixels_of, whole_of
 from tests.samples import noise

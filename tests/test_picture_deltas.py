@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pipeline.apply import protect_sample
 from pipeline.clusters.clustering import fit_clusters
+from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
+from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, Reason
-from pipeline.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
-from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.photographs import photograph

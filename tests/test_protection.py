@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
-from pipeline.delta import lay
+from pipeline.deltas.delta import lay
+from pipeline.deltas.protection import Protection, load_protection
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.protection import Protection, load_protection
 
 KEY = b"a secret of at least 16 bytes"
 LEVELS = np.random.default_rng(0).integers(-16, 17, (3, 3, 8, 8)).astype(np.int8)

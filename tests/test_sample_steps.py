@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 from pipeline.assemble import fitted_protection
 from pipeline.clusters.clustering import Clustering, fit_clusters
+from pipeline.deltas.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
+from pipeline.deltas.protection import Protection, load_protection
+from pipeline.deltas.proxy_network import ProxyNetwork
+from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitted import FitImages, FittedDeltas
-from pipeline.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
 from pipeline.pictures.augment import ColourChanges, Views, recoloured, take
-from pipeline.protection import Protection, load_protection
 from pipeline.proxy import ProxyTraining
-from pipeline.proxy_network import ProxyNetwork
 from pipeline.records import Rejection
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.sample_fit import SampleFit
-from pipeline.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
 from pipeline.settings import Settings, settings_from
 from pipeline.surrogates.embed import embed_shard
 from pipeline.surrogates.surrogate import load_surrogate

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.deltas.textures import JITTER, NUM_BANDS, SEPARATION, Bands, bands_for, check_key
 from pipeline.errors import InputError, SettingsError
-from pipeline.textures import JITTER, NUM_BANDS, SEPARATION, Bands, bands_for, check_key
 
 KEY = b"sixteen bytes ok"
 EPSILON = 16 / 255

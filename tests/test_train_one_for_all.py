@@ -15,8 +15,8 @@ from PIL import Image
 from jobs import protect_imagenet
 from jobs.options import parse_settings
 from jobs.prepare import prepare
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.protection import load_any_protection
+from pipeline.deltas.protection import load_any_protection
+from pipeline.deltas.universal_protection import UniversalProtection
 from tests import runs
 
 pytestmark = pytest.mark.ray

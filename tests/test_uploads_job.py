@@ -16,10 +16,10 @@ from PIL import Image
 
 from jobs import protect_uploads
 from pipeline import layout
-from pipeline.apply import protect_sample
+from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.picture_deltas import Asked
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.picture_deltas import Asked
 from pipeline.records import Sample
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
@@ -288,9 +288,9 @@ def test_on_ray_the_same_comes_out(tmp_path: Path) -> None:
 
 
 def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
-    from pipeline.one_for_all.deltas import UniversalDeltas
-    from pipeline.one_for_all.generator import UniversalGenerator
-    from pipeline.one_for_all.protection import UniversalProtection
+    from pipeline.deltas.universal_deltas import UniversalDeltas
+    from pipeline.deltas.universal_generator import UniversalGenerator
+    from pipeline.deltas.universal_protection import UniversalProtection
 
     known = small_protection()
     generator = UniversalGenerator(small_surrogate().dimension, width=8, blocks=1)

@@ -73,7 +73,7 @@ def test_a_bound_that_does_not_hold_is_counted_before_the_run_ends(
     def breaks(*_: object, **__: object) -> None:
         raise PromiseError("a pixel changed by 40 levels")
 
-    monkeypatch.setattr("pipeline.picture_deltas.close_sample", breaks)
+    monkeypatch.setattr("pipeline.deltas.picture_deltas.close_sample", breaks)
     upload(job.source, {"1.jpg": jpeg(1)})
     file = tmp_path / "uploads.prom"
     with pytest.raises(PromiseError):

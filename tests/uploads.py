@@ -16,9 +16,9 @@ import pytest
 from jobs import protect_uploads
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.picture_deltas import Answer, Asked
+from pipeline.deltas.protection import Protection
 from pipeline.fingerprint import sha256
-from pipeline.picture_deltas import Answer, Asked
-from pipeline.protection import Protection
 from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
+from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.universal_deltas import UniversalDeltas
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import SampleError
 from pipeline.gallery import GallerySample
-from pipeline.one_for_all.deltas import UniversalDeltas
-from pipeline.one_for_all.protection import UniversalProtection
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.page import find_template
-from pipeline.picture_deltas import Asked
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample

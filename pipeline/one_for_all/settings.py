@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.one_for_all.generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
+from pipeline.deltas.universal_generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
 from pipeline.one_for_all.losses import LOSSES, NEAR, SELECT_BY, SelectBy
 from pipeline.settings import DEFAULT_SURROGATE, Deciding, build, check, check_choice, check_least, runtime
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.delta import add
+from pipeline.deltas.delta import add
+from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.universal_deltas import UniversalDeltas
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
-from pipeline.one_for_all.deltas import UniversalDeltas
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.picture_deltas import Asked
-from pipeline.protection import Protection
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labellings import make_labelling
 from pipeline.relearning.overlap import overlap

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.artefact import artefact_to_bytes, read_header, read_tensors
+from pipeline.deltas.artefact import artefact_to_bytes, read_header, read_tensors
 from pipeline.errors import InputError
 from pipeline.fingerprint import canonical, derive, sha256, torch_rng
 from pipeline.fit_figures import reproducible

@@ -60,7 +60,7 @@ def _blocks(count: int, side: int, rng: torch.Generator) -> Tensor:
 
 
 def _textures(count: int, side: int, rng: torch.Generator) -> Tensor:
-    """Waves of random frequency and phase, their sum squashed, as pipeline.textures makes them of a key."""
+    """Waves of random frequency and phase, their sum squashed, as pipeline.deltas.textures makes them of a key."""
     low, high = _CYCLES
     radius = low + (high - low) * torch.rand(count, 3, _WAVES, 1, 1, generator=rng)
     angle, phase = (2 * math.pi * torch.rand(count, 3, _WAVES, 1, 1, generator=rng) for _ in range(2))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefact import damaged, named_surrogate, read_header
+from pipeline.deltas.artefact import damaged, named_surrogate, read_header
 from pipeline.errors import SettingsError
 from pipeline.settings import SmallImages
 
 if TYPE_CHECKING:
-    from pipeline.picture_deltas import PictureDeltas
+    from pipeline.deltas.picture_deltas import PictureDeltas
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def deltas_from(
     Raises InputError for a damaged file or weights that cannot be had, ConflictError if key or weights are others
     than the protection was fitted with, SettingsError if it needs a key and there is none.
     """
-    from pipeline.picture_deltas import (  # here, because a run without new uploads needs none of it
+    from pipeline.deltas.picture_deltas import (  # here, because a run without new uploads needs none of it
         NearestDeltas,
         SampleDeltas,
     )
-    from pipeline.protection import Protection, load_any_protection
+    from pipeline.deltas.protection import Protection, load_any_protection
     from pipeline.surrogates.surrogate import load_surrogate
 
     check_protection(protection, has_key=key is not None)
@@ -67,7 +67,7 @@ def deltas_from(
             return UploadDeltas(SampleDeltas(loaded, surrogate, device), p99)
         with_key = loaded.with_key(key) if loaded.needs_key and key is not None else loaded
         return UploadDeltas(NearestDeltas(with_key, surrogate), p99)
-    from pipeline.one_for_all.deltas import UniversalDeltas
+    from pipeline.deltas.universal_deltas import UniversalDeltas
 
     return UploadDeltas(UniversalDeltas(loaded, surrogate, small_images=small_images), p99)
 

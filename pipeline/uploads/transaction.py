@@ -31,8 +31,8 @@ from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 
 if TYPE_CHECKING:
-    from pipeline.apply import ProtectedSample
-    from pipeline.picture_deltas import ProtectedPicture
+    from pipeline.deltas.apply import ProtectedSample
+    from pipeline.deltas.picture_deltas import ProtectedPicture
     from pipeline.uploads.deltas import UploadDeltas
 
 BATCH_SIZE = 32
@@ -152,7 +152,7 @@ def _row(item: Item, **fields: object) -> Row:
 
 
 def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
-    from pipeline.picture_deltas import protect_pictures
+    from pipeline.deltas.picture_deltas import protect_pictures
 
     found = _Found()
     given: list[Item] = []
@@ -236,8 +236,8 @@ def _put_image(
 
 
 def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
-    from pipeline.apply import write_protected
-    from pipeline.picture_deltas import protect_pictures
+    from pipeline.deltas.apply import write_protected
+    from pipeline.deltas.picture_deltas import protect_pictures
     from pipeline.shards.tar import ShardWriter, is_packed, read_samples
 
     (item,) = unit.items

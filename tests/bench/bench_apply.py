@@ -31,8 +31,8 @@ from actors.batches import RunContext, shard_rows
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.protection import Protection
 from pipeline.fingerprint import numpy_rng
-from pipeline.protection import Protection
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples

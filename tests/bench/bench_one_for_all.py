@@ -19,10 +19,10 @@ from ratio import in_turns, publish, row
 from torch.nn import functional as F
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
-from pipeline.one_for_all.deltas import UniversalDeltas
-from pipeline.one_for_all.generator import UniversalGenerator
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.picture_deltas import protect_pictures
+from pipeline.deltas.picture_deltas import protect_pictures
+from pipeline.deltas.universal_deltas import UniversalDeltas
+from pipeline.deltas.universal_generator import UniversalGenerator
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pipeline import proxy as proxy_module
 from pipeline.clusterwise import ClusterFit, ProxyFit
+from pipeline.deltas.generators import ResNetGenerator
+from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.fitted import FitImages
-from pipeline.generators import ResNetGenerator
-from pipeline.proxy_network import ProxyNetwork
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.apply import LaidDeltas, protect_shard
+from pipeline.deltas.apply import LaidDeltas, protect_shard
 from pipeline.errors import Reason
 from pipeline.profile import StepClock
 from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
-from pipeline.apply import LaidDeltas, protect_sample
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.clusterwise import ClusterFit, ProxyFit
+from pipeline.deltas.apply import LaidDeltas, protect_sample
+from pipeline.deltas.protection import Protection
 from pipeline.fitted import Fit, FitImages
-from pipeline.protection import Protection
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.delta import levels_of
+from pipeline.deltas.delta import levels_of
+from pipeline.deltas.picture_deltas import Answer, Asked
+from pipeline.deltas.universal_generator import STRIDE, UniversalGenerator, bounded
+from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import PromiseError
-from pipeline.one_for_all.generator import STRIDE, UniversalGenerator, bounded
-from pipeline.one_for_all.protection import UniversalProtection
-from pipeline.picture_deltas import Answer, Asked
 from pipeline.settings import SmallImages
 from pipeline.surrogates.surrogate import Surrogate
 

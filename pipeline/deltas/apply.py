@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.delta import Steps, add_measured, add_steps
+from pipeline.deltas.delta import Steps, add_measured, add_steps
 from pipeline.errors import Reason, SampleError
 from pipeline.pictures.members import check_sidecars, extension, image_suffix, rejection_of
 from pipeline.pictures.padded import whole_of

@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.artefact import artefact_to_bytes, check_same_surrogate
 from pipeline.clusters.clustering import Clustering
+from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
+from pipeline.deltas.universal_generator import Bound
 from pipeline.fingerprint import sha256
-from pipeline.one_for_all.generator import Bound
 
 METHOD = "one-for-all"
 _FIELDS = ("surrogate_id", "epsilon", "bound", "side", "width", "blocks", "fingerprint", "licence", "figures")
@@ -64,7 +64,7 @@ class UniversalProtection:
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> UniversalProtection:
-        """The inverse of `to_bytes`, for pipeline.protection.load_protection. Raises KeyError for what is missing."""
+        """The inverse of `to_bytes`, for pipeline.deltas.protection.load_protection. Raises KeyError for what is missing."""
 
         def under(prefix: str) -> dict[str, NDArray[Any]]:
             return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

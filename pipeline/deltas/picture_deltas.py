@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample
-from pipeline.delta import lay
+from pipeline.deltas.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample
+from pipeline.deltas.delta import lay
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.sample_steps import SampleSteps
 from pipeline.errors import SampleError
 from pipeline.pictures.members import rejection_of
 from pipeline.pictures.picture import decode_rgb, squeezed, stored
-from pipeline.protection import Protection
 from pipeline.records import Rejection, Sample
-from pipeline.sample_steps import SampleSteps
 from pipeline.settings import Settings
 from pipeline.surrogates.surrogate import Surrogate
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.delta import perturb, quantise
+from pipeline.deltas.delta import perturb, quantise
+from pipeline.deltas.proxy_network import ProxyNetwork, crop_padding
+from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
 from pipeline.fingerprint import torch_rng
 from pipeline.pictures.augment import GREY, ColourChanges, Views, colour_changes, random_views
-from pipeline.proxy_network import ProxyNetwork, crop_padding
-from pipeline.sign_steps import check_finite, sign_step, step_size
 
 BATCH = {"cpu": 16, "cuda": 512}  # images that are stepped together: always so many, for the sake of equal bits
 _START = 0.5  # of epsilon: the deltas' own random starts lie within it

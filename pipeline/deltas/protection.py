@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artefact import artefact_to_bytes, check_same_surrogate, damaged, read_header, read_tensors
 from pipeline.clusters.clustering import Clustering
-from pipeline.delta import lay, levels_of
+from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate, damaged, read_header, read_tensors
+from pipeline.deltas.delta import lay, levels_of
+from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.textures import Bands, bands_for, check_key
+from pipeline.deltas.universal_protection import METHOD, UniversalProtection
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import sha256
-from pipeline.one_for_all.protection import METHOD, UniversalProtection
-from pipeline.sample_steps import SampleGenerator
 from pipeline.settings import Generator, Size
-from pipeline.textures import Bands, bands_for, check_key
 
 _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")
 

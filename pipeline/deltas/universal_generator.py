@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.deltas.generators import ResidualBlock, double, first_layers, halve, last_layers
+from pipeline.deltas.generators import bounded as within_epsilon
 from pipeline.fingerprint import derive
-from pipeline.generators import ResidualBlock, double, first_layers, halve, last_layers
-from pipeline.generators import bounded as within_epsilon
 
 Bound = Literal["eps_tanh", "tanh_clamp", "l2"]
 BOUNDS: tuple[Bound, ...] = ("eps_tanh", "tanh_clamp", "l2")
