@@ -20,11 +20,11 @@ from actors.batches import RunContext
 from actors.metrics import recorder
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering
-from pipeline.clusterwise import ClusterFit, ProxyFit
-from pipeline.fit_images import fit_images_from
-from pipeline.fitted import Fit, FitImages
+from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.fit import Fit, FitImages
+from pipeline.fitting.fit_images import fit_images_from
+from pipeline.fitting.sample_fit import SampleFit
 from pipeline.metrics import STAGE_SECONDS
-from pipeline.sample_fit import SampleFit
 from pipeline.surrogates.surrogate import Surrogate, surrogate_for
 
 TOGETHER = "all"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from actors.batches import Batch, RunContext, shards_of
 from pipeline import layout
 from pipeline.errors import InputError, SampleError
-from pipeline.fit_images import chosen_images, read_fit_images
+from pipeline.fitting.fit_images import chosen_images, read_fit_images
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples

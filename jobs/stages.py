@@ -32,12 +32,12 @@ from jobs.prepare import Run
 from jobs.profiled import profiled
 from jobs.progress import progress
 from pipeline import layout
-from pipeline.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.clusters.clustering import Clustering, target_clusters
-from pipeline.fit_images import fit_shares, picture_side, shorter_sides
-from pipeline.fitted import FittedDeltas, merge
+from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
+from pipeline.fitting.fit import FittedDeltas, merge
+from pipeline.fitting.fit_images import fit_shares, picture_side, shorter_sides
+from pipeline.fitting.objective import delta_side
 from pipeline.metrics import LAST_PROGRESS
-from pipeline.objective import delta_side
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples
 

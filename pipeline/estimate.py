@@ -16,11 +16,11 @@ from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.protection import Protection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
-from pipeline.fitted import FitImages
-from pipeline.objective import PROXY_SIDES, delta_side
+from pipeline.fitting.fit import FitImages
+from pipeline.fitting.objective import PROXY_SIDES, delta_side
+from pipeline.fitting.proxy import ProxyTraining, Schedule
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
-from pipeline.proxy import ProxyTraining, Schedule
 from pipeline.records import Sample
 from pipeline.settings import Settings, clusters_for
 from pipeline.shards.tar import read_samples

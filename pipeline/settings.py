@@ -94,7 +94,7 @@ class Settings(Deciding):
     train_images: TrainImages = "all"
     distance: Distance = "l2"
     bound: Bound = "project"
-    delta_size: int | None = None  # side in pixels at which delta is made; None = pipeline.objective.delta_side
+    delta_size: int | None = None  # side in pixels at which delta is made; None = pipeline.fitting.objective.delta_side
     fit_images: int | None = 10_000  # images that deltas are fitted on; None = all
     steps: int = 0  # of the fit; with --generator sample, of every image; 0 = STEPS of the generator
     proxies: int = 3  # of --generator sample

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import derive, torch_rng
-from pipeline.fitted import Fit, FitImages, FittedDeltas, merge
-from pipeline.objective import feature_means
+from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.fit import Fit, FitImages, FittedDeltas, merge
+from pipeline.fitting.objective import feature_means
 from pipeline.schedules import one_cycle
 from pipeline.settings import Settings
 
@@ -53,7 +53,7 @@ class BrokenSurrogate(TinySurrogate):
 @pytest.fixture(autouse=True)
 def _short_proxy_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny sets need no 400 steps here: what is tested does not depend on how well the proxy has learned."""
-    monkeypatch.setattr("pipeline.proxy.LEAST_STEPS", 1)
+    monkeypatch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 1)
 
 
 def images(count: int = 90, side: int = SIDE) -> FitImages:

@@ -12,7 +12,7 @@ from actors.batches import RunContext, shard_rows
 from actors.sampler import FitImageReader
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.fit_images import chosen_images, read_fit_images
+from pipeline.fitting.fit_images import chosen_images, read_fit_images
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.storage.store import Store

@@ -1,4 +1,4 @@
-"""The proxy as a network; how it is trained stands in `pipeline.proxy`."""
+"""The proxy as a network; how it is trained stands in `pipeline.fitting.proxy`."""
 
 from __future__ import annotations
 

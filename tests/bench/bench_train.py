@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import proxy as proxy_module
-from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.deltas.generators import ResNetGenerator
 from pipeline.deltas.proxy_network import ProxyNetwork
-from pipeline.fitted import FitImages
+from pipeline.fitting import proxy as proxy_module
+from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.fit import FitImages
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
-from pipeline.clusterwise import ClusterFit, ProxyFit
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.protection import Protection
-from pipeline.fitted import Fit, FitImages
+from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.fit import Fit, FitImages
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
@@ -30,7 +30,7 @@ PIXELS_SHA256 = "5ce29307a31ee4530ffd0986adc7ddf1dcf7e5e4944e3f79b6cbc0ba62d3d4f
 @pytest.fixture(autouse=True)
 def _short_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stripes are learnt at once."""
-    monkeypatch.setattr("pipeline.proxy.LEAST_STEPS", 30)
+    monkeypatch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 30)
 
 
 def images() -> FitImages:

@@ -7,8 +7,8 @@ import time
 import torch
 from rows import told
 
-from pipeline.clusterwise import ClusterFit
-from pipeline.fitted import FitImages
+from pipeline.fitting.clusterwise import ClusterFit
+from pipeline.fitting.fit import FitImages
 from pipeline.settings import settings_from
 from pipeline.surrogates.surrogate import load_surrogate
 

@@ -2,7 +2,7 @@
 
 ProxyFit    all deltas jointly, through a proxy network that it first trains on the cluster ids
 ClusterFit  one cluster through the pretrained surrogate, as in the paper
-Both keep the interface of pipeline.fitted.Fit and draw every random number from (seed, purpose, index).
+Both keep the interface of pipeline.fitting.fit.Fit and draw every random number from (seed, purpose, index).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.deltas.generators import DirectDelta, NetworkDelta
 from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng
-from pipeline.fit_figures import embed_all, moved_shares, reproducible
-from pipeline.fitted import FitImages, FittedDeltas, checkpoint, entry, restore
-from pipeline.objective import distances, feature_means, sum_by_cluster
+from pipeline.fitting.fit import FitImages, FittedDeltas, checkpoint, entry, restore
+from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible
+from pipeline.fitting.objective import distances, feature_means, sum_by_cluster
+from pipeline.fitting.proxy import ProxyTraining, augmented
 from pipeline.pictures.augment import colour_jitter, random_views, take
-from pipeline.proxy import ProxyTraining, augmented
 from pipeline.schedules import cosine
 from pipeline.settings import Settings
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.deltas.delta import perturb
-from pipeline.objective import is_moved
+from pipeline.fitting.objective import is_moved
 
 _EVALUATION_BATCH = 256
 

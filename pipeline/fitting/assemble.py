@@ -14,7 +14,7 @@ from pipeline.deltas.protection import Protection
 from pipeline.deltas.sample_steps import SampleGenerator
 from pipeline.deltas.textures import check_key
 from pipeline.errors import InputError
-from pipeline.fitted import FittedDeltas
+from pipeline.fitting.fit import FittedDeltas
 from pipeline.settings import Settings
 
 _CURVE_POINTS = 100

@@ -12,10 +12,10 @@ from pipeline.clusters.clustering import target_clusters
 from pipeline.deltas.delta import levels_of
 from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps
 from pipeline.fingerprint import derive, torch_rng
-from pipeline.fit_figures import embed_all, moved_shares, reproducible
-from pipeline.fitted import FitImages, FittedDeltas
-from pipeline.objective import feature_means
-from pipeline.proxy import ProxyTraining
+from pipeline.fitting.fit import FitImages, FittedDeltas
+from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible
+from pipeline.fitting.objective import feature_means
+from pipeline.fitting.proxy import ProxyTraining
 from pipeline.settings import Settings
 
 ROBUST = 0.25  # of epsilon: how far images are moved that a robust proxy is trained on; 4/255 of 16/255

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import in_sample
-from pipeline.fitted import FitImages
+from pipeline.fitting.fit import FitImages
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode
 from pipeline.records import Rejection, Sample

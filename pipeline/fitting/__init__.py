@@ -1,0 +1,1 @@
+"""How deltas and proxies are fitted to a collection."""
