@@ -9,10 +9,10 @@ from actors.batches import RunContext
 from pipeline import layout
 from pipeline.deltas.protection import Protection, load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection
-from pipeline.gallery import gallery_to_bytes
-from pipeline.measure import ShardMeasures, measure_shard, measured_shards, removal_of
+from pipeline.measures.gallery import gallery_to_bytes
+from pipeline.measures.measure import ShardMeasures, measure_shard, measured_shards, removal_of
+from pipeline.measures.scores import scores_to_parquet
 from pipeline.records import Commit
-from pipeline.scores import scores_to_parquet
 from pipeline.surrogates.features import assignment_from_parquet
 
 TASK_SECONDS = 3600

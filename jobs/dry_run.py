@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from jobs.prepare import Run
-from pipeline.estimate import Estimate, estimate
+from pipeline.measures.estimate import Estimate, estimate
 from pipeline.page import duration
 
 

@@ -18,8 +18,8 @@ from jobs.stages import watched
 from pipeline.deltas.protection import load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ConflictError, SettingsError
-from pipeline.estimate import first_samples
 from pipeline.fingerprint import canonical, library_versions, sha256
+from pipeline.measures.estimate import first_samples
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.storage.places import check_apart

@@ -18,6 +18,7 @@ from pipeline.bounded import bounded_map
 from pipeline.errors import InputError, SettingsError
 from pipeline.gather import losses
 from pipeline.layout import RUN_FOLDER
+from pipeline.measures.verify import Expected, ShardCheck, verify_shard
 from pipeline.records import Commit, losses_of, read_quarantine
 from pipeline.relearning.certificate import Certificates, fit_at
 from pipeline.run_record import RunRecord, read_run
@@ -26,7 +27,6 @@ from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 from pipeline.uploads.origin import Origin
 from pipeline.uploads.verify import strangers, verify_row, written_rows
-from pipeline.verify import Expected, ShardCheck, verify_shard
 
 # of the settings; they never conflict
 NEEDED = ("epsilon", "size", "seed", "keep_sidecar", "max_pixels", "max_member_bytes")

@@ -10,12 +10,12 @@ from pipeline import layout
 from pipeline.clusters.clustering import ClusterReport
 from pipeline.deltas.protection import Protection, load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection
-from pipeline.gallery import GallerySample, gallery_from_bytes
+from pipeline.measures.gallery import GallerySample, gallery_from_bytes
+from pipeline.measures.removal import RemovalCheck
+from pipeline.measures.scores import PictureScore, scores_from_parquet
 from pipeline.records import Rejection, losses_of, quarantine_from_bytes, read_quarantine
-from pipeline.removal import RemovalCheck
 from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
 from pipeline.run_record import RunStatus, read_run
-from pipeline.scores import PictureScore, scores_from_parquet
 from pipeline.storage.store import Store
 from pipeline.totals import Totals, totals_of
 

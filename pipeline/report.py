@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.clusters.clustering import ClusterReport
-from pipeline.gallery import GallerySample
+from pipeline.measures.gallery import GallerySample
+from pipeline.measures.removal import RemovalCheck
+from pipeline.measures.scores import PictureScore, pooled_psnr, summarise
 from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection
-from pipeline.removal import RemovalCheck
-from pipeline.scores import PictureScore, pooled_psnr, summarise
 
 LOW_MOVED = 0.2
 SHOWN_REJECTIONS = 50

@@ -14,7 +14,7 @@ from pipeline.deltas.protection import Protection
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.deltas.sample_steps import SampleGenerator
 from pipeline.errors import InputError
-from pipeline.estimate import COUNTED_SAMPLES, Estimate, estimate
+from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, estimate
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.samples import image_bytes, noise, tar_bytes
@@ -118,7 +118,7 @@ def sample_wise(side: int, steps: int, clusters: int = 3) -> Protection:
 
 def test_a_given_protection_that_makes_deltas_image_by_image_costs_what_its_own_steps_take(surrogate, monkeypatch):
     data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
-    monkeypatch.setattr("pipeline.estimate._proxy_seconds", lambda side, settings: side / 1000)
+    monkeypatch.setattr("pipeline.measures.estimate._proxy_seconds", lambda side, settings: side / 1000)
     steps = 25
     fitted = predicted(data, surrogate, generator="sample", steps=steps, clusters=3)
     assert fitted.makes_deltas
@@ -132,7 +132,7 @@ def test_a_given_protection_that_makes_deltas_image_by_image_costs_what_its_own_
 
 
 def test_a_given_protection_of_shared_deltas_takes_no_steps(surrogate, monkeypatch):
-    monkeypatch.setattr("pipeline.estimate._proxy_seconds", lambda side, settings: 1e9)
+    monkeypatch.setattr("pipeline.measures.estimate._proxy_seconds", lambda side, settings: 1e9)
     data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
     shared = replace(
         sample_wise(side=40, steps=9), generator="direct", sample=None, levels=np.zeros((3, 3, 40, 40), np.int8)

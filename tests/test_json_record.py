@@ -12,10 +12,10 @@ import pytest
 from pipeline import layout
 from pipeline.clusters.clustering import ClusterQuality, ClusterReport
 from pipeline.errors import InputError, Reason
-from pipeline.gallery import GallerySample, gallery_from_bytes, gallery_to_bytes
 from pipeline.json_record import JsonRecord
+from pipeline.measures.gallery import GallerySample, gallery_from_bytes, gallery_to_bytes
+from pipeline.measures.removal import RemovalCheck
 from pipeline.records import Plan, Rejection, Shard
-from pipeline.removal import RemovalCheck
 from pipeline.run_record import RunRecord, RunStatus, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.storage.store import Store

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from pipeline.removal import (
-    blind_groups,
-    check_removal,
-    correlation,
-    estimate_deltas,
-    split_half_agreement,
-)
+from pipeline.measures.removal import blind_groups, check_removal, correlation, estimate_deltas, split_half_agreement
 
 SIDE = 32
 CLUSTERS = 4

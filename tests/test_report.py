@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.clusters.clustering import ClusterQuality, ClusterReport
 from pipeline.errors import Reason
-from pipeline.gallery import GallerySample
+from pipeline.measures.gallery import GallerySample
+from pipeline.measures.removal import RemovalCheck
+from pipeline.measures.scores import score_picture
 from pipeline.records import Rejection
-from pipeline.removal import RemovalCheck
 from pipeline.report import (
     ClusterRow,
     ReportData,
@@ -20,7 +21,6 @@ from pipeline.report import (
     removal_sentence,
     write_report,
 )
-from pipeline.scores import score_picture
 from pipeline.shards.photographs import photograph
 from tests.pages import Page
 

@@ -11,13 +11,7 @@ from PIL import Image
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipeline.scores import (
-    pooled_psnr,
-    score_picture,
-    scores_from_parquet,
-    scores_to_parquet,
-    summarise,
-)
+from pipeline.measures.scores import pooled_psnr, score_picture, scores_from_parquet, scores_to_parquet, summarise
 from pipeline.shards.photographs import photograph
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.measures.verify import Expected, ShardCheck, verify_shard
 from pipeline.records import Commit
 from pipeline.settings import Settings
-from pipeline.verify import Expected, ShardCheck, verify_shard
 from tests.samples import image_bytes, noise, tar_bytes
 
 KEYS = ("a", "b", "c", "d")

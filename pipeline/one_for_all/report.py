@@ -16,7 +16,7 @@ from pipeline.deltas.picture_deltas import Asked
 from pipeline.deltas.universal_deltas import UniversalDeltas
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import SampleError
-from pipeline.gallery import GallerySample
+from pipeline.measures.gallery import GallerySample
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.page import find_template
 from pipeline.pictures.members import image_suffix

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pipeline import layout
 from pipeline.fingerprint import canonical, sha256
 from pipeline.json_record import JsonRecord
+from pipeline.measures.scores import score_picture
 from pipeline.page import find_template
 from pipeline.records import Commit
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import AUDIT, AUDIT_CPU, CLEAN, WHOLE
 from pipeline.relearning.results import MeanAccuracy, Row, mean_accuracies, select
 from pipeline.run_record import read_run
-from pipeline.scores import score_picture
 from pipeline.storage.store import Store
 
 BATTERIES = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}  # the wider first
@@ -44,7 +44,7 @@ class CertifiedFit:
 class Visibility:
     """What can be seen of the deltas, over `images` pictures of all fits at the side of the evaluation.
 
-    psnr in dB, ssim in [-1, 1] (see pipeline.scores); 99 % of the pictures have at least the second of each
+    psnr in dB, ssim in [-1, 1] (see pipeline.measures.scores); 99 % of the pictures have at least the second of each
     """
 
     images: int

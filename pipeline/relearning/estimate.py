@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.estimate import first_samples
+from pipeline.measures.estimate import first_samples
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoiser import seconds_at_most
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts

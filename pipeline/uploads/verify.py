@@ -9,6 +9,7 @@ from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.fingerprint import in_sample, sha256
 from pipeline.layout import RUN_FOLDER
+from pipeline.measures.verify import Expected, ShardCheck, compare_pictures, verify_shard
 from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
@@ -16,7 +17,6 @@ from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.names import SHARD, sample_name
 from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
-from pipeline.verify import Expected, ShardCheck, compare_pictures, verify_shard
 
 
 def verify_row(row: Row, output: Store, source: Store | None, *, settings: Settings, decode_share: float) -> ShardCheck:

@@ -14,8 +14,8 @@ import math
 import numpy as np
 
 from jobs.evaluate_options import named_urls
+from pipeline.measures.scores import psnr_of
 from pipeline.relearning.collection import Collection, like_clean, load_labelled
-from pipeline.scores import psnr_of
 from pipeline.shards.inputs import resolve_input
 
 

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.measures.removal import Pixels, blind_groups, estimate_deltas, split_half_agreement
 from pipeline.relearning.regimes.composed import Knowledge
 from pipeline.relearning.training import Regime
-from pipeline.removal import Pixels, blind_groups, estimate_deltas, split_half_agreement
 
 Groups = Literal["label", "blind", "either"]
 
 
 class SubtractEstimate(Regime):
-    """Estimate (c) of `pipeline.removal`, per group of training images, subtracted from them.
+    """Estimate (c) of `pipeline.measures.removal`, per group of training images, subtracted from them.
 
     groups   label: the adversary's own class labels; blind: found in the pixels; either: whichever gives estimates
              that agree better between two halves of the images, which needs nothing but the protected images

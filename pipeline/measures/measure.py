@@ -14,12 +14,12 @@ from pipeline.deltas.protection import Protection
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import derive, in_sample
-from pipeline.gallery import PER_CLUSTER, GallerySample
+from pipeline.measures.gallery import PER_CLUSTER, GallerySample
+from pipeline.measures.removal import RemovalCheck, check_removal
+from pipeline.measures.scores import PictureScore, score_picture
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode, decode_rgb, resize_and_crop
 from pipeline.records import Sample
-from pipeline.removal import RemovalCheck, check_removal
-from pipeline.scores import PictureScore, score_picture
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples
 from pipeline.surrogates.features import Assignment

@@ -1,0 +1,1 @@
+"""What a protection does to pictures, measured; what a run will take, estimated."""
