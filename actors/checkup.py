@@ -16,9 +16,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.connect import Asked, connected, workers_for
-from pipeline.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
 from pipeline.errors import ClusterError
 from pipeline.fingerprint import library_versions
+from pipeline.runs.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
 
 ANSWER_SECONDS = 60.0
 

@@ -20,7 +20,6 @@ import torch
 from actors.batches import Batch, RunContext, Secret, ShardDone, done_columns, shards_of
 from actors.metrics import actor_recorder, worker_name
 from pipeline import layout
-from pipeline.commits import check_same_commit
 from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard, write_protected
 from pipeline.deltas.picture_deltas import SampleDeltas, protect_pictures
 from pipeline.deltas.protection import load_protection
@@ -29,6 +28,7 @@ from pipeline.errors import ScumbleError, StoreError
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
+from pipeline.runs.commits import check_same_commit
 from pipeline.shards.tar import ShardWriter, is_packed, read_samples
 from pipeline.surrogates.features import assignment_from_parquet
 

@@ -55,7 +55,7 @@ from pipeline.relearning.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
-from pipeline.run_record import read_run
+from pipeline.runs.run_record import read_run
 from pipeline.shards.squares import LeftOut
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import cli
 from jobs.options import protection_parser
-from pipeline.checkup import (
+from pipeline.runs.checkup import (
     Finding,
     check_codecs,
     check_gpu,

@@ -8,7 +8,6 @@ from typing import Any
 
 from jobs import cli
 from pipeline import layout
-from pipeline.commits import make_plan, plan_to_parquet
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.protection import Protection, load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection
@@ -16,7 +15,8 @@ from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
-from pipeline.run_record import RunRecord, check_same_run, ingredients_of, read_run
+from pipeline.runs.commits import make_plan, plan_to_parquet
+from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.shards.inputs import check_names, resolve_input, said_of
 from pipeline.shards.tar import read_samples

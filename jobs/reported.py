@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.errors import ScumbleError, ending
-from pipeline.run_record import RunStatus
+from pipeline.runs.run_record import RunStatus
 from pipeline.storage.store import Store
 
 

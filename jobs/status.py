@@ -12,9 +12,9 @@ from typing import Any
 from jobs import cli
 from pipeline import layout
 from pipeline.errors import SettingsError
-from pipeline.run_record import read_run
+from pipeline.runs.run_record import read_run
+from pipeline.runs.totals import totals_of
 from pipeline.storage.store import Store
-from pipeline.totals import totals_of
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.summary import LastRun
 

@@ -15,9 +15,9 @@ from pipeline.measures.removal import RemovalCheck
 from pipeline.measures.scores import PictureScore, scores_from_parquet
 from pipeline.records import Rejection, losses_of, quarantine_from_bytes, read_quarantine
 from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
-from pipeline.run_record import RunStatus, read_run
+from pipeline.runs.run_record import RunStatus, read_run
+from pipeline.runs.totals import Totals, totals_of
 from pipeline.storage.store import Store
-from pipeline.totals import Totals, totals_of
 
 _RUN_STAGES = ("embed", "cluster", "fit", "apply", "measure")
 _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")

@@ -6,13 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.commits import (
-    check_same_commit,
-    make_plan,
-)
 from pipeline.errors import ConflictError, InputError
 from pipeline.records import Commit, Shard
-from pipeline.run_record import RunRecord, check_same_run, ingredients_of
+from pipeline.runs.commits import check_same_commit, make_plan
+from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of
 from pipeline.settings import Settings
 
 SHARDS = [Shard("b.tar", 20, "e2"), Shard("a.tar", 10, "e1")]

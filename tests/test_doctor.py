@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from jobs import doctor
-from pipeline import checkup, layout
-from pipeline.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
+from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
+from pipeline.runs import checkup
+from pipeline.runs.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
 from pipeline.storage.store import Store
 from pipeline.surrogates.pretrained import EMBEDDED_WEIGHTS
 from tests.runs import ROOT, write_collection

@@ -13,9 +13,9 @@ import pytest
 from jobs.status import status_of
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.run_record import Ingredients, RunRecord
+from pipeline.runs.run_record import Ingredients, RunRecord
+from pipeline.runs.totals import READERS, REFUSING, TOGETHER, totals_of
 from pipeline.storage.store import Store
-from pipeline.totals import READERS, REFUSING, TOGETHER, totals_of
 
 COMMITS = 5000
 

@@ -21,7 +21,7 @@ from pipeline.records import Commit
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import AUDIT, AUDIT_CPU, CLEAN, WHOLE
 from pipeline.relearning.results import MeanAccuracy, Row, mean_accuracies, select
-from pipeline.run_record import read_run
+from pipeline.runs.run_record import read_run
 from pipeline.storage.store import Store
 
 BATTERIES = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}  # the wider first

@@ -66,8 +66,8 @@ from actors.protector import Protector
 from jobs.prepare import Run
 from jobs.stages import apply
 from pipeline import layout
-from pipeline.commits import make_plan
 from pipeline.records import Shard
+from pipeline.runs.commits import make_plan
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import Assignment, assignment_to_parquet

@@ -33,10 +33,10 @@ from ratio import where, write
 from jobs.prepare import committed_shards, prepare, start
 from jobs.status import status_of
 from pipeline import layout
-from pipeline.commits import make_plan, plan_to_parquet
 from pipeline.fingerprint import canonical, sha256
 from pipeline.records import Commit, Shard
-from pipeline.run_record import RunRecord, ingredients_of, read_run
+from pipeline.runs.commits import make_plan, plan_to_parquet
+from pipeline.runs.run_record import RunRecord, ingredients_of, read_run
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.storage.store import Store
 

@@ -22,7 +22,7 @@ from pipeline.deltas.protection import load_any_protection
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
-from pipeline.run_record import RunRecord
+from pipeline.runs.run_record import RunRecord
 from pipeline.shards.inputs import Listing, resolve_input, said_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Entry, Store, file_at

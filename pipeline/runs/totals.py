@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from pipeline import layout
-from pipeline.bounded import bounded_map
 from pipeline.errors import Reason, unreadable
+from pipeline.runs.bounded import bounded_map
 from pipeline.storage.store import Store
 
 READERS = 16  # threads, of a store that takes its time
