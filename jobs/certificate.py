@@ -9,7 +9,6 @@ from dataclasses import asdict
 from actors.trials import look_at
 from jobs.evaluation import Loaded
 from pipeline.errors import InputError
-from pipeline.page import plain_url
 from pipeline.relearning.certificate import (
     BATTERIES,
     CERTIFICATE,
@@ -23,6 +22,7 @@ from pipeline.relearning.certificate import (
 )
 from pipeline.relearning.evaluation import EvaluationSettings
 from pipeline.relearning.results import Row
+from pipeline.report.page import plain_url
 from pipeline.storage.store import Store
 
 _PRIVATE = {"debug", "dry_run", "clean", "test", "protected", "output", "workers"}  # or it stands elsewhere

@@ -6,7 +6,7 @@ import os
 
 from jobs.prepare import Run
 from pipeline.measures.estimate import Estimate, estimate
-from pipeline.page import duration
+from pipeline.report.page import duration
 
 
 def print_plan(run: Run) -> None:

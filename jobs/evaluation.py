@@ -30,7 +30,6 @@ from actors.trials import (
 from jobs.progress import progress
 from jobs.relearned import RelearnedSoFar
 from pipeline.errors import ClusterError, InputError, SettingsError
-from pipeline.page import duration, fits_range, size
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
 from pipeline.relearning.denoiser import DenoiserRecipe
@@ -51,6 +50,7 @@ from pipeline.relearning.labellings import check_labelling
 from pipeline.relearning.results import histories_to_parquet, read_row, relearned, results_to_parquet
 from pipeline.relearning.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
+from pipeline.report.page import duration, fits_range, size
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Entry, Store
 

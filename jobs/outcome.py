@@ -7,8 +7,8 @@ from jobs.prepare import Run
 from jobs.reported import StatusFile
 from pipeline import layout
 from pipeline.errors import PromiseError
-from pipeline.gather import report_data
-from pipeline.report import ReportData, write_report
+from pipeline.report.report_data import report_data
+from pipeline.report.report_page import ReportData, write_report
 from pipeline.storage.store import Store
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from jobs import cli
 from jobs.outcome import publish_report
 from pipeline.errors import SettingsError
-from pipeline.gather import report_data
+from pipeline.report.report_data import report_data
 from pipeline.storage.store import Store
 
 

@@ -76,7 +76,7 @@ def test_what_is_installed_wins_over_a_package_of_the_same_name_and_finds_its_da
 ) -> None:
     program = (
         "import pipeline, actors, jobs\n"
-        "from pipeline.page import find_template\n"
+        "from pipeline.report.page import find_template\n"
         "find_template('report.html.j2')\n"
         "print(pipeline.__file__, actors.__file__, jobs.__file__)\n"
     )

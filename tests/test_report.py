@@ -14,13 +14,7 @@ from pipeline.measures.gallery import GallerySample
 from pipeline.measures.removal import RemovalCheck
 from pipeline.measures.scores import score_picture
 from pipeline.records import Rejection
-from pipeline.report import (
-    ClusterRow,
-    ReportData,
-    StageRate,
-    removal_sentence,
-    write_report,
-)
+from pipeline.report.report_page import ClusterRow, ReportData, StageRate, removal_sentence, write_report
 from pipeline.shards.photographs import photograph
 from tests.pages import Page
 
@@ -219,7 +213,7 @@ def test_the_same_data_gives_the_same_page(html):
 
 
 def test_a_large_picture_isshown_as_its_middle_and_amplified_by_ten():
-    from pipeline.report import shown
+    from pipeline.report.report_page import shown
 
     before = np.full((400, 300), 100, dtype=np.uint8)
     after = before.copy()

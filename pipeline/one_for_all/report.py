@@ -11,18 +11,18 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
 from pipeline.deltas.picture_deltas import Asked
 from pipeline.deltas.universal_deltas import UniversalDeltas
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import SampleError
 from pipeline.measures.gallery import GallerySample
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.page import find_template
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample
-from pipeline.report import shown
+from pipeline.report.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
+from pipeline.report.page import find_template
+from pipeline.report.report_page import shown
 from pipeline.shards.tar import read_samples
 from pipeline.surrogates.surrogate import Surrogate
 

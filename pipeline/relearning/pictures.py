@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.charts import FIFTH, FOURTH, INK, PROTECTED, SEVENTH, SIXTH, STYLE, THIRD, as_svg, panel
+from pipeline.report.charts import FIFTH, FOURTH, INK, PROTECTED, SEVENTH, SIXTH, STYLE, THIRD, as_svg, panel
 
 SERIES = (PROTECTED, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
 SERIES_NAMES = ("protected", "third", "fourth", "fifth", "sixth", "seventh")  # of the page's variables, in their order
@@ -31,7 +31,7 @@ _GREY = "#8b8f97"  # readable on light and dark paper: a PNG has one colour for 
 class Line:
     """One line of a chart; values that are not finite leave a gap.
 
-    colour    one of pipeline.charts' placeholders
+    colour    one of pipeline.report.charts' placeholders
     spread    half height of the band around y, or of error bars where the line has dots
     crosses   indices of points that are crossed out: rejected epochs, or where a training diverged
     end       a dot at the last x, for what was measured after it

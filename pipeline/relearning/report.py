@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.charts import CLEAN as CLEAN_COLOUR
-from pipeline.charts import INK
-from pipeline.page import find_template, fits_range, percent, plain_url
 from pipeline.relearning import pictures, tables
 from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
 from pipeline.relearning.results import MeanAccuracy, Row, select
 from pipeline.relearning.shares import parse_share
+from pipeline.report.charts import CLEAN as CLEAN_COLOUR
+from pipeline.report.charts import INK
+from pipeline.report.page import find_template, fits_range, percent, plain_url
 
 SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
 _OPEN_PANELS = 24  # more learning curves than these are folded, by target

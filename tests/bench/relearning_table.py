@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.page import fits_range
 from pipeline.relearning.evaluation import CLEAN
 from pipeline.relearning.results import MeanAccuracy, mean_accuracies, relearned, results_from_parquet
+from pipeline.report.page import fits_range
 
 
 def shown(found: MeanAccuracy | None) -> str:

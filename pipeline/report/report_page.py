@@ -18,8 +18,8 @@ from pipeline.clusters.clustering import ClusterReport
 from pipeline.measures.gallery import GallerySample
 from pipeline.measures.removal import RemovalCheck
 from pipeline.measures.scores import PictureScore, pooled_psnr, summarise
-from pipeline.page import figure, find_template, plain_url
 from pipeline.records import Rejection
+from pipeline.report.page import figure, find_template, plain_url
 
 LOW_MOVED = 0.2
 SHOWN_REJECTIONS = 50
@@ -119,7 +119,7 @@ def removal_sentence(check: RemovalCheck) -> str:
 
 def write_report(data: ReportData) -> str:
     """The page as HTML. Keys, names and details are escaped; nothing in it refers to anything outside of it."""
-    from pipeline import charts  # matplotlib, which takes half a second: only when there is something to draw
+    from pipeline.report import charts  # matplotlib, which takes half a second: only when there is something to draw
 
     return find_template("report.html.j2").render(
         data=data,
@@ -144,7 +144,7 @@ def write_report(data: ReportData) -> str:
 def _histograms(data: ReportData) -> list[str]:
     if not data.scores:
         return []
-    from pipeline import charts
+    from pipeline.report import charts
 
     bound = data.epsilon * 255
     columns = {name: [float(getattr(score, name)) for score in data.scores] for name in _FIGURES}
@@ -168,7 +168,7 @@ def _histograms(data: ReportData) -> list[str]:
 
 
 def _curves(clusters: Sequence[ClusterRow]) -> list[str]:
-    from pipeline import charts
+    from pipeline.report import charts
 
     fitted = [row for row in clusters if row.losses]
     span = charts.shared_span([row.losses for row in fitted])

@@ -14,7 +14,7 @@ from pipeline.measures.gallery import GallerySample, gallery_from_bytes
 from pipeline.measures.removal import RemovalCheck
 from pipeline.measures.scores import PictureScore, scores_from_parquet
 from pipeline.records import Rejection, losses_of, quarantine_from_bytes, read_quarantine
-from pipeline.report import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
+from pipeline.report.report_page import SHOWN_REJECTIONS, ClusterRow, ReportData, StageRate
 from pipeline.runs.run_record import RunStatus, read_run
 from pipeline.runs.totals import Totals, totals_of
 from pipeline.storage.store import Store
