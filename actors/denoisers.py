@@ -11,9 +11,9 @@ import torch
 from actors.placement import Workers
 from actors.trials import Loading
 from pipeline.relearning.collection import Collection
-from pipeline.relearning.denoiser import Denoiser, DenoiserRecipe, denoiser_from_bytes, train_denoiser
+from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, denoiser_from_bytes, train_denoiser
+from pipeline.relearning.denoisers.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.relearning.evaluation import PURIFY
-from pipeline.relearning.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.storage.store import Store
 
 FOLDER = "denoisers"  # below the output

@@ -51,7 +51,7 @@ from pipeline.relearning.collection import (
     shard_side,
     smallest_hashes,
 )
-from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial

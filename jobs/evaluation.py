@@ -32,7 +32,7 @@ from jobs.relearned import RelearnedSoFar
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
-from pipeline.relearning.denoiser import DenoiserRecipe
+from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
     CLEAN,

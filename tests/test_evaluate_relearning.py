@@ -21,8 +21,8 @@ from jobs import evaluate_relearning
 from jobs.evaluate_options import parse_evaluation
 from pipeline.errors import SettingsError
 from pipeline.relearning.collection import load_labelled
-from pipeline.relearning.denoiser import DenoiserRecipe, train_denoiser
-from pipeline.relearning.pairs import denoiser_digest, pair_up
+from pipeline.relearning.denoisers.denoiser import DenoiserRecipe, train_denoiser
+from pipeline.relearning.denoisers.pairs import denoiser_digest, pair_up
 from pipeline.storage.store import Store
 from tests import runs
 from tests.samples import image_bytes, noise

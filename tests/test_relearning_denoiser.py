@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.relearning.denoiser import (
+from pipeline.relearning.denoisers.denoiser import (
     Denoiser,
     DenoiserRecipe,
     UNet,
@@ -21,7 +21,7 @@ from pipeline.relearning.denoiser import (
     gain_db,
     train_denoiser,
 )
-from pipeline.relearning.noises import FAMILIES, draw_noise
+from pipeline.relearning.denoisers.noises import FAMILIES, draw_noise
 
 CPU = torch.device("cpu")
 QUICK = DenoiserRecipe(width=16, batch_size=16, rates=(3e-3, 6e-4), max_steps=160, every=20)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from actors.denoisers import find_or_train
 from pipeline.errors import InputError, SettingsError
-from pipeline.relearning import denoiser as denoisers
 from pipeline.relearning.arms import Arm, Labels
 from pipeline.relearning.checks import check_labels, check_regime
 from pipeline.relearning.collection import Collection
-from pipeline.relearning.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db
+from pipeline.relearning.denoisers import denoiser as denoisers
+from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db
+from pipeline.relearning.denoisers.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.relearning.evaluation import CLEAN, Trial, evaluation_from
-from pipeline.relearning.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.relearning.regimes import Knowledge, find_regime, purify
 from pipeline.relearning.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from jobs.evaluate_options import evaluation_parser
 from pipeline.errors import SettingsError
-from pipeline.relearning.denoiser import Denoiser, UNet
+from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.relearning.regimes.opa import linear_directions, project_out

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import SettingsError
-from pipeline.relearning.denoiser import Denoiser, UNet
+from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.relearning.acm import usable_classes
-from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import LEAKED_PAIRS, SHARED_DENOISERS
 from pipeline.relearning.regimes import Knowledge, find_regime
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.measures.estimate import first_samples
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
-from pipeline.relearning.denoiser import seconds_at_most
+from pipeline.relearning.denoisers.denoiser import seconds_at_most
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target

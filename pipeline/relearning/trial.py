@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import numpy_rng
 from pipeline.relearning.arms import Arm, Labels, carrying
 from pipeline.relearning.collection import Collection, holdout_mask
-from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN_PART, RECIPES, Trial
 from pipeline.relearning.projection import project
 from pipeline.relearning.regimes import Knowledge, find_regime

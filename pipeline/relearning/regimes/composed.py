@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipeline.relearning.denoiser import Denoiser
+from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.training import Recipe, Regime, Training
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.fingerprint import sha256
 from pipeline.relearning.collection import Collection
-from pipeline.relearning.denoiser import DenoiserRecipe
+from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.shards.photographs import train_squares
 
 _MOST_SHARED = 0.01  # of the pictures of --pairs: flat ones are equal to others by chance

@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import canonical, derive, sha256, torch_rng
 from pipeline.fitting.fit_figures import reproducible
 from pipeline.pictures.augment import random_views, take
-from pipeline.relearning.noises import draw_noise
+from pipeline.relearning.denoisers.noises import draw_noise
 from pipeline.relearning.precision import autocast
 
 FAMILY_EPSILON = 16 / 255  # of the noise that a denoiser without pairs is trained on

@@ -1,0 +1,1 @@
+"""Denoisers: networks that an adversary trains to take deltas off."""
