@@ -46,7 +46,7 @@ from pipeline.relearning.evaluation import (
     EvaluationSettings,
     Trial,
 )
-from pipeline.relearning.labellings import check_labelling
+from pipeline.relearning.labels.labellings import check_labelling
 from pipeline.relearning.results import histories_to_parquet, read_row, relearned, results_to_parquet
 from pipeline.relearning.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target

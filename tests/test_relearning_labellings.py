@@ -12,9 +12,9 @@ import torch
 from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
 from pipeline.errors import InputError, SettingsError
-from pipeline.relearning.concepts import group_concepts, grouping_quality
-from pipeline.relearning.labellings import check_labelling, make_labelling
-from pipeline.relearning.overlap import conditional_entropy, joint_counts, overlap
+from pipeline.relearning.labels.concepts import group_concepts, grouping_quality
+from pipeline.relearning.labels.labellings import check_labelling, make_labelling
+from pipeline.relearning.labels.overlap import conditional_entropy, joint_counts, overlap
 from pipeline.relearning.shares import parse_share, protected_mask
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, imagenet_bank, read_bank, text_bank
 

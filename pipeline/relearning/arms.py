@@ -19,8 +19,8 @@ from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
 from pipeline.relearning.collection import Collection
-from pipeline.relearning.labellings import make_labelling
-from pipeline.relearning.overlap import overlap
+from pipeline.relearning.labels.labellings import make_labelling
+from pipeline.relearning.labels.overlap import overlap
 from pipeline.settings import SmallImages
 from pipeline.surrogates.concepts import read_bank
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate

@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError, SettingsError, one_line
 from pipeline.fingerprint import derive, numpy_rng
-from pipeline.relearning.concepts import group_concepts, grouping_quality
-from pipeline.relearning.overlap import conditional_entropy
+from pipeline.relearning.labels.concepts import group_concepts, grouping_quality
+from pipeline.relearning.labels.overlap import conditional_entropy
 from pipeline.settings import near_matches
 from pipeline.surrogates.concepts import ConceptBank, imagenet_bank
 

@@ -1,0 +1,1 @@
+"""The labels that an adversary trains on, and what clusters tell of them."""
