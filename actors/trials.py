@@ -39,7 +39,6 @@ from pipeline.relearning.arms import (
     test_clusters,
     universal_tests,
 )
-from pipeline.relearning.certificate import scores_of
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
     Collection,
@@ -53,6 +52,7 @@ from pipeline.relearning.collection import (
 )
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
+from pipeline.relearning.report.certificate import scores_of
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.runs.run_record import read_run

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from actors.trials import look_at
 from jobs.evaluation import Loaded
 from pipeline.errors import InputError
-from pipeline.relearning.certificate import (
+from pipeline.relearning.evaluation import EvaluationSettings
+from pipeline.relearning.report.certificate import (
     BATTERIES,
     CERTIFICATE,
     PAGE,
@@ -20,8 +21,7 @@ from pipeline.relearning.certificate import (
     lacking,
     visibility_of,
 )
-from pipeline.relearning.evaluation import EvaluationSettings
-from pipeline.relearning.results import Row
+from pipeline.relearning.report.results import Row
 from pipeline.report.page import plain_url
 from pipeline.storage.store import Store
 

@@ -47,8 +47,8 @@ from pipeline.relearning.evaluation import (
     Trial,
 )
 from pipeline.relearning.labels.labellings import check_labelling
-from pipeline.relearning.results import histories_to_parquet, read_row, relearned, results_to_parquet
-from pipeline.relearning.tables import denoisers, order_of
+from pipeline.relearning.report.results import histories_to_parquet, read_row, relearned, results_to_parquet
+from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
 from pipeline.report.page import duration, fits_range, size
 from pipeline.storage.places import check_apart
@@ -245,10 +245,7 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> list[dict[str, Any]]:
     """Write tables and report; print the figure of every protection. The rows of all trials."""
-    from pipeline.relearning.report import (  # matplotlib, at the end only
-        EvaluationAbout,
-        write_relearning_report,
-    )
+    from pipeline.relearning.report.page import EvaluationAbout, write_relearning_report  # matplotlib, at the end only
 
     output = loaded.output
     rows = [read_row(output, trial) for trial in trials]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from actors.metrics import recorder
 from pipeline.metrics import IMAGES, RELEARNED, STAGE_SECONDS
 from pipeline.relearning.evaluation import WHOLE, EvaluationSettings, Trial
-from pipeline.relearning.results import read_row, relearned_by_regime
+from pipeline.relearning.report.results import read_row, relearned_by_regime
 from pipeline.storage.store import Store
 
 _NEEDED = ("protection", "fit", "labelling", "share", "target", "regime", "accuracy_last", "diverged")

@@ -18,7 +18,7 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.layout import RUN_FOLDER
 from pipeline.measures.verify import Expected, ShardCheck, verify_shard
 from pipeline.records import Commit, losses_of, read_quarantine
-from pipeline.relearning.certificate import Certificates, fit_at
+from pipeline.relearning.report.certificate import Certificates, fit_at
 from pipeline.report.report_data import losses
 from pipeline.runs.bounded import bounded_map
 from pipeline.runs.run_record import RunRecord, read_run

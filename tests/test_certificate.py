@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.relearning.certificate import (
+from pipeline.relearning.evaluation import AUDIT_CPU, CLEAN, CLEAN_PART
+from pipeline.relearning.report.certificate import (
     Certificate,
     Certificates,
     CertifiedFit,
@@ -25,7 +26,6 @@ from pipeline.relearning.certificate import (
     scores_of,
     visibility_of,
 )
-from pipeline.relearning.evaluation import AUDIT_CPU, CLEAN, CLEAN_PART
 from pipeline.storage.store import Store
 from tests.test_relearning_report import row
 

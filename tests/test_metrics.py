@@ -26,7 +26,7 @@ from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.records import Commit, Shard
 from pipeline.relearning.evaluation import EvaluationSettings, Trial
-from pipeline.relearning.results import relearned_by_regime
+from pipeline.relearning.report.results import relearned_by_regime
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet

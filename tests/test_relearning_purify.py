@@ -20,7 +20,7 @@ from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNe
 from pipeline.relearning.denoisers.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.relearning.evaluation import CLEAN, Trial, evaluation_from
 from pipeline.relearning.regimes import Knowledge, find_regime, purify
-from pipeline.relearning.results import results_from_parquet, results_to_parquet
+from pipeline.relearning.report.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target
 from pipeline.relearning.trial import run_trial
 from pipeline.shards.photographs import train_squares

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS
-from pipeline.relearning.pictures import Line, activations, curves
 from pipeline.relearning.regimes import NUMBERED, REGIMES
-from pipeline.relearning.report import EvaluationAbout, write_relearning_report
+from pipeline.relearning.report.charts import Line, activations, curves
+from pipeline.relearning.report.descriptions import describe_regime
+from pipeline.relearning.report.page import EvaluationAbout, write_relearning_report
 from tests.pages import Page
 
 EVIL = '<script>alert("x")</script>"><img src=http://evil onerror=alert(1)> $x_{'

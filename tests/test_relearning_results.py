@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial
-from pipeline.relearning.results import (
+from pipeline.relearning.report.results import (
     HISTORY_SCHEMA,
     SCHEMA,
     MeanAccuracy,

@@ -43,7 +43,7 @@ def run_trial(
     resume: dict[str, Any] | None = None,
     on_epoch: Callable[[Training], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and test as the trial says; a row of results as JSON (see pipeline.relearning.results).
+    """Train and test as the trial says; a row of results as JSON (see pipeline.relearning.report.results).
 
     arm        None for the clean control
     holdout    share of the clean images, by hash, that is not trained on

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pipeline.relearning.evaluation import CLEAN
-from pipeline.relearning.results import MeanAccuracy, mean_accuracies, relearned, results_from_parquet
+from pipeline.relearning.report.results import MeanAccuracy, mean_accuracies, relearned, results_from_parquet
 from pipeline.report.page import fits_range
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, WHOLE
-from pipeline.relearning.results import (
+from pipeline.relearning.report.results import (
     MeanAccuracy,
     Relearned,
     Row,

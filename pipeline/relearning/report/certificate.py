@@ -17,9 +17,9 @@ from pipeline.fingerprint import canonical, sha256
 from pipeline.json_record import JsonRecord
 from pipeline.measures.scores import score_picture
 from pipeline.records import Commit
-from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import AUDIT, AUDIT_CPU, CLEAN, WHOLE
-from pipeline.relearning.results import MeanAccuracy, Row, mean_accuracies, select
+from pipeline.relearning.report.descriptions import describe_regime
+from pipeline.relearning.report.results import MeanAccuracy, Row, mean_accuracies, select
 from pipeline.report.page import find_template
 from pipeline.runs.run_record import read_run
 from pipeline.storage.store import Store

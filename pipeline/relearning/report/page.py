@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.relearning import pictures, tables
-from pipeline.relearning.descriptions import describe_regime
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
-from pipeline.relearning.results import MeanAccuracy, Row, select
+from pipeline.relearning.report import charts as pictures
+from pipeline.relearning.report import tables
+from pipeline.relearning.report.descriptions import describe_regime
+from pipeline.relearning.report.results import MeanAccuracy, Row, select
 from pipeline.relearning.shares import parse_share
 from pipeline.report.charts import CLEAN as CLEAN_COLOUR
 from pipeline.report.charts import INK
