@@ -10,8 +10,8 @@ import timm
 import torch
 import torchvision
 
-from pipeline.relearning.layers import ordered_layers
-from pipeline.relearning.multipliers import MULTIPLIERS, layer_multipliers
+from pipeline.relearning.regimes.staged.layers import ordered_layers
+from pipeline.relearning.regimes.staged.multipliers import MULTIPLIERS, layer_multipliers
 from pipeline.relearning.targets import build_target
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import derive
 from pipeline.relearning.regimes import find_regime
-from pipeline.relearning.regimes.progressive import ProgressiveFull, StagedOptions
+from pipeline.relearning.regimes.staged.progressive import ProgressiveFull, StagedOptions
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Recipe, Training

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.relearning.acm import usable_classes
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import LEAKED_PAIRS, SHARED_DENOISERS
 from pipeline.relearning.regimes import Knowledge, find_regime
+from pipeline.relearning.regimes.staged.acm import usable_classes
 
 
 def check_regime(name: str) -> None:

@@ -21,18 +21,18 @@ from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
 from pipeline.relearning.regimes.mix import ChannelMixup, Cutout, FixedCutMix, FixedCutout, FixedMixup, MixedLabels
 from pipeline.relearning.regimes.opa import OrthogonalProjection
 from pipeline.relearning.regimes.policies import AugmentationPolicy
-from pipeline.relearning.regimes.progressive import (
-    ProgressiveColour,
-    ProgressiveFull,
-    ProgressiveTraining,
-    staged_regime,
-)
 from pipeline.relearning.regimes.purify import LeakedPairs, Purify
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
 from pipeline.relearning.regimes.shortcut import ShortcutNet
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.smooth import Smoothing
 from pipeline.relearning.regimes.spectrum import Equalised, PeaksCut, RadialFilter
+from pipeline.relearning.regimes.staged.progressive import (
+    ProgressiveColour,
+    ProgressiveFull,
+    ProgressiveTraining,
+    staged_regime,
+)
 from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
 from pipeline.relearning.training import Regime

@@ -19,11 +19,17 @@ from torch import Tensor
 
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import derive
-from pipeline.relearning.acm import REDUCTIONS, VARIANTS, activation_cluster_measure, pseudo_labels, validation_rows
-from pipeline.relearning.layers import GRANULARITIES, ordered_layers
-from pipeline.relearning.multipliers import MULTIPLIERS, layer_multipliers
 from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.requirements import named_randomness
+from pipeline.relearning.regimes.staged.acm import (
+    REDUCTIONS,
+    VARIANTS,
+    activation_cluster_measure,
+    pseudo_labels,
+    validation_rows,
+)
+from pipeline.relearning.regimes.staged.layers import GRANULARITIES, ordered_layers
+from pipeline.relearning.regimes.staged.multipliers import MULTIPLIERS, layer_multipliers
 from pipeline.relearning.training import Regime
 from pipeline.settings import near_matches
 

@@ -1,0 +1,1 @@
+"""Progressive Staged Training (ST): stages by layer, its colour views, and ACM."""
