@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from pipeline.relearning.regimes import Regime, find_regime
-from pipeline.relearning.regimes.spectrum import find_peaks, log_spectra, mean_amplitude
+from pipeline.relearning.regimes.views.spectrum import find_peaks, log_spectra, mean_amplitude
 
 NONE = torch.zeros(1)
 

@@ -13,20 +13,14 @@ from torchvision.transforms import v2
 
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
-from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.composed import Composed, Knowledge
 from pipeline.relearning.regimes.dfr import FeatureReweighting
 from pipeline.relearning.regimes.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
-from pipeline.relearning.regimes.iss import BitDepth, Grayscale, JpegCompression
-from pipeline.relearning.regimes.mix import ChannelMixup, Cutout, FixedCutMix, FixedCutout, FixedMixup, MixedLabels
 from pipeline.relearning.regimes.opa import OrthogonalProjection
-from pipeline.relearning.regimes.policies import AugmentationPolicy
 from pipeline.relearning.regimes.purify import LeakedPairs, Purify
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
 from pipeline.relearning.regimes.shortcut import ShortcutNet
 from pipeline.relearning.regimes.simclr import ContrastivePretraining
-from pipeline.relearning.regimes.smooth import Smoothing
-from pipeline.relearning.regimes.spectrum import Equalised, PeaksCut, RadialFilter
 from pipeline.relearning.regimes.staged.progressive import (
     ProgressiveColour,
     ProgressiveFull,
@@ -34,7 +28,20 @@ from pipeline.relearning.regimes.staged.progressive import (
     staged_regime,
 )
 from pipeline.relearning.regimes.subtract import SubtractEstimate
-from pipeline.relearning.regimes.ueraser import UEraser, UEraserLite
+from pipeline.relearning.regimes.views.colour import ColourAndGray, PaperColour
+from pipeline.relearning.regimes.views.iss import BitDepth, Grayscale, JpegCompression
+from pipeline.relearning.regimes.views.mix import (
+    ChannelMixup,
+    Cutout,
+    FixedCutMix,
+    FixedCutout,
+    FixedMixup,
+    MixedLabels,
+)
+from pipeline.relearning.regimes.views.policies import AugmentationPolicy
+from pipeline.relearning.regimes.views.smooth import Smoothing
+from pipeline.relearning.regimes.views.spectrum import Equalised, PeaksCut, RadialFilter
+from pipeline.relearning.regimes.views.ueraser import UEraser, UEraserLite
 from pipeline.relearning.training import Regime
 from pipeline.settings import near_matches
 

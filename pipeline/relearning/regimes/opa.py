@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.fingerprint import torch_rng
-from pipeline.relearning.regimes.mix import MixedLabels
+from pipeline.relearning.regimes.views.mix import MixedLabels
 from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import derive
-from pipeline.relearning.regimes.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.regimes.staged.acm import (
     REDUCTIONS,
@@ -30,6 +29,7 @@ from pipeline.relearning.regimes.staged.acm import (
 )
 from pipeline.relearning.regimes.staged.layers import GRANULARITIES, ordered_layers
 from pipeline.relearning.regimes.staged.multipliers import MULTIPLIERS, layer_multipliers
+from pipeline.relearning.regimes.views.colour import ColourAndGray, PaperColour
 from pipeline.relearning.training import Regime
 from pipeline.settings import near_matches
 

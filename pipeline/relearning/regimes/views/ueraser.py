@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from pipeline.relearning.regimes.policies import each_image
+from pipeline.relearning.regimes.views.policies import each_image
 from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Regimes that change what the target sees."""
