@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes import Knowledge, Regime, find_regime
-from pipeline.relearning.regimes.dfr import fit_head
-from pipeline.relearning.regimes.simclr import contrastive_loss
+from pipeline.relearning.regimes.recovery.dfr import fit_head
+from pipeline.relearning.regimes.recovery.simclr import contrastive_loss
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Recipe, Training

@@ -19,7 +19,8 @@ from pipeline.relearning.denoisers import denoiser as denoisers
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db
 from pipeline.relearning.denoisers.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
 from pipeline.relearning.evaluation import CLEAN, Trial, evaluation_from
-from pipeline.relearning.regimes import Knowledge, find_regime, purify
+from pipeline.relearning.regimes import Knowledge, find_regime
+from pipeline.relearning.regimes.recovery import purify
 from pipeline.relearning.report.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target
 from pipeline.relearning.trial import run_trial

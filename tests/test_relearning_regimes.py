@@ -19,7 +19,7 @@ from pipeline.errors import SettingsError
 from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
-from pipeline.relearning.regimes.opa import linear_directions, project_out
+from pipeline.relearning.regimes.recovery.opa import linear_directions, project_out
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Training
 

@@ -21,7 +21,7 @@ from pipeline.relearning.collection import Collection, holdout_mask
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN_PART, RECIPES, Trial
 from pipeline.relearning.regimes import Knowledge, find_regime
-from pipeline.relearning.regimes.purify import HERE_DB, OWN_DB
+from pipeline.relearning.regimes.recovery.purify import HERE_DB, OWN_DB
 from pipeline.relearning.regimes.staged.projection import project
 from pipeline.relearning.shares import protected_mask
 from pipeline.relearning.train import TargetScore, train_target

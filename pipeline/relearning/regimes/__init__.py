@@ -14,20 +14,20 @@ from torchvision.transforms import v2
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.composed import Composed, Knowledge
-from pipeline.relearning.regimes.dfr import FeatureReweighting
-from pipeline.relearning.regimes.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
-from pipeline.relearning.regimes.opa import OrthogonalProjection
-from pipeline.relearning.regimes.purify import LeakedPairs, Purify
+from pipeline.relearning.regimes.recovery.dfr import FeatureReweighting
+from pipeline.relearning.regimes.recovery.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
+from pipeline.relearning.regimes.recovery.opa import OrthogonalProjection
+from pipeline.relearning.regimes.recovery.purify import LeakedPairs, Purify
+from pipeline.relearning.regimes.recovery.shortcut import ShortcutNet
+from pipeline.relearning.regimes.recovery.simclr import ContrastivePretraining
+from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate
 from pipeline.relearning.regimes.regularise import Dropout, EarlyStop, WeightDecay
-from pipeline.relearning.regimes.shortcut import ShortcutNet
-from pipeline.relearning.regimes.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.staged.progressive import (
     ProgressiveColour,
     ProgressiveFull,
     ProgressiveTraining,
     staged_regime,
 )
-from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.regimes.views.colour import ColourAndGray, PaperColour
 from pipeline.relearning.regimes.views.iss import BitDepth, Grayscale, JpegCompression
 from pipeline.relearning.regimes.views.mix import (

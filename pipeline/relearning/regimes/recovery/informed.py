@@ -13,8 +13,8 @@ from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng
 from pipeline.measures.removal import estimate_deltas
 from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate
 from pipeline.relearning.regimes.requirements import as_tested, named_randomness, need_clean_images, need_clean_set
-from pipeline.relearning.regimes.subtract import SubtractEstimate
 from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.fingerprint import derive
-from pipeline.relearning.regimes.dfr import fit_head
+from pipeline.relearning.regimes.recovery.dfr import fit_head
 from pipeline.relearning.training import Regime
 
 if TYPE_CHECKING:

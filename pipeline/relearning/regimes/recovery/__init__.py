@@ -1,0 +1,1 @@
+"""Regimes that take deltas away, or learn around them."""
