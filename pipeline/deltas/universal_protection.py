@@ -64,7 +64,7 @@ class UniversalProtection:
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> UniversalProtection:
-        """The inverse of `to_bytes`, for pipeline.deltas.protection.load_protection. Raises KeyError for what is missing."""
+        """The inverse of `to_bytes`, for `load_protection`. Raises KeyError for what is missing."""
 
         def under(prefix: str) -> dict[str, NDArray[Any]]:
             return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

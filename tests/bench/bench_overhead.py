@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     os.environ["RAY_AUTH_MODE"] = "disabled"
 
-import pipeline.streams
+import pipeline.storage.streams
 import torch
 from bench_apply import CASES, Bench, Case
 from ratio import where, write
