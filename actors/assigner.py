@@ -15,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError
 
-from actors.failures import ray_failures
+from actors.cluster.failures import ray_failures
 from pipeline import layout
 from pipeline.clusters.clustering import (
     Clustering,

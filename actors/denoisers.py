@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.placement import Workers
+from actors.cluster.placement import Workers
 from actors.trials import Loading
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, denoiser_from_bytes, train_denoiser

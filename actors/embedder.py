@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.batches import Batch, RunContext, ShardDone, done_columns, shards_of
-from actors.metrics import actor_recorder, worker_name
+from actors.cluster.batches import Batch, RunContext, ShardDone, done_columns, shards_of
+from actors.cluster.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.deltas.protection import Protection
 from pipeline.errors import ScumbleError

@@ -5,7 +5,7 @@ It lives beside the driver, where memory is dear: nothing here may import torch.
 
 from __future__ import annotations
 
-from actors.metrics import recorder
+from actors.cluster.metrics import recorder
 from pipeline.metrics import RESTARTED
 
 

@@ -16,8 +16,8 @@ import ray.train
 import torch
 from safetensors.torch import load, save
 
-from actors.batches import RunContext
-from actors.metrics import recorder
+from actors.cluster.batches import RunContext
+from actors.cluster.metrics import recorder
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering
 from pipeline.fitting.clusterwise import ClusterFit, ProxyFit

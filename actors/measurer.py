@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 import torch
 
-from actors.batches import RunContext
+from actors.cluster.batches import RunContext
 from pipeline import layout
 from pipeline.deltas.protection import Protection, load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection

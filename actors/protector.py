@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from actors.batches import Batch, RunContext, Secret, ShardDone, done_columns, shards_of
-from actors.metrics import actor_recorder, worker_name
+from actors.cluster.batches import Batch, RunContext, Secret, ShardDone, done_columns, shards_of
+from actors.cluster.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard, write_protected
 from pipeline.deltas.picture_deltas import SampleDeltas, protect_pictures

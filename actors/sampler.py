@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.batches import Batch, RunContext, shards_of
+from actors.cluster.batches import Batch, RunContext, shards_of
 from pipeline import layout
 from pipeline.errors import InputError, SampleError
 from pipeline.fitting.fit_images import chosen_images, read_fit_images

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from ray import tune
 
-from actors.failures import ours_in
-from actors.metrics import recorder
+from actors.cluster.failures import ours_in
+from actors.cluster.metrics import recorder
 from pipeline import layout
 from pipeline.deltas.protection import Protection, load_any_protection
 from pipeline.errors import ClusterError, InputError, ScumbleError

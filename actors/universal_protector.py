@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from actors.batches import RunContext
-from actors.metrics import actor_recorder
+from actors.cluster.batches import RunContext
+from actors.cluster.metrics import actor_recorder
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.deltas.apply import ProtectedSample, ShardOutcome, write_protected

@@ -14,7 +14,7 @@ import ray.train.torch
 import torch
 from safetensors.torch import load, save
 
-from actors.metrics import recorder
+from actors.cluster.metrics import recorder
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.fit import TrainingImages, UniversalFit

@@ -11,10 +11,10 @@ from typing import Any
 import ray
 import torch
 
-from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
-from actors.failures import Failure
-from actors.metrics import actor_recorder
-from actors.placement import Workers
+from actors.cluster.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
+from actors.cluster.failures import Failure
+from actors.cluster.metrics import actor_recorder
+from actors.cluster.placement import Workers
 from pipeline.errors import ClusterError
 from pipeline.uploads.deltas import deltas_from
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit

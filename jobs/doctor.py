@@ -99,7 +99,7 @@ def _input(url: str, shards: list[Entry], sources: list[Store]) -> list[Finding]
 
 
 def _cluster(asked: Any) -> list[Finding]:
-    from actors.checkup import check_cluster  # takes a second to import: the lines before it come at once
+    from actors.cluster.checkup import check_cluster  # takes a second to import: the lines before it come at once
 
     return check_cluster(asked)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs import cli
-from actors.connect import connected
-from actors.metrics import recorder
+from actors.cluster.connect import connected
+from actors.cluster.metrics import recorder
 from jobs.certificate import certify_all
 from jobs.evaluate_options import parse_evaluation
 from jobs.evaluation import check_names, gather, load, plan, print_plan, train

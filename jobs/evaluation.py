@@ -11,9 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs import cli
-from actors.connect import Workers, workers_for
+from actors.cluster.connect import Workers, workers_for
+from actors.cluster.failures import ray_failures
 from actors.denoisers import make_denoiser
-from actors.failures import ray_failures
 from actors.trials import (
     EvaluationData,
     LoadedLabels,

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 
 from jobs import cli
-from actors.connect import Workers, workers_now
-from actors.failures import ray_failures
+from actors.cluster.connect import Workers, workers_now
+from actors.cluster.failures import ray_failures
+from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
-from actors.train_group import train_group
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
 from jobs.stages import watched
 from pipeline.deltas.protection import load_any_protection

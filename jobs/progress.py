@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from actors.metrics import recorder
+from actors.cluster.metrics import recorder
 from pipeline.metrics import QUEUE_DEPTH, report_progress
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs import cli
-from actors.connect import connected
-from actors.metrics import recorder
+from actors.cluster.connect import connected
+from actors.cluster.metrics import recorder
 from jobs.dry_run import print_plan
 from jobs.options import parse_settings
 from jobs.outcome import finish

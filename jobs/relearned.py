@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from actors.metrics import recorder
+from actors.cluster.metrics import recorder
 from pipeline.metrics import IMAGES, RELEARNED, STAGE_SECONDS
 from pipeline.relearning.evaluation import WHOLE, EvaluationSettings, Trial
 from pipeline.relearning.report.results import read_row, relearned_by_regime

@@ -15,18 +15,18 @@ import ray
 from ray.exceptions import RayError
 
 from actors.assigner import FeatureReader, cluster_collection, write_assignments
-from actors.batches import RunContext, Secret
-from actors.connect import Workers, workers_for, workers_now
+from actors.cluster.batches import RunContext, Secret
+from actors.cluster.connect import Workers, workers_for, workers_now
+from actors.cluster.failures import ray_failures
+from actors.cluster.metrics import recorder
+from actors.cluster.stream import collected, over_shards
+from actors.cluster.train_group import train_group
 from actors.embedder import Embedder
-from actors.failures import ray_failures
 from actors.fit_queue import FitQueue
 from actors.fitter import TOGETHER, FitTask, fit_loop
 from actors.measurer import measure_run
-from actors.metrics import recorder
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
-from actors.stream import collected, over_shards
-from actors.train_group import train_group
 from actors.universal_protector import UniversalProtector
 from jobs.prepare import Run
 from jobs.profiled import profiled

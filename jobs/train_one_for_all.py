@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs import cli
-from actors.connect import connected
-from actors.metrics import recorder
+from actors.cluster.connect import connected
+from actors.cluster.metrics import recorder
 from jobs.one_for_all import load, prepare, report, train
 from jobs.one_for_all_options import parse_one_for_all
 from pipeline.metrics import report_success

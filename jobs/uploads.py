@@ -252,8 +252,8 @@ def _on_ray(run: Run, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Ite
         return
     import ray
 
-    from actors.connect import connected, workers_now
-    from actors.failures import ray_failures
+    from actors.cluster.connect import connected, workers_now
+    from actors.cluster.failures import ray_failures
     from actors.uploader import UploaderContext, over_units
 
     with ray_failures():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.connect import connected
+from actors.cluster.connect import connected
 from pipeline.errors import ClusterError
 from tests.samples import free_port
 
@@ -84,7 +84,7 @@ def joined(address: str, *, seconds: float) -> subprocess.CompletedProcess[str]:
     """A program that tries to join a cluster; what it says, and whatever reaches its terminal."""
     program = (
         "from types import SimpleNamespace\n"
-        "from actors.connect import connected\n"
+        "from actors.cluster.connect import connected\n"
         "from pipeline.errors import ClusterError\n"
         "try:\n"
         "    with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)): pass\n"

@@ -218,7 +218,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr("actors.checkup.connected", _refusing)
+    monkeypatch.setattr("actors.cluster.checkup.connected", _refusing)
     assert doctor.main([]) == 1
     assert lines(capsys)["ray"].startswith("error    ray          the Ray cluster at RAY_ADDRESS does not answer")
 

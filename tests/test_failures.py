@@ -7,7 +7,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from actors.failures import Failure, ray_failures
+from actors.cluster.failures import Failure, ray_failures
 from pipeline.errors import ClusterError, InputError, PromiseError, ScumbleError, StoreError
 
 

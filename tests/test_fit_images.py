@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.batches import RunContext, shard_rows
+from actors.cluster.batches import RunContext, shard_rows
 from actors.sampler import FitImageReader
 from pipeline import layout
 from pipeline.errors import InputError

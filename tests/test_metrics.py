@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from actors.batches import RunContext, shard_rows
+from actors.cluster.batches import RunContext, shard_rows
 from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
 from actors.protector import Protector

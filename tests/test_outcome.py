@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jobs import protect_imagenet, verify
-from actors.batches import RunContext
+from actors.cluster.batches import RunContext
 from actors.protector import Protector
 from jobs.options import parse_settings
 from jobs.outcome import finish

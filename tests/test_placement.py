@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.placement import MANY, Workers, place
+from actors.cluster.placement import MANY, Workers, place
 from pipeline.errors import ClusterError
 
 HEAD, CPU2, CPU64, GPU8 = {"CPU": 0.0}, {"CPU": 2.0}, {"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.stream import SHARE, block_sizes
+from actors.cluster.stream import SHARE, block_sizes
 
 POOLS = """
 import json, os, signal, sys, time
@@ -92,9 +92,9 @@ def unreachable_once(shards, *arguments):
         for batch in dataset.iter_batches(batch_size=None):
             yield from (left.pop(done.name).name for done in done_of(batch))
 
-    return actors.stream._until_answered(left, *arguments, answers)
+    return actors.cluster.stream._until_answered(left, *arguments, answers)
 
-actors.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 10.0
+actors.cluster.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 10.0
 actors.uploader.Uploader = Uploads
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
     said = {"none": run(answers, [])}
@@ -104,9 +104,9 @@ with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
     said["collected"] = run(tables, ["c", "d"])
     said["unreachable"] = run(unreachable_once, ["e", "f"])
     said["collected denied"] = run(tables, ["denied"])
-    actors.stream.SHARE, share = 2, actors.stream.SHARE
+    actors.cluster.stream.SHARE, share = 2, actors.cluster.stream.SHARE
     said["blocks"] = run(answers, [f"many-{number:02d}" for number in range(20)])
-    actors.stream.SHARE = share
+    actors.cluster.stream.SHARE = share
     said["units denied"] = units(["denied"])
     said["streamed"] = run(answers, ["a", "slow", "b", "gone"])  # last, as a stopped process keeps its CPU for a while
     said["units"] = units(["u", "v", "gone-unit", "w"])

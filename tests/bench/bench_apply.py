@@ -27,7 +27,7 @@ from photo_shards import write_shards
 from PIL import Image
 from ratio import Timing, in_turns, publish, row
 
-from actors.batches import RunContext, shard_rows
+from actors.cluster.batches import RunContext, shard_rows
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace

@@ -27,8 +27,8 @@ from PIL import Image
 from ratio import Timing, in_turns, publish, row
 from torch import Tensor
 
-from actors.batches import RunContext
-from actors.connect import Workers, connected
+from actors.cluster.batches import RunContext
+from actors.cluster.connect import Workers, connected
 from actors.embedder import Embedder
 from jobs.stages import over_shards
 from pipeline.records import Shard

@@ -20,7 +20,7 @@ from bench_apply import CLUSTERS, protection, samples_of
 from photo_shards import write_shards
 from ratio import where, write
 
-from actors.batches import RunContext, shard_rows
+from actors.cluster.batches import RunContext, shard_rows
 from actors.embedder import Embedder
 from actors.protector import Protector
 from pipeline import layout

@@ -60,8 +60,8 @@ from ratio import where, write
 from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
-from actors.batches import RunContext, shard_rows
-from actors.connect import connected
+from actors.cluster.batches import RunContext, shard_rows
+from actors.cluster.connect import connected
 from actors.protector import Protector
 from jobs.prepare import Run
 from jobs.stages import apply

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     os.environ["RAY_AUTH_MODE"] = "disabled"
 
-import pipeline.storage.streams
 import torch
 from bench_apply import CASES, Bench, Case
 from ratio import where, write
 
 import actors.protector
-from actors.metrics import RayRecorder
+import pipeline.storage.streams
+from actors.cluster.metrics import RayRecorder
 from actors.protector import Protector
 
 NEEDED = 0.05

@@ -15,7 +15,7 @@ import ray
 import torch
 from ratio import where, write
 
-from actors.connect import connected, workers_for
+from actors.cluster.connect import connected, workers_for
 from actors.trials import EvaluationData, run_trials
 from jobs.evaluate_options import parse_evaluation
 from pipeline.relearning.arms import Labels

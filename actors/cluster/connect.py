@@ -16,8 +16,8 @@ import ray
 from ray._private import ray_constants
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from actors.placement import Resources, place
-from actors.placement import Workers as Workers
+from actors.cluster.placement import Resources, place
+from actors.cluster.placement import Workers as Workers
 from pipeline.errors import ClusterError, one_line
 
 OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel

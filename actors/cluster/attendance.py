@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.failures import Failure, is_unavailable
+from actors.cluster.failures import Failure, is_unavailable
 
 PATIENCE_SECONDS = 120.0  # without a sign of any; a worker imports torch before its first
 _LOOK_SECONDS = 2.0

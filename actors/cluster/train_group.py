@@ -9,7 +9,7 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from actors.placement import Workers
+from actors.cluster.placement import Workers
 
 RESTARTS = 3  # of the whole group
 

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.connect import Asked, connected, workers_for
+from actors.cluster.connect import Asked, connected, workers_for
 from pipeline.errors import ClusterError
 from pipeline.fingerprint import library_versions
 from pipeline.runs.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions

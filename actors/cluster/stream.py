@@ -13,10 +13,10 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from actors.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
-from actors.batches import Batch, ShardDone, done_of, shard_rows
-from actors.failures import ray_failures
-from actors.placement import Workers
+from actors.cluster.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
+from actors.cluster.batches import Batch, ShardDone, done_of, shard_rows
+from actors.cluster.failures import ray_failures
+from actors.cluster.placement import Workers
 from pipeline.records import Shard
 
 RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
