@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import cli
+from jobs.shared import cli
 from pipeline.errors import ScumbleError
 from pipeline.settings import EMBEDDED_SURROGATE
 from pipeline.shards.photographs import write_demo_collection

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from jobs import cli
-from jobs.options import protection_parser
+from jobs.protection.options import protection_parser
+from jobs.shared import cli
 from pipeline.runs.checkup import (
     Finding,
     check_codecs,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jobs import cli
 from actors.cluster.connect import connected
 from actors.cluster.metrics import recorder
-from jobs.certificate import certify_all
-from jobs.evaluate_options import parse_evaluation
-from jobs.evaluation import check_names, gather, load, plan, print_plan, train
+from jobs.evaluation.certificate import certify_all
+from jobs.evaluation.options import parse_evaluation
+from jobs.evaluation.steps import check_names, gather, load, plan, print_plan, train
+from jobs.shared import cli
 from pipeline.metrics import report_success
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from jobs import cli
 from actors.cluster.connect import connected
 from actors.cluster.metrics import recorder
-from jobs.dry_run import print_plan
-from jobs.options import parse_settings
-from jobs.outcome import finish
-from jobs.prepare import Run, is_left, prepare, start
-from jobs.reported import StatusFile, reported
-from jobs.stages import apply, cluster, embed, fit, measure
+from jobs.protection.dry_run import print_plan
+from jobs.protection.options import parse_settings
+from jobs.protection.outcome import finish
+from jobs.protection.prepare import Run, is_left, prepare, start
+from jobs.protection.stages import apply, cluster, embed, fit, measure
+from jobs.protection.status_file import StatusFile, reported
+from jobs.shared import cli
 from pipeline.metrics import report_success
 
 

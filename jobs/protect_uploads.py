@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jobs import cli
-from jobs.metrics import exported
-from jobs.uploads import first_look, prepare, round_of, stopping, workers
-from jobs.uploads_options import parse_uploads
+from jobs.shared import cli
+from jobs.shared.metrics import exported
+from jobs.uploads.options import parse_uploads
+from jobs.uploads.steps import first_look, prepare, round_of, stopping, workers
 
 
 def main(argv: list[str] | None = None) -> int:

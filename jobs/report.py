@@ -5,8 +5,8 @@ python jobs/report.py --output protected/
 
 from __future__ import annotations
 
-from jobs import cli
-from jobs.outcome import publish_report
+from jobs.protection.outcome import publish_report
+from jobs.shared import cli
 from pipeline.errors import SettingsError
 from pipeline.report.report_data import report_data
 from pipeline.storage.store import Store

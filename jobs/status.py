@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from jobs import cli
+from jobs.shared import cli
 from pipeline import layout
 from pipeline.errors import SettingsError
 from pipeline.runs.run_record import read_run

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jobs import cli
 from actors.cluster.connect import connected
 from actors.cluster.metrics import recorder
-from jobs.one_for_all import load, prepare, report, train
-from jobs.one_for_all_options import parse_one_for_all
+from jobs.one_for_all.options import parse_one_for_all
+from jobs.one_for_all.steps import load, prepare, report, train
+from jobs.shared import cli
 from pipeline.metrics import report_success
 
 

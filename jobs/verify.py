@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from jobs import cli
-from jobs.progress import progress
+from jobs.shared import cli
+from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.layout import RUN_FOLDER

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from jobs import cli
+from jobs.shared import cli
 from pipeline.shards.photographs import photograph
 from tests.processes import descendants as descendants
 from tests.processes import kill as kill

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import Parser, given_options, print_left_out, read_config
-from jobs.options import protection_parser
+from jobs.protection.options import protection_parser
+from jobs.shared.cli import Parser, given_options, print_left_out, read_config
 from pipeline.errors import ClusterError, InputError, SettingsError, ending
 from pipeline.shards.squares import LeftOut
 from tests import runs

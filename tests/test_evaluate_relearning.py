@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from jobs import evaluate_relearning
-from jobs.evaluate_options import parse_evaluation
+from jobs.evaluation.options import parse_evaluation
 from pipeline.errors import SettingsError
 from pipeline.relearning.collection import load_labelled
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe, train_denoiser

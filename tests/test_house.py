@@ -76,10 +76,10 @@ def test_the_readme_names_every_file_and_every_flag_it_shows_exists() -> None:
         elif path.name != "__init__.py":
             assert f"`{path.name}`" in readme, name(path)
     from jobs.doctor import doctor_parser
-    from jobs.evaluate_options import evaluation_parser
-    from jobs.one_for_all_options import one_for_all_parser
-    from jobs.options import protection_parser
-    from jobs.uploads_options import uploads_parser
+    from jobs.evaluation.options import evaluation_parser
+    from jobs.one_for_all.options import one_for_all_parser
+    from jobs.protection.options import protection_parser
+    from jobs.uploads.options import uploads_parser
 
     parsers = (protection_parser(), evaluation_parser(), one_for_all_parser(), uploads_parser(), doctor_parser())
     actions = [action for parser in parsers for action in parser._actions]

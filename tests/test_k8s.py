@@ -11,12 +11,12 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from jobs.cli import Parser, read_config
 from jobs.doctor import doctor_parser
-from jobs.evaluate_options import evaluation_parser
-from jobs.one_for_all_options import one_for_all_parser
-from jobs.options import protection_parser
-from jobs.uploads_options import uploads_parser
+from jobs.evaluation.options import evaluation_parser
+from jobs.one_for_all.options import one_for_all_parser
+from jobs.protection.options import protection_parser
+from jobs.shared.cli import Parser, read_config
+from jobs.uploads.options import uploads_parser
 from pipeline.metrics import METRICS
 from tests.manifests import K8S, OPTIONS, OVERLAYS, ROOT, commands, pods, ray_schemas, rendered, strings, written
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.metrics import exported
+from jobs.shared.metrics import exported
 from pipeline import metrics
 from tests import runs
 from tests.manifests import K8S, rules

@@ -13,10 +13,10 @@ import pytest
 from jobs import protect_imagenet, verify
 from actors.cluster.batches import RunContext
 from actors.protector import Protector
-from jobs.options import parse_settings
-from jobs.outcome import finish
-from jobs.prepare import prepare, start
-from jobs.reported import StatusFile
+from jobs.protection.options import parse_settings
+from jobs.protection.outcome import finish
+from jobs.protection.prepare import prepare, start
+from jobs.protection.status_file import StatusFile
 from pipeline import layout
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.records import Sample

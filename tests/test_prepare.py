@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.options import parse_settings
-from jobs.prepare import prepare
+from jobs.protection.options import parse_settings
+from jobs.protection.prepare import prepare
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.settings import EMBEDDED_SURROGATE
 from tests import runs

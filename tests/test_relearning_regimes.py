@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.evaluate_options import evaluation_parser
+from jobs.evaluation.options import evaluation_parser
 from pipeline.errors import SettingsError
 from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime

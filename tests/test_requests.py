@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.options import parse_settings
-from jobs.outcome import finish
-from jobs.prepare import prepare, start
-from jobs.reported import reported
+from jobs.protection.options import parse_settings
+from jobs.protection.outcome import finish
+from jobs.protection.prepare import prepare, start
+from jobs.protection.status_file import reported
 from pipeline import layout
 from pipeline.errors import SettingsError
 from pipeline.shards.inputs import resolve_input

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.options import parse_settings
+from jobs.protection.options import parse_settings
 from pipeline.errors import SettingsError
 from pipeline.settings import Generator, Settings, clusters_for, parse_epsilon, settings_from
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from jobs import protect_imagenet
-from jobs.options import parse_settings
-from jobs.prepare import prepare
+from jobs.protection.options import parse_settings
+from jobs.protection.prepare import prepare
 from pipeline.deltas.protection import load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection
 from tests import runs

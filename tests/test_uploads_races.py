@@ -27,7 +27,7 @@ sys.path.insert(0, {root!r})
 import jobs.uploads, pipeline.uploads.transaction as transaction
 from jobs import cli, protect_uploads
 from tests.uploads import fake_deltas
-jobs.uploads.deltas_from = fake_deltas
+jobs.uploads.steps.deltas_from = fake_deltas
 {more}
 sys.argv = ["protect_uploads.py", *{arguments!r}]
 raise SystemExit(cli.run(protect_uploads.main))
@@ -121,7 +121,7 @@ def test_two_without_a_lease_still_count_each_object_once(job: Job, monkeypatch:
     leases = iter([layout.UPLOADS_LEASE + "1", layout.UPLOADS_LEASE + "2"])
     barrier, codes = threading.Barrier(2, timeout=10), []
     monkeypatch.setattr(
-        "jobs.uploads.take_lease", lambda store, name, **options: take_lease(store, next(leases), **options)
+        "jobs.uploads.steps.take_lease", lambda store, name, **options: take_lease(store, next(leases), **options)
     )
     real = jobs_protect_unit()
 
@@ -131,7 +131,7 @@ def test_two_without_a_lease_still_count_each_object_once(job: Job, monkeypatch:
             barrier.wait()  # both have put the same unit, neither has committed it
         return result
 
-    monkeypatch.setattr("jobs.uploads.protect_unit", together)
+    monkeypatch.setattr("jobs.uploads.steps.protect_unit", together)
     monkeypatch.setattr("jobs.protect_uploads.stopping", _no_signals)
     threads = [threading.Thread(target=lambda: codes.append(_code(job))) for _ in range(2)]
     for thread in threads:
@@ -139,7 +139,7 @@ def test_two_without_a_lease_still_count_each_object_once(job: Job, monkeypatch:
     for thread in threads:
         thread.join()
     assert 0 in codes, codes
-    monkeypatch.setattr("jobs.uploads.take_lease", take_lease)
+    monkeypatch.setattr("jobs.uploads.steps.take_lease", take_lease)
     assert job.run() == 0
     check_all(job, set(photos(14)))
 
@@ -200,7 +200,7 @@ def test_a_lost_lease_stops_the_run_before_its_next_commit(job: Job, monkeypatch
             time.sleep(0.8)
         return real(unit, *given, **options)
 
-    monkeypatch.setattr("jobs.uploads.protect_unit", steals)
+    monkeypatch.setattr("jobs.uploads.steps.protect_unit", steals)
     with pytest.raises(LeaseLost):
         job.run("--lease", "1.2")
     assert len(job.rows()) == 3
@@ -208,6 +208,6 @@ def test_a_lost_lease_stops_the_run_before_its_next_commit(job: Job, monkeypatch
 
 
 def jobs_protect_unit() -> Callable[..., object]:
-    from jobs import uploads
+    from jobs.uploads import steps as uploads
 
     return uploads.protect_unit

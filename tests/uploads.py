@@ -111,7 +111,7 @@ class Job:
         self.protection = folder / "protection.safetensors"
         self.protection.write_bytes(protection_bytes() if monkeypatch else small_protection().to_bytes())
         if monkeypatch is not None:
-            monkeypatch.setattr("jobs.uploads.deltas_from", fake_deltas)
+            monkeypatch.setattr("jobs.uploads.steps.deltas_from", fake_deltas)
 
     @classmethod
     def local(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Job:

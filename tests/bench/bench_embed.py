@@ -30,7 +30,7 @@ from torch import Tensor
 from actors.cluster.batches import RunContext
 from actors.cluster.connect import Workers, connected
 from actors.embedder import Embedder
-from jobs.stages import over_shards
+from jobs.protection.stages import over_shards
 from pipeline.records import Shard
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.shards.tar import read_samples

@@ -1,7 +1,7 @@
 """Two nodes against one, in the stage `apply`:  python tests/bench/bench_nodes.py [--cores 1 0.85] [--turns 2]
 
 A Ray cluster of a head without CPUs and two nodes of one CPU each on this machine; the stage itself
-(`jobs.stages.apply`) joins it through RAY_ADDRESS. While it runs, one of its two actors is stopped (SIGSTOP) for ten
+(`jobs.protection.stages.apply`) joins it through RAY_ADDRESS. While it runs, one of its two actors is stopped (SIGSTOP) for ten
 seconds, then both work for ten, then the other is stopped, and so on: what one node does and what two do is measured
 within the same half minute, because other guests of the host make this machine faster or slower by a tenth and more
 from one minute to the next, which is more than is to be told apart. What else lives on a node, its raylet and its
@@ -63,8 +63,8 @@ from ray.cluster_utils import Cluster
 from actors.cluster.batches import RunContext, shard_rows
 from actors.cluster.connect import connected
 from actors.protector import Protector
-from jobs.prepare import Run
-from jobs.stages import apply
+from jobs.protection.prepare import Run
+from jobs.protection.stages import apply
 from pipeline import layout
 from pipeline.records import Shard
 from pipeline.runs.commits import make_plan

@@ -17,7 +17,7 @@ from ratio import where, write
 
 from actors.cluster.connect import connected, workers_for
 from actors.trials import EvaluationData, run_trials
-from jobs.evaluate_options import parse_evaluation
+from jobs.evaluation.options import parse_evaluation
 from pipeline.relearning.arms import Labels
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.evaluation import CLEAN, Trial

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from jobs.evaluate_options import named_urls
+from jobs.evaluation.options import named_urls
 from pipeline.measures.scores import psnr_of
 from pipeline.relearning.collection import Collection, like_clean, load_labelled
 from pipeline.shards.inputs import resolve_input

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.cli import Parser, given_options
+from jobs.shared.cli import Parser, given_options
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.settings import DEFAULT_SURROGATE, parse_epsilon
 

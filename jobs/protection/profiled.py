@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from jobs.prepare import Run
+from jobs.protection.prepare import Run
 from pipeline import layout
 from pipeline.profile import Profile, ProfileRecord, as_text
 

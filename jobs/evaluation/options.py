@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jobs.cli import Parser, given_options
+from jobs.shared.cli import Parser, given_options
 from pipeline.errors import SettingsError
 from pipeline.relearning.evaluation import PRESETS, RECIPES, EvaluationSettings, evaluation_from
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from jobs import cli
 from actors.cluster.connect import Workers, workers_for
 from actors.cluster.failures import ray_failures
 from actors.denoisers import make_denoiser
@@ -27,8 +26,9 @@ from actors.trials import (
     run_trials,
     sample_limit,
 )
-from jobs.progress import progress
-from jobs.relearned import RelearnedSoFar
+from jobs.evaluation.watched import RelearnedSoFar
+from jobs.shared import cli
+from jobs.shared.progress import progress
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jobs import cli
-from jobs.prepare import Run
-from jobs.reported import StatusFile
+from jobs.protection.prepare import Run
+from jobs.protection.status_file import StatusFile
+from jobs.shared import cli
 from pipeline import layout
 from pipeline.errors import PromiseError
 from pipeline.report.report_data import report_data

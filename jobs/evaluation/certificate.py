@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from actors.trials import look_at
-from jobs.evaluation import Loaded
+from jobs.evaluation.steps import Loaded
 from pipeline.errors import InputError
 from pipeline.relearning.evaluation import EvaluationSettings
 from pipeline.relearning.report.certificate import (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.cli import Parser, given_options
-from jobs.metrics import add_metrics_options
-from jobs.options import add_picture_options
+from jobs.protection.options import add_picture_options
+from jobs.shared.cli import Parser, given_options
+from jobs.shared.metrics import add_metrics_options
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 
 DESCRIPTION = """\

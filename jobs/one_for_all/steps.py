@@ -8,13 +8,13 @@ from typing import Any
 
 import ray
 
-from jobs import cli
 from actors.cluster.connect import Workers, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
 from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
-from jobs.stages import watched
+from jobs.protection.stages import watched
+from jobs.shared import cli
 from pipeline.deltas.protection import load_any_protection
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import ConflictError, SettingsError

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs import cli
+from jobs.shared import cli
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.protection import Protection, load_any_protection

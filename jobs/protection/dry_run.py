@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from jobs.prepare import Run
+from jobs.protection.prepare import Run
 from pipeline.measures.estimate import Estimate, estimate
 from pipeline.report.page import duration
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server, write_to_textfile
 
-from jobs.cli import Parser
+from jobs.shared.cli import Parser
 from pipeline.errors import SettingsError
 from pipeline.metrics import Metric, Recorder, Silent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jobs.cli import Parser, given_options
+from jobs.shared.cli import Parser, given_options
 from pipeline.errors import SettingsError
 from pipeline.settings import DEFAULT_SURROGATE, PRESETS, Settings, check, parse_epsilon, settings_from
 

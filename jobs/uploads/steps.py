@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from jobs import cli
+from jobs.shared import cli
 from pipeline import layout
 from pipeline.errors import Reason, ScumbleError, StoreError, ending
 from pipeline.fingerprint import sha256

@@ -28,9 +28,9 @@ from actors.measurer import measure_run
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
 from actors.universal_protector import UniversalProtector
-from jobs.prepare import Run
-from jobs.profiled import profiled
-from jobs.progress import progress
+from jobs.protection.prepare import Run
+from jobs.protection.profiled import profiled
+from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, target_clusters
 from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection

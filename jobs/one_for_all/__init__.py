@@ -1,0 +1,1 @@
+"""Options and steps of train_one_for_all."""

@@ -1,0 +1,1 @@
+"""What all jobs share: the command line, progress, metrics."""
