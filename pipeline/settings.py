@@ -281,8 +281,8 @@ def clusters_for(num_images: int, generator: Generator) -> int:
     """Number of clusters for a collection: IMAGES_PER_CLUSTER each, between 10 and 40.
 
     A delta that is seen on fewer images is not learnt before the real features: with 200 each, 4,000 images of
-    CIFAR-10 kept 51-57 % accuracy; with 400 each, 37-45 % (tests/test_effect.py). Deltas of single images do better
-    with fewer clusters: 6,000 images kept 35 % with 10 clusters, 40 % with 15, 54 % with 40.
+    CIFAR-10 kept 51-57 % accuracy; with 400 each, 37-45 % (tests/fitting/test_effect.py). Deltas of single images do
+    better with fewer clusters: 6,000 images kept 35 % with 10 clusters, 40 % with 15, 54 % with 40.
     """
     return max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))
 

@@ -16,7 +16,7 @@ import torch
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
-    from tests.uploads import Job
+    from tests.support.uploads import Job
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -139,7 +139,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """The command over new uploads, from one folder to another."""
-    from tests.uploads import Job  # and with it a job: tests/gpu has no need of it
+    from tests.support.uploads import Job  # and with it a job: tests/gpu has no need of it
 
     return Job.local(tmp_path, monkeypatch)
 
@@ -147,6 +147,6 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str) -> Job:
     """The same from one prefix of a bucket to another."""
-    from tests.uploads import Job
+    from tests.support.uploads import Job
 
     return Job(tmp_path, source=Store(f"{bucket}/in"), output=Store(f"{bucket}/out"), monkeypatch=monkeypatch)

@@ -1,11 +1,11 @@
 """Two nodes against one, in the stage `apply`:  python tests/bench/bench_nodes.py [--cores 1 0.85] [--turns 2]
 
 A Ray cluster of a head without CPUs and two nodes of one CPU each on this machine; the stage itself
-(`jobs.protection.stages.apply`) joins it through RAY_ADDRESS. While it runs, one of its two actors is stopped (SIGSTOP) for ten
-seconds, then both work for ten, then the other is stopped, and so on: what one node does and what two do is measured
-within the same half minute, because other guests of the host make this machine faster or slower by a tenth and more
-from one minute to the next, which is more than is to be told apart. What else lives on a node, its raylet and its
-agents, is not stopped.
+(`jobs.protection.stages.apply`) joins it through RAY_ADDRESS. While it runs, one of its two actors is stopped
+(SIGSTOP) for ten seconds, then both work for ten, then the other is stopped, and so on: what one node does and what
+two do is measured within the same half minute, because other guests of the host make this machine faster or slower by
+a tenth and more from one minute to the next, which is more than is to be told apart. What else lives on a node, its
+raylet and its agents, is not stopped.
 
 Two kinds of nodes (--cores):
 

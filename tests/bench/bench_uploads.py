@@ -159,8 +159,8 @@ def start(folder: Path) -> dict[str, float]:
     """Seconds from the start of the command to its first commit."""
     import numpy as np
 
-    from tests.samples import image_bytes
-    from tests.uploads import patch, protection_of
+    from tests.support.samples import image_bytes
+    from tests.support.uploads import patch, protection_of
 
     (folder / "uploads").mkdir()
     for number in range(NEW):

@@ -22,7 +22,7 @@ import boto3
 import pyarrow.parquet as pq
 import s3fs
 
-from tests import runs
+from tests.support import runs
 
 EVERYTHING = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]})
 

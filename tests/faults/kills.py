@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from urllib.parse import quote
 
-from tests import runs
+from tests.support import runs
 
 POINTS = Path(__file__).parent / "points"
 EMBEDDER, PROTECTOR = "ray::MapWorker(MapBatches(Embedder))", "ray::MapWorker(MapBatches(Protector))"

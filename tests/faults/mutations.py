@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tests.samples import image_bytes, noise, tar_bytes
+from tests.support.samples import image_bytes, noise, tar_bytes
 
 OUTSIDE = "/tmp/scumble-fuzz-outside"  # where absolute names and links point; nothing may appear there
 MARKER = "unpickled"  # what unpickling would create in the working folder

@@ -15,9 +15,9 @@ from random import Random
 
 import pytest
 
-from tests import runs
 from tests.faults.kills import Family
-from tests.samples import free_port
+from tests.support import runs
+from tests.support.samples import free_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

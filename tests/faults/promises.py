@@ -28,7 +28,7 @@ from pipeline.settings import Settings
 from pipeline.shards.tar import ShardWriter, read_samples
 from pipeline.surrogates.embed import embed_shard
 from pipeline.surrogates.surrogate import Surrogate
-from tests.samples import ExtremeDeltas
+from tests.support.samples import ExtremeDeltas
 
 LOSSLESS = Settings(encode="lossless", max_pixels=1_000_000, max_member_bytes=1 << 18)
 SAME = replace(LOSSLESS, encode="same")

@@ -32,11 +32,11 @@ from pipeline.uploads.listing import Tally, changes
 from pipeline.uploads.names import output_name
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit, units_of
-from tests import runs
 from tests.faults.mutations import BASES, MARKER, OUTSIDE, Bomb, Case, Corpus, bent_image, shard_of
 from tests.faults.promises import LOSSLESS, SAME, Done, check_picture, check_shard, key_of, listed, protected
-from tests.samples import tar_bytes
-from tests.uploads import fake_deltas, jpeg
+from tests.support import runs
+from tests.support.samples import tar_bytes
+from tests.support.uploads import fake_deltas, jpeg
 
 pytestmark = [
     pytest.mark.slow,

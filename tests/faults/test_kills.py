@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests import runs
 from tests.faults.kills import DRIVER, EMBEDDER, PROTECTOR, READER, TRAINER, Campaign, deal, job, spread
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import runs
 from tests.faults.kills import PROTECTOR
 from tests.faults.nodes import Nodes, nodes
-from tests.uploads import small_protection
+from tests.support import runs
+from tests.support.uploads import small_protection
 
 pytestmark = [
     pytest.mark.slow,

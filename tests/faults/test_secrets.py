@@ -19,10 +19,10 @@ from urllib.parse import quote
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from tests import runs
 from tests.faults.canaries import Ran, Server, below, credentials, forms, run, scratch, stored
-from tests.samples import free_port
-from tests.uploads import jpeg
+from tests.support import runs
+from tests.support.samples import free_port
+from tests.support.uploads import jpeg
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 

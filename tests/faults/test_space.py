@@ -23,9 +23,9 @@ from jobs import verify
 from jobs.status import status_of
 from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
-from tests import runs
-from tests.samples import image_bytes
-from tests.uploads import small_protection
+from tests.support import runs
+from tests.support.samples import image_bytes
+from tests.support.uploads import small_protection
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

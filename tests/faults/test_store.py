@@ -24,9 +24,9 @@ from jobs import status, verify
 from pipeline.errors import StoreError
 from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
-from tests import runs
-from tests.faulty_server import Asked, Fault, FaultyServer
-from tests.uploads import small_protection
+from tests.support import runs
+from tests.support.faulty_server import Asked, Fault, FaultyServer
+from tests.support.uploads import small_protection
 
 SEED = 20
 SLOW_DOWN, INTERNAL = Fault("answer", 503, "SlowDown"), Fault("answer", 500, "InternalError")

@@ -20,7 +20,7 @@ from pipeline.fitting.fit import Fit, FitImages
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
-from tests.samples import image_bytes, noise, stripes
+from tests.support.samples import image_bytes, noise, stripes
 
 CLUSTERS = 4
 # SHA-256 of the pixels that the test below writes, as a CPU of the year 2026 made them

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.settings import EMBEDDED_SURROGATE
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
-from tests.samples import noise
+from tests.support.samples import noise
 
 TOWERS = ["open_clip:ViT-B-32/random-0", "open_clip:RN50/random-0", "torchvision:resnet18/random-0", EMBEDDED_SURROGATE]
 SIDE = {"open_clip:ViT-B-32/random-0": None, "open_clip:RN50/random-0": None}

@@ -25,7 +25,7 @@ from typing import Any
 
 from rows import ROOT, has, read_rows
 
-from tests.processes import descendants, kill
+from tests.support.processes import descendants, kill
 
 RESULTS = ROOT / "tests" / "bench" / "results"
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "ray", "faiss-cpu", "faiss-gpu", "numpy", "pillow")

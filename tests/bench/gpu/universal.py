@@ -19,7 +19,7 @@ from pipeline.one_for_all.fit import TrainingImages, UniversalFit  # noqa: E402
 from pipeline.one_for_all.settings import BLOCKS, WIDTH, one_for_all_settings  # noqa: E402
 from pipeline.settings import EMBEDDED_SURROGATE  # noqa: E402
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate  # noqa: E402
-from tests.processes import descendants, kill  # noqa: E402
+from tests.support.processes import descendants, kill  # noqa: E402
 
 BATCH, TRAIN_STEPS = 32, 10
 CHECKPOINT_S = 90.0  # after which the job is killed even if it has left no checkpoint yet

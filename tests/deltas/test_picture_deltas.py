@@ -1,0 +1,112 @@
+"""One pass over new pictures gives the bytes of the two passes of a run: embed and assign, then protect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from pipeline.clusters.clustering import fit_clusters
+from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
+from pipeline.deltas.protection import Protection
+from pipeline.errors import ConflictError, Reason
+from pipeline.records import Rejection, Sample
+from pipeline.settings import Settings
+from pipeline.shards.photographs import photograph
+from pipeline.surrogates.embed import embed_shard
+from pipeline.surrogates.surrogate import load_surrogate
+from tests.support.pictures import exif_with
+from tests.support.samples import image_bytes
+
+SETTINGS = Settings(encode="lossless", max_pixels=1_000_000)
+NAMES = ("grass", "brick", "coffee", "astronaut")
+
+
+@pytest.fixture(scope="module")
+def surrogate():
+    return load_surrogate("timm:test_resnet.random-0", weights=None, size=32, device="cpu")
+
+
+def samples(count: int = 24) -> list[Sample]:
+    """Patches of photographs, grey and colour, JPEG and PNG, of several sizes, with a label beside each."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        pixels = photograph(NAMES[number % 4])
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        side = (40, 64, 90)[number % 3]
+        top, left = (int(rng.integers(0, size - side)) for size in pixels.shape[:2])
+        kind, suffix = (("JPEG", "jpg"), ("PNG", "png"))[number % 2]
+        patch = np.ascontiguousarray(pixels[top : top + side, left : left + side - number % 5])
+        lying = {"exif": exif_with(Orientation=number % 8 + 1)}
+        members = {suffix: image_bytes(patch, kind, **lying), "cls": str(number % 4).encode()}
+        found.append(Sample(f"{number:03d}", members))
+    return found
+
+
+@pytest.fixture(scope="module")
+def protection(surrogate) -> Protection:
+    features, _, _ = embed_shard(samples(), surrogate, shard="s", batch_size=8, threads=1, max_pixels=1_000_000)
+    fitted = fit_clusters([features.values], "features", None, 3, restarts=2, seed=0)
+    levels = np.random.default_rng(1).integers(-16, 17, (3, 3, 16, 16)).astype(np.int8)
+    return Protection("uc", "direct", surrogate.id, 16 / 255, fitted.clustering, (1, 2, 0), levels, "f" * 64)
+
+
+def test_one_pass_gives_the_bytes_of_two(surrogate, protection):
+    features, _, _ = embed_shard(samples(), surrogate, shard="s", batch_size=8, threads=1, max_pixels=1_000_000)
+    clusters, distances = protection.clustering.assign(features.values)
+    assert len(set(clusters.tolist())) == 3
+    deltas = NearestDeltas(protection, surrogate)
+    found = list(protect_pictures(samples(), deltas, settings=SETTINGS, batch_size=7, threads=2))
+    for one, sample, cluster, distance in zip(found, samples(), clusters, distances, strict=True):
+        assert isinstance(one, ProtectedPicture)
+        expected = protect_sample(sample, protection, int(cluster), settings=SETTINGS)
+        assert one.cluster == cluster
+        assert one.distance == pytest.approx(float(distance), abs=1e-3)
+        assert one.done.sample.key == sample.key
+        assert dict(one.done.sample.members) == dict(expected.sample.members)
+        assert 0 < one.done.max_abs_delta <= 16
+
+
+def test_rejections_keep_their_place_and_reason(surrogate, protection):
+    good = samples(4)
+    given = [
+        good[0],
+        Rejection("r", "r.jpg", Reason.UNSAFE_NAME, "as the reader found it"),
+        Sample("broken", {"jpg": good[0].members["jpg"][:200]}),
+        Sample("huge", {"png": image_bytes(np.zeros((1100, 1000, 3), np.uint8), "PNG")}),
+        Sample("none", {"txt": b"no picture"}),
+        good[1],
+    ]
+    deltas = NearestDeltas(protection, surrogate)
+    found = list(protect_pictures(given, deltas, settings=SETTINGS, batch_size=3))
+    reasons = [one.reason if isinstance(one, Rejection) else None for one in found]
+    assert reasons == [None, Reason.UNSAFE_NAME, Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS, Reason.NO_IMAGE, None]
+
+
+def test_the_first_results_come_before_the_rest_is_read(surrogate, protection):
+    read = 0
+
+    def source() -> Iterator[Sample]:
+        nonlocal read
+        for sample in samples():
+            read += 1
+            yield sample
+
+    results = protect_pictures(source(), NearestDeltas(protection, surrogate), settings=SETTINGS, batch_size=4)
+    next(results)
+    assert read == 4
+
+
+def test_a_batch_of_nothing_usable_is_no_failure(surrogate, protection):
+    given = [Sample("none", {"txt": b"no picture"})]
+    (found,) = protect_pictures(given, NearestDeltas(protection, surrogate), settings=SETTINGS, batch_size=4)
+    assert isinstance(found, Rejection)
+
+
+def test_another_surrogate_is_refused(protection):
+    other = load_surrogate("timm:test_resnet.random-1", weights=None, size=32, device="cpu")
+    with pytest.raises(ConflictError, match="fitted for surrogate"):
+        NearestDeltas(protection, other)

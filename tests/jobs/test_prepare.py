@@ -1,0 +1,58 @@
+"""What is refused before a run starts, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.protection.options import parse_settings
+from jobs.protection.prepare import prepare
+from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.settings import EMBEDDED_SURROGATE
+from tests.deltas.test_protection import LEVELS, made
+from tests.support import runs
+from tests.support.uploads import SURROGATE, small_protection, small_surrogate
+
+
+@pytest.mark.parametrize("epsilon", ["16/255", "4/255"])  # one of them is the default
+def test_another_epsilon_than_that_of_a_given_protection_is_refused(tmp_path: Path, epsilon: str) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4)
+    file = tmp_path / "protection.safetensors"
+    file.write_bytes(made(epsilon=8 / 255, levels=LEVELS // 2).to_bytes())
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--protection", str(file)]
+    with pytest.raises(SettingsError) as caught:
+        prepare(parse_settings([*options, "--epsilon", epsilon]))
+    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; omit --epsilon, or fit anew")
+    (tmp_path / "settings.yaml").write_text(f"epsilon: {epsilon}\n")
+    with pytest.raises(SettingsError, match="was made for 8/255"):
+        prepare(parse_settings([*options, "--config", str(tmp_path / "settings.yaml")]))
+
+
+def test_a_given_protection_alone_says_method_surrogate_and_epsilon(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4)
+    (tmp_path / "p.safetensors").write_bytes(replace(small_protection(), epsilon=20 / 255).to_bytes())
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    options += ["--protection", str(tmp_path / "p.safetensors")]
+    run = prepare(parse_settings(options))
+    assert run.surrogate.id == small_surrogate().id
+    assert (run.settings.surrogate, run.settings.surrogate_size) == (SURROGATE, 64)
+    assert (run.settings.method, run.settings.epsilon) == ("uc", 20 / 255)
+    assert prepare(parse_settings([*options, "--surrogate", SURROGATE])).plan.fingerprint == run.plan.fingerprint
+    with pytest.raises(ConflictError, match="the protection was fitted for surrogate .*64.*, not .*96"):
+        prepare(parse_settings([*options, "--surrogate-size", "96"]))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"fingerprint": 1}', "not JSON"])  # of another version, or damaged
+def test_a_run_that_is_not_understood_is_not_resumed_but_may_be_overwritten(tmp_path: Path, content: str) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4)
+    record = tmp_path / "out/_scumble/run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--clusters", "2"]
+    options += ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64"]
+    with pytest.raises(InputError, match="run.json is damaged, or of another version of Scumble"):
+        prepare(parse_settings(options))
+    assert len(prepare(parse_settings([*options, "--overwrite"])).plan.left) == 1
+    assert not record.exists()

@@ -1,0 +1,143 @@
+"""The prediction counts what is there, and its factors are those of the files that would be written."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.proxy_network import ProxyNetwork
+from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.errors import InputError
+from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, estimate
+from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
+from pipeline.surrogates.surrogate import Surrogate, load_surrogate
+from tests.support.samples import image_bytes, noise, tar_bytes
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> Surrogate:
+    torch.set_num_threads(1)
+    return load_surrogate(EMBEDDED_SURROGATE, weights=None, size=64, device="cpu")
+
+
+def predicted(data: bytes, surrogate: Surrogate, total: int | None = None, **settings: object) -> Estimate:
+    return estimate(io.BytesIO(data), len(data), total or len(data), surrogate, Settings(**settings))  # type: ignore[arg-type]
+
+
+def test_a_shard_that_is_read_whole_gives_the_number_of_images_exactly(surrogate):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(20, 30, seed=n))) for n in range(50)])
+    found = predicted(data, surrogate)
+    assert found.images == 50
+    assert found.sides == (20, 30)
+    assert found.clusters == clusters_for(50, "direct")
+
+
+def test_ten_times_the_bytes_are_ten_times_the_images(surrogate):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(20, 30, seed=n))) for n in range(50)])
+    assert predicted(data, surrogate, 10 * len(data)).images == 500
+
+
+def test_of_a_long_shard_only_the_beginning_is_read(surrogate):
+    small = image_bytes(noise(8, 8))
+    data = tar_bytes([(f"{n:05}.png", small) for n in range(3 * COUNTED_SAMPLES)])
+    stream = io.BytesIO(data)
+    found = estimate(stream, len(data), len(data), surrogate, Settings())
+    assert stream.tell() < len(data) / 2
+    assert abs(found.images - 3 * COUNTED_SAMPLES) < 0.05 * 3 * COUNTED_SAMPLES
+
+
+def test_flat_pictures_grow_and_noise_hardly_does(surrogate):
+    flat = tar_bytes([(f"{n}.png", image_bytes(np.full((64, 64, 3), 100, np.uint8))) for n in range(4)])
+    full = tar_bytes([(f"{n}.png", image_bytes(noise(64, 64, seed=n))) for n in range(4)])
+    assert predicted(flat, surrogate).output_factor > 1.5
+    assert 0.9 < predicted(full, surrogate).output_factor < 1.1
+
+
+def test_more_workers_divide_what_they_share_and_not_the_start():
+    found = Estimate(1_000, (10, 10), 1.0, 10, embed=0.02, apply=0.03, fit=100.0)
+    one, four = found.stage_seconds(1), found.stage_seconds(4)
+    assert one["embed"] == pytest.approx(20)
+    assert one["apply"] == pytest.approx(30)
+    assert four["embed"] == pytest.approx(5)
+    assert four["fit"] == one["fit"] == 100
+    assert four["start-up"] == one["start-up"]
+
+
+def test_no_usable_image_is_refused(surrogate):
+    with pytest.raises(InputError, match="none of the first 2 samples"):
+        predicted(tar_bytes([("a.jpg", b"no"), ("b.json", b"{}")]), surrogate)
+
+
+def test_what_goes_to_quarantine_as_a_whole_is_refused_with_its_reason(surrogate):
+    image = image_bytes(noise(9, 9, 4))
+    masked = tar_bytes([("a.png", image), ("a.seg.png", image)])
+    with pytest.raises(InputError, match="none of the first 1 samples can be protected.*--keep-sidecar seg.png"):
+        predicted(masked, surrogate)
+    assert predicted(masked, surrogate, keep_sidecar=["seg.png"]).images == 1
+    with pytest.raises(InputError, match="the last: unsupported-format: a JPEG cannot keep the picture's transparency"):
+        predicted(tar_bytes([("a.png", image)]), surrogate, encode="jpeg:90")
+    with pytest.raises(InputError, match="the last: unknown-sidecar: member npy"):
+        predicted(tar_bytes([("a.png", image), ("a.npy", b"")]), surrogate)
+
+
+def test_the_cost_is_of_what_is_in_use():
+    found = Estimate(3_600, (10, 10), 1.0, 10, embed=1.0, apply=2.0, fit=1800.0)
+    gpu, cpu = found.hours(2, Settings(gpus_per_worker=0.5, fit_threads=2))
+    assert gpu == pytest.approx(0.5 * (1.0 + 0.5))  # an hour of embedding over both, half an hour of one fit
+    overhead = found.stage_seconds(2)["cluster"] + found.stage_seconds(2)["start-up"]
+    assert cpu == pytest.approx(1.0 + 2.0 + 2 * 0.5 + 2 * overhead / 3600)
+    assert found.hours(2, Settings())[0] == 0
+    universal = found.hours(2, Settings(method="one-for-all", gpus_per_worker=1.0))
+    assert universal[0] == pytest.approx(2.0)
+    sample_wise = replace(found, makes_deltas=True).hours(2, Settings(gpus_per_worker=1.0))
+    assert sample_wise[0] == pytest.approx(found.hours(2, Settings(gpus_per_worker=1.0))[0] + 2.0)
+
+
+def sample_wise(side: int, steps: int, clusters: int = 3) -> Protection:
+    """A protection whose proxies have learned nothing."""
+    points = np.random.default_rng(0).normal(size=(clusters, 8)).astype(np.float32)
+    weights = {name: value.numpy() for name, value in ProxyNetwork(clusters, side).state_dict().items()}
+    return Protection(
+        method="uc",
+        generator="sample",
+        surrogate_id="tiny",
+        epsilon=16 / 255,
+        clustering=Clustering(ClusterSpace(), points, points, np.ones(clusters, np.float32)),
+        targets=(*range(1, clusters), 0),
+        levels=None,
+        fingerprint="f" * 64,
+        sample=SampleGenerator(side, steps, plain=False, seed=0, proxies=(weights,)),
+    )
+
+
+def test_a_given_protection_that_makes_deltas_image_by_image_costs_what_its_own_steps_take(surrogate, monkeypatch):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
+    monkeypatch.setattr("pipeline.measures.estimate._proxy_seconds", lambda side, settings: side / 1000)
+    steps = 25
+    fitted = predicted(data, surrogate, generator="sample", steps=steps, clusters=3)
+    assert fitted.makes_deltas
+    plain = predicted(data, surrogate, protection="p.safetensors")
+    stream, settings = io.BytesIO(data), Settings(protection="p.safetensors", steps=7)
+    found = estimate(stream, len(data), len(data), surrogate, settings, sample_wise(side=40, steps=steps))
+    assert found.apply == pytest.approx(fitted.apply, rel=0.1)
+    assert found.apply > 10 * plain.apply
+    assert (found.makes_deltas, found.clusters, found.fit) == (True, 3, 0)
+    assert not plain.makes_deltas
+
+
+def test_a_given_protection_of_shared_deltas_takes_no_steps(surrogate, monkeypatch):
+    monkeypatch.setattr("pipeline.measures.estimate._proxy_seconds", lambda side, settings: 1e9)
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
+    shared = replace(
+        sample_wise(side=40, steps=9), generator="direct", sample=None, levels=np.zeros((3, 3, 40, 40), np.int8)
+    )
+    settings = Settings(protection="p.safetensors", generator="sample")
+    found = estimate(io.BytesIO(data), len(data), len(data), surrogate, settings, shared)
+    assert found.apply < 1
+    assert not found.makes_deltas

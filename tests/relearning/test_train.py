@@ -1,0 +1,186 @@
+"""The trainer: learns what can be learnt, nothing from noise, the same every time, and falls for a real shortcut."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.errors import SettingsError
+from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
+from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
+from pipeline.relearning.targets import build_target
+from pipeline.relearning.train import TargetScore, train_target
+from pipeline.relearning.training import Training
+from tests.support.real import cifar10
+from tests.support.samples import stripes
+
+
+def train(images: Tensor, labels: Tensor, *, regime: str = "nt", epochs: int = 6, seed: int = 0) -> TargetScore:
+    test_images, test_labels = stripes(200, seed=99)
+    return train_target(images, labels, test_images, test_labels, regime=find_regime(regime), epochs=epochs, seed=seed)
+
+
+def test_an_easy_set_is_learnt():
+    score = train(*stripes(512, seed=0))
+    assert score.accuracy_last > 0.9
+    assert score.accuracy_best >= score.accuracy_last
+    assert len(score.history) == 6
+    assert not score.diverged
+
+
+def test_random_labels_teach_nothing():
+    images, labels = stripes(512, seed=0)
+    mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    assert train(images, mixed).accuracy_last == pytest.approx(0.25, abs=0.15)
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_global_generator_says():
+    images, labels = stripes(192, seed=0)
+    torch.manual_seed(1)
+    first = train(images, labels, regime="nt-cg", epochs=2, seed=5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again = train(images, labels, regime="nt-cg", epochs=2, seed=5)
+    assert first.history == again.history
+    assert torch.equal(state, torch.get_rng_state())
+    assert train(images, labels, regime="nt-cg", epochs=2, seed=6).history != first.history
+
+
+def test_training_leaves_the_images_as_they_were():
+    images, labels = stripes(128, seed=0)
+    before = images.clone()
+    for regime in ("nt", "subtract+cg"):
+        train(images, labels, regime=regime, epochs=1)
+    assert torch.equal(images, before)
+
+
+def test_progress_is_told_after_every_epoch():
+    images, labels = stripes(64, seed=0)
+    told: list[tuple[int, int]] = []
+    train_target(
+        images,
+        labels,
+        images,
+        labels,
+        regime=Regime(),
+        epochs=2,
+        seed=0,
+        on_epoch=lambda training: told.append(len(training.history)),
+    )
+    assert told == [1, 2]
+
+
+def test_the_target_has_the_published_size_and_a_stride_for_larger_images():
+    parameters = sum(p.numel() for p in build_target("small", 10, 32, seed=0).parameters())
+    assert parameters == pytest.approx(0.38e6, rel=0.02)
+    small, large = build_target("small", 10, 32, seed=0).eval(), build_target("small", 10, 64, seed=0).eval()
+    assert small.stem(torch.zeros(1, 3, 32, 32)).shape == large.stem(torch.zeros(1, 3, 64, 64)).shape
+    assert large(torch.zeros(2, 3, 72, 72)).shape == (2, 10)
+
+
+def test_images_that_are_not_uint8_or_lack_labels_are_refused():
+    images, labels = stripes(64, seed=0)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        train(images.float(), labels)
+    with pytest.raises(ValueError, match="63 labels for 64 images"):
+        train(images, labels[:63])
+
+
+def test_jpeg_regime_is_pillows_jpeg_on_train_and_test():
+    images, labels = stripes(4, seed=0)
+    file = io.BytesIO()
+    Image.fromarray(images[1].permute(1, 2, 0).numpy()).save(file, "JPEG", quality=10)
+    expected = np.asarray(Image.open(file))
+    regime = find_regime("iss-jpeg10")
+    for prepared in (regime.prepare(images, labels, seed=0), regime.prepare_test(images)):
+        assert np.array_equal(prepared[1].permute(1, 2, 0).numpy(), expected)
+
+
+def test_gray_regime_is_pillows_gray():
+    images, _ = stripes(4, seed=0)
+    grey = find_regime("iss-gray").prepare_test(images)
+    expected = np.asarray(Image.fromarray(images[2].permute(1, 2, 0).numpy()).convert("L"), dtype=int)
+    for channel in grey[2].numpy().astype(int):
+        assert np.abs(channel - expected).max() <= 1  # Pillow truncates, we round
+
+
+def test_the_informed_adversary_takes_a_shared_delta_off_again():
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 196, (600, 3, 32, 32))
+    groups = rng.integers(0, 3, 600)
+    delta = 16 * np.sign(rng.standard_normal((3, 3, 32, 32)))
+    protected = torch.from_numpy((images + delta[groups]).astype(np.uint8))
+    for name, labels in (("subtract-blind", groups * 0), ("subtract-label", groups), ("subtract", groups)):
+        regime = find_regime(name, Knowledge(num_groups=3))
+        cleaned = regime.prepare(protected, torch.from_numpy(labels), seed=0).numpy().astype(int)
+        left = np.sqrt(np.mean((cleaned - images) ** 2))
+        assert left < 0.6 * 16, name
+
+
+def test_colour_regime_keeps_range_and_shape_and_greys_about_half():
+    images = torch.rand(400, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen = find_regime("nt-cg").batch(images, torch.Generator().manual_seed(1))
+    assert seen.shape == images.shape
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+    greyed = ((seen[:, 0] - seen[:, 1]).abs().amax((1, 2)) < 1e-5).float().mean()
+    assert float(greyed) == pytest.approx(0.5, abs=0.1)
+
+
+def test_an_unknown_regime_is_refused_with_near_matches():
+    with pytest.raises(SettingsError, match=r"unknown regime 'nt-gc' in 'nt-gc'.*did you mean.*nt-cg"):
+        find_regime("nt-gc")
+    with pytest.raises(SettingsError, match="at most two"):
+        find_regime("iss-gray+iss-jpeg10+cg")
+    assert find_regime("subtract+cg").name == "subtract+cg"
+    images = stripes(2, 0)[0]
+    known = Knowledge(
+        clean_images=images,
+        clean_labels=torch.zeros(2, dtype=torch.int64),
+        deltas=images.short(),
+        denoisers=dict.fromkeys(("self-pairs", "purify"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, "")),
+    )
+    assert all(find_regime(name, known).prepare_test(images).shape == (2, 3, 32, 32) for name in REGIMES)
+
+
+@pytest.mark.slow
+def test_class_wise_symmetric_blocks_destroy_what_a_real_set_teaches():
+    images, labels = cifar10("train")
+    test_images, test_labels = cifar10("test")
+    rng = np.random.default_rng(0)
+    halves = rng.choice([-16, 16], (10, 3, 4, 2))
+    blocks = np.concatenate([halves, halves[..., ::-1]], axis=3).repeat(8, axis=2).repeat(8, axis=3)
+    protected = (images.numpy().astype(int) + blocks[labels.numpy()]).clip(0, 255).astype(np.uint8)
+    scores = {
+        name: train_target(x, labels, test_images, test_labels, regime=Regime(), epochs=8, seed=0)
+        for name, x in (("clean", images), ("control", torch.from_numpy(protected)))
+    }
+    assert scores["clean"].accuracy_last > 0.5
+    assert scores["control"].accuracy_last < 0.3
+    assert scores["control"].accuracy_train > 0.95
+
+
+def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped():
+    images, labels = stripes(192, seed=0)
+    test_images, test_labels = stripes(64, seed=9)
+    states = []
+
+    def run(**options):
+        return train_target(
+            images, labels, test_images, test_labels, regime=find_regime("nt-cg"), epochs=4, seed=3, **options
+        )
+
+    def keep(training: Training) -> None:
+        file = io.BytesIO()
+        torch.save(training.state(), file)
+        states.append(file.getvalue())
+
+    whole = run(on_epoch=keep)
+    resumed = run(resume=torch.load(io.BytesIO(states[1]), weights_only=True))
+    assert resumed.history == whole.history
+    assert resumed.accuracy_last == whole.accuracy_last

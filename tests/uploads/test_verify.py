@@ -1,0 +1,100 @@
+"""verify.py and status.py over an output of uploads: what the ledger says against what lies there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import status, verify
+from pipeline import layout
+from pipeline.errors import InputError
+from pipeline.storage.store import Store
+from tests.support.samples import image_bytes, tar_bytes
+from tests.support.uploads import Job, jpeg, patch, small_protection, upload
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Four loose images, a broken one, and a shard with a broken image and a second copy; really protected."""
+    folder = tmp_path_factory.mktemp("uploads")
+    made = Job(folder, source=Store(str(folder / "in")), output=Store(str(folder / "out")), monkeypatch=None)
+    made.protection.write_bytes(small_protection().to_bytes())
+    loose = {"a.png": image_bytes(patch(1)), "b/c d.jpg": jpeg(2), "ü.png": image_bytes(patch(3)), "d.jpg": jpeg(4)}
+    members = [("1.jpg", jpeg(5)), ("2.jpg", b"no image"), ("3.png", image_bytes(patch(6))), ("3.cls", b"7")]
+    shard = tar_bytes([*members, ("4.jpg", jpeg(7)), ("4.ppm", image_bytes(patch(7), "PPM"))])
+    upload(made.source, loose | {"bad.jpg": b"no image", "some.tar": shard})
+    assert made.run() == 0
+    return made
+
+
+def run(job: Job, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    options = ("--output", job.output.url, "--input", job.source.url, "--decode", "1")
+    return verify.main(list(options)), capsys.readouterr().out
+
+
+def test_an_output_that_nobody_touched_is_whole_and_within_epsilon(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = run(job, capsys)
+    assert code == 0, said
+    assert "files        5 re-read and re-hashed" in said
+    assert "samples      6 counted, 6 decoded" in said
+    largest = 0
+    for name in ("a.png", "ü.png"):
+        ours, theirs = (np.asarray(Image.open(Path(store.root) / name), np.int16) for store in (job.output, job.source))
+        largest = max(largest, int(np.abs(ours - theirs).max()))
+    assert f"largest change {largest} levels in 3 files written without loss" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("a.png", lambda there, original: original, "a.png: the image is unprotected"),
+        ("d.jpg", lambda there, original: there[:-1] + b"x", "d.jpg: SHA-256: found"),
+        ("some.tar", lambda there, original: original, "some.tar key 1: the image is unprotected"),
+        ("some.tar", lambda there, original: original, "some.tar key 4: unknown-sidecar: member ppm"),
+        ("b/c d.jpg", lambda there, original: None, "b/c d.jpg"),
+        ("stray.jpg", lambda there, original: b"x", "stray.jpg: lies in the output without a row"),
+    ],
+)
+def test_what_was_tampered_with_is_named(job: Job, capsys, name, change, words) -> None:  # type: ignore[no-untyped-def]
+    path = Path(job.output.root) / name
+    before = path.read_bytes() if path.exists() else None
+    original = job.source.read(name) if job.source.info(name) else None
+    changed = change(before, original)
+    path.unlink(missing_ok=True)
+    if changed is not None:
+        path.write_bytes(changed)
+    try:
+        code, said = run(job, capsys)
+    finally:
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+    assert code == 1
+    assert words in said
+
+
+def test_status_counts_what_the_ledger_holds(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main(["--output", job.output.url, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["objects"], found["images"], found["quarantined"]) == (6, 6, 3)
+    assert found["reasons"] == {"unsupported-format": 1, "inside of shards": 2}
+    assert found["output_bytes"] == sum(map(len, job.outputs().values()))
+    assert found["last_run"].startswith("done at 20")
+
+
+@pytest.mark.parametrize(("name", "command"), [(layout.UPLOADS_LAST_RUN, status), (layout.UPLOADS_ORIGIN, verify)])
+def test_a_damaged_record_is_refused_in_one_line(job: Job, name: str, command: Any) -> None:
+    before = job.output.read(name)
+    job.output.put(name, b'{"epsilon": "much"}')
+    try:
+        with pytest.raises(InputError, match=rf"^{job.output.url}/{name} is damaged, or of another version"):
+            command.main(["--output", job.output.url])
+    finally:
+        job.output.put(name, before)
