@@ -24,13 +24,13 @@ from pipeline.clusters.clustering import (
     FittedClusters,
     Head,
     check_enough,
-    finish,
+    clustering_of,
     fit_clusters,
     quality,
     report_on,
     with_p99,
 )
-from pipeline.clusters.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, join, lloyd
+from pipeline.clusters.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, joined, lloyd
 from pipeline.errors import ClusterError
 from pipeline.fingerprint import derive
 from pipeline.settings import Settings, clusters_for
@@ -178,7 +178,7 @@ class AssignerPool:
 
     def assign_to(self, centroids: NDArray[Any], weights: None = None) -> tuple[Ints, Floats, NDArray[np.float64]]:
         sent = ray.put(np.ascontiguousarray(centroids, dtype=np.float32))
-        return join([part for parts in self._all("assign", sent) for part in parts])
+        return joined([part for parts in self._all("assign", sent) for part in parts])
 
     def _slice_sizes(self) -> dict[int, int]:
         if self._sizes is None:
@@ -258,7 +258,7 @@ def _cluster_features(pool: AssignerPool, num_clusters: int, settings: Settings)
     start: Start = _run(_choose_start, num_clusters, settings, *sample)
     result = lloyd(pool, start.centroids)
     sizes = np.maximum(result.sizes, 1)[:, None]
-    clustering = finish(ClusterSpace(), result, result.centroids.astype(np.float64) * sizes)
+    clustering = clustering_of(ClusterSpace(), result, result.centroids.astype(np.float64) * sizes)
     clustering = with_p99(clustering, result.clusters, np.sqrt(result.distances))
     measured = _run(_measure, clustering, settings, *sample)
     return ClusteredCollection(clustering, report_on(result, start.inertias, measured), {})

@@ -180,7 +180,7 @@ def run_trials(
     by_key = {trial.key: trial for trial in trials}
     with tempfile.TemporaryDirectory(prefix="scumble-tune-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(train, data=data), resources),
+            tune.with_resources(tune.with_parameters(trial_in_tune, data=data), resources),
             param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
             tune_config=tune.TuneConfig(reuse_actors=True, metric="finished", mode="max"),
             run_config=tune.RunConfig(
@@ -196,7 +196,7 @@ def run_trials(
         raise _first_failure(found.errors)
 
 
-def train(config: dict[str, Any], data: EvaluationData) -> None:
+def trial_in_tune(config: dict[str, Any], data: EvaluationData) -> None:
     """The trainable of one trial."""
     trial = Trial(**config["trial"])
     if data.output.info(trial.result) is None:

@@ -17,9 +17,9 @@ from safetensors.torch import load, save
 from actors.cluster.metrics import recorder
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
-from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.pictures import Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.one_for_all.training import TrainingImages, UniversalFit
 from pipeline.shards.squares import LeftOut
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
@@ -55,7 +55,7 @@ class UniversalTask:
         return f"{self.name}.{self.fingerprint[:16]}.checkpoint"
 
 
-def squares_of(
+def unpacked_squares(
     store: Store, shards: Sequence[str], settings: OneForAllSettings, *, side: int, share: float
 ) -> tuple[list[Any], list[LeftOut]]:
     """References to the Squares of some shards, read by one task each; and what could not be read.

@@ -24,6 +24,7 @@ BATTERY = ("--regimes", "nt,nt-cg,iss-jpeg10,subtract+cg", "--epochs", "12", "--
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     made = cli.Parser(prog="demo.py", description=__doc__)
     made.add_argument("--output", default="demo", metavar="FOLDER", help="where to put everything (demo)")
     made.add_argument("--debug", action="store_true", help="tracebacks")
@@ -35,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     train, test = (str(folder / f"collection/{part}-*.tar") for part in ("train", "test"))
     surrogate = ("--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", str(SURROGATE_SIDE))
-    start("protect_imagenet.py", "--input", train, "--output", str(folder / "protected"), *surrogate, *CLUSTERS)
+    run_job("protect_imagenet.py", "--input", train, "--output", str(folder / "protected"), *surrogate, *CLUSTERS)
     collections = ("--clean", train, "--protected", f"uc={folder / 'protected'}", "--test", test)
-    start("evaluate_relearning.py", *collections, "--output", str(folder / "evaluation"), *BATTERY)
+    run_job("evaluate_relearning.py", *collections, "--output", str(folder / "evaluation"), *BATTERY)
     print(f"time         {time.monotonic() - started:.0f} s")
     return cli.DONE
 
 
-def start(job: str, *options: str) -> None:
+def run_job(job: str, *options: str) -> None:
     """Run a job as a user would. Raises ScumbleError if it fails."""
     command = [sys.executable, str(Path(__file__).with_name(job)), *options]
     print("$", *command[1:], flush=True)

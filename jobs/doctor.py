@@ -19,7 +19,7 @@ from pipeline.runs.checkup import (
     check_python,
     check_space,
     check_weights,
-    found,
+    findings_of,
 )
 from pipeline.settings import DEFAULT_SURROGATE
 from pipeline.storage.store import Entry, Store
@@ -55,6 +55,7 @@ def doctor_parser() -> cli.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     asked = vars(doctor_parser().parse_args(argv))
     given = {name: value for name, value in asked.items() if value is not None}
     config = given.pop("config", None)
@@ -73,21 +74,21 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     asked = SimpleNamespace(
         workers=given.get("workers"), gpus_per_worker=given.get("gpus_per_worker", 0.0), debug=bool(given.get("debug"))
     )
-    yield from found("python", check_python)
-    yield from found("codecs", check_codecs)
+    yield from findings_of("python", check_python)
+    yield from findings_of("codecs", check_codecs)
     shards: list[Entry] = []
     sources: list[Store] = []
     if "input" in given:
-        yield from found("input", lambda: _input(given["input"], shards, sources))
+        yield from findings_of("input", lambda: _input(given["input"], shards, sources))
     if "output" in given:
-        yield from found("output", lambda: check_output(given["output"], *sources))
-    yield from found("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
+        yield from findings_of("output", lambda: check_output(given["output"], *sources))
+    yield from findings_of("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
     if "surrogate" in given:
         wanted = [given.get(name) for name in ("surrogate_weights", "surrogate_size", "protection")]
-        yield from found("weights", lambda: check_weights(given["surrogate"], *wanted))
+        yield from findings_of("weights", lambda: check_weights(given["surrogate"], *wanted))
     if "RAY_ADDRESS" not in os.environ:
-        yield from found("gpu", lambda: check_gpu(asked.gpus_per_worker))
-    yield from found("ray", lambda: _cluster(asked))
+        yield from findings_of("gpu", lambda: check_gpu(asked.gpus_per_worker))
+    yield from findings_of("ray", lambda: _cluster(asked))
 
 
 def _input(url: str, shards: list[Entry], sources: list[Store]) -> list[Finding]:

@@ -6,20 +6,21 @@ from actors.cluster.connect import connected
 from actors.cluster.metrics import recorder
 from jobs.evaluation.certificate import certify_all
 from jobs.evaluation.options import parse_evaluation
-from jobs.evaluation.steps import check_names, gather, load, plan, print_plan, train
+from jobs.evaluation.steps import check_protected_names, gather, load_collections, plan, print_trials, train_targets
 from jobs.shared import cli
 from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     settings = parse_evaluation(argv)
-    check_names(settings)
+    check_protected_names(settings)
     if settings.dry_run:
-        return print_plan(settings)
+        return print_trials(settings)
     with connected(settings):
-        loaded = load(settings)
+        loaded = load_collections(settings)
         trials = plan(settings, loaded)
-        train(settings, loaded, trials)
+        train_targets(settings, loaded, trials)
         report_success(recorder(), "evaluate_relearning")
         certify_all(settings, gather(settings, trials, loaded), loaded)
     return cli.DONE

@@ -5,9 +5,9 @@ from __future__ import annotations
 from actors.cluster.connect import connected
 from actors.cluster.metrics import recorder
 from jobs.protection.dry_run import print_plan
+from jobs.protection.finish import finish_run
 from jobs.protection.options import parse_settings
-from jobs.protection.outcome import finish
-from jobs.protection.prepare import Run, is_left, prepare, start
+from jobs.protection.prepare import Run, is_left, prepare, start_run
 from jobs.protection.stages import apply, cluster, embed, fit, measure
 from jobs.protection.status_file import StatusFile, reported
 from jobs.shared import cli
@@ -15,6 +15,7 @@ from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     settings = parse_settings(argv)
     run = prepare(settings)
     print(run.summary)
@@ -22,12 +23,12 @@ def main(argv: list[str] | None = None) -> int:
         print_plan(run)
         return cli.DONE
     with reported(run.output, run.plan.fingerprint) as status:
-        start(run)
+        start_run(run)
         if not is_left(run):
-            return finish(run, status)
+            return finish_run(run, status)
         with connected(settings):
             protect(run, status)
-            code = finish(run, status)
+            code = finish_run(run, status)
             if code == cli.DONE:
                 report_success(recorder(), "protect_imagenet")
         return code

@@ -5,12 +5,13 @@ from __future__ import annotations
 from jobs.shared import cli
 from jobs.shared.metrics import exported
 from jobs.uploads.options import parse_uploads
-from jobs.uploads.steps import first_look, prepare, round_of, stopping, workers
+from jobs.uploads.steps import first_look, prepare_uploads, round_of, stopping, workers
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     settings = parse_uploads(argv)
-    run = prepare(settings)
+    run = prepare_uploads(settings)
     if settings.dry_run:
         return first_look(run)
     where = exported(port=settings.metrics_port, file=settings.metrics_file, linger=settings.metrics_linger)

@@ -5,7 +5,7 @@ python jobs/report.py --output protected/
 
 from __future__ import annotations
 
-from jobs.protection.outcome import publish_report
+from jobs.protection.finish import publish_report
 from jobs.shared import cli
 from pipeline.errors import SettingsError
 from pipeline.report.report_data import report_data
@@ -13,6 +13,7 @@ from pipeline.storage.store import Store
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     made = cli.Parser(prog="report.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of a protection run")
     made.add_argument("--debug", action="store_true", help="tracebacks")

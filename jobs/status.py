@@ -20,6 +20,7 @@ from pipeline.uploads.summary import LastRun
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     made = cli.Parser(prog="status.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
     made.add_argument("--json", action="store_true", help="one JSON object instead of lines")

@@ -5,19 +5,20 @@ from __future__ import annotations
 from actors.cluster.connect import connected
 from actors.cluster.metrics import recorder
 from jobs.one_for_all.options import parse_one_for_all
-from jobs.one_for_all.steps import load, prepare, report, train
+from jobs.one_for_all.steps import load_squares, prepare_training, report, train_generator
 from jobs.shared import cli
 from pipeline.metrics import report_success
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     settings = parse_one_for_all(argv)
-    run = prepare(settings)
+    run = prepare_training(settings)
     print(run.summary)
     if not run.is_done:
         with connected(settings):
-            squares = load(run)
-            train(run, squares)
+            squares = load_squares(run)
+            train_generator(run, squares)
             report_success(recorder(), "train_one_for_all")
     return report(run)
 

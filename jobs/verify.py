@@ -34,6 +34,7 @@ AHEAD = 64  # files that are handed to threads before the first of them is done
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     options = vars(parser().parse_args(argv))
     if not options["output"]:
         raise SettingsError("--output is missing (see --help)")
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> cli.Parser:
+    """The options of the command."""
     made = cli.Parser(prog="verify.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
     made.add_argument("--input", metavar="URL", help="the originals: compare sidecars, order, and epsilon")

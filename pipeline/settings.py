@@ -224,10 +224,10 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
     merged = PRESETS[preset] | given
     if merged.get("generator") == "network" and "bound" not in merged:
         merged["bound"] = "tanh_clamp"
-    return build(Settings, merged | {"given": frozenset(given)})
+    return settings_of_kind(Settings, merged | {"given": frozenset(given)})
 
 
-def build(kind: type[_T], options: Mapping[str, Any], required: tuple[str, ...] = ()) -> _T:
+def settings_of_kind(kind: type[_T], options: Mapping[str, Any], required: tuple[str, ...] = ()) -> _T:
     """Settings of one kind from options.
 
     Raises SettingsError for an option that is unknown, with near matches, or missing, and what `kind` raises.

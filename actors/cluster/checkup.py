@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster.connect import Asked, connected, workers_for
+from actors.cluster.connect import WorkerRequest, connected, workers_for
 from pipeline.errors import ClusterError
 from pipeline.fingerprint import library_versions
 from pipeline.runs.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
@@ -43,7 +43,7 @@ def facts() -> NodeFacts:
     return NodeFacts(versions, scratch, shm, torch.cuda.device_count())
 
 
-def check_cluster(asked: Asked) -> list[Finding]:
+def check_cluster(asked: WorkerRequest) -> list[Finding]:
     """The cluster that RAY_ADDRESS names, node by node; without one, that a private one would be started.
 
     Raises ClusterError if it does not answer, or runs another version of Ray or Python.
@@ -55,7 +55,7 @@ def check_cluster(asked: Asked) -> list[Finding]:
         return _check_nodes(asked)
 
 
-def _check_nodes(asked: Asked) -> list[Finding]:
+def _check_nodes(asked: WorkerRequest) -> list[Finding]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)

@@ -23,7 +23,7 @@ from pipeline.errors import ClusterError, one_line
 OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel
 
 
-class Asked(Protocol):
+class WorkerRequest(Protocol):
     """What a job's settings say of the cluster."""
 
     @property
@@ -37,7 +37,7 @@ class Asked(Protocol):
 
 
 @contextlib.contextmanager
-def connected(settings: Asked) -> Iterator[None]:
+def connected(settings: WorkerRequest) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names (as inside a submitted job), else run a private one for the while.
 
     Raises ClusterError if a cluster is named but does not answer within a minute, or is not to be joined.
@@ -148,7 +148,7 @@ def _start(folder: str, quiet: Mapping[str, Any]) -> None:
         raise ClusterError(f"Ray did not start on this machine ({one_line(error, 200)}); {advice}") from error
 
 
-def _quiet_data(settings: Asked) -> None:
+def _quiet_data(settings: WorkerRequest) -> None:
     """Our own bars tell the progress, our own line the failure; a stage may wait for machines as long as it takes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = settings.debug
@@ -160,7 +160,7 @@ def _quiet_data(settings: Asked) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def workers_for(settings: Asked) -> Workers:
+def workers_for(settings: WorkerRequest) -> Workers:
     """Processes of a pool: one per GPU share, or one per CPU, unless --workers says otherwise.
 
     The pool may grow as nodes join. Where an autoscaler is on, all of --workers are asked for at once. Raises
@@ -171,7 +171,7 @@ def workers_for(settings: Asked) -> Workers:
     return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, grows=grows)
 
 
-def workers_now(settings: Asked, most: int | None = None) -> Workers:
+def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
     """As workers_for, but only what the nodes have room for now, and `most` at most: for groups that start together."""
     workers = min(filter(None, (settings.workers, most)), default=None)
     try:

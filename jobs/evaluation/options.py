@@ -71,6 +71,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
+    """Integers between commas."""
     return tuple(int(part) for part in words(text))
 
 

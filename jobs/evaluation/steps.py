@@ -26,7 +26,7 @@ from actors.trials import (
     run_trials,
     sample_limit,
 )
-from jobs.evaluation.watched import RelearnedSoFar
+from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
 from jobs.shared.progress import progress
 from pipeline.errors import ClusterError, InputError, SettingsError
@@ -82,7 +82,7 @@ class Denoising:
     digest: str
 
 
-def check_names(settings: EvaluationSettings) -> None:
+def check_protected_names(settings: EvaluationSettings) -> None:
     """Raise SettingsError for a target, regime or labelling that does not exist, before anything is read."""
     for target in settings.targets:
         check_target(target)
@@ -92,7 +92,7 @@ def check_names(settings: EvaluationSettings) -> None:
         check_labelling(labelling)
 
 
-def load(settings: EvaluationSettings) -> Loaded:
+def load_collections(settings: EvaluationSettings) -> Loaded:
     """Decode every collection once. Raises SettingsError if they do not fit each other."""
     with _refused(), ray_failures():
         workers = workers_for(settings)
@@ -122,11 +122,11 @@ def load(settings: EvaluationSettings) -> Loaded:
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
-        found = denoise(settings, workers, side, pairs, (clean, test))
+        found = train_denoisers(settings, workers, side, pairs, (clean, test))
         return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out, found)
 
 
-def denoise(
+def train_denoisers(
     settings: EvaluationSettings,
     workers: Workers,
     side: int,
@@ -174,7 +174,7 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     return trials
 
 
-def print_plan(settings: EvaluationSettings) -> int:
+def print_trials(settings: EvaluationSettings) -> int:
     """Print what the evaluation would take, from a trial that is measured here; no Ray, nothing is written."""
     stores = _stores(settings)
     store, entries = stores[CLEAN]
@@ -210,7 +210,7 @@ def _unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
     return [trial for trial in trials if trial.result not in have]
 
 
-def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
+def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
     """Run those that have no row yet in Tune."""
     left = left_of(trials, loaded.output)
     if not left:
@@ -245,7 +245,10 @@ def train(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial])
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> list[dict[str, Any]]:
     """Write tables and report; print the figure of every protection. The rows of all trials."""
-    from pipeline.relearning.report.page import EvaluationAbout, write_relearning_report  # matplotlib, at the end only
+    from pipeline.relearning.report.evaluation_page import (  # matplotlib, at the end only
+        EvaluationAbout,
+        write_relearning_report,
+    )
 
     output = loaded.output
     rows = [read_row(output, trial) for trial in trials]

@@ -12,7 +12,7 @@ from actors.cluster.connect import Workers, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
-from actors.universal_trainer import UNIT, UniversalTask, squares_of, universal_loop
+from actors.universal_trainer import UNIT, UniversalTask, universal_loop, unpacked_squares
 from jobs.protection.stages import watched
 from jobs.shared import cli
 from pipeline.deltas.protection import load_any_protection
@@ -29,7 +29,7 @@ from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_
 
 
 @dataclass(frozen=True)
-class Training:
+class UniversalTraining:
     """A training that was checked and may start."""
 
     settings: OneForAllSettings
@@ -56,7 +56,7 @@ class Training:
         return "\n".join(lines + (["trained      already: nothing is left to do"] if self.is_done else []))
 
 
-def prepare(settings: OneForAllSettings) -> Training:
+def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
     """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
     sources = tuple(cli.list_input(url) for url in settings.input)
@@ -77,7 +77,7 @@ def prepare(settings: OneForAllSettings) -> Training:
         "versions": library_versions(),
     }
     fingerprint = sha256(canonical(deciding))
-    return Training(
+    return UniversalTraining(
         settings, sources, output, name, surrogate, bank, fingerprint, _is_done(settings, output, name, fingerprint)
     )
 
@@ -91,7 +91,7 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
     return True
 
 
-def load(run: Training) -> list[Any]:
+def load_squares(run: UniversalTraining) -> list[Any]:
     """References to the training pictures in the object store; what is left out is said on stderr."""
     settings = run.settings
     side = square_side(settings.side_for(run.surrogate.input_size))
@@ -106,13 +106,13 @@ def load(run: Training) -> list[Any]:
     with ray_failures():
         for store, entries in run.sources:
             names = [entry.name for entry in entries]
-            found, left = squares_of(store, names, settings, side=side, share=share)
+            found, left = unpacked_squares(store, names, settings, side=side, share=share)
             cli.print_left_out(left)
             references += found
     return references
 
 
-def train(run: Training, squares: list[Any]) -> None:
+def train_generator(run: UniversalTraining, squares: list[Any]) -> None:
     """Train in a group of Ray Train workers; whatever is killed, it goes on from the last checkpoint."""
     with ray_failures():
         workers = _workers(run.settings)
@@ -129,9 +129,9 @@ def _workers(settings: OneForAllSettings) -> Workers:
     return workers_now(settings, most=None if settings.gpus_per_worker or settings.workers else 1)
 
 
-def report(run: Training) -> int:
+def report(run: UniversalTraining) -> int:
     """Write the report beside the protection, and say how far embeddings were moved."""
-    from pipeline.one_for_all.report import write_training_report  # matplotlib: half a second, at the end only
+    from pipeline.one_for_all.page import write_training_report  # matplotlib: half a second, at the end only
 
     protection = load_any_protection(run.output.read(run.name))
     assert isinstance(protection, UniversalProtection)

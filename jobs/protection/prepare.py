@@ -18,7 +18,7 @@ from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.commits import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
-from pipeline.shards.inputs import check_names, resolve_input, said_of
+from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
 from pipeline.shards.tar import read_samples
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
@@ -62,7 +62,7 @@ def prepare(settings: Settings) -> Run:
     """
     check_surrogate(settings.surrogate)
     output = Store(settings.output)
-    source, entries, passed_over = check_names(resolve_input(settings.input), output, layout.assignment)
+    source, entries, passed_over = without_unwritable(resolve_input(settings.input), output, layout.assignment)
     check_apart(source, output, [entry.name for entry in entries])
     shards = [Shard(entry.name, entry.size, entry.etag) for entry in entries]
     key = cli.read_key(settings.key_file)
@@ -87,7 +87,7 @@ def prepare(settings: Settings) -> Run:
     return Run(settings, source, output, plan, surrogate, protection, universal, key, record, tuple(passed_over))
 
 
-def start(run: Run) -> None:
+def start_run(run: Run) -> None:
     """Write what the run is into the output, so that nobody else writes something different there."""
     if not run.output.honours_create():
         cli.warn(f"{run.settings.output} does not honour create-if-absent: never run two jobs on it at once")

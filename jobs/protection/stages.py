@@ -29,7 +29,7 @@ from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
 from actors.universal_protector import UniversalProtector
 from jobs.protection.prepare import Run
-from jobs.protection.profiled import profiled
+from jobs.protection.profile import profiled
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, target_clusters

@@ -42,7 +42,7 @@ _SHOWN = 50
 
 
 @dataclass(frozen=True)
-class Run:
+class UploadsRun:
     """A run that was checked and may start."""
 
     settings: UploadSettings
@@ -60,7 +60,7 @@ class Run:
         return deltas_from(self.protection, key=self.key, weights=weights, device=device, small_images=small)
 
 
-def prepare(settings: UploadSettings) -> Run:
+def prepare_uploads(settings: UploadSettings) -> UploadsRun:
     """Refuse what can be refused before anything is listed or written."""
     source, output = Store(settings.input), Store(settings.output)
     check_apart(source, output)
@@ -71,10 +71,10 @@ def prepare(settings: UploadSettings) -> Run:
     origin = Origin(source.root, sha256(protection), epsilon, settings.deciding)
     is_first = not check_origin(output, origin)
     places = Places(source, output, settings.pictures, origin.fingerprint)
-    return Run(settings, places, origin, protection, key, is_first)
+    return UploadsRun(settings, places, origin, protection, key, is_first)
 
 
-def look(run: Run, tally: Tally) -> Iterator[Item]:
+def new_uploads(run: UploadsRun, tally: Tally) -> Iterator[Item]:
     """What is new, while the listing goes on."""
     places, encode = run.places, run.settings.encode
     output = places.output
@@ -89,11 +89,11 @@ def look(run: Run, tally: Tally) -> Iterator[Item]:
     return changes(places.source.walk(), known, now=now, settle_s=settle_s, fault=fault, tally=tally)
 
 
-def first_look(run: Run) -> int:
+def first_look(run: UploadsRun) -> int:
     """The dry run: names and counts; nothing is written."""
     summary = Summary()
     size = 0
-    for number, item in enumerate(look(run, summary.tally)):
+    for number, item in enumerate(new_uploads(run, summary.tally)):
         size += item.size
         if number < _SHOWN:
             print(f"new          {shown(item.name)}" + (f" ({item.fault[0].value})" if item.fault else ""))
@@ -104,7 +104,7 @@ def first_look(run: Run) -> int:
     return cli.DONE
 
 
-def round_of(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
+def round_of(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
     """Look once and protect what is new, under the lease; with --watch, what may pass does not end the job."""
     try:
         return _round(run, protect, stop, metrics)
@@ -115,7 +115,7 @@ def round_of(run: Run, protect: Protect, stop: threading.Event, metrics: Recorde
         return cli.FAILED
 
 
-def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
+def _round(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
     settings, output = run.settings, run.places.output
     lease = take_lease(output, layout.UPLOADS_LEASE, duration_s=settings.lease, wait_s=settings.wait_lease)
     metrics.record(LEASE_HELD, float(isinstance(lease, Held)), command=COMMAND)
@@ -139,18 +139,18 @@ def _round(run: Run, protect: Protect, stop: threading.Event, metrics: Recorder)
         return code
 
 
-def _claim(run: Run) -> None:
+def _claim(run: UploadsRun) -> None:
     if not honours_conditions(run.places.output):
         cli.warn(f"{run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it")
     claim(run.places.output, run.origin)
 
 
 def _protect_new(
-    run: Run, protect: Protect, stop: threading.Event, lease: Lease, summary: Summary, metrics: Recorder
+    run: UploadsRun, protect: Protect, stop: threading.Event, lease: Lease, summary: Summary, metrics: Recorder
 ) -> None:
     ledger, settings = Ledger(run.places.output), run.settings
     ledger.compact(merge=False, before=lease.check)  # what a run left that was killed
-    items = look(run, summary.tally)
+    items = new_uploads(run, summary.tally)
     units = units_of(items, max_images=settings.unit_images, max_bytes=settings.unit_bytes)
     silent = 0
     for result in protect(_until(stop, units)):
@@ -181,7 +181,7 @@ def _say(result: UnitResult, summary: Summary) -> None:
     print(f"stage=uploads unit={unit} {fields}", file=sys.stderr, flush=True)
 
 
-def _finish(run: Run, summary: Summary, *, stopped: bool) -> int:
+def _finish(run: UploadsRun, summary: Summary, *, stopped: bool) -> int:
     """The counts, for people and for machines; what a user must know; the exit code."""
     settings, share = run.settings, summary.quarantine_share
     code = cli.QUARANTINED if share > settings.max_quarantine or summary.lost else cli.DONE
@@ -227,14 +227,14 @@ def stopping() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def workers(run: Run) -> Iterator[Protect]:
+def workers(run: UploadsRun) -> Iterator[Protect]:
     """Who protects units: this process, or with --ray the actors of a cluster; nothing is loaded before the first."""
     with contextlib.ExitStack() as stack:
         yield partial(_on_ray, run, stack) if run.settings.ray else _Here(run)
 
 
 class _Here:
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: UploadsRun) -> None:
         self._run = run
         self._deltas: UploadDeltas | None = None
 
@@ -244,7 +244,7 @@ class _Here:
             yield protect_unit(unit, self._run.places, self._deltas, threads=os.cpu_count() or 1)
 
 
-def _on_ray(run: Run, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Iterator[UnitResult]:
+def _on_ray(run: UploadsRun, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Iterator[UnitResult]:
     """Nothing of Ray is imported or started before the first unit: most looks find nothing."""
     waiting = iter(units)
     first = next(waiting, None)

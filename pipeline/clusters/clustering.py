@@ -230,14 +230,14 @@ def fit_clusters(
     bounds = np.cumsum([len(part) for part in features])[:-1]
     result = lloyd(Slices(np.split(fitted, bounds), threads), start.centroids)
     sums = cluster_sums(rows, result.clusters, num_clusters)
-    clustering = finish(space, result, sums)
+    clustering = clustering_of(space, result, sums)
     distances = clustering.distances(rows, result.clusters)
     clustering = with_p99(clustering, result.clusters, distances)
     measured = quality(points, result.clusters, seed)
     return FittedClusters(clustering, report_on(result, start.inertias, measured), result.clusters, distances)
 
 
-def finish(space: ClusterSpace, result: KMeansResult, feature_sums: NDArray[np.float64]) -> Clustering:
+def clustering_of(space: ClusterSpace, result: KMeansResult, feature_sums: NDArray[np.float64]) -> Clustering:
     """A clustering from its centroids and the sum of the features [p, d] of each cluster; distance_p99 is 0 yet."""
     means = feature_sums / np.maximum(result.sizes, 1)[:, None]
     return Clustering(space, result.centroids, means.astype(np.float32), np.zeros(len(result.centroids), np.float32))

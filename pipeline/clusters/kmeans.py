@@ -82,7 +82,7 @@ def cluster_sums(points: NDArray[Any], clusters: Ints, num_clusters: int) -> NDA
     return sums
 
 
-def join(parts: Sequence[Part]) -> tuple[Ints, Floats, NDArray[np.float64]]:
+def joined(parts: Sequence[Part]) -> tuple[Ints, Floats, NDArray[np.float64]]:
     """The answer of all slices from each one's, added in the order given."""
     sums = np.zeros_like(parts[0].sums)
     for part in parts:
@@ -120,9 +120,9 @@ class Slices:
     def assign_to(self, centroids: NDArray[Any], weights: None = None) -> tuple[Ints, Floats, NDArray[np.float64]]:
         wanted = np.ascontiguousarray(centroids, dtype=np.float32)
         if self.threads == 1:
-            return join([assign_slice(part, wanted) for part in self.slices])
+            return joined([assign_slice(part, wanted) for part in self.slices])
         with ThreadPoolExecutor(self.threads) as pool:
-            return join(list(pool.map(lambda part: assign_slice(part, wanted), self.slices)))
+            return joined(list(pool.map(lambda part: assign_slice(part, wanted), self.slices)))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Asked:
+class DeltaRequest:
     """One picture that needs a delta.
 
     small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale; None if `cluster` is
@@ -47,7 +47,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DeltaAnswer:
     """The delta of one picture.
 
     levels    int16 [height, width, 3], whole 8-bit levels within epsilon
@@ -74,7 +74,7 @@ class PictureDeltas(Protocol):
     def side(self) -> int | None:
         """Side in pixels of the squares that deltas are made from; None if they do not depend on the picture."""
 
-    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         """One answer each."""
 
 
@@ -89,10 +89,12 @@ class NearestDeltas:
         self.epsilon, self.at_least, self.side = protection.epsilon, surrogate.resize, None
         self._protection, self._surrogate, self._laid = protection, surrogate, LaidDeltas(protection)
 
-    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
         return [
-            Answer(self._laid.delta_for(int(cluster), one.key, one.height, one.width), int(cluster), float(distance))
+            DeltaAnswer(
+                self._laid.delta_for(int(cluster), one.key, one.height, one.width), int(cluster), float(distance)
+            )
             for one, cluster, distance in zip(asked, clusters, distances, strict=True)
         ]
 
@@ -113,18 +115,18 @@ class SampleDeltas:
         self._protection, self._surrogate = protection, surrogate
         self._steps = SampleSteps(protection.sample, protection.targets, protection.epsilon, device)
 
-    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
         squares = np.stack([one.square for one in asked if one.square is not None])
         levels, _ = self._steps.levels(squares, clusters, [one.key for one in asked])
         return [
-            Answer(lay(own, one.height, one.width, self.epsilon), cluster, distance)
+            DeltaAnswer(lay(own, one.height, one.width, self.epsilon), cluster, distance)
             for one, own, cluster, distance in zip(asked, levels, clusters, distances, strict=True)
         ]
 
 
 def nearest_clusters(
-    asked: Sequence[Asked], protection: Protection, surrogate: Surrogate | None
+    asked: Sequence[DeltaRequest], protection: Protection, surrogate: Surrogate | None
 ) -> tuple[list[int], list[float]]:
     """Cluster and distance of each picture: as given, at distance nan, else those of the nearest centroid."""
     clusters = [-1 if one.cluster is None else one.cluster for one in asked]
@@ -187,7 +189,7 @@ class _Opener:
     def __init__(self, settings: Settings, deltas: PictureDeltas, clusters: Mapping[str, int] | None) -> None:
         self._settings, self._deltas, self._clusters = settings, deltas, clusters
 
-    def open(self, item: Sample | Rejection) -> tuple[Opened, Asked] | Rejection:
+    def open(self, item: Sample | Rejection) -> tuple[Opened, DeltaRequest] | Rejection:
         if isinstance(item, Rejection):
             return item
         try:
@@ -195,7 +197,7 @@ class _Opener:
             opened = open_sample(item, settings=self._settings)
             square = None if self._deltas.side is None else squeezed(opened.picture, self._deltas.side)
             small = self._small(item, opened.suffix) if cluster is None else None
-            return opened, Asked(item.key, small, *opened.picture.upright_size, square, cluster)
+            return opened, DeltaRequest(item.key, small, *opened.picture.upright_size, square, cluster)
         except SampleError as error:
             return rejection_of(item, error)
 
@@ -205,7 +207,7 @@ class _Opener:
 
 
 def _close(
-    opened: Opened, answer: Answer, epsilon: float, settings: Settings, spent: float
+    opened: Opened, answer: DeltaAnswer, epsilon: float, settings: Settings, spent: float
 ) -> ProtectedPicture | Rejection:
     try:
         levels = stored(answer.levels, opened.picture.orientation)

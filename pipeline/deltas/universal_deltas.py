@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.deltas.delta import levels_of
-from pipeline.deltas.picture_deltas import Answer, Asked
-from pipeline.deltas.universal_generator import STRIDE, UniversalGenerator, bounded
+from pipeline.deltas.picture_deltas import DeltaAnswer, DeltaRequest
+from pipeline.deltas.universal_generator import STRIDE, UniversalGenerator, bounded_output
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import PromiseError
 from pipeline.settings import SmallImages
@@ -47,19 +47,19 @@ class UniversalDeltas:
         self._generator = generator.eval().requires_grad_(False).to(surrogate.device)
         self._generator = self._generator.to(memory_format=torch.channels_last)
 
-    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         """One answer each. Raises PromiseError if the surrogate or the generator gives what is not finite."""
         pictures = [_small(one) for one in asked]
         features = self._surrogate.embed_pictures(pictures)
         clusters, distances = self._protection.clustering.assign(features)
         return [
-            Answer(self._levels(delta, one.height, one.width), int(cluster), float(distance))
+            DeltaAnswer(self._levels(delta, one.height, one.width), int(cluster), float(distance))
             for one, delta, cluster, distance in zip(
                 asked, self._made(asked, features), clusters, distances, strict=True
             )
         ]
 
-    def _made(self, asked: Sequence[Asked], features: NDArray[np.float32]) -> list[Tensor]:
+    def _made(self, asked: Sequence[DeltaRequest], features: NDArray[np.float32]) -> list[Tensor]:
         """Delta [3, S, S] of each, pictures of one seen size together."""
         seen = [self._seen(one) for one in asked]
         found: list[Tensor] = [torch.empty(0)] * len(asked)
@@ -71,14 +71,14 @@ class UniversalDeltas:
                 found[row] = delta[:, :height, :width] if self._is_native(asked[row]) else delta
         return found
 
-    def _is_native(self, one: Asked) -> bool:
+    def _is_native(self, one: DeltaRequest) -> bool:
         return (
             self._small_images == "native"
             and max(one.height, one.width) <= SMALL_SIDE
             and _small(one).shape[:2] == (one.height, one.width)
         )
 
-    def _seen(self, one: Asked) -> Tensor:
+    def _seen(self, one: DeltaRequest) -> Tensor:
         """What the generator is shown of a picture: uint8 [1, 3, s, s]."""
         small = _small(one)
         if self._is_native(one):
@@ -99,7 +99,7 @@ class UniversalDeltas:
         seen = images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             raw = self._generator(seen, F.normalize(features.to(device).float(), dim=1))
-        found = bounded(raw.float(), self._protection.bound, self.epsilon)
+        found = bounded_output(raw.float(), self.epsilon, self._protection.bound)
         if not bool(torch.isfinite(found).all()):
             raise PromiseError("the generator gives deltas that are not finite: the protection file is damaged")
         return found
@@ -114,6 +114,6 @@ class UniversalDeltas:
         return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy().astype(np.int16))
 
 
-def _small(one: Asked) -> NDArray[np.uint8]:
+def _small(one: DeltaRequest) -> NDArray[np.uint8]:
     assert one.small is not None, "a universal generator embeds every picture"
     return one.small

@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.deltas.generators import ResidualBlock, double, first_layers, halve, last_layers
-from pipeline.deltas.generators import bounded as within_epsilon
+from pipeline.deltas.generators import ResidualBlock, bounded, double, first_layers, halve, last_layers
 from pipeline.fingerprint import derive
 
 Bound = Literal["eps_tanh", "tanh_clamp", "l2"]
@@ -55,7 +54,7 @@ class UniversalGenerator(nn.Module):
         return raw
 
 
-def bounded(raw: Tensor, bound: Bound, epsilon: float) -> Tensor:
+def bounded_output(raw: Tensor, epsilon: float, bound: Bound) -> Tensor:
     """What the generator gave -> delta in pixel units, float [B, 3, S, S].
 
     eps_tanh    epsilon * tanh: within epsilon, a gradient everywhere (ours; the paper says only |delta| < 8/255)
@@ -64,7 +63,7 @@ def bounded(raw: Tensor, bound: Bound, epsilon: float) -> Tensor:
                 epsilon per pixel, so it is cut off at epsilon when it is laid
     """
     if bound != "l2":
-        return within_epsilon(raw, epsilon, bound)
+        return bounded(raw, epsilon, bound)
     values = raw.tanh()
     norm = torch.linalg.vector_norm(values.flatten(1), dim=1).clamp_min(1e-12)[:, None, None, None]
     scaled: Tensor = values * (L2_RADIUS * raw.shape[-1] / 224) / norm

@@ -34,7 +34,7 @@ GENERATOR_WEIGHT_DECAY = 5e-4  # coupled, inside Adam, as in the authors' code
 _EVALUATION_BATCH = 256
 
 
-class Embedder(Protocol):
+class FeatureNetwork(Protocol):
     """What a fit needs of a surrogate: differentiable features of images float [B, 3, S, S] in [0, 1]."""
 
     def embed(self, images: Tensor, *, resize: bool = False) -> Tensor:
@@ -192,7 +192,7 @@ class ClusterFit:
         self,
         cluster: int,
         images: FitImages,
-        surrogate: Embedder,
+        surrogate: FeatureNetwork,
         feature_means: Tensor,
         targets: Sequence[int] | Tensor,
         settings: Settings,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.clusters.clustering import Clustering, fit_clusters
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.fingerprint import numpy_rng
-from pipeline.one_for_all.fit import UniversalFit
+from pipeline.one_for_all.training import UniversalFit
 from pipeline.surrogates.concepts import ConceptBank
 
 EMBEDDED_IMAGES = 5_000  # of the training images, for the centroids that drift is measured from

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.deltas.universal_generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
 from pipeline.one_for_all.losses import LOSSES, NEAR, SELECT_BY, SelectBy
-from pipeline.settings import DEFAULT_SURROGATE, Deciding, build, check, check_choice, check_least, runtime
+from pipeline.settings import DEFAULT_SURROGATE, Deciding, check, check_choice, check_least, runtime, settings_of_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class OneForAllSettings(Deciding):
 
 def one_for_all_settings(given: Mapping[str, Any]) -> OneForAllSettings:
     """Settings from options. Raises SettingsError for unknown names, with near matches, and for what is missing."""
-    return build(OneForAllSettings, given, required=("input", "output"))
+    return settings_of_kind(OneForAllSettings, given, required=("input", "output"))
 
 
 _LEAST = {

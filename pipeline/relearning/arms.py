@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deltas.delta import add
-from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.universal_deltas import UniversalDeltas
 from pipeline.deltas.universal_protection import UniversalProtection
@@ -113,7 +113,7 @@ def universal_tests(
     levels: list[NDArray[np.int16]] = []
     for start in range(0, len(test), 64):
         pictures = test.images[start : start + 64].transpose(0, 2, 3, 1)
-        levels += [one.levels for one in deltas.for_pictures([Asked("", one, side, side) for one in pictures])]
+        levels += [one.levels for one in deltas.for_pictures([DeltaRequest("", one, side, side) for one in pictures])]
     laid = np.stack(levels).transpose(0, 3, 1, 2)
     rows, epsilon = np.arange(len(test)), protection.epsilon
     return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)

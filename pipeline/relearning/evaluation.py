@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.fingerprint import canonical, sha256
 from pipeline.relearning.shares import parse_share
-from pipeline.settings import build, check, check_choice
+from pipeline.settings import check, check_choice, settings_of_kind
 
 CLEAN = "clean"  # the name of the control in every table
 CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, alone
@@ -279,7 +279,7 @@ def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> Eval
     merged |= given
     if "labellings" in merged:
         merged["labellings"] = tuple(name for one in merged["labellings"] for name in _swept(one))
-    return build(EvaluationSettings, merged, required=("clean", "test", "output"))
+    return settings_of_kind(EvaluationSettings, merged, required=("clean", "test", "output"))
 
 
 def _swept(labelling: str) -> list[str]:

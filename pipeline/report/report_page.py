@@ -126,7 +126,7 @@ def write_report(data: ReportData) -> str:
         input_url=plain_url(data.input_url),
         output_url=plain_url(data.output_url),
         epsilon_levels=figure(data.epsilon * 255),
-        gallery=[shown(sample) for sample in data.gallery],
+        gallery=[gallery_figures(sample) for sample in data.gallery],
         largest_cluster=max((row.images for row in data.clusters), default=1) or 1,
         low_clusters=[row for row in data.clusters if row.is_low],
         is_moved_measured=any(row.moved is not None for row in data.clusters),
@@ -175,7 +175,7 @@ def _curves(clusters: Sequence[ClusterRow]) -> list[str]:
     return [charts.training_curve(row.losses, f"cluster {row.index}", span=span, is_low=row.is_low) for row in fitted]
 
 
-def shown(sample: GallerySample) -> dict[str, Any]:
+def gallery_figures(sample: GallerySample) -> dict[str, Any]:
     """One row of the gallery: three PNGs as data URLs, and how they were cut."""
     height, width = sample.original.shape[:2]
     top, left = max(0, (height - _GALLERY_SIDE) // 2), max(0, (width - _GALLERY_SIDE) // 2)

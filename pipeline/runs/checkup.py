@@ -51,7 +51,7 @@ class Finding:
         return f"{self.level:<8} {self.subject:<12} {self.detail}" + (f"; {self.advice}" if self.advice else "")
 
 
-def found(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def findings_of(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """What a check finds; one that raises a ScumbleError finds an error: its one line says what to do."""
     try:
         return list(check())

@@ -144,7 +144,7 @@ def _braces(url: str, store: Store, pattern: str) -> list[Entry]:
     return there
 
 
-def check_names(listing: Listing, output: Store, longest: Callable[[str], str]) -> Listing:
+def without_unwritable(listing: Listing, output: Store, longest: Callable[[str], str]) -> Listing:
     """The same without shards that the output cannot hold: their names are passed over before a run starts.
 
     longest  name of a shard -> the longest of the names that are written for it

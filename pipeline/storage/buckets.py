@@ -98,7 +98,7 @@ def code_of(error: BaseException) -> str:
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
-def status_of(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """HTTP status of an error; None if no server has answered."""
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return None if status is None else int(status)

@@ -56,7 +56,7 @@ def advice_for(error: BaseException) -> str:
 
 def may_pass(error: BaseException) -> bool:
     """Timeouts, broken connections, throttling and 5xx pass; a full disk or a refused request does not."""
-    status = buckets.status_of(error)
+    status = buckets.http_status(error)
     if status is not None:
         return status >= 500 or status == 429 or buckets.code_of(error) in _PASSING_CODES
     if isinstance(error, aiohttp.ClientResponseError):

@@ -90,7 +90,7 @@ def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     yield below, entry
 
 
-def found(path: str, name: str) -> Found:
+def lookup(path: str, name: str) -> Found:
     """What a look at one file says. Raises FileNotFoundError for a folder."""
     seen = os.stat(path)
     if stat.S_ISDIR(seen.st_mode):
@@ -167,7 +167,7 @@ def read_settled(path: str, etag: str, etag_of: Callable[[Found], str]) -> bytes
     return data if seen == {etag} and len(data) == now.st_size and before.st_ino == now.st_ino else None
 
 
-def look(path: str, scratch: Path) -> tuple[bytes, str, float]:
+def read_seen(path: str, scratch: Path) -> tuple[bytes, str, float]:
     """Content, its digest, and its age in seconds by the clock of the disk itself, which may be another machine's."""
     with open(path, "rb") as file:
         data = file.read()

@@ -172,7 +172,7 @@ class Store:
         """The object called `name`, or None; a folder is none."""
         try:
             if self.is_local:
-                return self._do("look up", name, lambda: _file_entry(*folder.found(self.path(name), name)))
+                return self._do("look up", name, lambda: _file_entry(*folder.lookup(self.path(name), name)))
             if self.is_s3:
                 return Entry(name, *self._do("look up", name, lambda: buckets.head(self.filesystem, self.path(name))))
             info = self._do("look up", name, lambda: self.filesystem.info(self.path(name)))
@@ -232,7 +232,7 @@ class Store:
         self._needs_conditions()
         try:
             if self.is_local:
-                return Seen(*self._do("read", name, lambda: folder.look(self.path(name), self._scratch)))
+                return Seen(*self._do("read", name, lambda: folder.read_seen(self.path(name), self._scratch)))
             got = self._do("read", name, lambda: buckets.get(self.filesystem, self.path(name)))
         except InputError:
             return None

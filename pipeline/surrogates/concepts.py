@@ -110,9 +110,9 @@ def imagenet_bank() -> ConceptBank:
     Embeddings are the rows of the last layer of the classifier shipped here, [1000, 1280]: classes that look alike lie
     close, which serves where no text tower is at hand but is not the papers' text embedding.
     """
-    from pipeline.surrogates.pretrained import build
+    from pipeline.surrogates.pretrained import build_tower
 
-    head = build(EMBEDDED_SURROGATE, weights=None, size=None).head
+    head = build_tower(EMBEDDED_SURROGATE, weights=None, size=None).head
     assert head is not None
     return _head_bank(head[0])
 

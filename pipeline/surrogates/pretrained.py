@@ -60,7 +60,7 @@ def check_surrogate(name: str) -> None:
         raise SettingsError(f"--surrogate {name!r}: {kind} {model} has no weights {tag!r}{known_tags}")
 
 
-def build(name: str, *, weights: Path | None, size: int | None) -> Tower:
+def build_tower(name: str, *, weights: Path | None, size: int | None) -> Tower:
     """The image tower of `name` on the CPU, with weights from the file `weights` or from where the library keeps them.
 
     Raises SettingsError for an unknown name or a size that the network cannot take, InputError for weights that

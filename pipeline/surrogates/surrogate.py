@@ -20,7 +20,7 @@ from torch.nn import functional
 from pipeline.errors import InputError, PromiseError, SettingsError, one_line
 from pipeline.fingerprint import canonical
 from pipeline.profile import StepClock
-from pipeline.surrogates.pretrained import Tower, build, check_surrogate
+from pipeline.surrogates.pretrained import Tower, build_tower, check_surrogate
 
 __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "surrogate_for"]
 
@@ -51,7 +51,7 @@ def load_surrogate(name: str, *, weights: Path | None, size: int | None, device:
     Raises SettingsError for an unknown name or a size that the network cannot take, InputError for weights that
     cannot be had or do not fit, ConflictError if the weights shipped here were altered.
     """
-    return Surrogate(name, build(name, weights=weights, size=size), device)
+    return Surrogate(name, build_tower(name, weights=weights, size=size), device)
 
 
 class Surrogate:

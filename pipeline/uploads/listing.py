@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import Reason, StoreError
 from pipeline.records import shown
 from pipeline.storage.store import Entry
-from pipeline.uploads.names import kind_of
+from pipeline.uploads.names import upload_kind
 from pipeline.uploads.units import Item
 
 Known = tuple[str, str, int]  # name, etag, version: what the ledger knows of an object
@@ -74,7 +74,7 @@ def changes(
 
 
 def _judged(entry: Entry, version: int, settled: float, now: float, fault: Fault, tally: Tally) -> Item | None:
-    kind = kind_of(entry.name)
+    kind = upload_kind(entry.name)
     if kind is None:
         tally.skipped += 1
         return None

@@ -12,7 +12,7 @@ from pipeline.shards.names import is_shard
 IMAGE, SHARD = "image", "shard"
 
 
-def kind_of(name: str) -> str | None:
+def upload_kind(name: str) -> str | None:
     """IMAGE or SHARD; None for what is neither, in the folder of a run's records, or a Mac's note beside a file."""
     if name.startswith(f"{RUN_FOLDER}/") or name.rpartition("/")[2].startswith("._"):
         return None

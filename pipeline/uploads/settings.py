@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.settings import Metadata, Settings, SmallImages, build, check, check_least
+from pipeline.settings import Metadata, Settings, SmallImages, check, check_least, settings_of_kind
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -89,7 +89,7 @@ class UploadSettings:
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
     """Settings from options. Raises SettingsError for one that is missing or unknown, with near matches."""
-    return build(UploadSettings, given, required=("input", "output", "protection"))
+    return settings_of_kind(UploadSettings, given, required=("input", "output", "protection"))
 
 
 def parse_seconds(text: str) -> float:

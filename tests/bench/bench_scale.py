@@ -30,7 +30,7 @@ from typing import Any
 from bench_uploads import peak_mb
 from ratio import where, write
 
-from jobs.protection.prepare import committed_shards, prepare, start
+from jobs.protection.prepare import committed_shards, prepare, start_run
 from jobs.status import status_of
 from pipeline import layout
 from pipeline.fingerprint import canonical, sha256
@@ -100,7 +100,7 @@ def make_inputs(folder: Path, size: int) -> dict[str, Any]:
     """Input, and all that a run has left before it comes to `apply`, the run record by the job's own code."""
     link_all(folder, (f"in/{shard_name(number)}" for number in range(size)))
     run = prepare(settings_of(folder))
-    start(run)
+    start_run(run)
     for place in (layout.features, layout.assignment):
         link_all(folder, (f"out/{place(shard_name(number))}" for number in range(size)))
     return {}

@@ -12,15 +12,15 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pipeline.clusters.clustering import fit_clusters
-from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.deltas.protection import load_any_protection, load_protection
 from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_generator import BOUNDS, UniversalGenerator, bounded
+from pipeline.deltas.universal_generator import BOUNDS, UniversalGenerator, bounded_output
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.one_for_all.finish import finished_protection
-from pipeline.one_for_all.fit import TrainingImages, UniversalFit
 from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
+from pipeline.one_for_all.training import TrainingImages, UniversalFit
 from pipeline.records import Rejection
 from pipeline.relearning.arms import universal_tests
 from pipeline.relearning.collection import Collection
@@ -95,12 +95,14 @@ def test_images_of_any_multiple_of_eight_come_back_in_their_size(side):
 def test_bounds_are_what_their_names_say():
     raw = torch.tensor([-9.0, -0.01, 0.0, 0.02, 9.0]).reshape(1, 1, 1, 5).expand(1, 3, 5, 5)
     epsilon = 8 / 255
-    assert torch.allclose(bounded(raw, "eps_tanh", epsilon), epsilon * torch.tanh(raw))
+    assert torch.allclose(bounded_output(raw, epsilon, "eps_tanh"), epsilon * torch.tanh(raw))
     assert torch.allclose(
-        bounded(raw, "tanh_clamp", epsilon)[0, 0, 0], torch.tensor([-epsilon, -0.01, 0, 0.02, epsilon]), atol=1e-4
+        bounded_output(raw, epsilon, "tanh_clamp")[0, 0, 0],
+        torch.tensor([-epsilon, -0.01, 0, 0.02, epsilon]),
+        atol=1e-4,
     )
     large = torch.randn(2, 3, 224, 224)
-    assert torch.allclose(bounded(large, "l2", epsilon).flatten(1).norm(dim=1), torch.tensor(16.0), atol=1e-3)
+    assert torch.allclose(bounded_output(large, epsilon, "l2").flatten(1).norm(dim=1), torch.tensor(16.0), atol=1e-3)
 
 
 # --- training
@@ -212,7 +214,7 @@ def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
     again = load_any_protection(data)
     assert again.to_bytes() == data
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    asked = [Asked("a", picture, 40, 50)]
+    asked = [DeltaRequest("a", picture, 40, 50)]
     ours, theirs = (UniversalDeltas(one, surrogate).for_pictures(asked)[0] for one in (protection, again))
     assert np.array_equal(ours.levels, theirs.levels)
     assert ours.cluster == theirs.cluster
@@ -238,7 +240,7 @@ def test_deltas_of_every_size_are_whole_levels_within_epsilon(surrogate, bound):
     deltas = UniversalDeltas(protection_of(fit, surrogate), surrogate)
     rng = np.random.default_rng(0)
     sizes = [(32, 32), (1, 1), (7, 200), (33, 31), (500, 375)]
-    asked = [Asked(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
+    asked = [DeltaRequest(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
     for one, answer in zip(asked, deltas.for_pictures(asked), strict=True):
         assert answer.levels.shape == (one.height, one.width, 3)
         assert answer.levels.dtype == np.int16
@@ -253,7 +255,7 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     protection = replace(protection_of(fit, surrogate), side=64)
     rng = np.random.default_rng(0)
     sizes = [(32, 32), (20, 13), (70, 70)]
-    asked = [Asked(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
+    asked = [DeltaRequest(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
     native = UniversalDeltas(protection, surrogate, small_images="native")
     ours, theirs = native.for_pictures(asked), UniversalDeltas(protection, surrogate).for_pictures(asked)
     assert [one.levels.shape[:2] for one in ours] == sizes
@@ -285,7 +287,7 @@ def test_broken_weights_are_refused_before_a_picture_is_touched(surrogate):
         next(fit.generator.parameters()).fill_(float("nan"))
     deltas = UniversalDeltas(protection_of(fit, surrogate), surrogate)
     with pytest.raises(PromiseError, match="not finite"):
-        deltas.for_pictures([Asked("a", np.zeros((32, 32, 3), np.uint8), 32, 32)])
+        deltas.for_pictures([DeltaRequest("a", np.zeros((32, 32, 3), np.uint8), 32, 32)])
 
 
 # --- settings and concepts

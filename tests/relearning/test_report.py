@@ -12,7 +12,7 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS
 from pipeline.relearning.regimes import NUMBERED, REGIMES
 from pipeline.relearning.report.charts import Line, activations, curves
 from pipeline.relearning.report.descriptions import describe_regime
-from pipeline.relearning.report.page import EvaluationAbout, write_relearning_report
+from pipeline.relearning.report.evaluation_page import EvaluationAbout, write_relearning_report
 from tests.support.pages import Page
 
 EVIL = '<script>alert("x")</script>"><img src=http://evil onerror=alert(1)> $x_{'

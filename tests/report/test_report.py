@@ -213,11 +213,11 @@ def test_the_same_data_gives_the_same_page(html):
 
 
 def test_a_large_picture_isshown_as_its_middle_and_amplified_by_ten():
-    from pipeline.report.report_page import shown
+    from pipeline.report.report_page import gallery_figures
 
     before = np.full((400, 300), 100, dtype=np.uint8)
     after = before.copy()
     after[200, 150] = 105
-    shown = shown(GallerySample("k", 0, before, after))
-    assert shown["is_cut"]
-    assert (shown["width"], shown["height"], shown["most"]) == (300, 400, 5)
+    gallery_figures = gallery_figures(GallerySample("k", 0, before, after))
+    assert gallery_figures["is_cut"]
+    assert (gallery_figures["width"], gallery_figures["height"], gallery_figures["most"]) == (300, 400, 5)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.protection.finish import finish_run
 from jobs.protection.options import parse_settings
-from jobs.protection.outcome import finish
-from jobs.protection.prepare import prepare, start
+from jobs.protection.prepare import prepare, start_run
 from jobs.protection.status_file import reported
 from pipeline import layout
 from pipeline.errors import SettingsError
@@ -71,7 +71,7 @@ def test_plan_and_end_of_a_committed_run_read_each_commit_once(
     given = ["--input", source.url, "--output", output.url, "--surrogate", "timm:tf_efficientnet_lite0"]
     settings = parse_settings([*given, "--surrogate-size", "64"])
     run = prepare(settings)
-    start(run)
+    start_run(run)
     output.put(layout.PROTECTION, made().to_bytes())
     for shard in run.plan.shards:
         output.put(layout.commit(shard.name), commit_of(shard, run.plan.fingerprint).to_bytes())
@@ -79,6 +79,6 @@ def test_plan_and_end_of_a_committed_run_read_each_commit_once(
     again = prepare(settings)
     assert len(again.plan.done) == SHARDS
     with reported(again.output, again.plan.fingerprint) as status:
-        start(again)
-        assert finish(again, status) == 0
+        start_run(again)
+        assert finish_run(again, status) == 0
     assert counted.count - before <= SHARDS + SHARDS / 1000 + 50

@@ -12,7 +12,7 @@ import pytest
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.records import Rejection
-from pipeline.shards.inputs import Listing, check_names, resolve_input, said_of
+from pipeline.shards.inputs import Listing, resolve_input, said_of, without_unwritable
 from pipeline.storage import folder
 from pipeline.storage.store import Store
 
@@ -124,10 +124,10 @@ def test_keys_that_no_folder_could_hold_are_left_out_and_said(bucket: str, tmp_p
     found = resolve_input(store.url)
     assert names(found) == ["a.tar", "a.tar/f.tar"]
     assert passed_over(found.passed_over) == dict.fromkeys(["/a.tar", "x//b.tar"], "unsafe-name")
-    fitting = check_names(found, Store(str(tmp_path / "out")), layout.assignment)
+    fitting = without_unwritable(found, Store(str(tmp_path / "out")), layout.assignment)
     assert names(fitting) == ["a.tar"]
     assert fitting.passed_over[-1].detail == "in the output: a.tar is a shard, no folder"
-    assert names(check_names(found, Store(f"{bucket}/out"), layout.assignment)) == ["a.tar", "a.tar/f.tar"]
+    assert names(without_unwritable(found, Store(f"{bucket}/out"), layout.assignment)) == ["a.tar", "a.tar/f.tar"]
 
 
 def test_names_that_are_not_utf8_are_left_out_and_can_be_shown(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_names_that_grow_too_long_are_left_out_before_the_start(
     output = Store(str(tmp_path / "not" / "there" / "yet"))
     long = [f"{'x' * length}.tar" for length in (243, 244, 249, 251)]  # .parquet makes them 255, 256 …
     put(Store(str(tmp_path / "in")), *long, "é" * 122 + ".tar")
-    found = check_names(resolve_input(str(tmp_path / "in")), output, layout.assignment)
+    found = without_unwritable(resolve_input(str(tmp_path / "in")), output, layout.assignment)
     assert names(found) == [long[0]]
     assert all("bytes, a folder there can hold 255" in one.detail for one in found.passed_over)
     for shard in names(found):
@@ -152,7 +152,7 @@ def test_names_that_grow_too_long_are_left_out_before_the_start(
         output.put(layout.quarantine(shard), b"")
     monkeypatch.setattr(folder, "longest", lambda _: (143, 4095))  # as encrypted home folders have it
     with pytest.raises(InputError, match="no shard can be written"):
-        check_names(resolve_input(str(tmp_path / "in")), Store(str(tmp_path / "out")), layout.assignment)
+        without_unwritable(resolve_input(str(tmp_path / "in")), Store(str(tmp_path / "out")), layout.assignment)
     assert "4,095 are allowed" in Store(str(tmp_path)).too_long("d/" * 2100 + "a.tar")
     assert Store("s3://bucket/p").too_long("d/" * 500 + "a.tar") == ""
     assert "1,024 are allowed" in Store("s3://bucket/p").too_long("d/" * 512 + "a.tar")

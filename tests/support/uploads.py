@@ -16,7 +16,7 @@ import pytest
 from jobs import protect_uploads
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
-from pipeline.deltas.picture_deltas import Answer, Asked
+from pipeline.deltas.picture_deltas import DeltaAnswer, DeltaRequest
 from pipeline.deltas.protection import Protection
 from pipeline.fingerprint import sha256
 from pipeline.shards.photographs import photograph
@@ -37,9 +37,9 @@ class FakeDeltas:
         self._source = ExtremeDeltas()
         self.epsilon, self.at_least, self.side = self._source.epsilon, 32, None
 
-    def for_pictures(self, asked: Sequence[Asked]) -> list[Answer]:
+    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         return [
-            Answer(self._source.delta_for(len(one.key) % 8, one.key, one.height, one.width), len(one.key) % 8, 1.0)
+            DeltaAnswer(self._source.delta_for(len(one.key) % 8, one.key, one.height, one.width), len(one.key) % 8, 1.0)
             for one in asked
         ]
 

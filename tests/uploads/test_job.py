@@ -17,7 +17,7 @@ from PIL import Image
 from jobs import protect_uploads
 from pipeline import layout
 from pipeline.deltas.apply import protect_sample
-from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.records import Sample
@@ -317,6 +317,6 @@ def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
     elsewhere.protection.write_bytes(universal.to_bytes())
     assert elsewhere.run("--small-images", "native") == 0
     deltas = UniversalDeltas(universal, small_surrogate(), small_images="native")
-    (answer,) = deltas.for_pictures([Asked("a", patch(1), 64, 64)])
+    (answer,) = deltas.for_pictures([DeltaRequest("a", patch(1), 64, 64)])
     wanted = np.clip(patch(1).astype(np.int16) + answer.levels, 0, 255)
     assert np.array_equal(pixels(elsewhere.outputs()["a.png"]), wanted)

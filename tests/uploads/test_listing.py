@@ -13,7 +13,7 @@ from pipeline.errors import Reason, SettingsError, StoreError
 from pipeline.shards.names import fault_of
 from pipeline.storage.store import Entry
 from pipeline.uploads.listing import Known, Tally, changes
-from pipeline.uploads.names import kind_of, output_name, sample_name
+from pipeline.uploads.names import output_name, sample_name, upload_kind
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 from pipeline.uploads.units import Item, Unit, units_of
 
@@ -130,7 +130,7 @@ def test_a_units_name_is_the_step_that_it_makes() -> None:
     ],
 )
 def test_images_and_shards_are_known_by_their_names(name: str, kind: str | None) -> None:
-    assert kind_of(name) == kind
+    assert upload_kind(name) == kind
 
 
 def test_a_sample_is_called_as_in_a_shard() -> None:

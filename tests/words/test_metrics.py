@@ -18,7 +18,7 @@ from actors.cluster.batches import RunContext, shard_rows
 from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
 from actors.protector import Protector
-from jobs.evaluation.watched import RelearnedSoFar
+from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared.metrics import PrometheusRecorder, exported
 from pipeline import layout, metrics
 from pipeline.clusters.clustering import Clustering, ClusterSpace
@@ -188,7 +188,7 @@ def test_an_evaluation_tells_what_was_relearned_so_far_earlier_starts_included(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, recorder = Store(str(tmp_path)), PrometheusRecorder(CollectorRegistry())
-    monkeypatch.setattr("jobs.evaluation.watched.recorder", lambda: recorder)
+    monkeypatch.setattr("jobs.evaluation.metrics.recorder", lambda: recorder)
     fixed: dict[str, Any] = {
         "protection": "uc",
         "fit": 0,

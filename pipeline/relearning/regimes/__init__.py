@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from pipeline.errors import SettingsError
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
-from pipeline.relearning.regimes.composed import Composed, Knowledge
+from pipeline.relearning.regimes.base import Composed, Knowledge
 from pipeline.relearning.regimes.recovery.dfr import FeatureReweighting
 from pipeline.relearning.regimes.recovery.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.recovery.opa import OrthogonalProjection

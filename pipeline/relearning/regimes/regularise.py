@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.requirements import as_tested, need_clean_set
 from pipeline.relearning.training import Regime
 

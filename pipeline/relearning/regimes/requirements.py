@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import derive
 from pipeline.relearning.denoisers.denoiser import Denoiser
-from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.training import Training
 
 

@@ -106,6 +106,7 @@ def results_to_parquet(rows: Sequence[Row]) -> bytes:
 
 
 def results_from_parquet(data: bytes) -> list[dict[str, Any]]:
+    """The inverse of results_to_parquet: a dict for each row."""
     return list(pq.read_table(io.BytesIO(data)).to_pylist())
 
 

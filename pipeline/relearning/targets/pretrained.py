@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.relearning.targets.base import Target
-from pipeline.surrogates.pretrained import Tower, build
+from pipeline.surrogates.pretrained import Tower, build_tower
 
 
 class Encoder(nn.Module):
@@ -66,6 +66,6 @@ def build_pretrained(surrogate: str, num_classes: int, dropout: float, *, is_fro
 
     Raises SettingsError for an unknown surrogate, InputError for weights that cannot be had.
     """
-    encoder = Encoder(build(surrogate, weights=None, size=None))
+    encoder = Encoder(build_tower(surrogate, weights=None, size=None))
     head = nn.Linear(encoder.dimension(), num_classes)
     return PretrainedTarget(encoder, head, dropout, is_frozen=is_frozen)

@@ -11,20 +11,24 @@ from pipeline.surrogates.towers.base import Assembled, Preprocessing, interpolat
 
 
 def models() -> list[str]:
+    """Names of the models that the library knows."""
     return list(open_clip.list_models())
 
 
 def tags(model: str) -> list[str]:
+    """Names of the published weights of a model."""
     return list(open_clip.list_pretrained_tags_by_model(model))
 
 
 def source(model: str, tag: str) -> str:
+    """Where the weights come from, for the message that asks for them."""
     config = open_clip.get_pretrained_cfg(model, tag)
     hub = config.get("hf_hub", "").rstrip("/")
     return f"{hub}, open_clip_model.safetensors" if hub else str(config.get("url"))
 
 
 def fetch(model: str, tag: str) -> str:
+    """Path of the weights' file in the library's cache, downloaded if it is not there yet."""
     return str(download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
 
 

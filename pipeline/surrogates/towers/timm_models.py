@@ -22,19 +22,23 @@ from pipeline.surrogates.towers.base import (
 
 
 def models() -> list[str]:
+    """Names of the models that the library knows."""
     return list(timm.list_models())
 
 
 def tags(model: str) -> list[str]:
+    """Names of the published weights of a model."""
     return [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
 
 
 def source(model: str, tag: str) -> str:
+    """Where the weights come from, for the message that asks for them."""
     found = timm.get_pretrained_cfg(_full_name(model, tag))
     return f"{found.hf_hub_id or found.url}, model.safetensors"
 
 
 def fetch(model: str, tag: str) -> str:
+    """Path of the weights' file in the library's cache, downloaded if it is not there yet."""
     config = timm.get_pretrained_cfg(_full_name(model, tag))
     if not config.hf_hub_id:
         if not config.url:

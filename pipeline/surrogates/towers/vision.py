@@ -25,18 +25,22 @@ _OPTIONS = {
 
 
 def models() -> list[str]:
+    """Names of the models that the library knows."""
     return list(published.list_models(module=published))
 
 
 def tags(model: str) -> list[str]:
+    """Names of the published weights of a model."""
     return [weights.name for weights in published.get_model_weights(model)]
 
 
 def source(model: str, tag: str) -> str:
+    """Where the weights come from, for the message that asks for them."""
     return str(published.get_model_weights(model)[tag].url)
 
 
 def fetch(model: str, tag: str) -> str:
+    """Path of the weights' file in the library's cache, downloaded if it is not there yet."""
     return fetch_url(published.get_model_weights(model)[tag].url)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.requirements import as_tested, need_clean_set
 from pipeline.relearning.training import Regime
 

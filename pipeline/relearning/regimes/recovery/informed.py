@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import torch_rng
 from pipeline.measures.removal import estimate_deltas
-from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate
 from pipeline.relearning.regimes.requirements import as_tested, named_randomness, need_clean_images, need_clean_set
 from pipeline.relearning.training import Regime

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.measures.removal import Pixels, blind_groups, estimate_deltas, split_half_agreement
-from pipeline.relearning.regimes.composed import Knowledge
+from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.training import Regime
 
 Groups = Literal["label", "blind", "either"]

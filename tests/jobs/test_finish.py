@@ -13,9 +13,9 @@ import pytest
 from jobs import protect_imagenet, verify
 from actors.cluster.batches import RunContext
 from actors.protector import Protector
+from jobs.protection.finish import finish_run
 from jobs.protection.options import parse_settings
-from jobs.protection.outcome import finish
-from jobs.protection.prepare import prepare, start
+from jobs.protection.prepare import prepare, start_run
 from jobs.protection.status_file import StatusFile
 from pipeline import layout
 from pipeline.errors import ConflictError, SettingsError
@@ -37,7 +37,7 @@ def run_through(given: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     """The job's exit code and what it says, with the one stage that matters done here instead of in Ray."""
     run = prepare(parse_settings(given))
     print(run.summary)
-    start(run)
+    start_run(run)
     run.output.put(layout.PROTECTION, small_protection().to_bytes())
     context = RunContext(run.source, run.output, run.settings, run.plan.fingerprint, threads=1, device="cpu")
     for shard in run.plan.shards:
@@ -47,7 +47,7 @@ def run_through(given: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
         nearest = Assignment(shard.name, keys, np.zeros(len(keys), np.int32), np.zeros(len(keys), np.float32))
         run.output.put(layout.assignment(shard.name), assignment_to_parquet(nearest))
         Protector(context)._protect(shard)
-    code = finish(run, StatusFile(run.output, run.plan.fingerprint))
+    code = finish_run(run, StatusFile(run.output, run.plan.fingerprint))
     return code, *capsys.readouterr()
 
 

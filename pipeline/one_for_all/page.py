@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deltas.picture_deltas import Asked
+from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.deltas.universal_deltas import UniversalDeltas
 from pipeline.deltas.universal_protection import UniversalProtection
 from pipeline.errors import SampleError
@@ -22,7 +22,7 @@ from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample
 from pipeline.report.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
 from pipeline.report.page import find_template
-from pipeline.report.report_page import shown
+from pipeline.report.report_page import gallery_figures
 from pipeline.shards.tar import read_samples
 from pipeline.surrogates.surrogate import Surrogate
 
@@ -52,7 +52,7 @@ def write_training_report(
         parameters=sum(
             int(np.prod(array.shape)) for name, array in protection.weights.items() if "running" not in name
         ),
-        gallery=[shown(one) for one in _gallery(protection, surrogate, shard, settings)],
+        gallery=[gallery_figures(one) for one in _gallery(protection, surrogate, shard, settings)],
     )
 
 
@@ -83,7 +83,7 @@ def _gallery(
     deltas = UniversalDeltas(protection, surrogate)
     samples = read_samples(shard, max_member_bytes=settings.max_member_bytes)
     for key, pixels in islice(_decoded(samples, settings.max_pixels), SHOWN_PICTURES):
-        (answer,) = deltas.for_pictures([Asked(key, pixels, *pixels.shape[:2])])
+        (answer,) = deltas.for_pictures([DeltaRequest(key, pixels, *pixels.shape[:2])])
         protected = (pixels.astype(np.int16) + answer.levels).clip(0, 255).astype(np.uint8)
         yield GallerySample(key=key, cluster=answer.cluster, original=pixels, protected=protected)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.deltas.sign_steps import check_finite
-from pipeline.deltas.universal_generator import UniversalGenerator, bounded
+from pipeline.deltas.universal_generator import UniversalGenerator, bounded_output
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import torch_rng
 from pipeline.one_for_all.losses import LOSSES, Concepts, select_by_label, select_concepts, similarities
@@ -129,7 +129,7 @@ class UniversalFit:
             with torch.no_grad():
                 embeddings = self.surrogate.embed(clean, resize=True)
             raw = self._trained(clean, F.normalize(embeddings, dim=1))
-            delta = bounded(raw.float(), self.settings.bound, self.settings.epsilon)
+            delta = bounded_output(raw.float(), self.settings.epsilon, self.settings.bound)
             features = self.surrogate.embed((clean + delta).clamp(0, 1), resize=True)
         features, embeddings = self._gathered(features.float()), self._gathered(embeddings.float())
         concepts = self._concepts(embeddings, features, rows)

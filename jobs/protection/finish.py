@@ -12,7 +12,7 @@ from pipeline.report.report_page import ReportData, write_report
 from pipeline.storage.store import Store
 
 
-def finish(run: Run, status: StatusFile) -> int:
+def finish_run(run: Run, status: StatusFile) -> int:
     """Write the report and the last status; exit code 3 if more is in quarantine than --max-quarantine allows."""
     data = report_data(run.output)
     total = len(run.plan.shards)
