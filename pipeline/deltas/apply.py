@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deltas.delta import Steps, add_measured, add_steps
+from pipeline.deltas.delta import LaidDelta
 from pipeline.errors import Reason, SampleError
 from pipeline.pictures.members import check_sidecars, extension, image_suffix, rejection_of
-from pipeline.pictures.padded import whole_of
 from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.tar import ShardWriter
 
-_Form = TypeVar("_Form", Steps, NDArray[np.int16])
 _Item = TypeVar("_Item")
 
 
@@ -40,48 +38,33 @@ class DeltaSource(Protocol):
 
 
 class LaidDeltas:
-    """A DeltaSource that remembers the deltas it laid most recently, up to `max_bytes` of them."""
+    """Deltas of a source, laid for pictures of any size and orientation; the most recent ones are kept.
+
+    max_bytes  of what is kept; nothing is where every sample has a delta of its own
+    """
 
     def __init__(self, source: DeltaSource, max_bytes: int = 256 * 1024 * 1024) -> None:
         self.epsilon = source.epsilon
-        self.per_sample = source.per_sample
         self._source = source
         self._left = max_bytes
-        self._laid: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int, int, int], LaidDelta] = OrderedDict()
 
-    def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
-        """As the source's own answer; read-only where it is remembered."""
-        if self.per_sample:
-            return self._source.delta_for(cluster, key, height, width)
-        return self._remembered(_read_only, (cluster, key, height, width), 1)
-
-    def steps_for(self, cluster: int, key: str, height: int, width: int, orientation: int) -> Steps:
-        """The same delta in the stored layout of a picture of this orientation, taken apart for padded pixels."""
-        if self.per_sample:
-            return Steps(stored(self._source.delta_for(cluster, key, height, width), orientation))
-        return self._remembered(Steps, (cluster, key, height, width), orientation)
-
-    def _remembered(
-        self, form: Callable[[NDArray[np.int16]], _Form], asked: tuple[int, str, int, int], orientation: int
-    ) -> _Form:
-        place = (form, orientation, asked[0], *asked[2:])
-        found: _Form | None = self._laid.get(place)
-        if found is not None:
-            self._laid.move_to_end(place)
-            return found
-        found = form(stored(self._source.delta_for(*asked), orientation))
-        self._left -= found.nbytes
-        self._laid[place] = found
+    def delta_for(self, cluster: int, key: str, height: int, width: int, orientation: int = 1) -> LaidDelta:
+        """The source's delta for an upright picture of this size, in the layout of its stored pixels."""
+        place = (cluster, height, width, orientation)
+        kept = self._kept.get(place)
+        if kept is not None:
+            self._kept.move_to_end(place)
+            return kept
+        laid = LaidDelta(stored(self._source.delta_for(cluster, key, height, width), orientation))
+        if self._source.per_sample:
+            return laid
+        self._left -= laid.nbytes
+        self._kept[place] = laid
         while self._left < 0:
-            _, oldest = self._laid.popitem(last=False)
+            _, oldest = self._kept.popitem(last=False)
             self._left += oldest.nbytes
-        return found
-
-
-def _read_only(laid: NDArray[np.int16]) -> NDArray[np.int16]:
-    laid = laid.view()
-    laid.flags.writeable = False
-    return laid
+        return laid
 
 
 @dataclass(frozen=True)
@@ -141,40 +124,28 @@ def open_sample(sample: Sample, *, settings: Settings) -> Opened:
     return Opened(sample, suffix, picture, time.perf_counter() - started)
 
 
-def protect_sample(sample: Sample, protection: DeltaSource, cluster: int, *, settings: Settings) -> ProtectedSample:
+def protect_sample(sample: Sample, deltas: LaidDeltas, cluster: int, *, settings: Settings) -> ProtectedSample:
     """The sample with the delta of its cluster in its image; all other members to the byte, in their order.
 
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
     """
     opened = open_sample(sample, settings=settings)
-    picture = opened.picture
-    place = (cluster, sample.key, *picture.upright_size)
     started = time.perf_counter()
-    delta: Steps | NDArray[np.int16]
-    if whole_of(picture.pixels) is not None and isinstance(protection, LaidDeltas):
-        delta = protection.steps_for(*place, picture.orientation)
-    else:
-        delta = stored(protection.delta_for(*place), picture.orientation)
+    laid = deltas.delta_for(cluster, sample.key, *opened.picture.upright_size, opened.picture.orientation)
     spent = time.perf_counter() - started
-    return close_sample(opened, delta, protection.epsilon, settings=settings, delta_seconds=spent)
+    return close_sample(opened, laid, deltas.epsilon, settings=settings, delta_seconds=spent)
 
 
 def close_sample(
-    opened: Opened, delta: Steps | NDArray[np.int16], epsilon: float, *, settings: Settings, delta_seconds: float = 0.0
+    opened: Opened, laid: LaidDelta, epsilon: float, *, settings: Settings, delta_seconds: float = 0.0
 ) -> ProtectedSample:
-    """Lay a delta over an opened image and encode it as the settings say.
+    """Add a delta to an opened image and encode it as the settings say.
 
-    delta  whole 8-bit levels [H, W, 3], in the stored layout
     Raises SampleError if it cannot be encoded, PromiseError if the bound does not hold.
     """
     marks = [time.perf_counter()]
     picture, source = opened.picture, opened.sample.members[opened.suffix]
-    whole = whole_of(picture.pixels)
-    if whole is None:
-        assert not isinstance(delta, Steps)
-        pixels, largest = add_measured(picture.pixels, delta, epsilon)
-    else:
-        pixels, largest = add_steps(whole, delta if isinstance(delta, Steps) else Steps(delta), epsilon)
+    pixels, largest = laid.added_to(picture.pixels, epsilon)
     marks.append(time.perf_counter())
     encoded, ending = encode(replace(picture, pixels=pixels), how=settings.encode, metadata=settings.metadata)
     marks.append(time.perf_counter())
@@ -200,7 +171,7 @@ def _renamed(suffix: str, ending: str | None) -> str:
 def protect_shard(
     samples: Iterable[Sample | Rejection],
     writer: ShardWriter,
-    protection: DeltaSource,
+    deltas: LaidDeltas,
     clusters: Mapping[str, int],
     *,
     settings: Settings,
@@ -210,11 +181,11 @@ def protect_shard(
     clusters  key -> cluster. A sample without one is rejected: it could not be embedded.
     Raises PromiseError if a bound does not hold; nothing of the shard may be published then.
     """
-    return write_protected(_one_by_one(samples, protection, clusters, settings), writer)
+    return write_protected(_one_by_one(samples, deltas, clusters, settings), writer)
 
 
 def _one_by_one(
-    samples: Iterable[Sample | Rejection], protection: DeltaSource, clusters: Mapping[str, int], settings: Settings
+    samples: Iterable[Sample | Rejection], deltas: LaidDeltas, clusters: Mapping[str, int], settings: Settings
 ) -> Iterator[tuple[ProtectedSample, int] | Rejection]:
     for item in samples:
         if isinstance(item, Rejection):
@@ -222,7 +193,7 @@ def _one_by_one(
             continue
         try:
             cluster = cluster_of(item, clusters, settings)
-            done = protect_sample(item, protection, cluster, settings=settings)
+            done = protect_sample(item, deltas, cluster, settings=settings)
         except SampleError as error:
             yield rejection_of(item, error)
             continue

@@ -6,7 +6,9 @@ Deltas are whole 8-bit levels before they are added to 8-bit pixels, so no round
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import PromiseError, SettingsError
-from pipeline.pictures.padded import padded, whole_of
 
 _ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough to stay in the processor's cache
-_WITHOUT_PADDING = np.frombuffer(b"\xff\xff\xff\0", np.uint32)  # and then add nothing there
 
 
 def levels_of(epsilon: float) -> int:
@@ -97,89 +97,64 @@ def _neighbours(size: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.fl
     return before, (place - before).astype(np.float32)
 
 
-class Steps:
-    """A laid delta for padded pixels, taken apart so that the sum needs no more than 8 bits.
+class LaidDelta:
+    """A delta at an image's own size and in its stored layout: the only place where a delta meets an image.
 
-    x + d stays within 0 … 255 where x lies between `floor` = max(-d, 0) and `ceiling` = 255 - max(d, 0). If x is
-    brought there first, (x - floor) + (255 - ceiling) is the clipped sum, and nothing wraps on the way. Both are
-    uint8 [H, W, 4]; padding stays as it is.
+    Raises PromiseError for levels of another shape, or of more than 127.
     """
 
-    def __init__(self, laid: NDArray[np.int16]) -> None:
-        """laid  int16 [H, W, 3], whole 8-bit levels. Raises PromiseError for more than 127 of them."""
-        if max(int(laid.max(initial=0)), -int(laid.min(initial=0))) > 127:
+    def __init__(self, levels: NDArray[np.int16]) -> None:
+        """levels  int16 [H, W, 3], whole 8-bit levels"""
+        if levels.ndim != 3 or levels.shape[2] != 3:
+            raise PromiseError(f"a delta of shape {levels.shape} is not [H, W, 3]")
+        if max(int(levels.max(initial=0)), -int(levels.min(initial=0))) > 127:
             raise PromiseError("a delta of more than 127 levels cannot be added")
-        self.shape = laid.shape
-        whole = whole_of(padded(laid.astype(np.int8).view(np.uint8)))
-        assert whole is not None
-        levels = (whole.view(np.uint32) & _WITHOUT_PADDING).view(np.int8)
-        zeros = np.zeros_like(levels)  # a whole array: numpy takes far longer for a single number
-        self.floor = np.negative(np.minimum(levels, zeros)).view(np.uint8)
-        self.ceiling = np.invert(np.maximum(levels, zeros)).view(np.uint8)
+        self._up, self._down = np.maximum(levels, 0).astype(np.uint8), np.maximum(-levels, 0).astype(np.uint8)
+
+    @property
+    def levels(self) -> NDArray[np.int16]:
+        """int16 [H, W, 3], whole 8-bit levels."""
+        return self._up.astype(np.int16) - self._down
 
     @property
     def nbytes(self) -> int:
-        return self.floor.nbytes + self.ceiling.nbytes
+        return self._up.nbytes + self._down.nbytes
 
-    def added_to(self, whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The clipped sum, uint8 [H, W, 4]."""
-        changed = np.minimum(whole, self.ceiling)
-        np.maximum(changed, self.floor, out=changed)
-        changed -= self.floor
-        changed += np.invert(self.ceiling)
-        return changed
+    def added_to(self, pixels: NDArray[np.uint8], epsilon: float) -> tuple[NDArray[np.uint8], int]:
+        """Pixels plus delta, clipped to 0 … 255, and the largest |result - pixels| in 8-bit levels.
 
+        pixels   uint8 [H, W, C]: grey, grey + alpha, RGB or RGBA; H and W as the delta's, because broadcasting would
+                 hide a wrong delta. Alpha stays; grey takes the mean of the delta's three channels, rounded half to
+                 even, and so stays grey.
+        epsilon  bound on |result - pixels| in [0, 1] pixel units, e.g. 16/255
+        Raises PromiseError, naming the pixel, if the result leaves the bound. Source: Zhang et al. 2023, section 3.3.
+        """
+        if pixels.ndim != 3 or pixels.shape[:2] != self._up.shape[:2] or not 1 <= pixels.shape[2] <= 4:
+            raise PromiseError(f"a delta of shape {self._up.shape} does not fit pixels of shape {pixels.shape}")
+        up, down = self._for_channels(pixels.shape[2])
+        pixels = np.ascontiguousarray(pixels)
+        # both saturate at 0 and 255, and no pixel is both raised and lowered
+        changed: NDArray[Any] = cv2.subtract(cv2.add(pixels, up), down).reshape(pixels.shape)
+        largest = int(cv2.norm(changed, pixels, cv2.NORM_INF))
+        if largest > levels_of(epsilon):
+            distance = np.abs(changed.astype(np.int16) - pixels)
+            y, x, c = np.unravel_index(int(distance.argmax()), distance.shape)
+            raise PromiseError(
+                f"pixel (row {y}, column {x}, channel {c}) would change by {largest} levels; "
+                f"the bound is {levels_of(epsilon)}"
+            )
+        return changed, largest
 
-def add(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> NDArray[np.uint8]:
-    """Pixels plus delta, clipped to 0 … 255; the only place where a delta meets an image.
-
-    pixels   uint8 [H, W, C]: grey, grey + alpha, RGB or RGBA. Alpha stays; grey takes the mean of the delta's
-             three channels, rounded half to even, and so stays grey.
-    laid     int16 [H, W, 3], whole 8-bit levels; same H and W, because broadcasting would hide a wrong delta
-    epsilon  bound on |result - pixels| in [0, 1] pixel units, e.g. 16/255
-    Raises PromiseError, naming the pixel, if the result leaves the bound. Source: Zhang et al. 2023, section 3.3.
-    """
-    return add_measured(pixels, laid, epsilon)[0]
-
-
-def add_measured(pixels: NDArray[np.uint8], laid: NDArray[np.int16], epsilon: float) -> tuple[NDArray[np.uint8], int]:
-    """As `add`, with the largest |result - pixels| in 8-bit levels."""
-    height, width, channels = pixels.shape
-    if laid.shape != (height, width, 3) or not 1 <= channels <= 4:
-        raise PromiseError(f"a delta of shape {laid.shape} does not fit pixels of shape {pixels.shape}")
-    colour = pixels if channels in (1, 3) else pixels[:, :, : channels - 1]
-    levels = laid if channels > 2 else np.rint(laid.mean(axis=2, keepdims=True)).astype(np.int16)
-    total = colour.astype(np.int16)
-    total += levels
-    np.clip(total, 0, 255, out=total)
-    changed = total.astype(np.uint8)
-    largest = _distance(changed, colour, epsilon)
-    if colour is not pixels:
-        changed = np.concatenate([changed, pixels[:, :, -1:]], axis=2)
-    return changed, largest
-
-
-def add_steps(whole: NDArray[np.uint8], steps: Steps, epsilon: float) -> tuple[NDArray[np.uint8], int]:
-    """As `add_measured` for padded pixels: all four bytes of them in, uint8 [H, W, 4], the padded RGB sum out."""
-    height, width = whole.shape[:2]
-    if steps.shape != (height, width, 3) or whole.shape[2] != 4:
-        raise PromiseError(f"a delta of shape {steps.shape} does not fit padded pixels of shape {whole.shape}")
-    changed = steps.added_to(whole)
-    return changed[:, :, :3], _distance(changed, whole, epsilon)
-
-
-def _distance(changed: NDArray[np.uint8], before: NDArray[np.uint8], epsilon: float) -> int:
-    """Largest |changed - before| in 8-bit levels. Raises PromiseError, naming the pixel, if it leaves the bound."""
-    distance = np.maximum(changed, before)
-    distance -= np.minimum(changed, before)
-    largest = int(distance.max(initial=0))
-    if largest > levels_of(epsilon):
-        y, x, c = np.unravel_index(int(distance.argmax()), distance.shape)
-        raise PromiseError(
-            f"pixel (row {y}, column {x}, channel {c}) would change by {largest} levels; "
-            f"the bound is {levels_of(epsilon)}"
-        )
-    return largest
+    def _for_channels(self, channels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """What is added to and taken from pixels of so many channels, uint8 [H, W, channels]; nothing for alpha."""
+        if channels == 3:
+            return self._up, self._down
+        if channels == 4:
+            alpha = np.zeros((*self._up.shape[:2], 1), np.uint8)
+            return np.concatenate([self._up, alpha], axis=2), np.concatenate([self._down, alpha], axis=2)
+        grey = np.zeros((*self._up.shape[:2], channels), np.int16)
+        grey[:, :, 0] = np.rint(self.levels.mean(axis=2))
+        return np.maximum(grey, 0).astype(np.uint8), np.maximum(-grey, 0).astype(np.uint8)
 
 
 def perturb(images: Tensor, delta: Tensor) -> Tensor:

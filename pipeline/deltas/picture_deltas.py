@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deltas.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample
-from pipeline.deltas.delta import lay
+from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.sample_steps import SampleSteps
 from pipeline.errors import SampleError
 from pipeline.pictures.members import rejection_of
-from pipeline.pictures.picture import decode_rgb, squeezed, stored
+from pipeline.pictures.picture import decode_rgb, rgb_of, squeezed, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.surrogates.surrogate import Surrogate
@@ -33,9 +33,10 @@ class DeltaRequest:
 
     small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale; None if `cluster` is
             given
-    height, width  of the delta: of the upright picture
+    height, width  of the upright picture
     square  uint8 [S, S, 3], all of the picture squeezed to the side that the deltas ask for; None if they ask for none
     cluster  where the picture was embedded and assigned before
+    orientation  1 to 8: how the stored pixels are turned to be upright
     """
 
     key: str
@@ -44,17 +45,22 @@ class DeltaRequest:
     width: int
     square: Pixels | None = None
     cluster: int | None = None
+    orientation: int = 1
+
+    def laid(self, levels: NDArray[np.int16]) -> LaidDelta:
+        """The delta from its levels int16 [height, width, 3] for the upright picture."""
+        return LaidDelta(stored(levels, self.orientation))
 
 
 @dataclass(frozen=True)
 class DeltaAnswer:
     """The delta of one picture.
 
-    levels    int16 [height, width, 3], whole 8-bit levels within epsilon
+    delta     in the layout of the stored pixels, within epsilon
     cluster   the nearest centroid; distance  how far it is: far beyond what was fitted means drift
     """
 
-    levels: NDArray[np.int16]
+    delta: LaidDelta
     cluster: int
     distance: float
 
@@ -93,7 +99,7 @@ class NearestDeltas:
         clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
         return [
             DeltaAnswer(
-                self._laid.delta_for(int(cluster), one.key, one.height, one.width), int(cluster), float(distance)
+                self._laid.delta_for(cluster, one.key, one.height, one.width, one.orientation), cluster, distance
             )
             for one, cluster, distance in zip(asked, clusters, distances, strict=True)
         ]
@@ -120,7 +126,7 @@ class SampleDeltas:
         squares = np.stack([one.square for one in asked if one.square is not None])
         levels, _ = self._steps.levels(squares, clusters, [one.key for one in asked])
         return [
-            DeltaAnswer(lay(own, one.height, one.width, self.epsilon), cluster, distance)
+            DeltaAnswer(one.laid(lay(own, one.height, one.width, self.epsilon)), cluster, distance)
             for one, own, cluster, distance in zip(asked, levels, clusters, distances, strict=True)
         ]
 
@@ -196,22 +202,27 @@ class _Opener:
             cluster = None if self._clusters is None else cluster_of(item, self._clusters, self._settings)
             opened = open_sample(item, settings=self._settings)
             square = None if self._deltas.side is None else squeezed(opened.picture, self._deltas.side)
-            small = self._small(item, opened.suffix) if cluster is None else None
-            return opened, DeltaRequest(item.key, small, *opened.picture.upright_size, square, cluster)
+            small = self._small(opened) if cluster is None else None
+            picture = opened.picture
+            return opened, DeltaRequest(item.key, small, *picture.upright_size, square, cluster, picture.orientation)
         except SampleError as error:
             return rejection_of(item, error)
 
-    def _small(self, sample: Sample, suffix: str) -> Pixels:
-        limit = self._settings.max_pixels
-        return decode_rgb(sample.members[suffix], at_least=self._deltas.at_least, max_pixels=limit, suffix=suffix)
+    def _small(self, opened: Opened) -> Pixels:
+        """The picture as the stage `embed` sees it, from the file again only where that decodes it at another scale."""
+        settings, at_least = self._settings, self._deltas.at_least
+        small = rgb_of(opened.picture, at_least=at_least) if settings.size == "native" else None
+        if small is not None:
+            return small
+        data = opened.sample.members[opened.suffix]
+        return decode_rgb(data, at_least=at_least, max_pixels=settings.max_pixels, suffix=opened.suffix)
 
 
 def _close(
     opened: Opened, answer: DeltaAnswer, epsilon: float, settings: Settings, spent: float
 ) -> ProtectedPicture | Rejection:
     try:
-        levels = stored(answer.levels, opened.picture.orientation)
-        done = close_sample(opened, levels, epsilon, settings=settings, delta_seconds=spent)
+        done = close_sample(opened, answer.delta, epsilon, settings=settings, delta_seconds=spent)
     except SampleError as error:
         return rejection_of(opened.sample, error)
     return ProtectedPicture(done, answer.cluster, answer.distance)

@@ -53,7 +53,7 @@ class UniversalDeltas:
         features = self._surrogate.embed_pictures(pictures)
         clusters, distances = self._protection.clustering.assign(features)
         return [
-            DeltaAnswer(self._levels(delta, one.height, one.width), int(cluster), float(distance))
+            DeltaAnswer(one.laid(self._levels(delta, one.height, one.width)), int(cluster), float(distance))
             for one, delta, cluster, distance in zip(
                 asked, self._made(asked, features), clusters, distances, strict=True
             )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.protection import Protection
 from pipeline.errors import InputError, SampleError
@@ -159,13 +159,13 @@ class _Typical:
 
 def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, float, tuple[int, int]]:
     """Seconds per image, size factor, median height and width."""
-    source = _Typical(settings.epsilon, PROXY_SIDES[1])
+    deltas = LaidDeltas(_Typical(settings.epsilon, PROXY_SIDES[1]))
     bytes_in = bytes_out = 0
     seconds, sides = [], []
     for sample in samples:
         started = time.perf_counter()
         try:
-            done = protect_sample(sample, source, 0, settings=settings)
+            done = protect_sample(sample, deltas, 0, settings=settings)
         except SampleError as error:
             why = error
             continue

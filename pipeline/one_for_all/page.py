@@ -84,7 +84,7 @@ def _gallery(
     samples = read_samples(shard, max_member_bytes=settings.max_member_bytes)
     for key, pixels in islice(_decoded(samples, settings.max_pixels), SHOWN_PICTURES):
         (answer,) = deltas.for_pictures([DeltaRequest(key, pixels, *pixels.shape[:2])])
-        protected = (pixels.astype(np.int16) + answer.levels).clip(0, 255).astype(np.uint8)
+        protected = (pixels.astype(np.int16) + answer.delta.levels).clip(0, 255).astype(np.uint8)
         yield GallerySample(key=key, cluster=answer.cluster, original=pixels, protected=protected)
 
 

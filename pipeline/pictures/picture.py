@@ -19,7 +19,6 @@ from PIL.PngImagePlugin import PngInfo
 from pipeline.errors import Reason, SampleError
 from pipeline.pictures.formats import DECODED, check_cost, kind_of, split_png
 from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
-from pipeline.pictures.padded import image_of, pixels_of
 from pipeline.settings import Metadata, jpeg_quality
 
 # Sizes are checked here, against --max-pixels, before anything is decoded; Pillow's own limit would refuse what
@@ -43,8 +42,8 @@ _SRGB_CHRM = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 class Picture:
     """A decoded image and what is needed to write it back.
 
-    pixels  uint8 [H, W, C] as they are stored, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB, mostly
-            padded, see pipeline/pictures/padded.py) or 4 (RGBA)
+    pixels  uint8 [H, W, C] as they are stored, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB)
+            or 4 (RGBA)
     format  JPEG, PNG or WEBP: what it is written as unless told otherwise
     exif, xmp, icc  metadata without thumbnails and what is not understood; icc fits C
     display  what else says how the numbers are to be shown: PNG chunk -> data, and the density of a JPEG
@@ -123,16 +122,23 @@ def decode_rgb(data: bytes, *, at_least: int, max_pixels: int, suffix: str) -> N
         image, data = _opened(data, max_pixels)
         if image.format in ("JPEG", "MPO"):
             image.draft(None, (at_least, at_least))
-        pixels = turned(_pixels(image, data), orientation_of(image.info.get("exif"), image.info.get("xmp")))
-    if pixels.shape[2] <= 2:
-        return np.repeat(pixels[:, :, :1], 3, axis=2)
-    return np.ascontiguousarray(pixels[:, :, :3])
+        return _rgb(turned(_pixels(image, data), orientation_of(image.info.get("exif"), image.info.get("xmp"))))
+
+
+def rgb_of(picture: Picture, *, at_least: int) -> NDArray[np.uint8] | None:
+    """What `decode_rgb` makes of the same file; None where it decodes a JPEG at a smaller scale."""
+    if picture.format == "JPEG" and min(picture.pixels.shape[:2]) >= 2 * at_least:
+        return None
+    return _rgb(picture.upright)
+
+
+def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(pixels[:, :, :1], 3, axis=2) if pixels.shape[2] <= 2 else np.ascontiguousarray(pixels[:, :, :3])
 
 
 def squeezed(picture: Picture, side: int) -> NDArray[np.uint8]:
     """All of the upright picture in a square, RGB uint8 [side, side, 3]: from its full pixels, so always the same."""
-    pixels = picture.upright[:, :, :1] if picture.pixels.shape[2] <= 2 else picture.upright[:, :, :3]
-    whole = np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
+    whole = _rgb(picture.upright)
     if whole.shape[:2] == (side, side):
         return whole
     return np.asarray(Image.fromarray(whole).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
@@ -164,7 +170,7 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
     buffer = io.BytesIO()
     with _around_pillow():
-        image_of(pixels, rgbx=kind == "JPEG").save(buffer, kind, **options)
+        Image.fromarray(pixels).save(buffer, kind, **options)
     return _shown(buffer.getvalue(), kind, picture), {"same": None, "lossless": "png"}.get(how, "jpg")
 
 
@@ -178,7 +184,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
     height, width, channels = upright.shape
     full = [int(shorter * length / min(height, width)) for length in (height, width)]
     top, left = (int(round((length - side) / 2)) for length in full)
-    image = image_of(upright[:, :, 0] if channels == 1 else upright)
+    image = Image.fromarray(upright[:, :, 0] if channels == 1 else upright)
     if full[0] * full[1] <= _MAX_RESIZED_PIXELS:
         resized = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
         resized = resized.crop((left, top, left + side, top + side))
@@ -186,7 +192,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
         y, x = height / full[0], width / full[1]
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    pixels = pixels_of(resized) if channels == 3 else np.asarray(resized).reshape(side, side, channels)
+    pixels = np.asarray(resized).reshape(side, side, channels)
     return replace(picture, pixels=pixels if picture.orientation == 1 else stored(pixels, picture.orientation).copy())
 
 
@@ -249,7 +255,7 @@ def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     rawmode = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     image.load()
     if image.mode == "RGB" and clear is None:
-        return pixels_of(image)
+        return np.asarray(image)
     pixels = _plain(image)
     if clear is None:
         return pixels

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deltas.delta import add
+from pipeline.deltas.delta import LaidDelta
 from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.universal_deltas import UniversalDeltas
@@ -68,9 +68,9 @@ def carrying(
     images: NDArray[np.uint8], levels: NDArray[np.int16], clusters: NDArray[np.int64], epsilon: float
 ) -> NDArray[np.uint8]:
     """uint8 [n, 3, S, S] images, each with the delta int16 [p, 3, S, S] of its cluster."""
-    laid = levels.transpose(0, 2, 3, 1)
+    deltas = [LaidDelta(delta) for delta in levels.transpose(0, 2, 3, 1)]
     pixels = images.transpose(0, 2, 3, 1)
-    changed = [add(one, laid[cluster], epsilon) for one, cluster in zip(pixels, clusters, strict=True)]
+    changed = [deltas[cluster].added_to(image, epsilon)[0] for image, cluster in zip(pixels, clusters, strict=True)]
     return np.ascontiguousarray(np.stack(changed).transpose(0, 3, 1, 2))
 
 
@@ -113,7 +113,9 @@ def universal_tests(
     levels: list[NDArray[np.int16]] = []
     for start in range(0, len(test), 64):
         pictures = test.images[start : start + 64].transpose(0, 2, 3, 1)
-        levels += [one.levels for one in deltas.for_pictures([DeltaRequest("", one, side, side) for one in pictures])]
+        levels += [
+            one.delta.levels for one in deltas.for_pictures([DeltaRequest("", one, side, side) for one in pictures])
+        ]
     laid = np.stack(levels).transpose(0, 3, 1, 2)
     rows, epsilon = np.arange(len(test)), protection.epsilon
     return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)

@@ -134,7 +134,7 @@ class Bench:
         for number, sample in enumerate(samples_of(self.paths[index])):
             data = sample.members["jpg"]
             pixels = np.asarray(Image.open(io.BytesIO(data))).astype(np.int16)
-            pixels += deltas.delta_for(number % CLUSTERS, sample.key, *pixels.shape[:2])
+            pixels += deltas.delta_for(number % CLUSTERS, sample.key, *pixels.shape[:2]).levels
             pairs.append((data, Image.fromarray(pixels.clip(0, 255).astype(np.uint8))))
         return pairs
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.deltas.delta import add, add_measured, lay, levels_of, perturb, quantise
+from pipeline.deltas.delta import LaidDelta, lay, levels_of, perturb, quantise
 from pipeline.errors import PromiseError, SettingsError
 from tests.support.samples import noise
 
@@ -97,7 +97,7 @@ def test_laying_levels_beyond_the_bound_is_refused() -> None:
 def test_every_pixel_stays_within_epsilon_and_alpha_as_it_was(h: int, w: int, channels: int, seed: int) -> None:
     before = noise(h, w, channels, seed)
     laid = lay(random_levels(24, seed=seed), h, w, EPSILON)
-    after, largest = add_measured(before, laid, EPSILON)
+    after, largest = LaidDelta(laid).added_to(before, EPSILON)
     wide = before.astype(float)
     if channels <= 2:
         change = np.round(laid.astype(float).mean(axis=2, keepdims=True))
@@ -112,21 +112,49 @@ def test_every_pixel_stays_within_epsilon_and_alpha_as_it_was(h: int, w: int, ch
 def test_values_stop_at_black_and_white() -> None:
     before = np.array([[[0, 255, 250]]], np.uint8)
     laid = np.array([[[-16, 16, 16]]], np.int16)
-    assert add(before, laid, EPSILON).tolist() == [[[0, 255, 255]]]
+    assert LaidDelta(laid).added_to(before, EPSILON)[0].tolist() == [[[0, 255, 255]]]
 
 
 def test_a_broken_bound_names_pixel_value_and_bound() -> None:
     laid = np.zeros((4, 5, 3), np.int16)
     laid[2, 3, 1] = -17
     with pytest.raises(PromiseError) as error:
-        add(np.full((4, 5, 3), 100, np.uint8), laid, EPSILON)
+        LaidDelta(laid).added_to(np.full((4, 5, 3), 100, np.uint8), EPSILON)
     assert str(error.value) == "pixel (row 2, column 3, channel 1) would change by 17 levels; the bound is 16"
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 1), (1, 1, 3), (4, 5, 3), (3, 4, 4)])
 def test_a_delta_of_another_shape_is_never_broadcast(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(PromiseError, match=r"does not fit|is not \[H, W, 3\]"):
+        LaidDelta(np.zeros(shape, np.int16)).added_to(noise(4, 4), EPSILON)
     with pytest.raises(PromiseError, match="does not fit"):
-        add(noise(4, 4), np.zeros(shape, np.int16), EPSILON)
+        LaidDelta(np.zeros((4, 4, 3), np.int16)).added_to(np.zeros((4, 4, 5), np.uint8), EPSILON)
+
+
+@pytest.mark.parametrize("bound", [1, 16, 127])
+def test_the_sum_is_clipped_for_every_pixel_value_and_level(bound: int) -> None:
+    values, levels = np.arange(256), np.arange(-bound, bound + 1)
+    pixels = np.broadcast_to(values[:, None, None], (256, len(levels), 3)).astype(np.uint8)
+    laid = np.broadcast_to(levels[None, :, None], pixels.shape).astype(np.int16)
+    delta = LaidDelta(laid)
+    after, largest = delta.added_to(pixels, bound / 255)
+    assert (after == np.clip(values[:, None, None] + levels[None, :, None], 0, 255)).all()
+    assert largest == bound
+    assert (delta.levels == laid).all()
+    assert (pixels == values[:, None, None]).all()
+
+
+def test_turned_views_and_read_only_pixels_get_their_delta_too() -> None:
+    before, laid = noise(7, 9), lay(random_levels(8), 9, 7, EPSILON)
+    turned = before[::-1].swapaxes(0, 1)
+    turned.flags.writeable = False
+    after, _ = LaidDelta(laid).added_to(turned, EPSILON)
+    assert (after == np.clip(turned.astype(int) + laid, 0, 255)).all()
+
+
+def test_more_levels_than_a_byte_holds_are_refused() -> None:
+    with pytest.raises(PromiseError, match="more than 127"):
+        LaidDelta(np.full((4, 5, 3), 128, np.int16))
 
 
 def test_perturbed_images_are_clamped_and_carry_gradients() -> None:

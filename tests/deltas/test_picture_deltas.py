@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.clusters.clustering import fit_clusters
-from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
 from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, Reason
@@ -62,7 +62,7 @@ def test_one_pass_gives_the_bytes_of_two(surrogate, protection):
     found = list(protect_pictures(samples(), deltas, settings=SETTINGS, batch_size=7, threads=2))
     for one, sample, cluster, distance in zip(found, samples(), clusters, distances, strict=True):
         assert isinstance(one, ProtectedPicture)
-        expected = protect_sample(sample, protection, int(cluster), settings=SETTINGS)
+        expected = protect_sample(sample, LaidDeltas(protection), int(cluster), settings=SETTINGS)
         assert one.cluster == cluster
         assert one.distance == pytest.approx(float(distance), abs=1e-3)
         assert one.done.sample.key == sample.key

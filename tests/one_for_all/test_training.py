@@ -216,7 +216,7 @@ def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     asked = [DeltaRequest("a", picture, 40, 50)]
     ours, theirs = (UniversalDeltas(one, surrogate).for_pictures(asked)[0] for one in (protection, again))
-    assert np.array_equal(ours.levels, theirs.levels)
+    assert np.array_equal(ours.delta.levels, theirs.delta.levels)
     assert ours.cluster == theirs.cluster
 
 
@@ -242,10 +242,10 @@ def test_deltas_of_every_size_are_whole_levels_within_epsilon(surrogate, bound):
     sizes = [(32, 32), (1, 1), (7, 200), (33, 31), (500, 375)]
     asked = [DeltaRequest(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
     for one, answer in zip(asked, deltas.for_pictures(asked), strict=True):
-        assert answer.levels.shape == (one.height, one.width, 3)
-        assert answer.levels.dtype == np.int16
-        assert np.abs(answer.levels).max() <= 8
-    assert max(np.abs(answer.levels).max() for answer in deltas.for_pictures(asked)) == 8
+        assert answer.delta.levels.shape == (one.height, one.width, 3)
+        assert answer.delta.levels.dtype == np.int16
+        assert np.abs(answer.delta.levels).max() <= 8
+    assert max(np.abs(answer.delta.levels).max() for answer in deltas.for_pictures(asked)) == 8
 
 
 def test_small_pictures_may_be_seen_as_they_are(surrogate):
@@ -258,16 +258,16 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     asked = [DeltaRequest(str(size), rng.integers(0, 256, (*size, 3), np.uint8), *size) for size in sizes]
     native = UniversalDeltas(protection, surrogate, small_images="native")
     ours, theirs = native.for_pictures(asked), UniversalDeltas(protection, surrogate).for_pictures(asked)
-    assert [one.levels.shape[:2] for one in ours] == sizes
-    assert not np.array_equal(ours[0].levels, theirs[0].levels)
-    assert np.array_equal(ours[2].levels, theirs[2].levels)  # not small
+    assert [one.delta.levels.shape[:2] for one in ours] == sizes
+    assert not np.array_equal(ours[0].delta.levels, theirs[0].delta.levels)
+    assert np.array_equal(ours[2].delta.levels, theirs[2].delta.levels)  # not small
     features = torch.from_numpy(surrogate.embed_pictures([asked[0].small]))
     alone = native.deltas(torch.from_numpy(asked[0].small).permute(2, 0, 1)[None], features)
-    assert np.abs(ours[0].levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
+    assert np.abs(ours[0].delta.levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
 
     tested = Collection(asked[0].small.transpose(2, 0, 1)[None], np.zeros(1, np.int64), ("a",))
     own, _ = universal_tests(tested, protection, surrogate, small_images="native")
-    assert np.array_equal(own[0], np.clip(tested.images[0] + ours[0].levels.transpose(2, 0, 1), 0, 255))
+    assert np.array_equal(own[0], np.clip(tested.images[0] + ours[0].delta.levels.transpose(2, 0, 1), 0, 255))
 
 
 def test_the_delta_depends_on_the_picture_and_not_on_its_company(surrogate):

@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from pipeline.errors import SampleError
 from pipeline.pictures.formats import kind_of
-from pipeline.pictures.picture import Picture, decode, decode_rgb, encode, resize_and_crop, stored
+from pipeline.pictures.picture import Picture, decode, decode_rgb, encode, resize_and_crop, rgb_of, stored
 from tests.support.pictures import LIMIT, SRGB, exif_with, reopened
 from tests.support.samples import image_bytes, noise
 
@@ -255,3 +255,20 @@ def test_a_real_position_is_gone_after_strip_gps(shared_data: Path) -> None:
     }
     gone = encode(picture, how="same", metadata="strip-gps")[0]
     assert reopened(gone).getexif().get_ifd(ExifTags.IFD.GPSInfo) == {}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_open_picture_gives_the_surrogate_what_its_file_does(
+    kind: str, suffix: str, channels: int, orientation: int
+) -> None:
+    if (kind, channels) in (("JPEG", 2), ("JPEG", 4), ("WEBP", 2)):
+        pytest.skip("the format has no such pixels")
+    data = image_bytes(noise(64, 90, channels), kind, exif=exif_with(Orientation=orientation))
+    picture = decode(data, max_pixels=10_000, suffix=suffix)
+    for at_least in (64, 33, 32, 8):
+        found = rgb_of(picture, at_least=at_least)
+        wanted = decode_rgb(data, at_least=at_least, max_pixels=10_000, suffix=suffix)
+        assert (found is None) == (wanted.shape[:2] != picture.upright_size)
+        assert found is None or np.array_equal(found, wanted)

@@ -38,10 +38,11 @@ class FakeDeltas:
         self.epsilon, self.at_least, self.side = self._source.epsilon, 32, None
 
     def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
-        return [
-            DeltaAnswer(self._source.delta_for(len(one.key) % 8, one.key, one.height, one.width), len(one.key) % 8, 1.0)
-            for one in asked
-        ]
+        return [self._answer(one, len(one.key) % 8) for one in asked]
+
+    def _answer(self, asked: DeltaRequest, cluster: int) -> DeltaAnswer:
+        levels = self._source.delta_for(cluster, asked.key, asked.height, asked.width)
+        return DeltaAnswer(asked.laid(levels), cluster, 1.0)
 
 
 def fake_deltas(*_: Any, **__: Any) -> UploadDeltas:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs import protect_uploads
 from pipeline import layout
-from pipeline.deltas.apply import protect_sample
+from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.fingerprint import sha256
@@ -94,7 +94,7 @@ def test_a_real_protection_gives_what_the_main_job_does_with_the_nearest_cluster
         (cluster,), (distance,) = protection.clustering.assign(features)
         assert rows[name].cluster == cluster
         assert rows[name].distance == pytest.approx(distance, abs=1e-2)
-        wanted = protect_sample(Sample(key, {suffix: data}), protection, int(cluster), settings=Settings())
+        wanted = protect_sample(Sample(key, {suffix: data}), LaidDeltas(protection), int(cluster), settings=Settings())
         assert outputs[name] == wanted.sample.members[suffix]
         assert np.abs(pixels(outputs[name]) - pixels(data)).max() <= (16 if suffix != "jpg" else 60)
     (sample,) = read(outputs["shards/one.tar"])
@@ -318,5 +318,5 @@ def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
     assert elsewhere.run("--small-images", "native") == 0
     deltas = UniversalDeltas(universal, small_surrogate(), small_images="native")
     (answer,) = deltas.for_pictures([DeltaRequest("a", patch(1), 64, 64)])
-    wanted = np.clip(patch(1).astype(np.int16) + answer.levels, 0, 255)
+    wanted = np.clip(patch(1).astype(np.int16) + answer.delta.levels, 0, 255)
     assert np.array_equal(pixels(elsewhere.outputs()["a.png"]), wanted)
