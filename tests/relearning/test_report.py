@@ -195,8 +195,7 @@ def test_the_first_line_is_the_largest_seed_mean_beside_the_clean_control_s():
         *(row(CLEAN, "nt-cg", 0, 0.84), row(CLEAN, "nt-cg", 1, 0.83)),
     ]
     assert (
-        first_line(rows)
-        == "Relearned accuracy, the worst case of 2 regimes on 2 targets: uc 62.0 %; clean images 85.0 %."
+        first_line(rows) == "Relearned accuracy, worst case of 2 regimes on 2 targets: uc 62.0 %; clean images 85.0 %."
     )
 
 
@@ -208,13 +207,13 @@ def test_a_diverged_trial_is_marked_and_not_averaged():
     ]
     html = write_relearning_report(rows, about=ABOUT)
     assert first_line(rows) == (
-        "Relearned accuracy, the worst case: uc 42.0 % (of 2 regimes); clean images 90.0 % (of 1 regime)."
+        "Relearned accuracy, worst case: uc 42.0 % (of 2 regimes); clean images 90.0 % (of 1 regime)."
     )
     text = Page(html).text
     assert "42.0 ± 2.8 % (1 of 3 diverged)" in text  # sd of .40 and .44 is .0283
     assert "diverged (1 of 1)" in text
     assert "2 of 5 trials diverged" in text
-    assert "not tried in the same regimes and targets" in text
+    assert "not tried under the same regimes and targets" in text
 
 
 def test_every_protection_stands_in_the_first_line_in_the_user_s_order(html):
@@ -227,7 +226,7 @@ def test_every_protection_stands_in_the_first_line_in_the_user_s_order(html):
                 cells.setdefault((one["regime"], one["target"]), []).append(one["accuracy_last"])
         most[name] = 100 * max(sum(cell) / len(cell) for cell in cells.values())
     assert heading(html) == (
-        f"Relearned accuracy, the worst case of 5 regimes on 2 targets: uc {most['uc']:.1f} %, sp {most['sp']:.1f} %; "
+        f"Relearned accuracy, worst case of 5 regimes on 2 targets: uc {most['uc']:.1f} %, sp {most['sp']:.1f} %; "
         f"clean images {most[CLEAN]:.1f} %."
     )
 
@@ -240,11 +239,11 @@ def test_partly_protected_rows_and_other_labels_do_not_decide_the_first_line():
         row(CLEAN_PART, "nt", 0, 0.95, share="samples:0.5"),
         row(CLEAN, "nt", 0, 0.85),
     ]
-    assert first_line(rows) == "Relearned accuracy, the worst case of 1 regime: uc 30.0 %; clean images 85.0 %."
+    assert first_line(rows) == "Relearned accuracy, worst case of 1 regime: uc 30.0 %; clean images 85.0 %."
 
 
 def test_without_a_protection_or_a_control_the_first_line_says_so():
-    unmeasured = "What a target still learns from the protected images has not been measured."
+    unmeasured = "How much a target still learns from the protected images has not been measured."
     assert first_line([]) == unmeasured
     assert first_line([row(CLEAN)]) == unmeasured
     assert first_line([row("uc", diverged=True)]) == unmeasured
@@ -376,9 +375,7 @@ def test_activations_without_a_tsne_map_are_drawn_alone():
 def test_regimes_are_put_in_words():
     assert describe_regime("iss-gray+st-cg").startswith("grayscale, training and test, then progressive staged")
     assert describe_regime("st-cg[kappa=2]").endswith("; kappa=2")
-    assert describe_regime("leaked-pairs:100+cg").startswith(
-        "cleaned by a network trained on 100 pairs that have leaked"
-    )
+    assert describe_regime("leaked-pairs:100+cg").startswith("cleaned by a network trained on 100 leaked pairs")
     assert "(needs them), then colour jitter" in describe_regime("leaked-pairs:100+cg")
     assert describe_regime("of-tomorrow") == ""
     assert describe_regime("lowpass:8+cg").startswith("frequencies above 8 cycles per image filtered out, training")
