@@ -90,7 +90,7 @@ def test_a_certificate_is_read_back_and_knows_its_collections() -> None:
 def test_the_page_names_figures_and_fits_and_escapes_names() -> None:
     evil = replace(certified(audit(nt_cg=0.42)), protection="<b>uc</b>")
     page = Certificates((evil,)).page()
-    assert "&lt;b&gt;uc&lt;/b&gt;: at most 43.0 % relearned, where clean images give 60.0 %" in page
+    assert "&lt;b&gt;uc&lt;/b&gt;: at most 43.0 % relearned, against 60.0 % from clean images" in page
     assert all(words in page for words in ("42.0 % to 44.0 %", "16/255", "s3://art/3"))
     assert not any(words in page for words in ("http://", "https://", "<script"))
 

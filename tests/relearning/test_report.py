@@ -255,22 +255,22 @@ def test_a_section_without_data_says_why():
     for words in (
         "the trials have no histories",
         "no regime of the ST family was tried",
-        "no trial kept its activations",
-        "had all of them protected",
-        "the clusters of the protections are not known",
-        "the deltas of the protections are not known",
+        "no activations were kept",
+        "all of them were protected",
+        "the protections' clusters are not known",
+        "the protections' deltas are not known",
         "One seed per cell",
     ):
         assert words in page.text, words
     text = Page(write_relearning_report([], about=ABOUT)).text
-    assert all(words in text for words in ("no trial has finished", "Not recorded", "no trial on protected images"))
+    assert all(words in text for words in ("no trial has finished", "Not recorded", "no trials on protected images"))
 
 
 def test_the_sections_show_what_the_rows_hold(html):
     text = Page(html).text
-    assert "Guessing among 10 classes gets 10.0 %" in text
-    assert "commonest class of the test images 10.3 %" in text
-    assert "Guessing among 20 classes gets 5.0 %" in text
+    assert "Chance for 10 classes is 10.0 %" in text
+    assert "most common test class gives 10.3 %" in text
+    assert "Chance for 20 classes is 5.0 %" in text
     assert "the clean part alone" in text
     assert "41.0 %" in text  # purity
     assert "0.280" in text  # adjusted mutual information
@@ -278,14 +278,14 @@ def test_the_sections_show_what_the_rows_hold(html):
     assert "11.0 %" in text  # another's
     assert "× 2.6" in text  # staged training beside ordinary
     assert "20 % of samples" in text
-    assert "12 of 24 trainings are shown" in text
+    assert "Showing 12 of 24 trainings" in text
     assert html.count('class="plain"') == 12
     assert "biased upwards" in text
-    assert "may get more" in text
+    assert "may achieve more" in text
 
 
 def test_share_curves_begin_at_the_clean_control_and_end_at_all_protected(html):
-    table = re.search(r"the figures, by share of samples.*?</table>", html, re.DOTALL)[0]
+    table = re.search(r"figures by share of samples.*?</table>", html, re.DOTALL)[0]
     assert re.findall(r'<th class="n">(.*?)</th>', table) == ["0.0 %", "20.0 %", "50.0 %", "80.0 %", "100.0 %"]
     clean = np.mean([r["accuracy_last"] for r in realistic() if _cell(r) == (CLEAN, "nt", "small", "original")])
     line = re.search(r"<tr><td>uc</td><td><code>nt</code></td><td><code>small</code>.*?</tr>", table)[0]
@@ -337,7 +337,7 @@ def test_secrets_stay_out_of_the_page():
 
 
 def test_the_page_says_how_many_samples_of_which_collection_were_left_out():
-    words = "Samples that could not be read and are left out: clean 1,203, uc 2."
+    words = "Samples that could not be read and were left out: clean 1,203, uc 2."
     page = Page(write_relearning_report([row("uc")], about=replace(ABOUT, left_out={CLEAN: 1203, "uc": 2})))
     assert words in page.text
     assert "left out" not in Page(write_relearning_report([row("uc")], about=ABOUT)).text
