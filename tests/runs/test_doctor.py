@@ -142,7 +142,7 @@ def test_weights_that_do_not_fit_or_are_not_there_are_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
-    for file, words in (("w.safetensors", "does not hold the weights of"), ("none", "there is no such file")):
+    for file, words in (("w.safetensors", "does not hold the weights of"), ("none", "file not found")):
         assert doctor.main(["--surrogate", LITE, "--surrogate-weights", str(tmp_path / file)]) == 1
         assert words in lines(capsys)["weights"]
 
