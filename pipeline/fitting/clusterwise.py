@@ -1,8 +1,8 @@
-"""Unlearnable Clusters (Zhang et al., CVPR 2023): the fits of cluster-wise deltas.
+"""Unlearnable Clusters (Zhang et al., CVPR 2023): fits of cluster-wise deltas.
 
 ProxyFit    all deltas jointly, through a proxy network that it first trains on the cluster ids
-ClusterFit  one cluster through the pretrained surrogate, as in the paper
-Both keep the interface of pipeline.fitting.fit.Fit and draw every random number from (seed, purpose, index).
+ClusterFit  one cluster's delta through the pretrained surrogate, as in the paper
+Both implement pipeline.fitting.fit.Fit and derive every random number from (seed, purpose, index).
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _EVALUATION_BATCH = 256
 
 
 class FeatureNetwork(Protocol):
-    """What a fit needs of a surrogate: differentiable features of images float [B, 3, S, S] in [0, 1]."""
+    """What a fit needs from a surrogate: differentiable features of images, float [B, 3, S, S] in [0, 1]."""
 
     def embed(self, images: Tensor, *, resize: bool = False) -> Tensor:
         """Features [B, d]; `resize` brings the images to the surrogate's input size."""
 
 
 class ProxyFit:
-    """Trains the proxy, then moves the deltas of all clusters at once, by sign steps on its features.
+    """Trains the proxy, then optimises all clusters' deltas at once, by sign steps on its features.
 
-    images   all clusters' images at the side of the deltas
-    settings permutation, distance, epsilon, steps, batch_size, plain, seed, step_size
-    Without `plain` the proxy learns and the deltas are fitted under colour changes, and each delta is equal in
-    all channels. Targets are chosen from the proxy's own mean feature of each cluster.
+    images    all clusters' images, at the side of the deltas
+    settings  uses permutation, distance, epsilon, steps, batch_size, plain, seed, step_size
+    Without `plain`, the proxy is trained and deltas are fitted under colour jitter, and each delta is equal in all
+    channels. Target clusters are chosen from the proxy's mean feature of each cluster.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ProxyFit:
         return self._aims
 
     def _embed(self, levels: Tensor | None) -> Tensor:
-        """Proxy features of all images, clean or with their cluster's finished delta."""
+        """Proxy features of all images, clean or with their cluster's final delta."""
         return embed_all(self._proxy.features, self._pixels, levels, self._clusters)
 
     def state(self) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class ProxyFit:
         self._step, self._aims = int(state["step"]), None
 
     def result(self) -> FittedDeltas:
-        assert self.is_done, "the fit is not done"
+        assert self.is_done, "the fit is not finished"
         with reproducible():
             levels = torch.from_numpy(quantise(self._delta.cpu(), self._settings.epsilon))
             centroids, targets = self._aim()
@@ -172,19 +172,21 @@ class ProxyFit:
 
 
 class ClusterFit:
-    """Fits the delta of one cluster through the surrogate: by a generator network, or delta itself.
+    """Fits one cluster's delta through the surrogate, as a generator network or directly.
 
-    images         of all clusters, at the side of the delta or larger; larger ones are cropped at random, and
-                   centred for the final figures
+    images         of all clusters, at the side of the delta or larger; larger ones are randomly cropped while fitting
+                   and centre-cropped for the final figures
     feature_means  float [p, d], in the surrogate's feature space
     targets        int [p]
-    settings       generator, bound, distance, epsilon, train_images, steps, batch_size, lr, seed
+    settings       uses generator, bound, distance, epsilon, train_images, steps, batch_size, generator_lr, step_size,
+                   seed
     side           of the delta in pixels; None = that of the images
-    width, blocks  of the generator network; the paper's by default
+    width          of the generator network; default as in the paper
+    blocks         of the generator network; default as in the paper
 
-    network  Adam 1e-4, coupled weight decay 5e-4, cosine per step to 1e-6; the clean image is cropped and
-             flipped, delta never moves (the authors' code)
-    direct   sign steps; crop and flip move image and delta together, so that delta outlives them
+    network  Adam 1e-4, coupled weight decay 5e-4, cosine per step to 1e-6; the clean image is cropped and flipped, the
+             delta never is (as in the authors' code)
+    direct   sign steps; image and delta are cropped and flipped together, so that the delta survives both
     Raises SettingsError if the cluster has no images of its own and train_images is `cluster`.
     """
 
@@ -210,7 +212,7 @@ class ClusterFit:
         self._own = images.pixels[own].to(device)
         self._pixels = self._own if settings.train_images == "cluster" else images.pixels.to(device)
         if len(self._pixels) == 0:
-            raise SettingsError(f"cluster {cluster} has no images to fit on: use --train-images all")
+            raise SettingsError(f"cluster {cluster} has no images to fit on; use --train-images all")
         epsilon, seed = settings.epsilon, settings.seed
         self._is_network = settings.generator == "network"
         self._generator: NetworkDelta | DirectDelta
@@ -269,7 +271,7 @@ class ClusterFit:
             sign_step(parameter, self._momentum, parameter.grad, size, settings.epsilon, one_channel=False)
 
     def _batch(self) -> Tensor:
-        """Indices of this step's images: shuffled epochs, the last batch of an epoch may be smaller."""
+        """Indices of this step's images; epochs are shuffled, and their last batch may be smaller."""
         settings, count = self._settings, len(self._pixels)
         epoch, batch = divmod(self._step, math.ceil(count / settings.batch_size))
         order = torch.randperm(count, generator=torch_rng(settings.seed, "order", self._cluster, epoch))
@@ -304,7 +306,7 @@ class ClusterFit:
         self._step = int(state["step"])
 
     def result(self) -> FittedDeltas:
-        assert self.is_done, "the fit is not done"
+        assert self.is_done, "the fit is not finished"
         targets = torch.full((self._centroids.shape[0],), self._target, device=self._device)
         clusters = torch.zeros(len(self._own), dtype=torch.int64, device=self._device)
         edge = (self._own.shape[2] - self._side) // 2
@@ -347,7 +349,7 @@ def _fitted(
 
 
 def _draw(count: int, batch_size: int, rng: torch.Generator) -> Tensor:
-    """Indices of a batch: without replacement where the images suffice."""
+    """Indices of a batch, drawn without replacement if there are enough images."""
     if count >= batch_size:
         return torch.randperm(count, generator=rng)[:batch_size]
     return torch.randint(count, (batch_size,), generator=rng)
