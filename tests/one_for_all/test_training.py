@@ -332,7 +332,7 @@ def test_names_without_a_text_tower_are_looked_up_or_refused(tmp_path):
     assert np.array_equal(found.embeddings[2], surrogate.head[0][0])
     with pytest.raises(InputError, match="not in the concept bank"):
         bank_for("cifar100", surrogate, template="", weights=None)
-    with pytest.raises(InputError, match="neither head, imagenet, cifar100, pets nor a file"):
+    with pytest.raises(InputError, match="neither one of head, imagenet, cifar100, pets nor a readable file"):
         bank_for("nowhere", surrogate, template="", weights=None)
 
 
