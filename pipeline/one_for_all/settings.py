@@ -57,7 +57,7 @@ class OneForAllSettings(Deciding):
     def __post_init__(self) -> None:
         for name, allowed in {"bound": BOUNDS, "loss": tuple(LOSSES), "select_by": SELECT_BY}.items():
             check_choice(name, getattr(self, name), allowed)
-        check(1 / 255 <= self.epsilon < 1, f"--epsilon must lie between 1/255 and 1; it is {self.epsilon:g}")
+        check(1 / 255 <= self.epsilon < 1, f"--epsilon must be between 1/255 and 1; it is {self.epsilon:g}")
         check_least(self, _LEAST)
         check(
             self.side is None or self.side % STRIDE == 0,

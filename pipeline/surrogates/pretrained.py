@@ -95,7 +95,7 @@ def _split(name: str) -> tuple[str, str, str]:
     kinds = list(LIBRARIES)
     if kind not in kinds or not rest:
         raise SettingsError(
-            f"--surrogate {name!r} is none of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, timm:MODEL"
+            f"--surrogate {name!r} is not one of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, timm:MODEL"
             + near_matches(kind, kinds)
         )
     model, separator, tag = rest.partition("." if kind == "timm" else "/")

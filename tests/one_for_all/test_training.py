@@ -360,5 +360,5 @@ def test_what_a_training_cannot_read_is_left_out_and_named_and_a_damaged_shard_r
     assert squares(samples, share=0.0).left_out == ()  # what is not asked for is not missed
     cut = read(tar_bytes(members)[:700])
     assert isinstance(cut[-1], Rejection)
-    with pytest.raises(InputError, match=r"^in/a\.tar: the shard ends at .*; restore the shard, or leave it out$"):
+    with pytest.raises(InputError, match=r"^in/a\.tar: the shard ends at .*; restore the shard or remove it$"):
         squares(cut, share=0.0)

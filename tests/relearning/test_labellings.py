@@ -307,7 +307,7 @@ def test_a_text_tower_that_is_none_is_refused():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("orignal", r"unknown labelling 'orignal': none of original, random:N.*did you mean original\?"),
+        ("orignal", r"unknown labelling 'orignal'; choose from original, random:N.*did you mean original\?"),
         ("original:3", "write it as original"),
         ("concepts", "write it as concepts:N"),
         ("concepts:few", "'few' is not a number of classes, 2 or more"),

@@ -281,8 +281,8 @@ def test_untrained_weights_belong_to_their_seed(tiny_clip: str) -> None:
     [
         (
             "clip:ViT-B-32",
-            "--surrogate 'clip:ViT-B-32' is none of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, timm:MODEL; "
-            "did you mean open_clip?",
+            "--surrogate 'clip:ViT-B-32' is not one of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, "
+            "timm:MODEL; did you mean open_clip?",
         ),
         (
             "open_clip:ViT-B-23/openai",

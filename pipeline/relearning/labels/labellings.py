@@ -115,7 +115,7 @@ def _parse(name: str) -> tuple[str, str]:
     kind, _, argument = name.partition(":")
     if kind not in _FORMS:
         near = near_matches(kind, list(_FORMS))
-        raise SettingsError(f"unknown labelling {name!r}: none of {', '.join(_FORMS.values())}{near}")
+        raise SettingsError(f"unknown labelling {name!r}; choose from {', '.join(_FORMS.values())}{near}")
     form = _FORMS[kind]
     if (":" in form) != bool(argument):
         raise SettingsError(f"labelling {name!r}: write it as {form}")

@@ -133,7 +133,7 @@ def _find_part(part: str, name: str, known: Knowledge) -> Regime:
     if part not in REGIMES:
         names = sorted([*REGIMES, *(f"{kind}:8" for kind in FILTERS), *(f"{kind}:N" for kind in NUMBERED)])
         raise SettingsError(
-            f"unknown regime {part!r} in {name!r}: none of {', '.join(names)}{near_matches(part, names)}"
+            f"unknown regime {part!r} in {name!r}; choose from {', '.join(names)}{near_matches(part, names)}"
         )
     return REGIMES[part](known)
 

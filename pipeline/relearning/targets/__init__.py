@@ -78,7 +78,7 @@ def check_target(name: str) -> None:
             raise SettingsError(f"target {name!r}: {str(error).removeprefix('--surrogate ')}") from None
     elif name not in TARGETS:
         names = [*sorted(TARGETS), "pretrained:SURROGATE", "probe:SURROGATE"]
-        raise SettingsError(f"unknown target {name!r}: none of {', '.join(names)}{near_matches(name, names)}")
+        raise SettingsError(f"unknown target {name!r}; choose from {', '.join(names)}{near_matches(name, names)}")
 
 
 def build_target(name: str, num_classes: int, side: int, *, seed: int, dropout: float = 0.0) -> nn.Module:
