@@ -22,7 +22,8 @@ from pipeline.runs.checkup import (
     findings_of,
 )
 from pipeline.settings import DEFAULT_SURROGATE
-from pipeline.storage.store import Entry, Store
+from pipeline.storage.listings import Entry
+from pipeline.storage.store import Store
 
 DESCRIPTION = """\
 Look for what would break a run later: versions of driver and cluster, GPUs, space, the bucket, weights, codecs.

@@ -51,8 +51,9 @@ from pipeline.relearning.report.results import histories_to_parquet, read_row, r
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
 from pipeline.report.page import duration, fits_range, size
+from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
-from pipeline.storage.store import Entry, Store
+from pipeline.storage.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")

@@ -22,8 +22,9 @@ from pipeline.fingerprint import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
-from pipeline.storage.store import Entry, Store, file_at
+from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
 

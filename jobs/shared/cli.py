@@ -20,7 +20,8 @@ from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
 from pipeline.settings import near_matches
 from pipeline.shards.inputs import resolve_input, said_of
-from pipeline.storage.store import Entry, Store
+from pipeline.storage.listings import Entry
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.shards.squares import LeftOut

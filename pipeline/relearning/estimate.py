@@ -13,7 +13,8 @@ from pipeline.relearning.denoisers.denoiser import seconds_at_most
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
-from pipeline.storage.store import Entry, Store
+from pipeline.storage.listings import Entry
+from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
 _COPIES = 6  # of a trial's images, in bytes each: themselves, the clean ones, both and their difference as int16

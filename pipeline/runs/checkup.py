@@ -24,8 +24,9 @@ from pipeline.fingerprint import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.runs.run_record import RunRecord
 from pipeline.shards.inputs import Listing, resolve_input, said_of
+from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
-from pipeline.storage.store import Entry, Store, file_at
+from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.surrogates.surrogate import load_surrogate
 

@@ -169,7 +169,7 @@ def test_little_space_is_a_warning_and_none_that_can_be_written_an_error(
 
 
 def test_scratch_must_hold_a_shard_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.storage.store import Entry
+    from pipeline.storage.listings import Entry
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checkup.shutil, "disk_usage", lambda folder: usage(10**13, 0, 10**11))

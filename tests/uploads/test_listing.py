@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import Reason, SettingsError, StoreError
 from pipeline.shards.names import fault_of
-from pipeline.storage.store import Entry
+from pipeline.storage.listings import Entry
 from pipeline.uploads.listing import Known, Tally, changes
 from pipeline.uploads.names import output_name, sample_name, upload_kind
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
