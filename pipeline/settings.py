@@ -67,7 +67,35 @@ class Deciding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Deciding):
+class ApplySettings(Deciding):
+    """What a protection run and a run over uploads choose alike: how pictures are read and written, and by whom.
+
+    Raises SettingsError, one line that names the option, for anything out of range.
+    """
+
+    size: Size = "native"
+    small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
+    encode: str = "same"  # same | lossless | jpeg:QUALITY
+    metadata: Metadata = "keep"
+    keep_sidecar: Sequence[str] = ()  # suffixes that leave without a look, see pipeline.pictures.members
+    max_pixels: int = 100_000_000
+    max_member_bytes: int = 256 * 1024 * 1024
+    max_quarantine: float = runtime(0.01)  # share of samples; more ends the run with exit code 3
+    workers: int | None = runtime(None)  # processes per stage; None = from the cluster's CPUs or GPUs
+    gpus_per_worker: float = runtime(0.0)  # the class of device is in the fingerprint, its share is not
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
+        check_least(self, {"max_pixels": 1, "max_member_bytes": 1, "workers": 1, "gpus_per_worker": 0})
+        check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
+        jpeg_quality(self.encode)
+        object.__setattr__(self, "keep_sidecar", sidecars(self.keep_sidecar))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ApplySettings):
     """Every choice of a protection run. The defaults are the preset `scumble`.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
@@ -106,18 +134,7 @@ class Settings(Deciding):
     key_file: str | None = runtime(None)  # secret of --generator texture; its digest is in the fingerprint
     seed: int = 0
     protection: str | None = runtime(None)  # apply this file instead of fitting; its digest is in the fingerprint
-    # the files
-    size: Size = "native"
-    small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
-    encode: str = "same"  # same | lossless | jpeg:QUALITY
-    metadata: Metadata = "keep"
-    keep_sidecar: Sequence[str] = ()  # suffixes that leave without a look, see pipeline.pictures.members
-    max_pixels: int = 100_000_000
-    max_member_bytes: int = 256 * 1024 * 1024
     # the run
-    workers: int | None = runtime(None)  # processes per stage; None = from the cluster's CPUs or GPUs
-    gpus_per_worker: float = runtime(0.0)  # the class of device is in the fingerprint, its share is not
-    max_quarantine: float = runtime(0.01)  # share of samples; more ends the run with exit code 3
     price_per_gpu_hour: float | None = runtime(None)
     price_per_cpu_hour: float | None = runtime(None)
     overwrite: bool = runtime(False)
@@ -127,17 +144,12 @@ class Settings(Deciding):
     given: frozenset[str] = runtime(frozenset())  # names of the options that the user has set, whatever their values
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                check_choice(name, getattr(self, name), get_args(hint))
+        super().__post_init__()
         if "steps" not in self.given:
             object.__setattr__(self, "steps", self.steps or STEPS[self.generator])
         check(0 < self.epsilon < 1, f"--epsilon must lie between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use 1/255 or more")
         check_least(self, _LEAST)
-        check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
-        jpeg_quality(self.encode)
-        object.__setattr__(self, "keep_sidecar", sidecars(self.keep_sidecar))
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -205,10 +217,6 @@ _LEAST = {
     "fit_threads": 1,
     "step_size": 0,
     "generator_lr": 0,
-    "max_pixels": 1,
-    "max_member_bytes": 1,
-    "workers": 1,
-    "gpus_per_worker": 0,
     "price_per_gpu_hour": 0,
     "price_per_cpu_hour": 0,
 }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.settings import Metadata, Settings, SmallImages, check, check_least, settings_of_kind
+from pipeline.settings import ApplySettings, check, check_least, settings_of_kind
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class UploadSettings:
+class UploadSettings(ApplySettings):
     """Every choice of a run over new uploads.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
@@ -27,20 +27,11 @@ class UploadSettings:
     settle: float = 30.0  # seconds since the last change after which an upload is taken for complete
     unit_images: int = 50
     unit_bytes: int = 64 * 1024 * 1024
-    encode: str = "same"
-    metadata: Metadata = "keep"
-    small_images: SmallImages = "resize"
-    keep_sidecar: Sequence[str] = ()  # in shards
-    max_pixels: int = 100_000_000
-    max_member_bytes: int = 256 * 1024 * 1024
-    max_quarantine: float = 0.01  # share of a run's images; more ends it with exit code 3
     max_drift: float = 0.1  # share of a run's images beyond the training's p99; more is a warning
     watch: float | None = None  # seconds between two looks
     lease: float = 60.0  # seconds that a lease holds without a heartbeat
     wait_lease: float = 0.0
     ray: bool = False
-    workers: int | None = None
-    gpus_per_worker: float = 0.0
     metrics_port: int | None = None
     metrics_linger: float | None = None
     metrics_file: str | None = None
@@ -48,6 +39,7 @@ class UploadSettings:
     debug: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least = {"settle": 0, "unit_images": 1, "unit_bytes": 1, "watch": 0.1, "lease": 1, "wait_lease": 0}
         least |= {"metrics_port": 1, "metrics_linger": 0}
         check_least(self, least)
@@ -63,28 +55,12 @@ class UploadSettings:
             "--metrics-linger keeps the port of --metrics-port open: add --metrics-port PORT",
         )
         check(self.workers is None or self.ray, "--workers is the number of Ray's processes: add --ray")
-        _ = self.pictures
-
-    @property
-    def pictures(self) -> Settings:
-        """How each picture is decoded and written."""
-        return Settings(
-            encode=self.encode,
-            metadata=self.metadata,
-            small_images=self.small_images,
-            keep_sidecar=self.keep_sidecar,
-            max_pixels=self.max_pixels,
-            max_member_bytes=self.max_member_bytes,
-            max_quarantine=self.max_quarantine,
-            workers=self.workers,
-            gpus_per_worker=self.gpus_per_worker,
-        )
+        check(self.size == "native", "--size is for protect_imagenet.py; uploads keep their size")
 
     @property
     def deciding(self) -> dict[str, Any]:
         """The choices that decide an output's bytes; limits only decide what is refused."""
-        chosen = {name: getattr(self, name) for name in ("encode", "metadata", "small_images")}
-        return chosen | {"keep_sidecar": self.pictures.keep_sidecar}
+        return {name: getattr(self, name) for name in ("encode", "metadata", "small_images", "keep_sidecar")}
 
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
