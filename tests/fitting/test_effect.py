@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.clusters.clustering import fit_clusters
-from pipeline.fitting.clusterwise import ProxyFit
 from pipeline.fitting.fit import FitImages, FittedDeltas
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for

@@ -15,8 +15,9 @@ from safetensors.torch import load, save
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.protection import Protection
-from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
 from pipeline.fitting.fit import Fit, FitImages
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
@@ -47,8 +48,8 @@ def cluster_fit(generator: str) -> Callable[[str], Fit]:
         settings = settings_from(
             {"generator": generator, "optimise_through": "surrogate", "steps": 6, "batch_size": 16}
         )
-        means = means_of(surrogate)
-        return ClusterFit(0, images(), surrogate, means, [1, 2, 3, 0], settings, device, width=8, blocks=1)
+        aims = Aims(means_of(surrogate), [1, 2, 3, 0])
+        return ClusterFit(0, images(), surrogate, aims, settings, device, shape=NetworkShape(8, 1))
 
     return made
 
