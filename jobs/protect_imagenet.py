@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def protect(run: Run, status: StatusFile) -> None:
     """The stages in their order; each skips what is there already."""
-    if run.universal is None:  # a universal generator is trained already, and embeds each image as it is applied
+    if not run.is_universal:  # a universal generator is trained already, and embeds each image as it is applied
         with status.stage("embed"):
             embed(run)
         with status.stage("cluster"):

@@ -15,8 +15,7 @@ from actors.fit_queue import FitQueue
 from actors.universal_trainer import UNIT, UniversalTask, universal_loop, unpacked_squares
 from jobs.protection.stages import watched
 from jobs.shared import cli
-from pipeline.deltas.protection import load_any_protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
@@ -86,7 +85,7 @@ def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
 def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint: str) -> bool:
     if settings.overwrite or output.info(name) is None:
         return False
-    there = load_any_protection(output.read(name))
+    there = load_protection(output.read(name))
     if there.fingerprint != fingerprint:
         raise ConflictError(f"{settings.output} is another protection: choose another --output, or --overwrite")
     return True
@@ -134,8 +133,7 @@ def report(run: UniversalTraining) -> int:
     """Write the report beside the protection, and say how far embeddings were moved."""
     from pipeline.one_for_all.page import write_training_report  # matplotlib: half a second, at the end only
 
-    protection = load_any_protection(run.output.read(run.name))
-    assert isinstance(protection, UniversalProtection)
+    protection = load_universal_protection(run.output.read(run.name))
     store, entries = run.sources[0]
     page = f"{run.name.removesuffix('.safetensors')}.html"
     with store.open(entries[0].name) as stream:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.deltas.protection import Protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import derive, in_sample
 from pipeline.measures.gallery import PER_CLUSTER, GallerySample
@@ -55,7 +54,7 @@ def measure_shard(
     output: IO[bytes],
     source: IO[bytes],
     assignment: Assignment,
-    protection: Protection | UniversalProtection,
+    protection: AnyProtection,
     settings: Settings,
     *,
     num_images: int,
@@ -93,9 +92,7 @@ def measure_shard(
     )
 
 
-def removal_of(
-    parts: list[ShardMeasures], protection: Protection | UniversalProtection, settings: Settings
-) -> RemovalCheck | None:
+def removal_of(parts: list[ShardMeasures], protection: AnyProtection, settings: Settings) -> RemovalCheck | None:
     """How well deltas can be read off the protected pixels of all parts; None with too few images."""
     squares = np.concatenate([part.squares for part in parts])
     clusters = np.concatenate([part.clusters for part in parts])
@@ -146,7 +143,7 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _square(
-    before: Sample, after: Sample, cluster: int, protection: Protection | UniversalProtection, settings: Settings
+    before: Sample, after: Sample, cluster: int, protection: AnyProtection, settings: Settings
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
     """A protected picture at one size, as a trainer would load it, and the delta that it carries there."""
     suffix = image_suffix(after, settings.keep_sidecar)
@@ -157,7 +154,6 @@ def _square(
         original = original if original.ndim == 3 else np.repeat(original[..., None], 3, axis=2)
         laid = square.astype(np.float32) - _squeezed(original)
     else:
-        assert isinstance(protection, Protection)
         laid = protection.delta_for(cluster, after.key, _REMOVAL_SIDE, _REMOVAL_SIDE).astype(np.float32)
     return square.transpose(2, 0, 1), cluster, laid.transpose(2, 0, 1)
 

@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deltas.delta import LaidDelta
-from pipeline.deltas.picture_deltas import DeltaRequest
-from pipeline.deltas.protection import Protection
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection
+from pipeline.deltas.picture_deltas import DeltaRequest, PictureDeltas
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
+from pipeline.pictures.picture import square
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labels.labellings import make_labelling
 from pipeline.relearning.labels.overlap import overlap
-from pipeline.settings import SmallImages
 from pipeline.surrogates.concepts import read_bank
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
@@ -33,8 +31,8 @@ class Arm:
     rows           int64 [n]: row of the clean collection for each protected image
     clusters       int64 [n], test_clusters int64 [m]; None where the protection is not given
     levels         int16 [p, 3, S, S], the delta of each cluster at this size; None for textures and strangers
-    own_tests      uint8 [m, 3, S, S], the test images with the delta that a universal generator gives each of them, and
-    wrong_tests    with that of another; None for all other protections
+    own_tests      uint8 [m, 3, S, S], the test images with the delta that each would get where it depends on the image,
+    wrong_tests    and with that of another; None for all other protections
     """
 
     collection: Collection
@@ -74,7 +72,7 @@ def carrying(
     return np.ascontiguousarray(np.stack(changed).transpose(0, 3, 1, 2))
 
 
-def levels_at(protection: Protection, side: int) -> NDArray[np.int16] | None:
+def levels_at(protection: AnyProtection, side: int) -> NDArray[np.int16] | None:
     """The delta of every cluster at one side, int16 [p, 3, S, S]; None for textures, which have one per image."""
     if protection.per_sample:
         return None
@@ -82,7 +80,7 @@ def levels_at(protection: Protection, side: int) -> NDArray[np.int16] | None:
     return np.ascontiguousarray(np.stack(laid).transpose(0, 3, 1, 2))
 
 
-def surrogate_of(protection: Protection | UniversalProtection, settings: Mapping[str, Any]) -> Surrogate | None:
+def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surrogate | None:
     """The surrogate that a protection belongs to; None if it cannot be had here.
 
     settings  those of the run that made the protection: surrogate, surrogate_weights, surrogate_size
@@ -101,29 +99,26 @@ def surrogate_of(protection: Protection | UniversalProtection, settings: Mapping
     return surrogate
 
 
-def universal_tests(
-    test: Collection, protection: UniversalProtection, surrogate: Surrogate, *, small_images: SmallImages = "resize"
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The test images with the generator's delta for each of them, and with its delta for the image before.
-
-    small_images  as in the run that protected the training images
-    """
-    deltas = UniversalDeltas(protection, surrogate, small_images=small_images)
+def delta_tests(test: Collection, deltas: PictureDeltas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The test images, each with the delta that it would get itself, and with that of the image before."""
     side = test.images.shape[-1]
     levels: list[NDArray[np.int16]] = []
     for start in range(0, len(test), 64):
         pictures = test.images[start : start + 64].transpose(0, 2, 3, 1)
-        levels += [
-            one.delta.levels for one in deltas.for_pictures([DeltaRequest("", one, side, side) for one in pictures])
+        keys = test.keys[start : start + 64]
+        requests = [
+            DeltaRequest(key, picture, side, side, square=None if deltas.side is None else square(picture, deltas.side))
+            for key, picture in zip(keys, pictures, strict=True)
         ]
+        levels += [answer.delta.levels for answer in deltas.for_pictures(requests)]
     laid = np.stack(levels).transpose(0, 3, 1, 2)
-    rows, epsilon = np.arange(len(test)), protection.epsilon
-    return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)
+    rows = np.arange(len(test))
+    return carrying(test.images, laid, rows, deltas.epsilon), carrying(
+        test.images, laid, np.roll(rows, 1), deltas.epsilon
+    )
 
 
-def test_clusters(
-    test: Collection, protection: Protection | UniversalProtection, surrogate: Surrogate
-) -> NDArray[np.int64]:
+def test_clusters(test: Collection, protection: AnyProtection, surrogate: Surrogate) -> NDArray[np.int64]:
     """The cluster that each test image would be given, int64 [m]."""
     pictures = list(test.images.transpose(0, 2, 3, 1))
     features = [surrogate.embed_pictures(pictures[at : at + 64]) for at in range(0, len(pictures), 64)]

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, features
 
 from pipeline import layout
-from pipeline.deltas.protection import load_any_protection
+from pipeline.deltas.load import load_protection
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
@@ -152,7 +152,7 @@ def check_weights(surrogate: str, weights: str | None, size: int | None, protect
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
     if protection is not None:
         store, name = file_at(protection)
-        load_any_protection(store.read(name)).check_surrogate(loaded.id)
+        load_protection(store.read(name)).check_surrogate(loaded.id)
     known = "as published" if published else "no published digest to compare with"
     detail = f"{surrogate}, {loaded.dimension} features of {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
     return [Finding("ok", "weights", detail)]

@@ -12,8 +12,9 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 from pipeline.clusters.clustering import Clustering, fit_clusters
+from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
-from pipeline.deltas.protection import Protection, load_protection
+from pipeline.deltas.protection import Protection
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
 from pipeline.errors import InputError, PromiseError, SettingsError
@@ -200,7 +201,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bytes(fitted: FittedDeltas, 
 
 def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protection) -> None:
     data = protection.to_bytes()
-    again = load_protection(data)
+    again = load_cluster_protection(data)
     assert again.to_bytes() == data
     assert again.needs_pixels
     assert not again.needs_key
@@ -211,7 +212,7 @@ def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protecti
     with pytest.raises(PromiseError, match="sample k: its delta depends on its pixels"):
         again.delta_for(0, "k", 8, 8)
     with pytest.raises(InputError, match="not a protection file, or cut short"):
-        load_protection(data[:-100])
+        load_cluster_protection(data[:-100])
     with pytest.raises(ValueError, match="does not go with what is there"):
         replace(protection, sample=None)
 

@@ -12,8 +12,8 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pipeline.clusters.clustering import fit_clusters
+from pipeline.deltas.load import load_cluster_protection, load_protection
 from pipeline.deltas.picture_deltas import DeltaRequest
-from pipeline.deltas.protection import load_any_protection, load_protection
 from pipeline.deltas.universal_deltas import UniversalDeltas
 from pipeline.deltas.universal_generator import BOUNDS, UniversalGenerator, bounded_output
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
@@ -22,7 +22,7 @@ from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit
 from pipeline.records import Rejection
-from pipeline.relearning.arms import universal_tests
+from pipeline.relearning.arms import delta_tests
 from pipeline.relearning.collection import Collection
 from pipeline.surrogates.concepts import ConceptBank, bank_for, class_names
 from pipeline.surrogates.surrogate import load_surrogate
@@ -211,7 +211,7 @@ def test_a_bank_of_another_surrogate_is_refused(surrogate):
 def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
     protection = protection_of(fitted(surrogate), surrogate)
     data = protection.to_bytes()
-    again = load_any_protection(data)
+    again = load_protection(data)
     assert again.to_bytes() == data
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     asked = [DeltaRequest("a", picture, 40, 50)]
@@ -222,7 +222,7 @@ def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
 
 def test_a_universal_generator_is_no_set_of_cluster_deltas(surrogate):
     with pytest.raises(InputError, match="not the deltas of clusters"):
-        load_protection(protection_of(fitted(surrogate), surrogate).to_bytes())
+        load_cluster_protection(protection_of(fitted(surrogate), surrogate).to_bytes())
 
 
 def test_another_surrogate_is_refused(surrogate):
@@ -266,7 +266,7 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     assert np.abs(ours[0].delta.levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
 
     tested = Collection(asked[0].small.transpose(2, 0, 1)[None], np.zeros(1, np.int64), ("a",))
-    own, _ = universal_tests(tested, protection, surrogate, small_images="native")
+    own, _ = delta_tests(tested, UniversalDeltas(protection, surrogate, small_images="native"))
     assert np.array_equal(own[0], np.clip(tested.images[0] + ours[0].delta.levels.transpose(2, 0, 1), 0, 255))
 
 
