@@ -24,6 +24,8 @@ from pipeline.fitting.proxy import ProxyTraining
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.pictures.augment import ColourChanges, Views, recoloured, take
 from pipeline.records import Rejection
+from pipeline.relearning.arms import delta_tests
+from pipeline.relearning.collection import Collection
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.settings import Settings, settings_from
 from pipeline.surrogates.embed import embed_shard
@@ -255,3 +257,18 @@ def test_options_of_other_generators_are_refused() -> None:
     ):
         with pytest.raises(SettingsError, match=words):
             settings_from(given)
+
+
+def test_the_evaluation_gives_test_images_the_deltas_that_steps_make_for_them(fitted: FittedDeltas) -> None:
+    surrogate = load_surrogate("timm:test_resnet.random-1", weights=None, size=32, device="cpu")
+    images, keys = striped(6, seed=9), tuple("abcdef")
+    features = surrogate.embed_pictures(list(squares(images))).astype(np.float16)
+    clustering = fit_clusters([features], "features", None, CLUSTERS, restarts=1, seed=0).clustering
+    protection = fitted_protection(fitted, clustering, CHOICES, surrogate.id, "f" * 64)
+    test = Collection(images.pixels.numpy(), np.zeros(6, np.int64), keys)
+    own, wrong = delta_tests(test, SampleDeltas(protection, surrogate))
+    levels, _ = steps_of(protection).levels(squares(images), clustering.assign(features)[0].tolist(), keys)
+    pixels = images.pixels.numpy().astype(int)
+    assert np.array_equal(own, np.clip(pixels + levels, 0, 255))
+    assert np.array_equal(wrong, np.clip(pixels + np.roll(levels, 1, axis=0), 0, 255))
+    assert not np.array_equal(own, wrong)
