@@ -1,1 +1,1 @@
-"""What a protection does to pictures, measured; what a run will take, estimated."""
+"""Measurements of what a protection does to pictures, and estimates of what a run will take."""

@@ -1,4 +1,4 @@
-"""What a run will take, from a few images measured on this machine."""
+"""How long a run will take, estimated from a few images measured on this machine."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ from pipeline.storage.streams import HashingReader
 from pipeline.surrogates.surrogate import Surrogate
 
 MEASURED_IMAGES = 32
-COUNTED_SAMPLES = 1000  # read to learn how many bytes of a shard a sample takes; most are not decoded
+COUNTED_SAMPLES = 1000  # read at most to estimate bytes per sample; most are not decoded
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
-_TIMED_BATCH, _TIMED_STEPS = 512, 4  # of the proxy
-_PATCH_PIXELS = 1.0  # blur of the signs of a typical delta
+_TIMED_BATCH, _TIMED_STEPS = 512, 4  # for timing the proxy
+_PATCH_PIXELS = 1.0  # blur that gives a typical delta's signs their patch size
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A prediction for the whole collection.
 
-    images           number of images, from the bytes that the measured ones took in their shard
+    images           number of images, extrapolated from bytes per sample
     sides            median (height, width) in pixels
-    output_factor    bytes of protected image files over bytes of the originals
-    embed, apply     seconds of one process per image
-    fit              seconds of the whole fit, one process
-    makes_deltas     True if networks make the delta of each image, while it is applied
+    output_factor    size of the protected image files relative to the originals
+    embed            seconds per image of one process
+    apply            seconds per image of one process
+    fit              seconds of the whole fit in one process
+    makes_deltas     True if networks make a delta for each image while applying
     """
 
     images: int
@@ -56,7 +57,7 @@ class Estimate:
     makes_deltas: bool = False
 
     def stage_seconds(self, workers: int) -> dict[str, float]:
-        """Wall seconds of each stage with so many worker processes."""
+        """Wall seconds of each stage with that many worker processes."""
         return {
             "embed": self.images * self.embed / workers,
             "cluster": 1e-4 * self.images / workers + 5,
@@ -66,9 +67,9 @@ class Estimate:
         }
 
     def hours(self, workers: int, settings: Settings) -> tuple[float, float]:
-        """GPU-hours and CPU-hours that the stages keep busy, with so many worker processes.
+        """GPU-hours and CPU-hours used by the stages with that many worker processes.
 
-        A stage without a model uses no GPU; all deltas that are fitted together have one process.
+        A stage without a model uses no GPU; deltas that are fitted jointly use one process.
         """
         seconds = self.stage_seconds(workers)
         fits = 1 if settings.optimise_through == "proxy" else min(workers, self.clusters)
@@ -87,10 +88,12 @@ def estimate(
     settings: Settings,
     given: AnyProtection | None = None,
 ) -> Estimate:
-    """Measure the first images of one shard and scale up.
+    """Measure the first images of one shard and extrapolate.
 
-    given  the protection that is applied instead of one that the settings ask for
-    Raises InputError if none of them is usable.
+    stream       of the shard, `shard_bytes` long
+    total_bytes  of all shards
+    given        an existing protection to apply instead of fitting one
+    Raises InputError if none of the images is usable.
     """
     samples, bytes_each = first_samples(stream, shard_bytes, max_member_bytes=settings.max_member_bytes)
     embed = _embed_seconds(samples, surrogate, settings)
@@ -112,7 +115,7 @@ def estimate(
 def first_samples(
     stream: IO[bytes], shard_bytes: int, *, max_member_bytes: int, wanted: int = MEASURED_IMAGES
 ) -> tuple[list[Sample], float]:
-    """The first samples of a shard, and how many bytes of a shard a sample takes, from at most 1,000 of them."""
+    """The first samples of a shard, and bytes per sample, from at most 1,000 of them."""
     counted = HashingReader(stream)
     samples: list[Sample] = []
     count = 0
@@ -127,7 +130,7 @@ def first_samples(
 
 def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:
     pictures = []
-    why: SampleError | str = "it is empty"
+    why: SampleError | str = "the shard is empty"
     started = time.perf_counter()
     for sample in samples:
         try:
@@ -137,7 +140,7 @@ def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settin
         except SampleError as error:
             why = error
     if not pictures:
-        raise InputError(f"none of the first {len(samples)} samples can be protected; the last: {why}")
+        raise InputError(f"none of the first {len(samples)} samples can be protected; last error: {why}")
     decoded = time.perf_counter() - started
     surrogate.embed_pictures(pictures[:1])
     started = time.perf_counter()
@@ -146,7 +149,7 @@ def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settin
 
 
 class _Typical:
-    """A delta at its bound everywhere, its signs in stripes and patches of a few pixels, as fitted ones have them."""
+    """A delta at its bound everywhere whose signs form stripes and patches of a few pixels, like fitted ones."""
 
     per_sample = True
 
@@ -179,13 +182,13 @@ def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, fl
         )
         sides.append(pixels.shape[:2])
     if not seconds:
-        raise InputError(f"none of the first {len(samples)} samples can be protected; the last: {why}")
+        raise InputError(f"none of the first {len(samples)} samples can be protected; last error: {why}")
     height, width = (int(np.median([side[axis] for side in sides])) for axis in (0, 1))
     return float(np.mean(seconds)), bytes_out / max(bytes_in, 1), (height, width)
 
 
 def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, settings: Settings, clusters: int) -> float:
-    """Image-steps of the fit times the seconds of one, measured here."""
+    """Number of image-steps in the fit times the time of one, measured here."""
     if settings.protection is not None or settings.generator == "texture":
         return 0.0
     fitted = min(images, settings.fit_images or images)
@@ -193,7 +196,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
         schedule = Schedule.of(fitted)
         seen = schedule.steps * schedule.batch
         if settings.generator == "sample":
-            seen *= settings.proxies + settings.robust_proxies  # each of these takes two passes a step
+            seen *= settings.proxies + settings.robust_proxies  # robust proxies take two passes per step
         else:
             seen += settings.steps * settings.batch_size
         return seen * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
@@ -201,7 +204,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
 
 
 def _proxy_seconds(side: int, settings: Settings) -> float:
-    """Seconds per image of one training step of the proxy; a step of the deltas through it takes about the same."""
+    """Seconds per image of one training step of the proxy; a delta step through it takes about as long."""
     pixels = torch.zeros((_TIMED_BATCH, 3, side, side), dtype=torch.uint8)
     images = FitImages(pixels, torch.arange(_TIMED_BATCH) % 2)
     threads = torch.get_num_threads()
@@ -220,7 +223,7 @@ def _proxy_seconds(side: int, settings: Settings) -> float:
 
 
 def _pass_seconds(surrogate: Surrogate) -> float:
-    """Seconds per image of one pass through the surrogate, there and back to the pixels: about three forward ones."""
+    """Seconds per image of a forward and backward pass through the surrogate: about three forward passes."""
     pictures = [np.zeros((surrogate.input_size, surrogate.input_size, 3), np.uint8)] * 4
     surrogate.embed_pictures(pictures)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Pictures before and after, for the eye: one safetensors file."""
+"""Pictures before and after protection, for display: one safetensors file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PER_CLUSTER = 2
 
 @dataclass(frozen=True)
 class GallerySample:
-    """One picture before and after, uint8 [H, W, 3] or [H, W] of equal shape."""
+    """One picture before and after, both uint8 [H, W, 3] or [H, W], of equal shape."""
 
     key: str
     cluster: int
@@ -26,20 +26,20 @@ class GallerySample:
 
 
 def gallery_to_bytes(samples: Iterable[GallerySample]) -> bytes:
-    """The first PER_CLUSTER samples of each cluster, as arrays called <cluster>/<turn>/<which>/<key>."""
-    arrays = {"none": np.zeros(0, np.uint8)}  # an empty file is none
+    """The first PER_CLUSTER samples of each cluster, as arrays named <cluster>/<turn>/<which>/<key>."""
+    arrays = {"none": np.zeros(0, np.uint8)}  # safetensors files must not be empty
     turns: dict[int, int] = {}
-    for one in samples:
-        turn = turns.get(one.cluster, 0)
+    for sample in samples:
+        turn = turns.get(sample.cluster, 0)
         if turn < PER_CLUSTER:
-            turns[one.cluster] = turn + 1
-            for which, pixels in (("original", one.original), ("protected", one.protected)):
-                arrays[f"{one.cluster}/{turn}/{which}/{one.key}"] = np.ascontiguousarray(pixels)
+            turns[sample.cluster] = turn + 1
+            for which, pixels in (("original", sample.original), ("protected", sample.protected)):
+                arrays[f"{sample.cluster}/{turn}/{which}/{sample.key}"] = np.ascontiguousarray(pixels)
     return save(arrays)
 
 
 def gallery_from_bytes(data: bytes, where: str) -> tuple[GallerySample, ...]:
-    """The inverse of gallery_to_bytes, by cluster. Raises InputError, one line, for what it did not write."""
+    """The inverse of gallery_to_bytes, sorted by cluster. Raises InputError for anything it did not write."""
     try:
         arrays = load(data)
         names = sorted((int(c), int(t), key) for c, t, which, key in _names(arrays) if which == "original")
@@ -48,7 +48,7 @@ def gallery_from_bytes(data: bytes, where: str) -> tuple[GallerySample, ...]:
             for cluster, turn, key in names
         )
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{where} is no gallery of this version of Scumble ({one_line(error)})") from None
+        raise InputError(f"{where} is not a gallery written by this version of Scumble ({one_line(error)})") from None
 
 
 def _names(arrays: Iterable[str]) -> Iterable[list[str]]:

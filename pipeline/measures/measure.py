@@ -1,4 +1,4 @@
-"""Looks at what was written: a hash-sample of protected files is decoded again and compared with the originals."""
+"""Re-read what was written: a hash-sample of protected files is decoded and compared with the originals."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from pipeline.shards.tar import read_samples
 from pipeline.surrogates.features import Assignment
 
 SCORED_IMAGES = 200  # for the histograms
-AVERAGED_PER_CLUSTER = 300  # for the removal check: ten give a correlation of .45, 100 .61, 300 .65 of the truth
+AVERAGED_PER_CLUSTER = 300  # for the removal check: 10 give a correlation of .45, 100 of .61, 300 of .65
 READ_SHARDS = 32
-_SHOWN_SIDE = 160  # pixels, of a picture in the report
+_SHOWN_SIDE = 160  # pixels a side, of a picture in the report
 _REMOVAL_SIDE = 72
 
 
 @dataclass(frozen=True)
 class ShardMeasures:
-    """What one shard adds to the figures of a run.
+    """What one shard contributes to a run's figures.
 
-    squares  uint8 [m, 3, S, S], protected pictures as an averaging trainer would see them
-    deltas   float32 [m, 3, S, S] in 8-bit levels, what each of the squares carries
+    squares   uint8 [m, 3, S, S], protected pictures as an averaging trainer would see them
+    clusters  int64 [m], of the squares
+    deltas    float32 [m, 3, S, S] in 8-bit levels, the delta in each square
     """
 
     scores: tuple[PictureScore, ...]
@@ -46,7 +47,7 @@ class ShardMeasures:
 
 
 def measured_shards(names: list[str], seed: int) -> list[str]:
-    """The shards that are looked at again, chosen by hash, in order."""
+    """The shards to re-read, chosen by hash, sorted by name."""
     return sorted(sorted(names, key=lambda name: derive(seed, "measured-shard", name))[:READ_SHARDS])
 
 
@@ -59,10 +60,11 @@ def measure_shard(
     *,
     num_images: int,
 ) -> ShardMeasures:
-    """Figures of one shard's hash-sample.
+    """Measure a hash-sample of one shard.
 
-    output, source  streams of the protected and the original shard
-    num_images      images in all shards that are looked at: decides how large a share of them is chosen
+    output      stream of the protected shard
+    source      stream of the original shard
+    num_images  images in all measured shards; determines the share that is sampled
     """
     clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
     score_share = SCORED_IMAGES / num_images
@@ -73,7 +75,7 @@ def measure_shard(
     for before, after in _pairs(source, output, settings):
         cluster = clusters[after.key]
         is_scored = in_sample(score_share, settings.seed, "score", assignment.shard, after.key)
-        wanted = sum(one.cluster == cluster for one in shown) < PER_CLUSTER
+        wanted = sum(sample.cluster == cluster for sample in shown) < PER_CLUSTER
         if is_scored or wanted:
             original, protected = _pixels(before, settings, resize=True), _pixels(after, settings)
             if is_scored:
@@ -93,7 +95,7 @@ def measure_shard(
 
 
 def removal_of(parts: list[ShardMeasures], protection: AnyProtection, settings: Settings) -> RemovalCheck | None:
-    """How well deltas can be read off the protected pixels of all parts; None with too few images."""
+    """How well deltas can be estimated from the protected pixels of all parts; None if there are too few images."""
     squares = np.concatenate([part.squares for part in parts])
     clusters = np.concatenate([part.clusters for part in parts])
     deltas = np.concatenate([part.deltas for part in parts])
@@ -110,7 +112,7 @@ def removal_of(parts: list[ShardMeasures], protection: AnyProtection, settings: 
 
 
 def _pairs(source: IO[bytes], output: IO[bytes], settings: Settings) -> Iterator[tuple[Sample, Sample]]:
-    """Original and protected samples of a shard, side by side; quarantined originals are passed over."""
+    """Original and protected samples of a shard, paired; quarantined originals are skipped."""
     originals = read_samples(source, max_member_bytes=settings.max_member_bytes)
     for after in read_samples(output, max_member_bytes=2 * settings.max_member_bytes):
         if not isinstance(after, Sample):
@@ -122,7 +124,7 @@ def _pairs(source: IO[bytes], output: IO[bytes], settings: Settings) -> Iterator
 
 
 def _pixels(sample: Sample, settings: Settings, *, resize: bool = False) -> NDArray[np.uint8]:
-    """Upright pixels without alpha, [H, W] or [H, W, 3]; `resize` for originals of --size 224."""
+    """Upright pixels without alpha, [H, W] or [H, W, 3]; set `resize` for originals, in case of --size 224."""
     try:
         suffix = image_suffix(sample, settings.keep_sidecar)
         picture = decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
@@ -135,7 +137,7 @@ def _pixels(sample: Sample, settings: Settings, *, resize: bool = False) -> NDAr
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """At most 160 pixels a side: cut out of the middle, not reduced, so that delta is seen as it is."""
+    """At most 160 pixels a side, cropped from the centre rather than scaled, so that the delta is shown unchanged."""
     height, width = pixels.shape[:2]
     top, left = max(0, (height - _SHOWN_SIDE) // 2), max(0, (width - _SHOWN_SIDE) // 2)
     cut = pixels[top : top + _SHOWN_SIDE, left : left + _SHOWN_SIDE]
@@ -145,11 +147,11 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _square(
     before: Sample, after: Sample, cluster: int, protection: AnyProtection, settings: Settings
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
-    """A protected picture at one size, as a trainer would load it, and the delta that it carries there."""
+    """A protected picture at a fixed size, as a trainer would load it, and the delta it carries at that size."""
     suffix = image_suffix(after, settings.keep_sidecar)
     pixels = decode_rgb(after.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
     square = _squeezed(pixels)
-    if protection.needs_pixels:  # its delta is nowhere but in the picture
+    if protection.needs_pixels:  # the delta exists only in the picture
         original = _pixels(before, settings, resize=True)
         original = original if original.ndim == 3 else np.repeat(original[..., None], 3, axis=2)
         laid = square.astype(np.float32) - _squeezed(original)

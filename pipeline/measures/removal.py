@@ -1,7 +1,7 @@
 """The removal check: how well deltas can be estimated back from the protected images alone, by averaging.
 
-Content averages out over the images of a group, a delta that they share does not. Whoever can estimate it can subtract
-it, and with it most of the protection; so a high correlation here is bad news, whatever ordinary training shows.
+Over a group of images, content averages out but a shared delta does not. Whoever can estimate the delta can subtract
+it, and most of the protection with it; a high correlation here is bad news, whatever ordinary training shows.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _BLOCK = 512  # images in float at a time
 
 @dataclass(frozen=True)
 class RemovalCheck(JsonRecord):
-    """Correlations of estimated with true deltas, per cluster, for each of ESTIMATES; 1 = read off exactly, 0 = hidden.
+    """Correlation of estimated and true deltas, per cluster, for each of ESTIMATES; 1 = recovered exactly, 0 = hidden.
 
-    known          grouped by the true clusters: the best that averaging can do
-    blind          grouped by what is found in the pixels alone, without any label or network
-    blind_purity   share of images whose blind group is the one matched with their cluster
-    blind_left     RMS of delta minus estimate `iterated`, over the RMS of delta: what subtraction leaves; 1 = all of it
-    per_sample     True if every image has its own delta and correlations are means over a cluster's images
+    known          images grouped by their true clusters: the best that averaging can do
+    blind          images grouped by their pixels alone, without labels or networks
+    blind_purity   share of images whose blind group is the one matched to their cluster
+    blind_left     RMS of (delta - `iterated` estimate) over RMS of delta: what subtraction leaves; 1 = all of it
+    per_sample     True if every image has its own delta; correlations are then means over a cluster's images
     """
 
     num_images: int
@@ -45,12 +45,12 @@ class RemovalCheck(JsonRecord):
 
     @property
     def worst_blind(self) -> float:
-        """The best mean correlation of any estimate from groups found in the pixels alone."""
+        """The highest mean correlation of any estimate with groups found in the pixels alone."""
         return max(float(np.mean(values)) for values in self.blind.values())
 
     @property
     def worst_known(self) -> float:
-        """The best mean correlation of any estimate from the true clusters, as who embeds the images may find them."""
+        """The highest mean correlation of any estimate with the true clusters, which embeddings may reveal."""
         return max(float(np.mean(values)) for values in self.known.values())
 
 
@@ -58,9 +58,9 @@ def estimate_deltas(images: Pixels, groups: NDArray[np.int64], *, epsilon: float
     """Three estimates of each group's delta, float32 [groups, 3, S, S] in 8-bit levels; an empty group gets zeros.
 
     mean        (a) the group's mean image minus the mean of all images
-    high_pass   (b) the group's mean image minus its own blur (Gaussian, sigma S/16)
-    iterated    (c) as (b), six rounds with the blur taken of mean minus estimate, so that coarse parts of delta come
-                back too; squashed to +-epsilon by tanh in each round
+    high_pass   (b) the group's mean image minus its blur (Gaussian, sigma S/16)
+    iterated    (c) like (b), for six rounds in which mean minus estimate is blurred, to recover coarse parts of the
+                delta too; squashed to +-epsilon by tanh in each round
     """
     means, counts = _group_means(images, groups)
     overall = (means * counts[:, None, None, None]).sum(axis=0) / counts.sum()
@@ -70,13 +70,13 @@ def estimate_deltas(images: Pixels, groups: NDArray[np.int64], *, epsilon: float
     iterated = np.zeros_like(means)
     for _ in range(_ROUNDS):
         iterated = bound * np.tanh((means - _blur(means - iterated)) / bound)
-    found = {"mean": means - overall, "high_pass": means - _blur(means), "iterated": iterated}
-    return {name: np.where(present, value, 0).astype(np.float32) for name, value in found.items()}
+    estimates = {"mean": means - overall, "high_pass": means - _blur(means), "iterated": iterated}
+    return {name: np.where(present, value, 0).astype(np.float32) for name, value in estimates.items()}
 
 
 def blind_groups(images: Pixels, num_groups: int, *, seed: int) -> NDArray[np.int64]:
     """Group ids int64 [n] by k-means on 40 principal components of the high-passed pixels: no label, no network."""
-    from sklearn.cluster import KMeans  # here, for it takes a second that most commands do not need
+    from sklearn.cluster import KMeans  # imported here: it takes a second that most commands do not need
     from sklearn.decomposition import PCA
 
     num_groups = min(num_groups, len(images))
@@ -91,7 +91,7 @@ def blind_groups(images: Pixels, num_groups: int, *, seed: int) -> NDArray[np.in
 
 
 def split_half_agreement(images: Pixels, groups: NDArray[np.int64], *, epsilon: float, seed: int) -> float:
-    """Mean correlation, over groups, of estimate (c) from one random half of the images with that from the other."""
+    """Correlation between estimates (c) from two random halves of the images, averaged over groups."""
     order = numpy_rng(seed, "split-half").permutation(len(images))
     halves = [
         estimate_deltas(images[half], groups[half], epsilon=epsilon)["iterated"]
@@ -114,16 +114,16 @@ def check_removal(
 
     protected        uint8 [n, 3, S, S], as read back from the output
     clusters         int64 [n], 0 ... p-1
-    cluster_deltas   [p, 3, S, S] in 8-bit levels, where a cluster's images share one delta
-    own_deltas       [n, 3, S, S] in 8-bit levels, where every image has its own (textures); exactly one of the two
-    Raises ValueError if shapes disagree or if not exactly one kind of truth is given.
+    cluster_deltas   [p, 3, S, S] in 8-bit levels, if a cluster's images share one delta
+    own_deltas       [n, 3, S, S] in 8-bit levels, if every image has its own delta; give exactly one of the two
+    Raises ValueError if shapes disagree or if not exactly one of the two is given.
     """
     _check_shapes(protected, clusters, cluster_deltas, own_deltas)
     num_clusters = int(clusters.max()) + 1 if cluster_deltas is None else len(cluster_deltas)
-    found = blind_groups(protected, num_clusters, seed=seed)
-    match = _match(clusters, found, num_clusters)
+    blind = blind_groups(protected, num_clusters, seed=seed)
+    match = _match(clusters, blind, num_clusters)
     by_cluster = estimate_deltas(protected, clusters, epsilon=epsilon)
-    by_pixels = estimate_deltas(protected, found, epsilon=epsilon)
+    by_pixels = estimate_deltas(protected, blind, epsilon=epsilon)
     if cluster_deltas is not None:
         present = [c for c in range(num_clusters) if (clusters == c).any()]
         known_pairs = [[(c, c)] for c in present]
@@ -133,20 +133,20 @@ def check_removal(
         assert own_deltas is not None
         rows = [np.flatnonzero(clusters == c).tolist() for c in range(num_clusters)]
         known_pairs = [[(n, int(clusters[n])) for n in members] for members in rows if members]
-        blind_pairs = [[(n, int(found[n])) for n in members] for members in rows if members]
+        blind_pairs = [[(n, int(blind[n])) for n in members] for members in rows if members]
         truth = own_deltas
     return RemovalCheck(
         num_images=len(protected),
         known={name: _correlations(truth, by_cluster[name], known_pairs) for name in ESTIMATES},
         blind={name: _correlations(truth, by_pixels[name], blind_pairs) for name in ESTIMATES},
-        blind_purity=float(np.mean(np.asarray(match)[clusters] == found)),
+        blind_purity=float(np.mean(np.asarray(match)[clusters] == blind)),
         blind_left=_left(truth, by_pixels["iterated"], blind_pairs),
         per_sample=cluster_deltas is None,
     )
 
 
 def correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Pearson correlation of two arrays of equal shape; 0 where one of them is constant."""
+    """Pearson correlation of two arrays of equal shape; 0 if either is constant."""
     a, b = (array.astype(np.float64).ravel() - array.mean(dtype=np.float64) for array in (first, second))
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 0 else 0.0
@@ -170,10 +170,10 @@ def _left(truth: NDArray[np.float32], estimate: NDArray[np.float32], pairs: Pair
     return float(np.mean(shares))
 
 
-def _match(clusters: NDArray[np.int64], found: NDArray[np.int64], num_clusters: int) -> list[int]:
-    """The blind group of every cluster, one to one, so that as many images as possible agree."""
-    table = np.zeros((num_clusters, max(num_clusters, int(found.max()) + 1)), dtype=np.int64)
-    np.add.at(table, (clusters, found), 1)
+def _match(clusters: NDArray[np.int64], blind: NDArray[np.int64], num_clusters: int) -> list[int]:
+    """The blind group matched to each cluster, one to one, maximising the number of images that agree."""
+    table = np.zeros((num_clusters, max(num_clusters, int(blind.max()) + 1)), dtype=np.int64)
+    np.add.at(table, (clusters, blind), 1)
     return [int(group) for group in linear_sum_assignment(table, maximize=True)[1]]
 
 
@@ -211,7 +211,7 @@ def _check_shapes(
     own_deltas: NDArray[np.float32] | None,
 ) -> None:
     if (cluster_deltas is None) == (own_deltas is None):
-        raise ValueError("give either cluster_deltas or own_deltas: one of them is the truth to compare with")
+        raise ValueError("give exactly one of cluster_deltas and own_deltas: the truth to compare with")
     if len(clusters) != len(protected) or len(protected) == 0:
         raise ValueError(f"{len(clusters)} cluster ids for {len(protected)} images")
     if cluster_deltas is not None and cluster_deltas.shape[1:] != protected.shape[1:]:

@@ -1,4 +1,4 @@
-"""What a delta does to a picture, and what is left of it after ordinary handling: figures from uint8 arrays."""
+"""What a delta does to a picture, and how much of it survives ordinary handling, computed from uint8 arrays."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _MIDDLE = 2048  # pixels a side
 
 @dataclass(frozen=True)
 class PictureScore:
-    """One protected picture x' beside its original x; delta = x' - x in 8-bit levels, over all pixels and channels.
+    """Scores of a protected picture x' against its original x; delta = x' - x in 8-bit levels, all pixels and channels.
 
     max_abs_delta       max |delta|
     rms                 sqrt(mean delta^2)
-    psnr                20 log10(255 / rms) in dB; infinite where nothing changed
+    psnr                20 log10(255 / rms) in dB; infinite if nothing changed
     ssim                structural similarity of luminance, 7 x 7 uniform window (Wang et al. 2004); nan below 7 pixels
-    survives_jpeg75     <J(x') - J(x), delta> / <delta, delta>, J = JPEG at quality 75 with 4:2:0, decoded; the share
-                        of delta's amplitude that is still there in its own direction: 1 = all, 0 = nothing
+    survives_jpeg75     <J(x') - J(x), delta> / <delta, delta>, J = JPEG at quality 75 with 4:2:0, decoded: the
+                        share of the delta left along its own direction; 1 = all, 0 = none
     survives_half_size  the same with J = reduced to half width and height (bilinear with antialiasing, rounded to 8
                         bits) and enlarged again; fine grain is lost, coarse parts stay
-    Both shares are nan where nothing changed. Of a picture beyond 2048 pixels a side, all but max_abs_delta are the
-    figures of its middle: those of all of it would take 90 bytes of memory per pixel.
+    Both shares are nan if nothing changed. Beyond 2048 pixels a side, all scores but max_abs_delta are computed
+    on the central part, because they take 90 bytes of memory per pixel.
     """
 
     key: str
@@ -51,7 +51,7 @@ class PictureScore:
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over many pictures. Pictures without the figure (nan) are left out; count says how many remain."""
+    """One figure over many pictures. Pictures without the figure (nan) are excluded; `count` is how many remain."""
 
     count: int
     mean: float
@@ -61,11 +61,11 @@ class Spread:
 
 
 def score_picture(key: str, cluster: int, original: Picture, protected: Picture) -> PictureScore:
-    """The figures of one picture. Both arrays uint8 of equal shape [H, W, 3] or [H, W]; else raises ValueError."""
+    """Score one picture. Both arrays must be uint8 [H, W, 3] or [H, W] of equal shape, else raises ValueError."""
     if original.shape != protected.shape or original.dtype != np.uint8 or protected.dtype != np.uint8:
         raise ValueError(
             f"{key}: original {original.dtype} {original.shape}, protected {protected.dtype} {protected.shape};"
-            " both must be uint8 of one shape"
+            " both must be uint8 and of equal shape"
         )
     largest = int((np.maximum(protected, original) - np.minimum(protected, original)).max())
     original, protected = _middle(original), _middle(protected)
@@ -89,7 +89,7 @@ def psnr_of(rms: float) -> float:
 
 
 def summarise(scores: Sequence[PictureScore]) -> dict[str, Spread]:
-    """Spread of every figure in FIGURES over the pictures; a figure that no picture has is left out."""
+    """Spread of each of FIGURES over the pictures; a figure that no picture has is omitted."""
     spreads = {}
     for name in FIGURES:
         values = np.array([getattr(score, name) for score in scores], dtype=np.float64)
@@ -106,14 +106,14 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, Spread]:
 
 
 def pooled_psnr(scores: Sequence[PictureScore]) -> float:
-    """PSNR of the mean squared error over all pictures, each counted once; papers quote this figure."""
+    """PSNR of the mean squared error over all pictures, equally weighted: the figure that papers quote."""
     if not scores:
-        raise ValueError("PSNR of no picture")
+        raise ValueError("no pictures to compute a PSNR from")
     return psnr_of(math.sqrt(float(np.mean([score.rms**2 for score in scores]))))
 
 
 _TYPES = {"key": pa.string(), "cluster": pa.int32(), "max_abs_delta": pa.int32()}
-_SCHEMA = pa.schema([(one.name, _TYPES.get(one.name, pa.float64())) for one in fields(PictureScore)])
+_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.float64())) for field in fields(PictureScore)])
 
 
 def scores_to_parquet(scores: Iterable[PictureScore]) -> bytes:
@@ -124,18 +124,18 @@ def scores_to_parquet(scores: Iterable[PictureScore]) -> bytes:
 
 
 def scores_from_parquet(data: bytes, where: str) -> list[PictureScore]:
-    """The inverse of scores_to_parquet. Raises InputError, which says where, for what it did not write."""
+    """The inverse of scores_to_parquet. Raises InputError, naming `where`, for anything it did not write."""
     try:
         table = pq.read_table(io.BytesIO(data))
         if not table.schema.equals(_SCHEMA):
-            raise ValueError("it has other columns")
+            raise ValueError("unexpected columns")
         return [PictureScore(**row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise unreadable(where, error, "remove it; the report is written without it") from None
+        raise unreadable(where, error, "delete it; the report can be written without it") from None
 
 
 def _middle(picture: Picture) -> Picture:
-    """The picture, or what of it lies in a square of _MIDDLE pixels around its centre."""
+    """The picture, cropped to a central square of _MIDDLE pixels."""
     top, left = (max(0, (side - _MIDDLE) // 2) for side in picture.shape[:2])
     return picture[top : top + _MIDDLE, left : left + _MIDDLE]
 
@@ -161,7 +161,7 @@ def _through_half_size(picture: Picture) -> NDArray[np.float64]:
 def _ssim(original: Picture, protected: Picture) -> float:
     if min(original.shape[:2]) < _SSIM_WINDOW:
         return math.nan
-    from skimage.metrics import structural_similarity  # here, for it takes a second that most commands do not need
+    from skimage.metrics import structural_similarity  # imported here: it takes a second that most commands do not need
 
     first, second = (
         picture @ _GREY if picture.ndim == 3 else picture.astype(np.float64) for picture in (original, protected)

@@ -1,4 +1,4 @@
-"""Does the output still hold what the commits say? Recount, re-hash, re-read, decode a sample, check epsilon."""
+"""Check that the output still matches its commits: recount, re-hash, re-read, decode a sample, check epsilon."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples
 from pipeline.storage.streams import HashingReader
 
-EXACT_FORMATS = ("PNG", "WEBP")  # written without loss, so that the bound holds on the decoded file
+EXACT_FORMATS = ("PNG", "WEBP")  # written losslessly, so the bound holds for the decoded file
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a record says of one protected shard; num_members is None where the record does not tell."""
+    """What a record says about one protected shard; num_members is None if the record does not say."""
 
     shard: str
     size: int
@@ -34,19 +34,19 @@ class Expected:
 
     @classmethod
     def of(cls, commit: Commit) -> Expected:
-        """What a commit says."""
+        """From a commit."""
         return cls(commit.shard, commit.output_size, commit.output_sha256, commit.num_protected, commit.num_members)
 
 
 @dataclass
 class ShardCheck:
-    """What was found in one file, or in several added up. Each problem is a line that names shard and key."""
+    """Findings for one file, or for several added up. Each problem is a line naming shard and key."""
 
     shard: str
     problems: list[str] = field(default_factory=list)
     num_samples: int = 0
     num_decoded: int = 0
-    num_exact: int = 0  # decoded samples whose bound was checked on the file without loss
+    num_exact: int = 0  # decoded samples stored losslessly, on which the bound was checked
     max_abs_delta: int = 0  # over decoded samples, in 8-bit levels, after the codec
     max_exact_delta: int = 0
     lost: list[str] = field(default_factory=list)  # parts of the original that could not be read
@@ -56,7 +56,7 @@ class ShardCheck:
         self.problems.append(f"{self.shard}{f' key {key}' if key else ''}: {what}")
 
     def add(self, other: ShardCheck) -> None:
-        """Take what was found in other files into it."""
+        """Merge in the findings for other files."""
         for name in ("files", "num_samples", "num_decoded", "num_exact", "problems", "lost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("max_exact_delta", "max_abs_delta"):
@@ -72,11 +72,12 @@ def verify_shard(
     settings: Settings,
     decode_share: float,
 ) -> ShardCheck:
-    """Compare one protected shard with its record and, where the originals are at hand, with them.
+    """Compare one protected shard with its record and, if available, with the originals.
 
-    output, source  streams of the protected and the original shard
-    quarantined     keys that the shard's quarantine names
-    decode_share    share of samples that are decoded, chosen by hash; all of them with 1.0
+    output        stream of the protected shard
+    source        stream of the original shard, or None
+    quarantined   keys in the shard's quarantine
+    decode_share  share of samples to decode, chosen by hash; 1.0 = all
     """
     check = ShardCheck(expected.shard)
     hashed = HashingReader(output)
@@ -108,7 +109,7 @@ def _originals(source: IO[bytes], settings: Settings) -> Iterator[Sample]:
 def _next_original(
     check: ShardCheck, key: str | None, originals: Iterator[Sample] | None, quarantined: set[str]
 ) -> Sample | None:
-    """The original of `key`; on the way to it only quarantined samples may be skipped. None = to the end."""
+    """The original of `key`; only quarantined samples may be skipped on the way. key None: go to the end."""
     if originals is None:
         return None
     for original in originals:
@@ -117,12 +118,12 @@ def _next_original(
         if original.key not in quarantined:
             check.fail(original.key, "is in the input, but neither in the output nor in quarantine")
     if key is not None:
-        check.fail(key, "is not in the input, or not in its order")
+        check.fail(key, "is not in the input, or out of order")
     return None
 
 
 def _compare_members(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
-    """What stands beside the image must be what may leave as it is, and be as it came."""
+    """Sidecars must be of the permitted kinds and unchanged."""
     try:
         image = image_suffix(ours, settings.keep_sidecar)
         check_sidecars(ours, image, settings.keep_sidecar)
@@ -134,15 +135,15 @@ def _compare_members(check: ShardCheck, ours: Sample, original: Sample | None, s
         return
     for suffix, data in original.members.items():
         if suffix != their_image and ours.members.get(suffix) != data:
-            check.fail(ours.key, f"member {suffix} is not as in the input")
+            check.fail(ours.key, f"member {suffix} differs from the input")
     if len(ours.members) != len(original.members):
-        check.fail(ours.key, f"has members {sorted(ours.members)}, the input {sorted(original.members)}")
+        check.fail(ours.key, f"has members {sorted(ours.members)}, but the input has {sorted(original.members)}")
     if ours.members[image] == original.members[their_image]:
-        check.fail(ours.key, "the image is unprotected: its bytes are those of the input")
+        check.fail(ours.key, "the image is unprotected: its bytes are identical to the input's")
 
 
 def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
-    """Decode an image and, where there is one, its original; note shape, largest change, and what breaks the bound."""
+    """Decode an image and its original, if any; record the largest change, and any mismatch of shape or bound."""
     try:
         suffix = image_suffix(ours, settings.keep_sidecar)
         picture = decode(ours.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
@@ -157,7 +158,9 @@ def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, s
     if settings.size == "224":
         before = resize_and_crop(before)
     if picture.pixels.shape != before.pixels.shape:
-        check.fail(ours.key, f"is {picture.pixels.shape}, the input {before.pixels.shape} (height, width, channels)")
+        check.fail(
+            ours.key, f"is {picture.pixels.shape}, but the input is {before.pixels.shape} (height, width, channels)"
+        )
         return
     largest = int(np.abs(picture.pixels.astype(np.int16) - before.pixels.astype(np.int16)).max())
     check.max_abs_delta = max(check.max_abs_delta, largest)
@@ -165,15 +168,15 @@ def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, s
         check.num_exact += 1
         check.max_exact_delta = max(check.max_exact_delta, largest)
         if largest > levels_of(settings.epsilon):
-            check.fail(ours.key, f"a pixel differs by {largest} levels, epsilon allows {levels_of(settings.epsilon)}")
+            check.fail(ours.key, f"a pixel differs by {largest} levels; epsilon allows {levels_of(settings.epsilon)}")
 
 
 def _compare_counts(check: ShardCheck, expected: Expected, hashed: HashingReader, num_members: int) -> None:
-    for what, found, said in (
+    for what, actual, said in (
         ("bytes", hashed.size, expected.size),
         ("SHA-256", hashed.sha256, expected.sha256),
         ("samples", check.num_samples, expected.num_samples),
         ("members", num_members, expected.num_members),
     ):
-        if said is not None and found != said:
-            check.fail("", f"{what}: found {found}, the record says {said}")
+        if said is not None and actual != said:
+            check.fail("", f"{what}: found {actual}, but the record says {said}")

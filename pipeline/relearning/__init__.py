@@ -1,1 +1,1 @@
-"""How much a collection still teaches: targets, regimes, and the training of one under the other."""
+"""How much a model can still learn from a collection: targets, regimes, and training a target under a regime."""

@@ -1,4 +1,4 @@
-"""What a trial is made of beside the clean images: protected arms with their deltas, and labellings of both sets."""
+"""What a trial needs besides the clean images: protected arms with their deltas, and labels for both sets."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """A protected collection beside the clean one, and what is known of its deltas.
+    """A protected version of the clean collection, and what is known about its deltas.
 
     rows           int64 [n]: row of the clean collection for each protected image
-    clusters       int64 [n], test_clusters int64 [m]; None where the protection is not given
-    levels         int16 [p, 3, S, S], the delta of each cluster at this size; None for textures and strangers
-    own_tests      uint8 [m, 3, S, S], the test images with the delta that each would get where it depends on the image,
-    wrong_tests    and with that of another; None for all other protections
+    clusters       int64 [n]; None if the protection is not available
+    test_clusters  int64 [m], the cluster each test image would be given; None if the protection is not available
+    levels         int16 [p, 3, S, S], each cluster's delta at this size; None for textures and unknown protections
+    own_tests      uint8 [m, 3, S, S], test images, each with its own delta where deltas depend on the image; None otherwise
+    wrong_tests    uint8 [m, 3, S, S], test images, each with the delta of a different image; None otherwise
+    epsilon        bound on |delta|, in [0, 1] pixel units
     """
 
     collection: Collection
@@ -47,9 +49,9 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """A labelling of the clean collection [n] and of the test images [m], int64, and its number of classes.
+    """Labels of the clean collection [n] and of the test images [m], int64, under one labelling.
 
-    quality  how good the choice of classes is, by name, where there was one
+    quality  scores of the grouping, by name, if the labelling groups classes
     """
 
     train: NDArray[np.int64]
@@ -58,14 +60,14 @@ class Labels:
     quality: Mapping[str, float] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """SHA-256 over both."""
+        """SHA-256 over train and test labels."""
         return sha256(self.train.tobytes() + b"/" + self.test.tobytes())
 
 
 def carrying(
     images: NDArray[np.uint8], levels: NDArray[np.int16], clusters: NDArray[np.int64], epsilon: float
 ) -> NDArray[np.uint8]:
-    """uint8 [n, 3, S, S] images, each with the delta int16 [p, 3, S, S] of its cluster."""
+    """The images, uint8 [n, 3, S, S], each with its cluster's delta (int16 [p, 3, S, S]) added."""
     deltas = [LaidDelta(delta) for delta in levels.transpose(0, 2, 3, 1)]
     pixels = images.transpose(0, 2, 3, 1)
     changed = [deltas[cluster].added_to(image, epsilon)[0] for image, cluster in zip(pixels, clusters, strict=True)]
@@ -73,7 +75,7 @@ def carrying(
 
 
 def levels_at(protection: AnyProtection, side: int) -> NDArray[np.int16] | None:
-    """The delta of every cluster at one side, int16 [p, 3, S, S]; None for textures, which have one per image."""
+    """Every cluster's delta at the given side, int16 [p, 3, S, S]; None for textures, which have one per image."""
     if protection.per_sample:
         return None
     laid = [protection.delta_for(cluster, "", side, side) for cluster in range(len(protection.targets))]
@@ -81,9 +83,9 @@ def levels_at(protection: AnyProtection, side: int) -> NDArray[np.int16] | None:
 
 
 def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surrogate | None:
-    """The surrogate that a protection belongs to; None if it cannot be had here.
+    """The surrogate a protection was fitted with; None if it is not available here.
 
-    settings  those of the run that made the protection: surrogate, surrogate_weights, surrogate_size
+    settings  of the run that made the protection: surrogate, surrogate_weights, surrogate_size
     """
     weights = settings.get("surrogate_weights")
     try:
@@ -100,7 +102,7 @@ def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surr
 
 
 def delta_tests(test: Collection, deltas: PictureDeltas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The test images, each with the delta that it would get itself, and with that of the image before."""
+    """The test images with the delta each would get, and with the delta of the preceding image."""
     side = test.images.shape[-1]
     levels: list[NDArray[np.int16]] = []
     for start in range(0, len(test), 64):
@@ -112,10 +114,8 @@ def delta_tests(test: Collection, deltas: PictureDeltas) -> tuple[NDArray[np.uin
         ]
         levels += [answer.delta.levels for answer in deltas.for_pictures(requests)]
     laid = np.stack(levels).transpose(0, 3, 1, 2)
-    rows = np.arange(len(test))
-    return carrying(test.images, laid, rows, deltas.epsilon), carrying(
-        test.images, laid, np.roll(rows, 1), deltas.epsilon
-    )
+    rows, epsilon = np.arange(len(test)), deltas.epsilon
+    return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)
 
 
 def test_clusters(test: Collection, protection: AnyProtection, surrogate: Surrogate) -> NDArray[np.int64]:
@@ -128,14 +128,17 @@ def test_clusters(test: Collection, protection: AnyProtection, surrogate: Surrog
 def label_both(
     name: str, clean: Collection, test: Collection, arms: list[Arm], *, classes: str | None, concepts: str | None
 ) -> Labels:
-    """What the labelling makes of the clean and of the test images.
+    """Label the clean and the test images.
 
-    arms  of the protections; where a labelling takes notice of clusters, those of the first that has any
-    Raises SettingsError for what the labelling needs and has not, InputError for files that do not fit.
+    name      the labelling, e.g. 'groups:5'
+    arms      protected arms; a labelling that depends on clusters uses those of the first arm that has any
+    classes   path of a file with one class name per line
+    concepts  path of a concept bank
+    Raises SettingsError if something the labelling needs is missing, InputError for files that do not match.
     """
     class_names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else None
     if class_names is not None:
-        class_names = [one.strip() for one in class_names if one.strip()]
+        class_names = [line.strip() for line in class_names if line.strip()]
     given = next((arm for arm in arms if arm.clusters is not None), None)
     train_clusters = None
     if given is not None and given.clusters is not None:
@@ -152,11 +155,11 @@ def label_both(
 
 
 def overlap_columns(arm: Arm, labels: Labels) -> dict[str, float]:
-    """How much the clusters of a protection tell about the labels, as columns of its rows."""
+    """How much a protection's clusters reveal about the labels, as columns for its rows."""
     assert arm.clusters is not None, "only where the clusters are known"
-    found = overlap(arm.clusters, labels.train[arm.rows])
+    scores = overlap(arm.clusters, labels.train[arm.rows])
     return {
-        "purity": found.purity,
-        "adjusted_mutual_information": found.ami,
-        "shortcut_accuracy": found.shortcut_accuracy,
+        "purity": scores.purity,
+        "adjusted_mutual_information": scores.ami,
+        "shortcut_accuracy": scores.shortcut_accuracy,
     }

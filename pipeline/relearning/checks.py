@@ -1,4 +1,4 @@
-"""What can be refused before anything is trained."""
+"""Checks that reject bad input before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.relearning.regimes.staged.acm import usable_classes
 
 
 def check_regime(name: str) -> None:
-    """Raise SettingsError for a regime that does not exist or cannot be composed so, with near matches."""
+    """Raise SettingsError with near matches, for a regime that does not exist or cannot be combined this way."""
     pixels = torch.zeros((4, 3, 32, 32), dtype=torch.uint8)
     deltas = torch.zeros((4, 3, 32, 32), dtype=torch.int16)
     known = Knowledge(
@@ -34,7 +34,7 @@ def check_labels(regime: str, labels: NDArray[np.int64]) -> None:
     for part in regime.split("+"):
         plain, _, number = part.partition(":")
         if plain == LEAKED_PAIRS and int(number) > len(labels):
-            raise InputError(f"regime {regime}: there are only {len(labels):,} images to train on")
+            raise InputError(f"regime {regime}: only {len(labels):,} training images are available")
     if any(part.startswith("st") for part in regime.split("+")):
         try:
             usable_classes(labels)

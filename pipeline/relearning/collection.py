@@ -1,4 +1,4 @@
-"""Labelled pictures of a collection as arrays: what a trainer would load from its shards, decoded once."""
+"""A collection's labelled pictures as arrays, decoded once: what a trainer would load from its shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ MAX_MEMBER_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """images uint8 [n, 3, S, S]; labels int64 [n]; keys [n], each once; and what of its shards could not be read."""
+    """A labelled collection.
+
+    images    uint8 [n, 3, S, S]
+    labels    int64 [n]
+    keys      [n], unique
+    left_out  the parts of its shards that could not be read
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -42,13 +48,13 @@ class Collection:
 
     def digest(self) -> str:
         """SHA-256 over keys, labels and pixels, in order."""
-        found = hashlib.sha256("\n".join(self.keys).encode("utf-8", "surrogateescape"))
-        found.update(np.ascontiguousarray(self.labels).data)
-        found.update(np.ascontiguousarray(self.images).data)
-        return found.hexdigest()
+        hasher = hashlib.sha256("\n".join(self.keys).encode("utf-8", "surrogateescape"))
+        hasher.update(np.ascontiguousarray(self.labels).data)
+        hasher.update(np.ascontiguousarray(self.images).data)
+        return hasher.hexdigest()
 
     def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Collection:
-        """Those rows, in the order given."""
+        """The chosen rows, in the given order."""
         indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         return Collection(self.images[indices], self.labels[indices], tuple(self.keys[i] for i in indices))
 
@@ -56,10 +62,10 @@ class Collection:
 def load_labelled(
     store: Store, shards: Sequence[str], *, side: int, limit: int | None = None, has_labels: bool = True
 ) -> Collection:
-    """Every sample of the shards that has an image and a `.cls` label, at one side, in shard order.
+    """Every sample with an image and a `.cls` label, resized to one side, in shard order.
 
-    limit       only those whose keys have a hash of at most that (see smallest_hashes); the others are not decoded
-    has_labels  False: labels are not looked for, and are all 0
+    limit       skip samples whose key hashes above this (see smallest_hashes) without decoding them
+    has_labels  False: ignore labels and set them all to 0
 
     Raises InputError, naming shard and key, if a shard is damaged or a sample has no label.
     """
@@ -89,18 +95,17 @@ def shard_side(store: Store, shard: str) -> int:
 
 
 def smallest_hashes(store: Store, shards: Sequence[str], at_most: int) -> list[int]:
-    """The smallest hashes of the keys of some shards, at most so many, ascending; no picture is decoded.
+    """The `at_most` smallest key hashes in some shards, ascending; no picture is decoded.
 
-    The images whose hashes are at most the last of them are the same however a collection is cut into shards, and in
-    every copy of it.
+    Images whose hashes do not exceed the last one are the same in every copy of a collection, however it is sharded.
     """
-    found: list[int] = []
+    smallest: list[int] = []
     for shard in shards:
         with store.open(shard) as stream:
             samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
             hashes = (_hash(sample.key) for sample in samples if isinstance(sample, Sample))
-            found = heapq.nsmallest(at_most, itertools.chain(found, hashes))
-    return found
+            smallest = heapq.nsmallest(at_most, itertools.chain(smallest, hashes))
+    return smallest
 
 
 def _hash(key: str) -> int:
@@ -108,51 +113,51 @@ def _hash(key: str) -> int:
 
 
 def join(parts: Iterable[Collection], where: str) -> Collection:
-    """One collection of several. Raises InputError if nothing is there or a key comes twice."""
+    """Concatenate collections. Raises InputError if the result is empty or a key occurs twice."""
     parts = list(parts)
     keys = tuple(key for part in parts for key in part.keys)
     if not keys:
-        raise InputError(f"{where}: there is no sample with an image and a label")
+        raise InputError(f"{where}: no sample has both an image and a label")
     twice = next((key for key, count in Counter(keys).items() if count > 1), None)
     if twice is not None:
-        raise InputError(f"{where}: key {twice} comes twice; keys must be unique over all shards of a collection")
+        raise InputError(f"{where}: key {twice} occurs twice; keys must be unique across all shards of a collection")
     if len(parts) == 1:
         return parts[0]
     images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return Collection(images, labels, keys, tuple(one for part in parts for one in part.left_out))
+    return Collection(images, labels, keys, tuple(item for part in parts for item in part.left_out))
 
 
 def like_clean(protected: Collection, clean: Collection, name: str) -> NDArray[np.int64]:
-    """Row of the clean collection for each protected one.
+    """The row of the clean collection for each protected image, int64 [n].
 
-    Raises InputError for keys that the clean collection lacks, and for labels that differ.
+    Raises InputError for keys missing from the clean collection, and for labels that differ.
     """
     rows = {key: row for row, key in enumerate(clean.keys)}
     unknown = [key for key in protected.keys if key not in rows]
     if unknown:
-        raise InputError(f"{name}: {len(unknown):,} of its keys are not in --clean, first {unknown[0]}")
-    found = np.array([rows[key] for key in protected.keys], np.int64)
-    differing = np.flatnonzero(clean.labels[found] != protected.labels)
+        raise InputError(f"{name}: {len(unknown):,} of its keys are not in --clean, e.g. {unknown[0]}")
+    matches = np.array([rows[key] for key in protected.keys], np.int64)
+    differing = np.flatnonzero(clean.labels[matches] != protected.labels)
     if len(differing):
         first = int(differing[0])
         raise InputError(
             f"{name}: key {protected.keys[first]} has label {protected.labels[first]}, "
-            f"in --clean {clean.labels[found[first]]}; {len(differing):,} labels differ"
+            f"but {clean.labels[matches[first]]} in --clean; {len(differing):,} labels differ"
         )
-    return found
+    return matches
 
 
 def check_classes(clean: Collection, test: Collection) -> None:
-    """Raises InputError unless both collections have the same classes."""
-    ours, theirs = (set(np.unique(one.labels).tolist()) for one in (clean, test))
+    """Raise InputError unless both collections have the same classes."""
+    ours, theirs = (set(np.unique(collection.labels).tolist()) for collection in (clean, test))
     if ours != theirs:
         raise InputError(
-            f"--clean has {len(ours)} classes, --test {len(theirs)}; only one of them has {sorted(ours ^ theirs)[:5]}"
+            f"--clean has {len(ours)} classes, --test {len(theirs)}; found in only one: {sorted(ours ^ theirs)[:5]}"
         )
 
 
 def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
-    """True for the hash-sample of keys that no one trains on."""
+    """True for the hash-sample of keys held out from training, bool [n]."""
     return np.array([in_sample(share, seed, "relearning-holdout", key) for key in keys], bool)
 
 
@@ -162,5 +167,5 @@ def _label(sample: Sample, where: str) -> int:
     except ValueError:
         label = -1
     if label < 0:
-        raise InputError(f"{where}: {sample.key} has no .cls label (0, 1, …) to train on")
+        raise InputError(f"{where}: {sample.key} has no usable .cls label (0, 1, …)")
     return label

@@ -1,4 +1,4 @@
-"""What an evaluation will take, from a trial that is measured on a few images of this machine."""
+"""How long an evaluation will take, from a short training measured on this machine."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
-_COPIES = 6  # of a trial's images, in bytes each: themselves, the clean ones, both and their difference as int16
+_COPIES = 6  # bytes of memory per pixel value of a trial: its images, the clean ones, and int16 copies for deltas
 
 
 @dataclass(frozen=True)
 class EvaluationEstimate:
-    """trials; images of each collection; bytes that a node holds of all, and for each trial; seconds of all trials.
+    """What an evaluation takes.
 
-    denoiser_seconds  of the training of one denoiser at most, 0 where none is trained; not in `seconds`
-    num_leaked        trials that train one of their own
+    images            images in each collection
+    shared_bytes      memory for the collections, once per node
+    trial_bytes       additional memory per concurrent trial
+    seconds           training time of all trials on one worker
+    denoiser_seconds  upper bound for training one denoiser, 0 if none is trained; not part of `seconds`
+    num_leaked        trials that train a denoiser of their own
     """
 
     trials: int
@@ -43,10 +47,10 @@ def estimate_evaluation(
     side: int,
     pairs: Sequence[tuple[Store, list[Entry]]] = (),
 ) -> EvaluationEstimate:
-    """Count images by the bytes of the first ones, and train the first target on a few of them for an epoch under nt.
+    """Estimate image counts from the size of the first ones, and time one epoch of the first target under nt.
 
-    stores  clean, test and every arm -> store and shards; seconds are those of one worker
-    pairs   store and shards of --pairs: other pictures, and their protected copies
+    stores  clean, test and every arm -> store and shards
+    pairs   store and shards of --pairs: the originals, then their protected copies
     Raises InputError for collections that cannot be read.
     """
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
@@ -54,9 +58,9 @@ def estimate_evaluation(
         images[name] = min(images[name], settings.images or images[name])
     digests, labels = dict.fromkeys(stores, ""), dict.fromkeys(settings.labellings, "")
     trials = settings.trials(digests, labels)
-    seconds = sum(images.get(one.arm, images[CLEAN]) * settings.epochs for one in trials)
+    seconds = sum(images.get(trial.arm, images[CLEAN]) * settings.epochs for trial in trials)
     num_leaked = sum(
-        LEAKED_PAIRS in plain_parts(one.regime) and one.protection not in (CLEAN, CLEAN_PART) for one in trials
+        LEAKED_PAIRS in plain_parts(trial.regime) and trial.protection not in (CLEAN, CLEAN_PART) for trial in trials
     )
     each = 3 * side * side
     return EvaluationEstimate(

@@ -1,4 +1,4 @@
-"""What an evaluation does: every combination of protection, target, regime, labelling, share and seed is one trial."""
+"""What an evaluation runs: one trial per combination of protection, target, regime, labelling, share and seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.relearning.shares import parse_share
 from pipeline.settings import check, check_choice, settings_of_kind
 
 CLEAN = "clean"  # the name of the control in every table
-CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, alone
+CLEAN_PART = "clean-part"  # trained only on what a share below 1 leaves unprotected
 WHOLE = "samples:1"
 
 # below the output
@@ -21,9 +21,9 @@ RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "
 TRIALS = "trials"
 
 SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
-SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for all trials of an evaluation; leaked pairs make one for each trial
+SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for the whole evaluation; leaked pairs train one per trial
 
-# What no other dominates. Filters at 16 cycles are for more than 32 px, which show nothing finer along an axis.
+# The regimes that no other dominates. Filters at 16 cycles only matter above 32 px, which cannot show finer detail.
 AUDIT = (
     *("nt", "nt-cg", "st-cg", "st-full", "at", "at-8", "ueraser-lite", "ueraser", "opa", "mixup", "cutmix"),
     *("iss-gray", "iss-jpeg10", "iss-jpeg10-train", "iss-jpeg10+nt-cg"),
@@ -31,8 +31,8 @@ AUDIT = (
     *("subtract", "subtract+cg", "delta-jitter", "shortcut-net", "adabn", "early-stop", "dfr"),
 )
 
-# t-SNE of every epoch would take longer than the epochs. At 32 px a low-pass at 8 cycles leaves what 16 px would show:
-# half of what a delta can use, and still a picture.
+# t-SNE after every epoch would take longer than the epochs. At 32 px a low-pass at 8 cycles leaves what 16 px would
+# show: still a picture, but only half the frequencies that a delta can use.
 AUDIT_CPU = (
     *("nt", "nt-cg", "st[reduce=pca2]", "st-cg[reduce=pca2]", "st-full[reduce=pca2]", "at", "ueraser-lite"),
     *("iss-jpeg10", "iss-jpeg10-train", "equalise", "lowpass:8", "subtract", "subtract+cg", "adabn", "early-stop"),
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Settings of pipeline.relearning.train.Recipe; None = as the network of a CPU record is trained
+# Settings of pipeline.relearning.training.Recipe; 'fast' is its defaults
 RECIPES: dict[str, dict[str, Any]] = {
     "fast": {},
     "st-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 128},
@@ -89,19 +89,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 _WITHOUT_PAIRS = (
-    "regime 'self-pairs' needs --pairs OTHER=THEIRS: protect other pictures with a seed of your own "
-    "(protect_imagenet.py --input OTHER --output THEIRS --seed 1), then give both"
+    "regime 'self-pairs' needs --pairs OTHER=THEIRS: protect other pictures with a different seed "
+    "(protect_imagenet.py --input OTHER --output THEIRS --seed 1), then pass both"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training. Its key is the digest of its content, the data's digest included: equal trials run once.
+    """One training. Its key is a digest of all its fields, so that identical trials run only once.
 
-    fit     which of several fits of the protection, from 0; 0 for controls
-    share   "samples:S" or "classes:S": the part of the training images that is protected; the rest stays clean
-    data    digest of the images, and of the denoiser where the regime cleans them with one
-    labels  digest of what the labelling made of their labels
+    fit     index of the protection's fit, from 0; 0 for controls
+    share   "samples:S" or "classes:S": the share of the training images that is protected; the rest stays clean
+    data    digest of the images and, if the regime cleans them with a denoiser, of that denoiser
+    labels  digest of the labels under the labelling
     """
 
     protection: str
@@ -123,42 +123,43 @@ class Trial:
 
     @property
     def arm(self) -> str:
-        """The protected collection, by its name in EvaluationSettings.arms."""
+        """Name of the protected collection in EvaluationSettings.arms."""
         return arm_name(self.protection, self.fit)
 
     @property
     def result(self) -> str:
-        """Where its row lies below the output, once it is finished."""
+        """Path of its row below the output once it has finished."""
         return f"{TRIALS}/{self.key}.json"
 
     @property
     def checkpoint(self) -> str:
-        """Where its last epoch lies while it is not."""
+        """Path of its latest checkpoint until then."""
         return f"{TRIALS}/{self.key}.pt"
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """A description for people."""
         rest = "" if self.labelling == "original" else f", {self.labelling}"
         rest += "" if self.share == WHOLE else f", {self.share} protected"
         return f"{self.regime} on {self.arm} ({self.target}, seed {self.seed}{rest})"
 
 
 def arm_name(protection: str, fit: int) -> str:
-    """One fit of a protection, for tables of files and for a person: 'uc', 'uc, fit 2', …"""
+    """Display name of one fit of a protection: 'uc', 'uc, fit 2', …"""
     return protection if fit == 0 else f"{protection}, fit {fit + 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Every choice of an evaluation. Raises SettingsError, one line that names the option.
+    """All settings of an evaluation. Raises SettingsError, one line that names the option.
 
     protected      name -> URLs of the fits of one protection, each a copy of the whole collection
-    side           pixels of all images, None: the median of the clean ones, at most 224
-    images         train on at most so many, chosen by the hash of their keys; None: on all
-    pairs          URLs of other pictures and of their copies that an adversary protected, for denoisers
-    classes        file with the name of class 0, 1, … on each line; concepts  bank of embeddings of class names
-    holdout        share of the clean training images that no one trains on: for early stop, AdaBN, last-layer refits
+    side           side of all images in pixels; None: the median of the clean ones, at most 224
+    images         train on at most this many, chosen by the hash of their keys; None: all
+    pairs          URLs of other pictures and of an adversary's protected copies of them, to train denoisers on
+    classes        file with the names of classes 0, 1, …, one per line
+    concepts       bank of embeddings of class names
+    holdout        share of the clean training images held out for early stopping, AdaBN and last-layer refits
     """
 
     clean: str
@@ -187,26 +188,26 @@ class EvaluationSettings:
         for name in ("targets", "regimes", "labellings", "shares", "seeds"):
             values = getattr(self, name)
             check(bool(values), f"--{name} is empty")
-            check(len(set(values)) == len(values), f"--{name} names something twice: {', '.join(map(str, values))}")
+            check(len(set(values)) == len(values), f"--{name} contains duplicates: {', '.join(map(str, values))}")
         check(self.images is None or self.images >= 2, f"--images {self.images} is less than 2")
         check(self.epochs >= 1, f"--epochs {self.epochs} is less than 1")
         check(0 < self.holdout < 0.5, f"--holdout {self.holdout} is not between 0 and 0.5")
         check(self.side is None or 32 <= self.side <= 1024, f"--side {self.side} is not between 32 and 1024")
         for name in (CLEAN, CLEAN_PART, "test"):
-            check(name not in self.protected, f"--protected: {name!r} is another collection; choose another")
+            check(name not in self.protected, f"--protected: the name {name!r} is reserved; choose another")
         for name, urls in self.protected.items():
-            check(len(set(urls)) == len(urls), f"--protected {name} names a fit twice: {', '.join(urls)}")
+            check(len(set(urls)) == len(urls), f"--protected {name} lists the same URL twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
         for share in self.shares:
             parse_share(share)
         parts = {part for regime in self.regimes for part in plain_parts(regime)}
         check(self.pairs is not None or SELF_PAIRS not in parts, _WITHOUT_PAIRS)
-        uses = f"--pairs are for the regimes {' and '.join(SHARED_DENOISERS)}; add one of them to --regimes"
+        uses = f"--pairs is only used by the regimes {' and '.join(SHARED_DENOISERS)}; add one of them to --regimes"
         check(self.pairs is None or not parts.isdisjoint(SHARED_DENOISERS), uses)
 
     @property
     def arms(self) -> dict[str, str]:
-        """Every fit of every protection by its arm_name -> its URL."""
+        """arm_name of every fit of every protection -> its URL."""
         return {arm_name(name, fit): url for name, urls in self.protected.items() for fit, url in enumerate(urls)}
 
     def denoisers(self) -> list[str]:
@@ -219,14 +220,14 @@ class EvaluationSettings:
     ) -> list[Trial]:
         """All trials.
 
-        digests    CLEAN and every arm -> digest of what is trained on and tested with it
-        labels     labelling -> digest of the labels that it gives
-        denoisers  regime without its number -> digest of the denoiser that it cleans with, or of how it makes one
+        digests    CLEAN and every arm -> digest of its training and test images
+        labels     labelling -> digest of its labels
+        denoisers  regime without its number -> digest of its denoiser, or of how it trains one
 
-        The clean control is run for every target, regime, labelling and seed, once, whatever the shares; beside
-        every share below 1 stands CLEAN_PART.
+        The clean control runs once per target, regime, labelling and seed, whatever the shares; every share below 1
+        also gets a CLEAN_PART.
         """
-        found = []
+        trials = []
         combinations = itertools.product(self.targets, self.regimes, self.labellings, self.seeds)
         for target, regime, labelling, seed in combinations:
             arms = [(CLEAN, 0, WHOLE)]
@@ -238,7 +239,7 @@ class EvaluationSettings:
             ]
             arms += [(CLEAN_PART, 0, share) for share in self.shares if parse_share(share)[1] < 1]
             for protection, fit, share in arms:
-                found.append(
+                trials.append(
                     Trial(
                         protection=protection,
                         fit=fit,
@@ -257,36 +258,36 @@ class EvaluationSettings:
                         labels=labels[labelling],
                     )
                 )
-        return found
+        return trials
 
 
 def plain_parts(regime: str) -> list[str]:
-    """The regimes that 'leaked-pairs:100+cg' joins, without numbers and options: leaked-pairs, cg."""
+    """The names joined in a regime, without numbers and options: 'leaked-pairs:100+cg' -> leaked-pairs, cg."""
     return [re.split(r"[\[:]", part)[0] for part in regime.split("+")]
 
 
 def _seen(data: str, regime: str, denoisers: Mapping[str, str]) -> str:
-    """Digest of what is trained on: of the data alone, unless the regime sees them through a denoiser."""
-    found = [denoisers[part] for part in plain_parts(regime) if part in denoisers]
-    return sha256("\n".join([data, *found]).encode()) if found else data
+    """Digest of the training data, combined with the denoiser's if the regime uses one."""
+    used = [denoisers[part] for part in plain_parts(regime) if part in denoisers]
+    return sha256("\n".join([data, *used]).encode()) if used else data
 
 
 def evaluation_from(given: Mapping[str, Any], preset: str | None = None) -> EvaluationSettings:
-    """Settings from a preset, overlaid with options. Raises SettingsError, with near matches."""
+    """Settings from a preset, overridden by the given options. Raises SettingsError, with near matches."""
     if preset is not None:
         check_choice("preset", preset, sorted(PRESETS))
     merged = dict(PRESETS[preset]) if preset else {}
     merged |= given
     if "labellings" in merged:
-        merged["labellings"] = tuple(name for one in merged["labellings"] for name in _swept(one))
+        merged["labellings"] = tuple(name for text in merged["labellings"] for name in _swept(text))
     return settings_of_kind(EvaluationSettings, merged, required=("clean", "test", "output"))
 
 
 def _swept(labelling: str) -> list[str]:
-    """concepts:5-36 -> concepts:5 … concepts:36; others as they are."""
-    found = re.fullmatch(r"(concepts|groups|random):(\d+)-(\d+)", labelling)
-    if found is None:
+    """'concepts:5-36' -> 'concepts:5' … 'concepts:36'; other labellings are left alone."""
+    match = re.fullmatch(r"(concepts|groups|random):(\d+)-(\d+)", labelling)
+    if match is None:
         return [labelling]
-    first, last = int(found[2]), int(found[3])
-    check(first <= last, f"--labellings {labelling!r} ends before it begins")
-    return [f"{found[1]}:{number}" for number in range(first, last + 1)]
+    first, last = int(match[2]), int(match[3])
+    check(first <= last, f"--labellings {labelling!r}: the range is empty")
+    return [f"{match[1]}:{number}" for number in range(first, last + 1)]

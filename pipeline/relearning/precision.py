@@ -1,4 +1,4 @@
-"""Where training may calculate in bfloat16: on GPUs, and on CPUs that have instructions for it."""
+"""When training uses bfloat16: on GPUs, and on CPUs with instructions for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the device has it (GPUs, and CPUs with avx512_bf16 or AMX: twice as fast there), else nothing."""
+    """bfloat16 autocast if supported (GPUs; CPUs with avx512_bf16 or AMX, twice as fast), else disabled."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device))
 
 

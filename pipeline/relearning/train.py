@@ -1,4 +1,4 @@
-"""Training of one target under one regime, and what it learned, measured on clean test images."""
+"""Train one target under one regime and measure on clean test images what it learned."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from pipeline.relearning.training import EpochScore, Recipe, Regime, Training
 class TargetScore:
     """What a target learned; accuracies in [0, 1].
 
-    accuracy_last   on the test images at the end: the figure that counts
-    accuracy_best   of the best epoch, chosen on the test images themselves ("oracle"): for diagnosis only
-    accuracy_train  on the training batches of the last epoch
-    accuracy_early_stop  on the test images after the epoch that was best on the held-out images; None without them
-    extra_tests     accuracy on further test sets, by name
-    seconds         of all epochs, tests included; train_seconds  without them
-    diverged        the loss became non-finite and training stopped; such a run is not averaged with others
+    accuracy_last        on the test images at the end: the figure that counts
+    accuracy_best        of the best epoch, chosen on the test images themselves (an oracle): for diagnosis only
+    accuracy_train       on the training batches of the last epoch
+    accuracy_early_stop  on the test images after the best epoch on the held-out images; None without those
+    extra_tests          accuracy on further test sets, by name
+    seconds              time of all epochs, including tests
+    train_seconds        time of all epochs, excluding tests
+    diverged             the loss became non-finite and training stopped; excluded from averages
     """
 
     regime: str
@@ -63,17 +64,17 @@ def train_target(
 ) -> TargetScore:
     """Train a target from random weights on `images` as `regime` treats them; test it on `test_images`.
 
-    images, test_images   uint8 [n, 3, S, S], S >= 32; labels, test_labels  int64 [n], 0 ... classes-1
-    target                a name of pipeline.relearning.target
-    epochs                those of the recipe, unless given here
-    holdout               clean images and labels, neither trained on nor tested, scored after each epoch
+    images, test_images   uint8 [n, 3, S, S], S >= 32
+    labels, test_labels   int64 [n], 0 ... classes-1
+    epochs                overrides the recipe's
+    target                a name known to pipeline.relearning.targets
+    holdout               clean images and labels, used for neither training nor testing, scored after each epoch
     extra_tests           further versions of the test images, by name, tested at the end
     resume                what Training.state() returned after an earlier epoch
     on_epoch              called after each epoch; training.history[-1] is its score
 
-    channels_last; bf16 autocast where the device has it (GPUs, and CPUs with avx512_bf16 or AMX: twice as fast there).
-    Equal arguments give equal results on one machine with one number of threads. Raises ValueError for shapes that do
-    not fit.
+    Uses channels_last, and bfloat16 autocast where supported. Deterministic for a given machine and number of threads.
+    Raises ValueError for mismatched shapes.
     """
     _check(images, labels)
     _check(test_images, test_labels)
@@ -102,7 +103,7 @@ def train_target(
 
 def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor]]) -> EpochScore:
     started = time.perf_counter()
-    # dropout and libraries' augmentations draw from torch's global generators
+    # dropout and library augmentations draw from torch's global generators
     with named_randomness(training, "relearning-global", epoch):
         training.regime.begin_epoch(training, epoch)
         loss, accuracy_train = training.run_epoch(epoch)
@@ -115,7 +116,7 @@ def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor
 
 
 def _score(training: Training, test: Tensor, test_labels: Tensor, extra: dict[str, Tensor]) -> TargetScore:
-    """The end of a training: what the regime still does, then the tests that count."""
+    """Finish a training: the regime's last step, then the tests that count."""
     history, regime = training.history, training.regime
     diverged = not math.isfinite(history[-1].loss)
     if not diverged:
@@ -139,7 +140,7 @@ def _score(training: Training, test: Tensor, test_labels: Tensor, extra: dict[st
 
 
 def _early_stop(history: list[EpochScore]) -> float | None:
-    """Test accuracy of the epoch that was best on the held-out images; the first of equals."""
+    """Test accuracy of the best epoch on the held-out images; ties go to the earlier epoch."""
     scored = [score for score in history if score.accuracy_holdout is not None]
     if not scored:
         return None
@@ -148,6 +149,6 @@ def _early_stop(history: list[EpochScore]) -> float | None:
 
 def _check(images: Tensor, labels: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 [n, 3, S, S]; they are {images.dtype} {tuple(images.shape)}")
+        raise ValueError(f"images must be uint8 [n, 3, S, S], not {images.dtype} {tuple(images.shape)}")
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"{len(labels)} labels for {len(images)} images")

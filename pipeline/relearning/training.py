@@ -1,6 +1,6 @@
-"""A target in training, and what a regime may do to it: the two know each other, so they stand together.
+"""A target in training, and the hooks through which a regime acts on it.
 
-Ordinary training (NT) is the base of all regimes.
+The two classes refer to each other, so they share a module. Ordinary training (NT) is the base of all regimes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pipeline.pictures.augment import random_views, take
 from pipeline.relearning.precision import autocast
 from pipeline.schedules import cosine, one_cycle
 
-SMALL = 4_096  # fewer images are trained in smaller batches, so that a small set gets steps enough to be learnt
+SMALL = 4_096  # with fewer images batches are smaller, so that a small set gets enough steps
 TEST_BATCH = 512
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a target is trained; equal for clean and protected images.
+    """How a target is trained; the same for clean and protected images.
 
-    batch_size     None: 128, or 64 for fewer than 4,096 images; what does not fill a batch is left out of the epoch
-    schedule       one_cycle: up over `warm_up` of the steps, then down to zero; cosine: from lr to zero, per step
-    padding        pixels of reflection for the random crop; None: a sixteenth of the side, at least 4
+    batch_size     None: 128, or 64 for fewer than 4,096 images; an incomplete last batch is dropped
+    schedule       one_cycle: up over the first `warm_up` of the steps, then down to zero; cosine: from lr to zero
+    padding        pixels of reflection padding for the random crop; None: a sixteenth of the side, at least 4
     """
 
     epochs: int = 12
@@ -44,7 +44,7 @@ class Recipe:
     padding: int | None = None
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step 0 … steps - 1."""
+        """Learning rate at `step`, 0 … steps - 1."""
         is_cycle = self.schedule == "one_cycle"
         return self.lr * (one_cycle(step, steps, self.warm_up) if is_cycle else cosine(step, steps))
 
@@ -53,7 +53,7 @@ class Recipe:
 class EpochScore:
     """One epoch: mean loss and accuracy on the training batches, accuracy on the test images, the regime's figures.
 
-    accuracy_holdout  on clean images that are neither trained on nor test images; None where there are none
+    accuracy_holdout  on clean images used for neither training nor testing; None if there are none
     """
 
     loss: float
@@ -66,62 +66,64 @@ class EpochScore:
 class Regime:
     """Ordinary training (NT); every other regime overrides what it does differently.
 
-    The hooks stand in the order in which training calls them. Images and batches are on the training's device;
-    generators (`rng`) are on the CPU, so that every device draws the same.
+    Hooks are listed in the order in which training calls them. Images and batches are on the training's device;
+    generators (`rng`) are on the CPU, so that every device draws the same numbers.
     """
 
     name = "nt"
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The settings of training, before anything is built."""
+        """Adjust the training settings, before anything is built."""
         return recipe
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """Once: training images uint8 [n, 3, H, W] and labels int64 [n] -> images of the same shape and dtype."""
+        """Once: training images, uint8 [n, 3, H, W], and labels, int64 [n] -> images of the same shape and dtype."""
         return images
 
     def prepare_test(self, images: Tensor) -> Tensor:
-        """Once: test images uint8 [n, 3, H, W] -> the same; for what is done to every image asked about."""
+        """Once per test set: images, uint8 [n, 3, H, W] -> same; for what the adversary does to every image."""
         return images
 
     def start(self, training: Training) -> None:
-        """Once, before the first epoch (again after a restart: what must survive belongs into `state`)."""
+        """Once, before the first epoch, and again after a restart: what must survive belongs in `state`."""
 
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Per step, after crop and flip: float [B, 3, H, W] in [0, 1] -> the same."""
+        """Per step, after crop and flip: float [B, 3, H, W] in [0, 1] -> same."""
         return images
 
     def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Per step: the loss (scalar, to be minimised), and scores [B, classes] to count training accuracy with.
+        """Per step: the scalar loss to minimise, and scores [B, classes] for training accuracy.
 
-        images  float [B, 3, H, W] in [0, 1] as `batch` left them, labels int64 [B]
+        images  float [B, 3, H, W] in [0, 1], as returned by `batch`
+        labels  int64 [B]
         """
         scores = training.scores(images)
         return training.criterion(scores, labels), scores
 
     def begin_epoch(self, training: Training, epoch: int) -> None:
-        """Before each epoch, 0, 1, …: for example learning rates by layer."""
+        """Before each epoch 0, 1, …: for example, to set learning rates by layer."""
 
     def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
-        """After each epoch, before it is tested: may roll the epoch back; returns figures for the epoch's history."""
+        """After each epoch, before it is tested; may roll the epoch back. Returns figures for the history."""
         return {}
 
     def finish(self, training: Training) -> None:
-        """After the last epoch, before the final test: for example to refit a layer."""
+        """After the last epoch, before the final test: for example, to refit a layer."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the regime itself must remember across a restart, by name."""
+        """What the regime must remember across a restart, by name."""
         return {}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take up `state` again."""
+        """Restore `state`."""
 
 
 class Training:
-    """A target in training: the network, its optimiser, and the images on the device. Regimes work on this.
+    """A target in training: the network, its optimiser, and the images on the device. Regimes act on this.
 
-    images, labels   uint8 [n, 3, S, S] as the regime prepared them, int64 [n], on `device`
-    lr_factors       one number per parameter group of the optimiser, multiplied with the scheduled rate
+    images       uint8 [n, 3, S, S], as prepared by the regime, on `device`
+    labels       int64 [n], on `device`
+    lr_factors   one factor on the scheduled learning rate per parameter group of the optimiser
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class Training:
         self.seconds = self.train_seconds = 0.0
 
     def _optimiser(self) -> torch.optim.SGD:
-        """SGD with one parameter group per parameter, so that a regime may slow any of them."""
+        """SGD with one group per parameter, so that a regime can slow any of them."""
         recipe = self.recipe
         groups = [{"params": [p], "name": name} for name, p in self.network.named_parameters() if p.requires_grad]
         nesterov = recipe.nesterov and recipe.momentum > 0
@@ -156,7 +158,7 @@ class Training:
         )
 
     def run_epoch(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training images in random order; mean loss and accuracy of its batches."""
+        """One pass over the training images in random order; returns mean loss and accuracy over its batches."""
         rng = torch_rng(self.seed, "relearning-epoch", epoch)
         order = torch.randperm(len(self.images), generator=rng)
         self.step = epoch * self.num_batches
@@ -174,7 +176,7 @@ class Training:
         return float(loss_sum) / self.num_batches, float(correct) / seen
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the optimiser at the scheduled rate times each group's factor."""
+        """One optimiser step at the scheduled rate times each group's factor."""
         rate = self.recipe.rate(self.step, self.recipe.epochs * self.num_batches)
         for group, factor in zip(self.optimiser.param_groups, self.lr_factors, strict=True):
             group["lr"] = rate * factor
@@ -187,35 +189,35 @@ class Training:
         return F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
 
     def scores(self, images: Tensor) -> Tensor:
-        """Class scores float32 [B, classes] of images float [B, 3, H, W] in [0, 1], in whatever mode the network is."""
+        """Class scores, float32 [B, classes], of images, float [B, 3, H, W] in [0, 1], in the network's mode."""
         with self.autocast():
-            found: Tensor = self.network(self.normalise(images))
-        return found.float()
+            scores: Tensor = self.network(self.normalise(images))
+        return scores.float()
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features float32 [n, d] of images uint8 [n, 3, S, S], in inference mode, not augmented."""
+        """Penultimate features, float32 [n, d], of images, uint8 [n, 3, S, S]; inference mode, no augmentation."""
         self.network.eval()
-        found = []
+        blocks = []
         for start in range(0, len(images), TEST_BATCH):
             batch = images[start : start + TEST_BATCH].to(self.device).float().div_(255)
             with self.autocast():
-                found.append(self.network.embed(self.normalise(batch)).float())  # type: ignore[operator]
-        return torch.cat(found)
+                blocks.append(self.network.embed(self.normalise(batch)).float())  # type: ignore[operator]
+        return torch.cat(blocks)
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Share of images uint8 whose highest score is their label, in inference mode, not augmented."""
+        """Accuracy on images, uint8 [n, 3, S, S]; inference mode, no augmentation."""
         self.network.eval()
         correct = 0
         for start in range(0, len(images), TEST_BATCH):
             batch = images[start : start + TEST_BATCH].to(self.device).float().div_(255)
-            found = self.scores(batch).argmax(1)
-            correct += int((found == labels[start : start + TEST_BATCH].to(self.device)).sum())
+            predicted = self.scores(batch).argmax(1)
+            correct += int((predicted == labels[start : start + TEST_BATCH].to(self.device)).sum())
         return correct / len(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """By the training images' own mean and deviation, unless the network does it as its weights expect."""
+        """Normalise by the training images' mean and standard deviation, unless the network normalises by itself."""
         if getattr(self.network, "normalises_itself", False):
             return images
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -224,19 +226,19 @@ class Training:
         return autocast(self.device)
 
     def weights(self) -> dict[str, Any]:
-        """A copy of weights, buffers and optimiser state: what a rolled-back epoch must give back."""
+        """A copy of weights, buffers and optimiser state, for rolling an epoch back."""
         return {
             "network": copy.deepcopy(self.network.state_dict()),
             "optimiser": copy.deepcopy(self.optimiser.state_dict()),
         }
 
     def restore(self, weights: dict[str, Any]) -> None:
-        """Take back what `weights` returned; the copy stays usable."""
+        """Restore what `weights` returned; the copy stays usable."""
         self.network.load_state_dict(weights["network"])
         self.optimiser.load_state_dict(copy.deepcopy(weights["optimiser"]))
 
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on, for torch.save; loadable with weights_only."""
+        """Everything the next epoch depends on, for torch.save; loadable with weights_only."""
         return {
             "weights": self.weights(),
             "lr_factors": list(self.lr_factors),
@@ -247,7 +249,7 @@ class Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         self.restore(state["weights"])
         self.lr_factors = list(state["lr_factors"])
         self.history = [EpochScore(**score) for score in state["history"]]
@@ -255,7 +257,7 @@ class Training:
         self.regime.load(state["regime"])
 
     def _views(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Random crop of mirrored borders; half of the images flipped."""
+        """Random crops with reflection padding; half of the images flipped."""
         side = images.shape[-1]
         padding = max(4, side // 16) if self.recipe.padding is None else self.recipe.padding
         return take(images, random_views(len(images), side, side, padding, rng))

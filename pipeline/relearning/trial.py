@@ -1,4 +1,4 @@
-"""One trial from arrays to a row of results: mix clean and protected images, train, test, describe."""
+"""One trial, from arrays to a row of results: mix clean and protected images, train, test, describe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.relearning.shares import protected_mask
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Recipe, Training
 
-SHOWN_IMAGES = 300  # whose activations are drawn
+SHOWN_IMAGES = 300  # number of images whose activations are plotted
 
 
 def run_trial(
@@ -43,12 +43,14 @@ def run_trial(
     resume: dict[str, Any] | None = None,
     on_epoch: Callable[[Training], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and test as the trial says; a row of results as JSON (see pipeline.relearning.report.results).
+    """Run a trial; returns a row of results, ready for JSON (see pipeline.relearning.report.results).
 
-    arm        None for the clean control
-    holdout    share of the clean images, by hash, that is not trained on
-    denoisers  regime -> the denoiser that was trained for it
-    Raises InputError if nothing is left to train on, or the regime lacks what it needs.
+    arm        None for the clean controls
+    holdout    share of the clean images, chosen by hash, that is held out from training
+    denoisers  regime -> the denoiser trained for it
+    resume     what Training.state() returned after an earlier epoch
+    on_epoch   called after each epoch
+    Raises InputError if nothing is left to train on, SettingsError if the regime lacks what it needs.
     """
     held = holdout_mask(clean.keys, holdout)
     images, train_labels, is_protected, rows = _training_set(trial, clean, arm, labels, held)
@@ -98,11 +100,11 @@ def _training_set(
             keys = [clean.keys[row] for row in rows]
             rows = rows[~protected_mask(trial.share, keys, labels.train[rows], seed=trial.seed)]
         if not len(rows):
-            raise InputError(f"{trial.protection}: no image is left to train on")
+            raise InputError(f"{trial.protection}: no images are left to train on")
         return clean.images[rows], labels.train[rows], np.zeros(len(rows), bool), rows
     chosen = np.flatnonzero(~held[arm.rows])
     if not len(chosen):
-        raise InputError(f"{trial.protection}: no image is left to train on")
+        raise InputError(f"{trial.protection}: no images are left to train on")
     rows = arm.rows[chosen]
     keys = [clean.keys[row] for row in rows]
     is_protected = protected_mask(trial.share, keys, labels.train[rows], seed=trial.seed)
@@ -120,7 +122,7 @@ def _knowledge(
     is_protected: NDArray[np.bool_],
     images: NDArray[np.uint8],
 ) -> Knowledge:
-    """What the adversary may use; deltas as they really are in the files."""
+    """What the adversary may use; deltas are those actually present in the files."""
     deltas = None
     if arm is not None:
         deltas = _tensor(images.astype(np.int16) - clean.images[rows].astype(np.int16))
@@ -137,7 +139,7 @@ def _knowledge(
 
 
 def _delta_tests(test: Collection, arm: Arm | None, seed: int) -> dict[str, Tensor]:
-    """The test images with the delta of their own cluster, and with another's, where the deltas are known."""
+    """The test images with their own cluster's delta, and with another's; empty if the deltas are unknown."""
     if arm is not None and arm.own_tests is not None and arm.wrong_tests is not None:
         return {"own_delta": _tensor(arm.own_tests), "wrong_delta": _tensor(arm.wrong_tests)}
     if arm is None or arm.levels is None or arm.test_clusters is None:
@@ -186,12 +188,12 @@ def _row(
         "images_per_second": score.images_per_second,
         "seconds": score.seconds,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "history": [asdict(one) for one in score.history],
+        "history": [asdict(epoch) for epoch in score.history],
     }
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """Without a copy; arrays from an object store are read-only, and training only reads them."""
+    """As a tensor, without copying; arrays from an object store are read-only, and training only reads them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,1 +1,1 @@
-"""The page that a run leaves."""
+"""A run's report page, and what all report pages share."""

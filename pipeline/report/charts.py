@@ -1,6 +1,6 @@
-"""The report's charts as inline SVG. Colours are CSS variables of the page, so that one chart serves light and dark.
+"""The report's charts as inline SVG. Colours are CSS variables of the page, so one chart serves light and dark themes.
 
-Each panel is a picture of its own, a few hundred pixels wide: the page lays them out, on a telephone one below another.
+Each panel is a separate image a few hundred pixels wide; the page lays them out, stacked on a phone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.fingerprint import sha256
 
-# Placeholders that matplotlib draws with; each becomes a variable of the page's style sheet.
+# Placeholder colours for matplotlib; each is replaced by a CSS variable of the page.
 INK, FAINT, CLEAN, PROTECTED, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
 FOURTH, FIFTH, SIXTH, SEVENTH = "#060606", "#070707", "#080808", "#090909"
 _VARIABLES = {
@@ -54,15 +54,15 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 11,
 }
-_PIXELS_PER_INCH = 72  # of an SVG made by matplotlib
+_PIXELS_PER_INCH = 72  # of matplotlib's SVGs
 
 
 def histogram(
     values: Sequence[float], label: str, *, span: tuple[float, float], mark: float | None = None, mark_label: str = ""
 ) -> str:
-    """Counts of pictures over one figure, 24 equal bins over `span`; `mark` is drawn as a line with its label.
+    """A histogram with 24 equal bins over `span`; `mark` is drawn as a labelled vertical line.
 
-    Values that are not finite are left out; those outside the span fall into its first or last bin.
+    Non-finite values are omitted; values outside the span go into the first or last bin.
     """
     finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
     with mpl.rc_context(STYLE):
@@ -80,7 +80,7 @@ def histogram(
 
 
 def training_curve(losses: Sequence[float], title: str, *, span: tuple[float, float], is_low: bool = False) -> str:
-    """One cluster's loss over its recorded steps; `span` is shared by all clusters of a run."""
+    """One cluster's loss over its recorded steps; all clusters of a run share `span`."""
     with mpl.rc_context(STYLE):
         figure, axes = panel(190, 140)
         axes.plot(range(len(losses)), losses, color=THIRD if is_low else PROTECTED, linewidth=1.5)
@@ -93,8 +93,8 @@ def training_curve(losses: Sequence[float], title: str, *, span: tuple[float, fl
 
 
 def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[float]]) -> str:
-    """Correlation of estimated and true deltas: a dot per cluster, a row per estimate and grouping."""
-    names = {"mean": "mean", "high_pass": "mean − its blur", "iterated": "the same, six rounds"}
+    """Correlation of estimated and true deltas: one dot per cluster, one row per estimate and grouping."""
+    names = {"mean": "mean", "high_pass": "mean − blurred mean", "iterated": "the same, six rounds"}
     rows = [
         (f"{names.get(estimate, estimate)}, {grouping}", values[estimate], colour)
         for grouping, values, colour in (("clusters known", known, CLEAN), ("blind", blind, PROTECTED))
@@ -109,12 +109,12 @@ def removal(known: Mapping[str, Sequence[float]], blind: Mapping[str, Sequence[f
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_xlim(min(-0.05, *(min(values) for _, values, _ in rows)), 1)
-        axes.set_xlabel("correlation with the true delta (dot: a cluster, bar: mean)")
+        axes.set_xlabel("correlation with the true delta (dot: cluster, bar: mean)")
         return as_svg(figure, "How well deltas can be estimated from protected images alone")
 
 
 def shared_span(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Limits of a common loss axis, with a margin."""
+    """Limits of a shared loss axis, with a margin."""
     values = [loss for curve in curves for loss in curve if math.isfinite(loss)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     margin = 0.06 * (high - low) or 0.5
@@ -122,16 +122,16 @@ def shared_span(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty chart, in pixels; made and drawn within rc_context(STYLE)."""
+    """An empty chart, sized in pixels; create and draw it within rc_context(STYLE)."""
     figure = Figure(figsize=(width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
 
 
 def as_svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element: no XML head, no metadata, no name spaces, a text for screen readers.
+    """The figure as an <svg> element without XML header, metadata or namespaces, labelled for screen readers.
 
-    title  of this chart alone on its page, for its ids are made of it
+    title  must be unique on the page, because element ids are derived from it
     """
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -144,7 +144,7 @@ def as_svg(figure: Figure, title: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, variable)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    prefix = f"c{sha256(title.encode())[:12]}"  # ids must not meet those of other charts on the page
+    prefix = f"c{sha256(title.encode())[:12]}"  # ids must not clash with those of other charts on the page
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

@@ -1,4 +1,4 @@
-"""What all pages share: the template environment, and figures, durations and URLs as people read them."""
+"""What all pages share: the template environment, and readable figures, durations and URLs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
 def find_template(name: str, **filters: Callable[..., Any]) -> Template:
-    """A page of pipeline/templates, by file name; `filters` are those it has of its own.
+    """A template in pipeline/report/templates, by file name; `filters` are additional filters for it.
 
-    What is put into it is escaped; a name that it is not given is an error.
+    Values are escaped when rendered; an undefined name is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -35,7 +35,7 @@ def find_template(name: str, **filters: Callable[..., Any]) -> Template:
 
 
 def plain_url(url: str) -> str:
-    """The URL without user, password, query and fragment."""
+    """The URL without credentials, query and fragment."""
     parts = urlsplit(url)
     if not parts.scheme:
         return url
@@ -43,17 +43,17 @@ def plain_url(url: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in [0, 1] as per cent with one decimal."""
+    """A share in [0, 1] as a percentage with one decimal."""
     return "not measured" if share is None else f"{100 * share:.1f} %"
 
 
 def fits_range(fits: Sequence[float]) -> str:
-    """Shares in [0, 1] as ' (34.5 to 36.4 over 3 fits)'; nothing for fewer than two."""
+    """Shares in [0, 1] as ' (34.5 to 36.4 over 3 fits)'; empty for fewer than two."""
     return f" ({100 * min(fits):.1f} to {100 * max(fits):.1f} over {len(fits)} fits)" if len(fits) > 1 else ""
 
 
 def figure(value: float) -> str:
-    """Three significant digits, no exponent for what people read."""
+    """Three significant digits, without an exponent for large values."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""Everything that a run left behind -> the data of its report. Reads small files only; needs no Ray."""
+"""What a run left behind -> the data for its report. Reads small files only; needs no Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
 
 
 def report_data(output: Store) -> ReportData:
-    """What the report of a run shows. Raises InputError if no run has begun in `output`."""
+    """The data for a run's report. Raises InputError if no run has started in `output`."""
     record = read_run(output)
     totals = totals_of(output)
     status = RunStatus.read(output, layout.STATUS)
@@ -61,12 +61,12 @@ def _protection(output: Store) -> AnyProtection | None:
 
 
 def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
-    """What made the deltas; a protection that was given need not be what the settings would have fitted."""
+    """How the deltas were made; a protection passed in need not match what the settings would have fitted."""
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
-        "sample": "a delta for each image, by steps through proxies",
-        "direct": f"direct delta optimised through the {settings['optimise_through']}",
+        "sample": "one delta per image, optimised through proxies",
+        "direct": f"deltas optimised directly through the {settings['optimise_through']}",
         "network": "one generator network per cluster, through the surrogate",
         "texture": "keyed random-phase textures",
     }
@@ -75,7 +75,7 @@ def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> st
 
 
 def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:
-    """Wall time of each stage of the last start, then process seconds of the steps of apply."""
+    """Wall time of each stage, then process seconds of the steps of apply."""
     stages = [StageRate(name, totals.images, wall[name]) for name in _RUN_STAGES if name in wall]
     sizes = {
         "read": totals.input_bytes,
@@ -118,15 +118,15 @@ def _scores(output: Store) -> tuple[PictureScore, ...]:
 
 
 def losses(output: Store, damaged: Iterable[str]) -> Iterator[str]:
-    """What of the input was not read, line by line: names that were passed over, then parts of damaged shards."""
+    """Lines about input that was not read: names passed over, then parts of damaged shards."""
     passed_over = output.read_if_there(layout.PASSED_OVER) or b""
-    for one in quarantine_from_bytes(passed_over, f"{output.url}/{layout.PASSED_OVER}"):
-        yield f"{one.key}: {one.detail}"
+    for rejection in quarantine_from_bytes(passed_over, f"{output.url}/{layout.PASSED_OVER}"):
+        yield f"{rejection.key}: {rejection.detail}"
     for shard in damaged:
         yield from losses_of(shard, read_quarantine(output, layout.quarantine(shard)))
 
 
 def _rejections(output: Store, totals: Totals) -> tuple[Rejection, ...]:
-    """The first rejections, in shard order."""
+    """The first few rejections, in shard order."""
     files = (read_quarantine(output, layout.quarantine(shard)) for shard in totals.refusing)
     return tuple(islice(chain.from_iterable(files), SHOWN_REJECTIONS))

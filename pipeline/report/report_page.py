@@ -1,4 +1,4 @@
-"""Commits, protection and scores -> one HTML page: no script, no server, no network."""
+"""The data of a run -> one self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.report.page import figure, find_template, plain_url
 
 LOW_MOVED = 0.2
 SHOWN_REJECTIONS = 50
-_GALLERY_SIDE = 224  # larger pictures are shown as their middle, pixel for pixel
+_GALLERY_SIDE = 224  # larger pictures are cropped to their centre
 _AMPLIFIED = 10
 _HIDDEN_SETTINGS = {"input", "output", "key_file", "surrogate_weights", "protection"}  # paths and secrets
 _FIGURES = {
@@ -31,14 +31,14 @@ _FIGURES = {
     "rms": "RMS of delta (levels of 255)",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
-    "survives_jpeg75": "share of delta left by JPEG 75",
-    "survives_half_size": "share of delta left by half size",
+    "survives_jpeg75": "share of delta left after JPEG 75",
+    "survives_half_size": "share of delta left after halving",
 }
 
 
 @dataclass(frozen=True)
 class StageRate:
-    """Wall time and work of one stage; bytes are what it read or wrote, 0 where that says nothing."""
+    """Wall time and work of one stage; bytes are what it read or wrote, 0 if not meaningful."""
 
     name: str
     images: int
@@ -48,11 +48,11 @@ class StageRate:
 
 @dataclass(frozen=True)
 class ClusterRow:
-    """One cluster: its images, where its delta aims, and how well fitting went.
+    """One cluster: its images, its delta's target, and how well the fit went.
 
-    moved         share of its protected images that are nearest to the target cluster's centroid; None = not measured
-    moved_clean   the same for its clean images
-    losses        the objective over the recorded steps; empty where nothing was fitted
+    moved         share of its protected images nearest to the target cluster's centroid; None = not measured
+    moved_clean   the same share for its clean images
+    losses        the objective over the recorded steps; empty if nothing was fitted
     """
 
     index: int
@@ -64,15 +64,15 @@ class ClusterRow:
 
     @property
     def is_low(self) -> bool:
-        """True if delta moves less than LOW_MOVED of the cluster's images that were not there already."""
+        """True if the delta raises the share of images at the target by less than LOW_MOVED."""
         return self.moved is not None and self.moved - (self.moved_clean or 0.0) < LOW_MOVED
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the page shows. Only what a run always knows is required; every other section may be absent.
+    """Everything the page shows. Fields without a default are required; every other section may be absent.
 
-    method    in plain words, e.g. "Unlearnable Clusters, direct delta optimised through a proxy"
+    method    in plain words, e.g. "Unlearnable Clusters, deltas optimised directly through the proxy"
     """
 
     input_url: str
@@ -94,32 +94,32 @@ class ReportData:
     scores: tuple[PictureScore, ...] = ()
     quarantine: Mapping[str, int] = field(default_factory=dict)
     rejections: tuple[Rejection, ...] = ()
-    lost: tuple[str, ...] = ()  # of the input, what was not read
+    lost: tuple[str, ...] = ()  # parts of the input that were not read
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def removal_sentence(check: RemovalCheck) -> str:
-    """What the removal check means, in one plain sentence; the stronger of the two adversaries decides."""
+    """What the removal check means, in plain words, judged by the stronger of the two adversaries."""
     blind, known = check.worst_blind, check.worst_known
     worst = max(blind, known)
-    figure = f"correlation {blind:.2f} on average from the pixels alone, {known:.2f} with the clusters known"
+    figure = f"mean correlation {blind:.2f} from the pixels alone, {known:.2f} with the clusters known"
     if worst >= 0.7:
         return (
-            f"A trainer who looks for it can read delta off the protected images ({figure}) and subtract it: "
-            "against such a trainer expect little protection."
+            f"A trainer who looks for the delta can estimate it from the protected images ({figure}) and subtract it. "
+            "Expect little protection against such a trainer."
         )
     if worst >= 0.3:
-        return f"Averaging the protected images reveals part of delta ({figure}): a trainer who looks for it gains."
+        return f"Averaging the protected images reveals part of the delta ({figure}), which a trainer could exploit."
     return (
-        f"Averaging the protected images does not reveal delta ({figure}). "
-        "That says nothing of other ways to find it, such as its frequencies."
+        f"Averaging the protected images does not reveal the delta ({figure}). "
+        "There may be other ways to find it, such as its frequencies."
     )
 
 
 def write_report(data: ReportData) -> str:
-    """The page as HTML. Keys, names and details are escaped; nothing in it refers to anything outside of it."""
-    from pipeline.report import charts  # matplotlib, which takes half a second: only when there is something to draw
+    """The page as self-contained HTML; keys, names and details are escaped."""
+    from pipeline.report import charts  # imports matplotlib, which takes half a second
 
     return find_template("report.html.j2").render(
         data=data,
@@ -176,7 +176,7 @@ def _curves(clusters: Sequence[ClusterRow]) -> list[str]:
 
 
 def gallery_figures(sample: GallerySample) -> dict[str, Any]:
-    """One row of the gallery: three PNGs as data URLs, and how they were cut."""
+    """One gallery entry: three PNGs as data URLs, and how they were cropped."""
     height, width = sample.original.shape[:2]
     top, left = max(0, (height - _GALLERY_SIDE) // 2), max(0, (width - _GALLERY_SIDE) // 2)
     window = np.s_[top : top + _GALLERY_SIDE, left : left + _GALLERY_SIDE]

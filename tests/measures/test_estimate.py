@@ -80,9 +80,11 @@ def test_what_goes_to_quarantine_as_a_whole_is_refused_with_its_reason(surrogate
     with pytest.raises(InputError, match="none of the first 1 samples can be protected.*--keep-sidecar seg.png"):
         predicted(masked, surrogate)
     assert predicted(masked, surrogate, keep_sidecar=["seg.png"]).images == 1
-    with pytest.raises(InputError, match="the last: unsupported-format: a JPEG cannot keep the picture's transparency"):
+    with pytest.raises(
+        InputError, match="last error: unsupported-format: a JPEG cannot keep the picture's transparency"
+    ):
         predicted(tar_bytes([("a.png", image)]), surrogate, encode="jpeg:90")
-    with pytest.raises(InputError, match="the last: unknown-sidecar: member npy"):
+    with pytest.raises(InputError, match="last error: unknown-sidecar: member npy"):
         predicted(tar_bytes([("a.png", image), ("a.npy", b"")]), surrogate)
 
 

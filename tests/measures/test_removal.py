@@ -118,7 +118,7 @@ def test_blind_groups_are_the_same_for_the_same_seed(shared):
 
 
 def test_truth_of_another_shape_or_of_two_kinds_is_refused(clusters, shared):
-    with pytest.raises(ValueError, match="either cluster_deltas or own_deltas"):
+    with pytest.raises(ValueError, match="exactly one of cluster_deltas and own_deltas"):
         check_removal(shared, clusters, epsilon=EPSILON, seed=0)
     with pytest.raises(ValueError, match="do not fit images"):
         check_removal(shared, clusters, epsilon=EPSILON, seed=0, cluster_deltas=np.zeros((4, 3, 8, 8), np.float32))

@@ -101,7 +101,7 @@ def test_tiny_and_grey_pictures_have_figures_but_no_ssim(shape):
 
 
 def test_pictures_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match="both must be uint8 of one shape"):
+    with pytest.raises(ValueError, match="both must be uint8 and of equal shape"):
         score_picture("k", 0, flat(0), flat(0)[:8])
 
 

@@ -101,7 +101,7 @@ def test_one_level_beyond_epsilon_in_one_pixel_is_found():
     beyond = {key: pixels.copy() for key, pixels in PROTECTED.items()}
     beyond["c"][3, 4, 1] = ORIGINALS["c"][3, 4, 1] + 17
     found = check(members(beyond))
-    assert found.problems == ["one.tar key c: a pixel differs by 17 levels, epsilon allows 16"]
+    assert found.problems == ["one.tar key c: a pixel differs by 17 levels; epsilon allows 16"]
 
 
 def test_an_image_that_went_through_unprotected_is_found():
@@ -113,9 +113,9 @@ def test_an_image_that_went_through_unprotected_is_found():
 def test_a_sidecar_that_changed_or_went_missing_is_found():
     touched = members(PROTECTED)
     touched[1] = ("a.json", b"A")
-    assert check(touched).problems == ["one.tar key a: member json is not as in the input"]
+    assert check(touched).problems == ["one.tar key a: member json differs from the input"]
     (first, second) = check([one for one in members(PROTECTED) if one[0] != "d.json"]).problems
-    assert first == "one.tar key d: member json is not as in the input"
+    assert first == "one.tar key d: member json differs from the input"
     assert second.startswith("one.tar key d: has members ['png']")
 
 

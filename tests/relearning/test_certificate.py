@@ -67,11 +67,11 @@ def test_nothing_is_certified_before_battery_fits_and_trainings_are_complete() -
     assert lacking([r for r in rows if r["regime"] != "adabn"], "uc", 3, "original") == (
         "the audit-cpu battery lacks adabn"
     )
-    assert lacking([r for r in rows if r["fit"] < 2], "uc", 2, "original") == "3 fits are needed, there are 2"
+    assert lacking([r for r in rows if r["fit"] < 2], "uc", 2, "original") == "3 fits are needed; there are 2"
     one_lost = [r for r in rows if (r["protection"], r["regime"], r["fit"], r["seed"]) != ("uc", "nt", 2, 1)]
-    assert lacking(one_lost, "uc", 3, "original") == "nt on uc (small): 2 trainings a fit are needed"
+    assert lacking(one_lost, "uc", 3, "original") == "nt on uc (small): 2 trainings per fit are needed"
     diverged = [{**r, "diverged": r["protection"] == CLEAN and r["regime"] == "subtract"} for r in rows]
-    assert lacking(diverged, "uc", 3, "original") == "subtract on clean (small): 2 trainings a fit are needed"
+    assert lacking(diverged, "uc", 3, "original") == "subtract on clean (small): 2 trainings per fit are needed"
     assert "lacks" in lacking([r for r in rows if r["protection"] == CLEAN], "uc", 3, "original")
 
 
@@ -90,7 +90,7 @@ def test_a_certificate_is_read_back_and_knows_its_collections() -> None:
 def test_the_page_names_figures_and_fits_and_escapes_names() -> None:
     evil = replace(certified(audit(nt_cg=0.42)), protection="<b>uc</b>")
     page = Certificates((evil,)).page()
-    assert "&lt;b&gt;uc&lt;/b&gt;: at most 43.0 % relearned, where clean images give 60.0 %" in page
+    assert "&lt;b&gt;uc&lt;/b&gt;: at most 43.0 % relearned, against 60.0 % from clean images" in page
     assert all(words in page for words in ("42.0 % to 44.0 %", "16/255", "s3://art/3"))
     assert not any(words in page for words in ("http://", "https://", "<script"))
 

@@ -82,12 +82,12 @@ def test_a_shard_of_which_a_sample_has_nothing_is_none_the_worse(tmp_path):
     store = written(tmp_path, [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")])
     nothing = load_labelled(store, ["a.tar"], side=32, limit=-1)
     assert join([nothing, load_labelled(store, ["a.tar"], side=32)], "here").keys == ("1",)
-    with pytest.raises(InputError, match="here: there is no sample"):
+    with pytest.raises(InputError, match="here: no sample has both an image and a label"):
         join([nothing], "here")
 
 
 def test_a_key_in_two_shards_is_refused():
-    with pytest.raises(InputError, match="key k0 comes twice"):
+    with pytest.raises(InputError, match="key k0 occurs twice"):
         join([collection(2), collection(2)], "here")
     assert join([collection(2), collection(2, first=2)], "here").keys == ("k0", "k1", "k2", "k3")
 
@@ -100,7 +100,7 @@ def test_protected_images_find_their_originals_whatever_the_order():
 
 def test_protected_keys_and_labels_that_clean_does_not_have_are_refused():
     clean = collection(4)
-    with pytest.raises(InputError, match="uc: 2 of its keys are not in --clean, first k4"):
+    with pytest.raises(InputError, match="uc: 2 of its keys are not in --clean, e.g. k4"):
         like_clean(collection(6), clean, "uc")
     wrong = replace(clean, labels=clean.labels[::-1].copy())
     with pytest.raises(InputError, match="uc: key k0 has label 0, in --clean 0|uc: key k1 has label"):
@@ -171,11 +171,11 @@ def test_a_trial_is_its_content():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"protected": {"clean": "x"}}, "'clean' is another collection"),
-        ({"shares": ("half",)}, "--shares 'half' is none of samples:SHARE, classes:SHARE"),
+        ({"protected": {"clean": "x"}}, "the name 'clean' is reserved"),
+        ({"shares": ("half",)}, "--shares 'half' is neither samples:SHARE nor classes:SHARE"),
         ({"shares": ("samples:0",)}, "above 0 and at most 1"),
         ({"recipe": "fst"}, "did you mean fast"),
-        ({"seeds": (0, 0)}, "--seeds names something twice"),
+        ({"seeds": (0, 0)}, "--seeds contains duplicates"),
         ({"epochs": 0}, "--epochs 0"),
         ({"side": 16}, "--side 16"),
         ({"regims": ("nt",)}, "did you mean regimes"),
@@ -201,7 +201,7 @@ def test_a_preset_names_regimes_that_exist_once_each(name):
 def test_a_range_of_labellings_is_one_of_each():
     settings = evaluation_from({"clean": "a", "test": "b", "output": "c", "labellings": ("original", "concepts:5-7")})
     assert settings.labellings == ("original", "concepts:5", "concepts:6", "concepts:7")
-    with pytest.raises(SettingsError, match="ends before it begins"):
+    with pytest.raises(SettingsError, match="the range is empty"):
         evaluation_from({"clean": "a", "test": "b", "output": "c", "labellings": ("concepts:7-5",)})
 
 

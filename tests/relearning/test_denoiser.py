@@ -86,7 +86,7 @@ def test_equal_arguments_give_equal_bytes_and_another_seed_others(trained):
 
 
 def test_a_damaged_file_is_named(trained):
-    with pytest.raises(InputError, match="out/x: not a denoiser, or cut short; delete it, and it is trained again"):
+    with pytest.raises(InputError, match="out/x: not a denoiser, or truncated; delete it and it will be trained again"):
         denoiser_from_bytes(trained.to_bytes()[:500], "out/x")
 
 
@@ -121,7 +121,7 @@ def test_any_side_is_cleaned_and_trained_on(side):
 
 
 def test_one_picture_is_not_enough():
-    with pytest.raises(InputError, match="needs at least 2 pictures to be trained on; there are 1"):
+    with pytest.raises(InputError, match="takes at least 2 pictures; there are 1"):
         train_denoiser(*pairs(1, seed=0), seed=0)
 
 

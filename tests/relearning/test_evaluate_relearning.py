@@ -211,7 +211,7 @@ def test_collections_that_do_not_fit_each_other_are_refused(data: Path, tmp_path
     refused = evaluate(*options(data), "--protected", f"other={tmp_path / 'other'}", "--output", str(tmp_path / "out"))
     assert refused.returncode == 2
     assert "error: other: " in refused.stderr
-    assert "keys are not in --clean, first 004/0000" in refused.stderr
+    assert "keys are not in --clean, e.g. 004/0000" in refused.stderr
 
 
 def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_several_urls_are_fits_of_one_protection_each_an_arm_of_its_own() -> Non
     assert {(t.fit, t.arm, t.data) for t in trials if t.protection == "uc"} == {
         *((0, "uc", "of uc"), (1, "uc, fit 2", "of uc, fit 2"), (2, "uc, fit 3", "of uc, fit 3"))
     }
-    with pytest.raises(SettingsError, match="--protected uc names a fit twice: 1, 1"):
+    with pytest.raises(SettingsError, match="--protected uc lists the same URL twice: 1, 1"):
         parse_evaluation([*given[:-3], "--protected", "uc=1,1"])
     with pytest.raises(SettingsError):
         parse_evaluation([*given[:-3], "--protected", "uc=1,,2"])

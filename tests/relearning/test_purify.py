@@ -84,7 +84,7 @@ def test_figures_are_in_every_epoch_and_a_joined_regime_trains():
 
 
 def test_without_its_denoiser_a_regime_is_refused():
-    with pytest.raises(SettingsError, match="regime 'purify' needs a denoiser that was trained for it: there is none"):
+    with pytest.raises(SettingsError, match="regime 'purify' needs a denoiser trained for it; there is none"):
         find_regime("purify", Knowledge(denoisers={"self-pairs": darkening()}))
 
 
@@ -141,8 +141,8 @@ def test_the_clean_control_has_no_pairs_and_stays_as_it_is():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("leaked-pairs", "regime 'leaked-pairs' in 'leaked-pairs': it needs a number, as in leaked-pairs:16"),
-        ("leaked-pairs:x+cg", "regime 'leaked-pairs:x' in 'leaked-pairs:x\\+cg': it needs a number"),
+        ("leaked-pairs", "regime 'leaked-pairs' in 'leaked-pairs': a number is required, as in leaked-pairs:16"),
+        ("leaked-pairs:x+cg", "regime 'leaked-pairs:x' in 'leaked-pairs:x\\+cg': a number is required"),
         ("leaked-pairs:1", "regime 'leaked-pairs:1': at least 2 pairs are needed"),
         ("leaked-pair:9", "did you mean leaked-pairs:N"),
     ],
@@ -154,7 +154,7 @@ def test_a_number_that_is_none_is_refused_in_one_line(name, words):
 
 def test_more_pairs_than_images_are_refused_before_anything_is_trained():
     check_regime("leaked-pairs:100+cg")
-    with pytest.raises(InputError, match="regime leaked-pairs:100\\+cg: there are only 99 images to train on"):
+    with pytest.raises(InputError, match="regime leaked-pairs:100\\+cg: only 99 training images are available"):
         check_labels("leaked-pairs:100+cg", np.zeros(99, np.int64))
     deltas = torch.zeros(4, 3, 32, 32, dtype=torch.int16)
     deltas[:2] = 1
@@ -172,7 +172,7 @@ def test_pairs_are_matched_by_key_and_copies_without_an_original_refused():
     ours, theirs = pair_up(clean, shuffled)
     assert np.array_equal(ours + 1, theirs)
     assert np.array_equal(ours, clean.images[[4, 0, 2]])
-    words = "--pairs: 2 keys of the protected copies are not among the originals, first k5"
+    words = "--pairs: 2 keys of the protected copies are not among the originals, e.g. k5"
     with pytest.raises(InputError, match=words):
         pair_up(clean, collection(7))
 
@@ -217,7 +217,7 @@ def test_self_pairs_without_pairs_and_pairs_without_their_regimes_are_refused():
         with pytest.raises(SettingsError, match="'self-pairs' needs --pairs OTHER=THEIRS: .*protect_imagenet") as said:
             evaluation_from({**GIVEN, "regimes": ("nt", regime)})
         assert "\n" not in str(said.value)
-    with pytest.raises(SettingsError, match="--pairs are for the regimes self-pairs and purify"):
+    with pytest.raises(SettingsError, match="--pairs is only used by the regimes self-pairs and purify"):
         evaluation_from({**GIVEN, "pairs": ("e", "f")})
     assert evaluation_from({**GIVEN, "pairs": ("e", "f"), "regimes": ("purify+cg",)}).denoisers() == ["purify"]
     assert evaluation_from({**GIVEN, "regimes": ("nt", "leaked-pairs:9")}).denoisers() == []

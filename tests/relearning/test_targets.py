@@ -188,7 +188,7 @@ def test_a_target_that_is_none_is_refused_with_near_matches():
         check_target("probe:timm:tf_efficientnet_lit0")
     with pytest.raises(SettingsError, match=r"^target 'pretrained:resnet18': .* is none of open_clip:MODEL"):
         check_target("pretrained:resnet18")
-    with pytest.raises(SettingsError, match="patches of 16 px: 72 px is no multiple"):
+    with pytest.raises(SettingsError, match="patches of 16 px, but 72 px is not a multiple"):
         build_target("vit-14a", 10, 72, seed=0)
     for name in TARGETS:
         check_target(name)

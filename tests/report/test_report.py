@@ -51,7 +51,7 @@ def realistic() -> ReportData:
     return ReportData(
         input_url="s3://archive/photographs",
         output_url="s3://archive/photographs-protected",
-        method="Unlearnable Clusters, direct delta optimised through a colour-robust proxy",
+        method="Unlearnable Clusters, deltas optimised directly through a colour-robust proxy",
         epsilon=16 / 255,
         fingerprint="4f0c" * 16,
         num_protected=1_594,
@@ -138,7 +138,9 @@ def test_references_inside_charts_meet_exactly_one_id(html):
 
 def test_the_first_line_says_so_when_nothing_was_measured():
     html = write_report(least())
-    assert "What a model still learns from them has not been measured here" in re.search(r"<h1>(.*?)</h1>", html)[1]
+    assert (
+        "How much a model can still learn from them has not been measured here" in re.search(r"<h1>(.*?)</h1>", html)[1]
+    )
     assert "they guarantee nothing" in html
     assert html.lower().count("not measured") >= 2
 
@@ -187,7 +189,7 @@ def test_secrets_and_paths_stay_out_of_the_page():
 
 
 def test_low_moved_shares_are_warned_of_relative_to_clean(html):
-    assert "less than a fifth of the images of 1 cluster to the target cluster (2)" in Page(html).text
+    assert "In 1 cluster (2), the delta moves less than a fifth of the images to the target cluster" in Page(html).text
     assert ClusterRow(0, 10, 1, moved=0.3, moved_clean=0.15).is_low
     assert not ClusterRow(0, 10, 1, moved=0.3, moved_clean=0.05).is_low
     assert not ClusterRow(0, 10).is_low
@@ -195,7 +197,7 @@ def test_low_moved_shares_are_warned_of_relative_to_clean(html):
 
 @pytest.mark.parametrize(
     ("level", "words"),
-    [(0.9, "expect little protection"), (0.5, "reveals part of delta"), (0.1, "does not reveal delta")],
+    [(0.9, "Expect little protection"), (0.5, "reveals part of the delta"), (0.1, "does not reveal the delta")],
 )
 def test_the_removal_check_is_put_in_plain_words(level, words):
     assert words in removal_sentence(removal_check(level))
@@ -205,7 +207,7 @@ def test_a_delta_that_only_the_known_clusters_reveal_is_not_called_hidden():
     hidden = removal_check(0.1)
     assert "does not reveal" in removal_sentence(hidden)
     revealed = replace(hidden, known={name: (0.95,) * 6 for name in hidden.known})
-    assert "expect little protection" in removal_sentence(revealed)
+    assert "Expect little protection" in removal_sentence(revealed)
 
 
 def test_the_same_data_gives_the_same_page(html):

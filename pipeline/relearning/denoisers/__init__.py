@@ -1,1 +1,1 @@
-"""Denoisers: networks that an adversary trains to take deltas off."""
+"""Denoisers: networks that an adversary trains to remove deltas."""

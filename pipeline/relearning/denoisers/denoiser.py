@@ -1,8 +1,8 @@
-"""The denoiser of a purifying adversary: a small U-Net that predicts the delta of an image, to be taken off.
+"""The denoiser of a purifying adversary: a small U-Net that predicts an image's delta so that it can be subtracted.
 
-Trained on pairs of protected and clean pictures, or on clean pictures under noise of many kinds. Pairs of a protection
-teach more than photo denoisers know, which leave textures alone (BridgePure, NeurIPS 2025, trains diffusion on such
-pairs).
+It is trained on pairs of protected and clean pictures, or on clean pictures with many kinds of synthetic noise. Pairs
+teach it to remove textures that ordinary photo denoisers preserve (BridgePure, NeurIPS 2025, trains diffusion models on
+such pairs).
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from pipeline.pictures.augment import random_views, take
 from pipeline.relearning.denoisers.noises import draw_noise
 from pipeline.relearning.precision import autocast
 
-FAMILY_EPSILON = 16 / 255  # of the noise that a denoiser without pairs is trained on
+FAMILY_EPSILON = 16 / 255  # of the noise used to train a denoiser without pairs
 MOST_DB = 99.0
-_UNIT = 16 / 255  # of the loss, pixel units
-_SCALE = 4.0  # of pixels in the network, which so have a deviation of about one
-_MULTIPLE = 8  # of the sides that the network takes: it halves them three times
-_WINDOW = 96  # pixels of a side: larger pictures are trained on in windows
+_UNIT = 16 / 255  # the loss is in squares of this, pixel units
+_SCALE = 4.0  # brings pixels to a standard deviation of about one inside the network
+_MULTIPLE = 8  # sides must be multiples of this: the network halves them three times
+_WINDOW = 96  # pixels a side: larger pictures are trained on in crops of this size
 _MOST_HELD_OUT = 256
 _BLOCK = 256
-_VERSION = 1  # of network and training: another one makes other denoisers of the same settings
+_VERSION = 1  # of network and training: bump it when the same settings would give a different denoiser
 
 
 @dataclass(frozen=True)
 class DenoiserRecipe:
-    """How a denoiser is trained: Adam at one rate after the other, each until the held-out gain is flat.
+    """How a denoiser is trained: Adam at each learning rate in turn, each until the held-out gain levels off.
 
-    rates        each goes on from the best weights so far
-    max_steps    of all rates together, in equal parts
-    every        steps between two looks at the held-out pictures
-    patience     looks without another `least_gain` dB after which a rate ends
-    holdout      share of the pictures that is looked at, at most 256 of them; never trained on
+    rates        learning rates; each starts from the best weights so far
+    max_steps    total over all rates, split equally
+    every        steps between evaluations on the held-out pictures
+    patience     evaluations without a further `least_gain` dB before moving on to the next rate
+    holdout      share of the pictures held out for evaluation, at most 256 of them; never trained on
     """
 
     width: int = 64
@@ -57,16 +57,16 @@ class DenoiserRecipe:
     holdout: float = 0.1
 
     def digest(self) -> str:
-        """SHA-256 of these settings and the version of the training."""
+        """SHA-256 of these settings and the training version."""
         return sha256(canonical([_VERSION, asdict(self)]))
 
 
 class UNet(nn.Module):
     """A residual U-Net whose finest maps have half the image's size (as in FFDNet, Zhang et al. 2018).
 
-    Each pixel's place stands beside its colours, so that a delta that always lies at its place can be learnt.
-    The last layer sees the pixels again, because much of an answer is a plain filter of them. 869,372 parameters at
-    width 64. It starts as the identity: the delta that it predicts is zero.
+    Pixel coordinates are extra input channels, so that a delta fixed in place can be learnt. The last layer sees the
+    pixels again, because much of the answer is a plain filter of them. 869,372 parameters at width 64. It starts out
+    predicting a delta of zero.
 
     forward: images float [B, 3, H, W] in [0, 1], places float [B, 2, H, W] in [-1, 1], sides multiples of 8
              -> delta float32 [B, 3, H, W], pixel units
@@ -104,9 +104,9 @@ class Denoiser:
     """A trained denoiser.
 
     weights     of UNet(width), float32 on the CPU
-    gain_db     on its own held-out pictures (see gain_db)
-    num_steps   that its training took
-    digest      of the data and settings that it was made of
+    gain_db     on its own held-out pictures (see the function gain_db)
+    num_steps   training steps taken
+    digest      of the data and settings it was trained with
     """
 
     weights: Mapping[str, Tensor]
@@ -116,7 +116,7 @@ class Denoiser:
     digest: str
 
     def network(self, device: torch.device) -> UNet:
-        """The network in inference mode, on the device."""
+        """The network on the device, in inference mode."""
         network = UNet(self.width)
         network.load_state_dict(dict(self.weights))
         return network.to(device).to(memory_format=torch.channels_last).eval()
@@ -128,12 +128,12 @@ class Denoiser:
 
 
 def denoiser_from_bytes(data: bytes, where: str) -> Denoiser:
-    """What `to_bytes` wrote. Raises InputError, naming the place, for a file that is damaged."""
+    """The inverse of `Denoiser.to_bytes`. Raises InputError, naming `where`, for a damaged file."""
     try:
         weights = {name: torch.from_numpy(array.copy()) for name, array in read_tensors(data).items()}
         return Denoiser(weights, **read_header(data))
     except (InputError, TypeError):
-        raise InputError(f"{where}: not a denoiser, or cut short; delete it, and it is trained again") from None
+        raise InputError(f"{where}: not a denoiser, or truncated; delete it and it will be trained again") from None
 
 
 def train_denoiser(
@@ -145,14 +145,14 @@ def train_denoiser(
     recipe: DenoiserRecipe = DenoiserRecipe(),  # noqa: B008  frozen
     digest: str = "",
 ) -> Denoiser:
-    """Train on the pairs, or, where `protected` is None, on the clean pictures under fresh noise of all families.
+    """Train on pairs or, if `protected` is None, on clean pictures with fresh noise of every family.
 
     clean, protected   uint8 [n, 3, S, S], S >= 8; the same pictures in the same order
-    Equal arguments give equal weights on one machine with one number of threads. Raises InputError for fewer than two
-    pictures: one is held out.
+    Deterministic for a given machine and number of threads. Raises InputError for fewer than two pictures: one is held
+    out.
     """
     if len(clean) < 2:
-        raise InputError(f"a denoiser needs at least 2 pictures to be trained on; there are {len(clean)}")
+        raise InputError(f"training a denoiser takes at least 2 pictures; there are {len(clean)}")
     pictures = _Pictures(clean, protected, seed, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser-weights"))
@@ -168,10 +168,10 @@ def train_denoiser(
                 num_steps += recipe.every
                 if not math.isfinite(loss):
                     break
-                found_db = pictures.held_out_gain(network)
-                if found_db > best_db:
-                    best, best_db = copy.deepcopy(network.state_dict()), found_db
-                mark, waited = (found_db, 0) if found_db >= mark + recipe.least_gain else (mark, waited + 1)
+                gained_db = pictures.held_out_gain(network)
+                if gained_db > best_db:
+                    best, best_db = copy.deepcopy(network.state_dict()), gained_db
+                mark, waited = (gained_db, 0) if gained_db >= mark + recipe.least_gain else (mark, waited + 1)
                 if waited == recipe.patience:
                     break
     weights = {name: value.cpu().contiguous() for name, value in best.items()}
@@ -179,7 +179,7 @@ def train_denoiser(
 
 
 class _Pictures:
-    """What a denoiser is trained on and held-out pictures, which are chosen and changed once."""
+    """Training pictures, and held-out pictures that are chosen and given their noise once."""
 
     def __init__(self, clean: Tensor, protected: Tensor | None, seed: int, recipe: DenoiserRecipe) -> None:
         order = torch.randperm(len(clean), generator=torch_rng(seed, "denoiser-held-out"))
@@ -198,7 +198,7 @@ class _Pictures:
             self.held_changed = _quantised(self.held_clean.float() / 255 + noise)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Changed and clean windows float [B, 3, W, W] in [0, 1], and the places of their pixels [B, 2, W, W]."""
+        """Changed and clean crops, float [B, 3, W, W] in [0, 1], and the coordinates of their pixels, [B, 2, W, W]."""
         rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.rng)]
         padding = max(2, self.side // 16) if self.window == self.side else 0
         views = random_views(len(rows), self.side, self.window, padding, self.rng)
@@ -216,7 +216,7 @@ class _Pictures:
 
 
 def _descend(network: UNet, optimiser: torch.optim.Optimizer, pictures: _Pictures, steps: int) -> float:
-    """So many steps on the mean square error of the delta; the last one's loss, in squares of 16 levels."""
+    """Take `steps` steps on the delta's mean squared error; returns the last loss, in squares of 16 levels."""
     network.train()
     device = next(network.parameters()).device
     loss = torch.zeros(())
@@ -233,7 +233,7 @@ def _descend(network: UNet, optimiser: torch.optim.Optimizer, pictures: _Picture
 
 @torch.no_grad()
 def denoise(network: UNet, images: Tensor) -> Tensor:
-    """Images uint8 [n, 3, H, W] without the delta that the network sees in them: the same shape, dtype and device."""
+    """Subtract the predicted delta from images, uint8 [n, 3, H, W]; same shape, dtype and device."""
     device = next(network.parameters()).device
     height, width = images.shape[2:]
     more = (-width % _MULTIPLE, -height % _MULTIPLE)
@@ -250,9 +250,9 @@ def denoise(network: UNet, images: Tensor) -> Tensor:
 
 
 def gain_db(changed: Tensor, cleaned: Tensor, clean: Tensor) -> float:
-    """By how many decibels cleaning lowers the mean square error against the clean images; at most 99 either way.
+    """By how many decibels cleaning lowers the mean squared error against the clean images, within +-99.
 
-    uint8 [n, 3, S, S] each. 0: as before, or nothing to take off and nothing taken off; below 0: cleaning did harm.
+    All uint8 [n, 3, S, S]. 0: no change; negative: cleaning made things worse.
     """
     before, after = _square_error(changed, clean), _square_error(cleaned, clean)
     if before == after:
@@ -263,7 +263,7 @@ def gain_db(changed: Tensor, cleaned: Tensor, clean: Tensor) -> float:
 
 
 def seconds_at_most(side: int, recipe: DenoiserRecipe = DenoiserRecipe()) -> float:  # noqa: B008  frozen
-    """What a training of all its steps would take on one CPU of this machine, from a few steps; most end earlier."""
+    """Upper bound on training time on this machine's CPU, extrapolated from a few steps; most runs stop earlier."""
     clean = torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=torch_rng(0, "denoiser-timing"))
     pictures = _Pictures(clean, None, 0, recipe)
     network = UNet(recipe.width).to(memory_format=torch.channels_last)
@@ -283,12 +283,12 @@ def _square_error(images: Tensor, clean: Tensor) -> float:
 
 
 def _places(rows: Tensor, columns: Tensor, side: int) -> Tensor:
-    """Rows and columns of pixels, int64 [B, h] and [B, w], as float [B, 2, h, w]: -1 at the first, 1 at the last."""
+    """Pixel coordinates from row and column indices, int64 [B, h] and [B, w]: float [B, 2, h, w], -1 to 1."""
     down, across = (2 * index.float() / (side - 1) - 1 for index in (rows, columns))
     shape = (len(rows), rows.shape[1], columns.shape[1])
     return torch.stack([down[:, :, None].expand(shape), across[:, None, :].expand(shape)], 1)
 
 
 def _quantised(images: Tensor) -> Tensor:
-    """Float in [0, 1] and a little beyond -> uint8."""
+    """Float, nominally in [0, 1], rounded and clipped to uint8."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)

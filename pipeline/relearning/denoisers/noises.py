@@ -1,6 +1,6 @@
-"""Noise of the kinds that deltas are made of, within epsilon, for who trains a denoiser without any protected image.
+"""Noise that resembles deltas, within epsilon, for training a denoiser without any protected image.
 
-Every draw comes from the generator that the caller names, on the CPU, so that every device sees the same noise.
+All draws come from the caller's generator, on the CPU, so that every device sees the same noise.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_LEAST_STRENGTH = 0.25  # of epsilon: an adversary does not know it exactly
-_GREY_SHARE = 0.5  # of all noise is equal in all channels, as deltas that survive colour changes are
+_LEAST_STRENGTH = 0.25  # times epsilon: an adversary does not know it exactly
+_GREY_SHARE = 0.5  # share of noise that is equal in all channels, like deltas that survive colour jitter
 _WAVES = 12
-_CYCLES = (1.0, 14.0)  # per image: from shading to what 32 pixels can show
+_CYCLES = (1.0, 14.0)  # per image: from shading to the finest detail 32 pixels can show
 
 
 def draw_noise(count: int, side: int, epsilon: float, rng: torch.Generator) -> Tensor:
-    """float32 [count, 3, side, side], |noise| <= epsilon in pixel units: each of one family and strength."""
+    """float32 [count, 3, side, side], |noise| <= epsilon in pixel units; each draws a family and a strength."""
     families = torch.randint(len(FAMILIES), (count,), generator=rng)
     noise = torch.empty(count, 3, side, side)
     for number, family in enumerate(FAMILIES.values()):
@@ -44,14 +44,14 @@ def _signs(count: int, side: int, rng: torch.Generator) -> Tensor:
 
 
 def _smooth(count: int, side: int, rng: torch.Generator) -> Tensor:
-    """Coarse uniform fields of two to eight cells, interpolated, each stretched to the bound."""
+    """Uniform noise on a grid of two to eight cells, upsampled, each stretched to the bound."""
     cells = int(torch.randint(2, 9, (), generator=rng))
     field = F.interpolate(_uniform(count, cells, rng), (side, side), mode="bicubic", align_corners=False)
     return field / field.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
 def _blocks(count: int, side: int, rng: torch.Generator) -> Tensor:
-    """Signs on a grid of cells of two pixels up to a quarter of the side, which lies anywhere."""
+    """Signs on a randomly offset grid with cells of two pixels up to a quarter of the side."""
     cell = int(torch.randint(2, max(3, side // 4 + 1), (), generator=rng))
     signs = _signs(count, math.ceil(side / cell) + 1, rng)
     top, left = (int(torch.randint(cell, (), generator=rng)) for _ in range(2))
@@ -60,7 +60,7 @@ def _blocks(count: int, side: int, rng: torch.Generator) -> Tensor:
 
 
 def _textures(count: int, side: int, rng: torch.Generator) -> Tensor:
-    """Waves of random frequency and phase, their sum squashed, as pipeline.deltas.textures makes them of a key."""
+    """Sums of waves of random frequency and phase, squashed, like those pipeline.deltas.textures derives from a key."""
     low, high = _CYCLES
     radius = low + (high - low) * torch.rand(count, 3, _WAVES, 1, 1, generator=rng)
     angle, phase = (2 * math.pi * torch.rand(count, 3, _WAVES, 1, 1, generator=rng) for _ in range(2))

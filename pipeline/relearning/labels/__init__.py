@@ -1,1 +1,1 @@
-"""The labels that an adversary trains on, and what clusters tell of them."""
+"""The labels that an adversary trains on, and how much clusters reveal about them."""

@@ -1,10 +1,10 @@
 """A labelling: the labels that an adversary trains with, made from those of the collection.
 
-original           as they are
-random:N           N random labels, by key, alike in every cluster: nothing but memory can learn them
-groups:N           classes dealt into N equal groups at random, with the least that clusters tell about them
-superclasses:FILE  JSON or YAML: name or index of a class -> its superclass
-concepts:N         k-means of the class names' embeddings (Zhang et al. 2023, section 4.2; Chen et al. 2024)
+original           unchanged
+random:N           N random labels by key, balanced within every cluster: only memorisation can fit them
+groups:N           classes dealt at random into N equal groups about which the clusters reveal as little as possible
+superclasses:FILE  JSON or YAML mapping of class name or index to superclass
+concepts:N         k-means on the class names' embeddings (Zhang et al. 2023, section 4.2; Chen et al. 2024)
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ _DEALS = 200
 
 @dataclass(frozen=True, eq=False)
 class Labelling:
-    """labels int64 [n], 0 … num_classes - 1.
+    """Labels of n images under one labelling.
 
-    groups   new label of every original class, int64 [number of classes]; None where labels do not follow classes
-    quality  figures of the choice, by name: sse, silhouette, calinski_harabasz of concepts; mutual_information in bits
-             between groups and clusters
+    labels   int64 [n], 0 … num_classes - 1
+    groups   new label of each original class, int64 [number of classes]; None if labels do not follow classes
+    quality  scores by name: sse, silhouette and calinski_harabasz for concepts; mutual_information, in bits, between
+             groups and clusters
     """
 
     name: str
@@ -52,20 +53,18 @@ class Labelling:
     groups: NDArray[np.int64] | None = None
 
     def relabel(self, labels: ArrayLike) -> NDArray[np.int64]:
-        """The same for other images (test images) with original labels [m].
+        """Relabel other images, such as test images, from their original labels [m].
 
-        Raises ValueError where labels follow keys, not classes: make the labelling of those images' keys instead.
+        Raises ValueError if labels follow keys rather than classes: make the labelling from those images' keys instead.
         """
         if self.groups is None:
-            raise ValueError(
-                f"labelling {self.name} does not follow classes: make it again from the other images' keys"
-            )
-        found: NDArray[np.int64] = self.groups[np.asarray(labels)]
-        return found
+            raise ValueError(f"labelling {self.name} does not follow classes: make one from the other images' keys")
+        relabelled: NDArray[np.int64] = self.groups[np.asarray(labels)]
+        return relabelled
 
 
 def check_labelling(name: str) -> None:
-    """Raises SettingsError, with near matches, unless `name` is a labelling. Reads no file."""
+    """Raise SettingsError, with near matches, unless `name` is a valid labelling. Reads no file."""
     _parse(name)
 
 
@@ -79,21 +78,21 @@ def make_labelling(
     class_names: Sequence[str] | None = None,
     bank: ConceptBank | None = None,
 ) -> Labelling:
-    """The labelling `name` of images with original labels [n] >= 0.
+    """Apply the labelling `name` to images with original labels [n] >= 0.
 
     keys         [n], for random:N
-    clusters     [n], of the protection; None where they are not known
-    class_names  of the classes 0, 1, …, for concepts:N and for superclasses by name
-    bank         the class names' embeddings; None: ImageNet's classes, see concepts.imagenet_bank
-    Raises SettingsError for an unknown name or a number that the classes do not allow, or if what the labelling needs
-    is not given; InputError for a file that cannot be read or lacks a class.
+    clusters     [n], of the protection; None if unknown
+    class_names  of classes 0, 1, …, for concepts:N and for superclasses given by name
+    bank         embeddings of the class names; None: ImageNet's classes, see concepts.imagenet_bank
+    Raises SettingsError for an unknown name, a number that does not suit the classes, or a missing argument;
+    InputError for a file that cannot be read or lacks a class.
     """
     kind, argument = _parse(name)
     original = np.asarray(labels).astype(np.int64)
     num_classes = int(original.max()) + 1
     if class_names is not None:
         if len(class_names) < num_classes:
-            raise SettingsError(f"labelling {name}: {len(class_names)} class names for labels up to {num_classes - 1}")
+            raise SettingsError(f"labelling {name}: {num_classes} classes, but only {len(class_names)} class names")
         num_classes = len(class_names)
     if kind == "random":
         if keys is None:
@@ -112,24 +111,24 @@ def make_labelling(
 
 
 def _parse(name: str) -> tuple[str, str]:
-    """(kind, argument), checked as far as the name goes."""
+    """(kind, argument); checks the syntax only."""
     kind, _, argument = name.partition(":")
     if kind not in _FORMS:
         near = near_matches(kind, list(_FORMS))
         raise SettingsError(f"unknown labelling {name!r}: none of {', '.join(_FORMS.values())}{near}")
     form = _FORMS[kind]
     if (":" in form) != bool(argument):
-        raise SettingsError(f"labelling {name!r} is written {form}")
+        raise SettingsError(f"labelling {name!r}: write it as {form}")
     if form.endswith(":N") and (not argument.isdecimal() or int(argument) < 2):
-        raise SettingsError(f"labelling {name!r}: {argument!r} is not a number of classes, 2 or more")
+        raise SettingsError(f"labelling {name!r}: {argument!r} is not a number of classes (2 or more)")
     return kind, argument
 
 
 def _random(keys: Sequence[str], clusters: ArrayLike | None, count: int, seed: int) -> NDArray[np.int64]:
-    """Within each cluster keys take turns in the order of their hashes, from a random label on."""
+    """Within each cluster, deal labels in turn to keys in hash order, starting from a random label."""
     members = np.zeros(len(keys), np.int64) if clusters is None else np.asarray(clusters)
     ranked = sorted(range(len(keys)), key=lambda row: derive(seed, "random labelling", keys[row]))
-    turn = {int(one): derive(seed, "random labelling start", one) % count for one in np.unique(members)}
+    turn = {int(cluster): derive(seed, "random labelling start", cluster) % count for cluster in np.unique(members)}
     labels = np.empty(len(keys), np.int64)
     for row in ranked:
         cluster = int(members[row])
@@ -141,7 +140,7 @@ def _random(keys: Sequence[str], clusters: ArrayLike | None, count: int, seed: i
 def _dealt(
     name: str, labels: NDArray[np.int64], num_classes: int, clusters: ArrayLike | None, count: int, seed: int
 ) -> tuple[NDArray[np.int64], dict[str, float]]:
-    """Of many random deals the one that shares least information with the clusters; the first if there are none."""
+    """The random deal that shares least information with the clusters; the first deal if there are no clusters."""
     if count > num_classes:
         raise SettingsError(f"labelling {name}: there are only {num_classes} classes")
     rng = numpy_rng(seed, "class groups", count)
@@ -161,38 +160,38 @@ def _mutual_information(joint: NDArray[np.int64]) -> float:
 
 
 def _superclasses(path: Path, num_classes: int, class_names: Sequence[str] | None) -> NDArray[np.int64]:
-    """Superclass of every class, numbered as they first occur by class."""
+    """Superclass of each class, numbered in order of first occurrence."""
     given = {str(key): str(value) for key, value in _mapping(path).items()}
     names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
     unknown = [key for key in given if key not in names and not (key.isdecimal() and int(key) < num_classes)]
     if unknown:
-        raise InputError(f"{path}: {unknown[0]!r} is no class{near_matches(unknown[0], names)}")
+        raise InputError(f"{path}: unknown class {unknown[0]!r}{near_matches(unknown[0], names)}")
     values = [given.get(name, given.get(str(index))) for index, name in enumerate(names)]
     missing = [name for name, value in zip(names, values, strict=True) if value is None]
     if missing:
-        raise InputError(f"{path}: no superclass for {len(missing)} of {num_classes} classes, first {missing[0]!r}")
+        raise InputError(f"{path}: no superclass for {len(missing)} of {num_classes} classes, e.g. {missing[0]!r}")
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     if len(numbers) < 2:
-        raise InputError(f"{path}: all classes have one superclass; two are needed to learn anything")
+        raise InputError(f"{path}: all classes share one superclass; training needs at least two")
     return np.array([numbers[value] for value in values], np.int64)
 
 
 def _mapping(path: Path) -> dict[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        mapping = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as JSON or YAML: {one_line(error, 160)}") from None
-    if not isinstance(found, dict) or any(isinstance(value, dict | list | None) for value in found.values()):
-        raise InputError(f"{path} is not a mapping of class (name or index) to superclass")
-    return found
+    if not isinstance(mapping, dict) or any(isinstance(value, dict | list | None) for value in mapping.values()):
+        raise InputError(f"{path} is not a mapping from class (name or index) to superclass")
+    return mapping
 
 
 def _concepts(
     name: str, class_names: Sequence[str] | None, bank: ConceptBank | None, count: int, seed: int
 ) -> tuple[NDArray[np.int64], dict[str, float]]:
     if class_names is None:
-        raise SettingsError(f"labelling {name} needs the names of the classes")
+        raise SettingsError(f"labelling {name} needs the class names")
     points = (imagenet_bank() if bank is None else bank).of(class_names)
     try:
         groups = group_concepts(points, count, seed=seed)

@@ -1,4 +1,4 @@
-"""How much the clusters of a protection tell about the labels that a target is trained on."""
+"""How much a protection's clusters reveal about the labels that a target is trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 class Overlap:
     """Clusters c against labels y of N images, with n(c, y) images in both.
 
-    shortcut_accuracy    sum over c of max over y of n(c, y) / N: what a classifier that sees only the cluster can reach
+    shortcut_accuracy    sum over c of max over y of n(c, y) / N: the best accuracy possible from the cluster alone
     ami                  adjusted mutual information (Vinh et al. 2010), normalised by the mean entropy; 0 is chance
     """
 
@@ -21,13 +21,13 @@ class Overlap:
 
     @property
     def purity(self) -> float:
-        """Purity of the clusters, which is the shortcut accuracy by another name."""
+        """Cluster purity: another name for the shortcut accuracy."""
         return self.shortcut_accuracy
 
 
 def overlap(clusters: ArrayLike, labels: ArrayLike) -> Overlap:
-    """The overlap of two partitions, integers [n] each. Raises ValueError for empty or unequal lengths."""
-    from sklearn.metrics import adjusted_mutual_info_score  # here, for it takes a second that most commands do not need
+    """The overlap of two partitions, integers [n] each. Raises ValueError if they are empty or differ in length."""
+    from sklearn.metrics import adjusted_mutual_info_score  # imported here: it takes a second
 
     counts = joint_counts(clusters, labels)
     total = counts.sum()
@@ -38,10 +38,10 @@ def overlap(clusters: ArrayLike, labels: ArrayLike) -> Overlap:
 
 
 def joint_counts(clusters: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
-    """n(c, y), int64 [number of clusters, number of labels that occur]; ascending. Raises ValueError as `overlap`."""
+    """n(c, y), int64 [clusters, labels], ascending, only those that occur. Raises ValueError like `overlap`."""
     rows, columns = np.asarray(clusters), np.asarray(labels)
     if rows.shape != columns.shape or rows.ndim != 1 or not len(rows):
-        raise ValueError(f"clusters {rows.shape} and labels {columns.shape} must be one per image, for some images")
+        raise ValueError(f"clusters {rows.shape} and labels {columns.shape} must be equally long and not empty")
     _, rows = np.unique(rows, return_inverse=True)
     _, columns = np.unique(columns, return_inverse=True)
     counts = np.zeros((rows.max() + 1, columns.max() + 1), np.int64)
@@ -50,7 +50,7 @@ def joint_counts(clusters: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
 
 
 def conditional_entropy(counts: NDArray[np.int64]) -> float:
-    """H(Y|C) in bits of n(c, y) [clusters, labels]; of a single row it is H(Y)."""
+    """H(Y|C) in bits from counts n(c, y) [clusters, labels]; for a single row, H(Y)."""
     sizes = counts.sum(axis=1, keepdims=True)
     present = counts > 0
     shares = counts[present] / np.broadcast_to(sizes, counts.shape)[present]

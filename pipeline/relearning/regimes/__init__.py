@@ -1,7 +1,7 @@
-"""The regimes by name. A name is one of REGIMES or several joined by '+', applied from left to right.
+"""The regimes by name. A name is one of REGIMES, or two joined by '+', applied from left to right.
 
-Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'. Those of FILTERS and NUMBERED end in
-a number: 'highpass:16', 'leaked-pairs:100'.
+Names of the ST family may carry options in brackets: 'st-cg[reduce=pca2,kappa=2]'. Those in FILTERS and NUMBERED end
+with a number: 'highpass:16', 'leaked-pairs:100'.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ FILTERS: dict[str, Callable[[float], Regime]] = {
 def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B008  frozen
     """The regime called `name`, e.g. 'nt-cg', 'highpass:16' or 'subtract+cg'; at most two may be joined by '+'.
 
-    known   what the adversary has beside the protected images; most regimes do not use it
-    Raises SettingsError for an unknown name, with near matches, and where `known` lacks what a regime needs.
+    known   what the adversary has besides the protected images; most regimes ignore it
+    Raises SettingsError for an unknown name, with near matches, and if `known` lacks what a regime needs.
     """
     parts = [_find_part(part, name, known) for part in name.split("+")]
     if len(parts) > 2:
-        raise SettingsError(f"regime {name!r} joins {len(parts)} regimes; at most two can be joined")
+        raise SettingsError(f"regime {name!r} joins {len(parts)} regimes; join at most two")
     return parts[0] if len(parts) == 1 else Composed(name, parts)
 
 
@@ -128,7 +128,7 @@ def _find_part(part: str, name: str, known: Knowledge) -> Regime:
         return _filter(kind, number, part)
     if kind in NUMBERED:
         if not number.isdecimal() or int(number) < 1:
-            raise SettingsError(f"regime {part!r} in {name!r}: it needs a number, as in {kind}:16")
+            raise SettingsError(f"regime {part!r} in {name!r}: a number is required, as in {kind}:16")
         return NUMBERED[kind](known, int(number))
     if part not in REGIMES:
         names = sorted([*REGIMES, *(f"{kind}:8" for kind in FILTERS), *(f"{kind}:N" for kind in NUMBERED)])
@@ -140,5 +140,5 @@ def _find_part(part: str, name: str, known: Knowledge) -> Regime:
 
 def _filter(kind: str, number: str, part: str) -> Regime:
     if not re.fullmatch(r"\d+(\.\d+)?", number) or not float(number) > 0:
-        raise SettingsError(f"regime {part!r} needs a number of cycles per image above 0, for example {kind}:8")
+        raise SettingsError(f"regime {part!r} needs a positive number of cycles per image, e.g. {kind}:8")
     return FILTERS[kind](float(number))

@@ -1,4 +1,4 @@
-"""Adversarial training (AT): every batch is first moved, within a bound, to where the target errs most."""
+"""Adversarial training (AT): every batch is first perturbed, within a bound, to maximise the target's loss."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 class AdversarialTraining(Regime):
-    """Training on PGD examples alone (Madry et al., ICLR 2018), the network in inference mode while they are made.
+    """Training on PGD examples only (Madry et al., ICLR 2018), generated with the network in inference mode.
 
-    epsilon, step   bound and step in L-infinity, in [0, 1] pixel units. 4/255 with .8/255 are those of Fu et al.
-                    (ICLR 2022, robust error-minimising noise), 8/255 with 2/255 those of APBench (Qin et al. 2023)
-    steps           of PGD, from a uniform random start within the bound
+    epsilon   L-infinity bound, in [0, 1] pixel units
+    step      step size, likewise. 4/255 with step .8/255 follows Fu et al. (ICLR 2022, robust error-minimising noise),
+              8/255 with step 2/255 follows APBench (Qin et al. 2023)
+    steps     number of PGD steps, from a uniform random start within the bound
     """
 
     def __init__(self, name: str, epsilon: float, step: float, steps: int = 10) -> None:
@@ -48,10 +49,10 @@ def pgd(
     steps: int,
     offset: Tensor,
 ) -> Tensor:
-    """Projected gradient ascent on the cross entropy: images within epsilon of `images` and within [0, 1].
+    """Projected gradient ascent on the cross entropy; the result lies within epsilon of `images` and within [0, 1].
 
-    scores    images float [B, 3, H, W] in [0, 1] -> class scores [B, C]
-    offset    where it starts, relative to `images`, within +-epsilon
+    scores    maps images float [B, 3, H, W] in [0, 1] -> class scores [B, C]
+    offset    starting point relative to `images`, within +-epsilon
     """
     moved = (images + offset).clamp(0, 1).detach()
     for _ in range(steps):

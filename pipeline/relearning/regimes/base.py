@@ -1,4 +1,4 @@
-"""What an adversary knows, and several regimes as one."""
+"""What an adversary knows, and the composition of regimes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from pipeline.relearning.training import Recipe, Regime, Training
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What an adversary has beside the protected images; what a regime lacks, it must say when it is made.
+    """What an adversary has besides the protected images. A regime refuses at construction if it lacks something.
 
-    num_groups     how many deltas there are; None = as many as classes
+    num_groups     number of distinct deltas; None: as many as classes
     epsilon        their bound, in [0, 1] pixel units
-    clean_images   clean images that are not test images, uint8 [m, 3, S, S], with clean_labels int64 [m]
+    clean_images   clean images that are not test images, uint8 [m, 3, S, S]
+    clean_labels   their labels, int64 [m]
     deltas         the true delta of each training image, int16 [n, 3, S, S] in 8-bit levels
-    images, keys   the training images as they are published, uint8 [n, 3, S, S], and their keys [n]
-    denoisers      name of a regime -> the denoiser that was trained for it
-    device         on which a regime may calculate before the training starts
+    images         the training images as published, uint8 [n, 3, S, S]
+    keys           keys of the training images, [n]
+    denoisers      regime name -> the denoiser trained for it
+    device         where a regime may compute before training starts
     """
 
     num_groups: int | None = None
@@ -37,7 +39,7 @@ class Knowledge:
 
 
 class Composed(Regime):
-    """Regimes one after the other, e.g. subtract+cg. The last one that has a loss of its own decides the loss."""
+    """Regimes applied one after the other, e.g. subtract+cg; the last one that defines its own loss provides it."""
 
     def __init__(self, name: str, parts: Sequence[Regime]) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""Plain regularisation: dropout, weight decay, and stopping early on clean images."""
+"""Plain regularisation: dropout, weight decay and early stopping on clean images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Dropout(Regime):
-    """Half of the penultimate features are dropped in training."""
+    """Dropout of 0.5 on the penultimate features."""
 
     name = "dropout"
 
@@ -35,11 +35,11 @@ class WeightDecay(Regime):
 
 
 class EarlyStop(Regime):
-    """The target keeps the weights of the epoch that was best on clean images, which are never the test images.
+    """Keep the weights of the epoch that scores best on clean images, which are never the test images.
 
-    What a protection adds often takes over only after some epochs (Sandoval-Segura et al. 2022). Of equal epochs the
-    first counts. Joined with a regime that rolls epochs back, it stands behind that one: st+early-stop.
-    Each epoch's history holds the figure `accuracy_clean_set`. known: clean_images with clean_labels.
+    Protections often take over only after some epochs (Sandoval-Segura et al. 2022). Ties go to the earlier epoch. When
+    joined with a regime that rolls epochs back, it goes second: st+early-stop. Each epoch's figures include
+    `accuracy_clean_set`. known: clean_images with clean_labels.
     """
 
     name = "early-stop"

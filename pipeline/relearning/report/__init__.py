@@ -1,1 +1,1 @@
-"""The page and the tables of an evaluation, and its certificate."""
+"""An evaluation's report page, tables and certificate."""

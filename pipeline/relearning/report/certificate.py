@@ -1,6 +1,6 @@
-"""What an audit certifies of a protection: the most that was relearned, at what cost, over which fits of it.
+"""What an audit certifies about a protection: the most that was relearned, at what cost, over which fits.
 
-certificate.json holds one Certificate for every protection of an evaluation whose battery is complete.
+certificate.json holds one Certificate per protection whose battery is complete.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.report.page import find_template
 from pipeline.runs.run_record import read_run
 from pipeline.storage.store import Store
 
-BATTERIES = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}  # the wider first
+BATTERIES = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}  # widest first
 FEWEST_FITS, FEWEST_SEEDS = 3, 2
 CERTIFICATE, PAGE = "certificate.json", "certificate.html"  # below the output of an evaluation
 
 
 @dataclass(frozen=True)
 class CertifiedFit:
-    """One fit, and a digest over the digests of all its shards, which `collection_digest` gives again."""
+    """One fit; collection_sha256 is the `collection_digest` of its shards."""
 
     url: str
     fingerprint: str
@@ -42,9 +42,9 @@ class CertifiedFit:
 
 @dataclass(frozen=True)
 class Visibility:
-    """What can be seen of the deltas, over `images` pictures of all fits at the side of the evaluation.
+    """How visible the deltas are, over `images` pictures from all fits at the evaluation's side.
 
-    psnr in dB, ssim in [-1, 1] (see pipeline.measures.scores); 99 % of the pictures have at least the second of each
+    PSNR in dB, SSIM in [-1, 1] (see pipeline.measures.scores); 99 % of the pictures reach at least the `_p1` value
     """
 
     images: int
@@ -56,7 +56,7 @@ class Visibility:
 
 @dataclass(frozen=True)
 class CertifiedAccuracy:
-    """One cell: accuracy on clean test images in [0, 1], mean over fits and seeds; `clean` is the control's."""
+    """One cell: accuracy on clean test images in [0, 1], mean over fits and seeds; `clean` is that of the control."""
 
     labelling: str
     target: str
@@ -69,7 +69,7 @@ class CertifiedAccuracy:
 
 @dataclass(frozen=True)
 class Recovery:
-    """The regime and target that got the most, and the seconds of one such training on `device`, tests included."""
+    """The regime and target with the highest accuracy, and the seconds one such training takes on `device`."""
 
     target: str
     regime: str
@@ -81,9 +81,10 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured, on what; see the parts. Accuracies are those of the labelling that was given first.
+    """What was measured, and on what. Accuracies are those under the first labelling.
 
-    data      digest of the clean images and tests that trials saw; side in pixels
+    data      digest of the clean training and test images
+    side      of the images, in pixels
     settings  of the evaluation
     """
 
@@ -113,28 +114,28 @@ class Certificates(JsonRecord):
     certificates: tuple[Certificate, ...]
 
     def of(self, collection_sha256: str) -> tuple[Certificate, int] | None:
-        """The certificate that a collection is a fit of, and which one, from 1; None if it is not certified."""
-        for one in self.certificates:
-            for number, fit in enumerate(one.fits, start=1):
+        """The certificate that covers a collection, and the number of its fit, from 1; None if it is not certified."""
+        for certificate in self.certificates:
+            for number, fit in enumerate(certificate.fits, start=1):
                 if fit.collection_sha256 == collection_sha256:
-                    return one, number
+                    return certificate, number
         return None
 
     def page(self) -> str:
-        """One HTML page that refers to nothing outside of it."""
+        """The certificates as one self-contained HTML page."""
         template = find_template("certificate.html.j2", describe=describe_regime)
         return template.render(certificates=self.certificates)
 
 
 def collection_digest(shards: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over name and SHA-256 of every protected shard, in the order of names."""
+    """SHA-256 over (name, SHA-256) of every protected shard, sorted by name."""
     return sha256(canonical(sorted(map(list, shards))))
 
 
 def fit_at(store: Store, url: str) -> CertifiedFit:
-    """The fit in an output. Raises InputError if it is none, or a commit cannot be read.
+    """The fit stored in an output. Raises InputError if there is none, or a commit cannot be read.
 
-    url   as it may be shown
+    url   as it is to be shown
     """
     record = read_run(store)
     names = sorted(name for name in store.names(layout.COMMITS) if name.endswith(".json"))
@@ -143,28 +144,30 @@ def fit_at(store: Store, url: str) -> CertifiedFit:
         url=url,
         fingerprint=record.fingerprint,
         protection_sha256=sha256(store.read(layout.PROTECTION)),
-        collection_sha256=collection_digest((one.shard, one.output_sha256) for one in commits),
+        collection_sha256=collection_digest((commit.shard, commit.output_sha256) for commit in commits),
         num_shards=len(commits),
     )
 
 
 def lacking(rows: Sequence[Row], protection: str, fits: int, labelling: str) -> str:
-    """What a certificate of a protection still lacks, for a person; "" if nothing."""
+    """What is still missing before a protection can be certified, for people; "" if nothing."""
     own, clean = (select(rows, name, labelling, WHOLE) for name in (protection, CLEAN))
     battery, missing = min(
         ((name, set(regimes) - {str(row["regime"]) for row in own}) for name, regimes in BATTERIES.items()),
-        key=lambda one: len(one[1]),
+        key=lambda pair: len(pair[1]),
     )
     if missing:
         return f"the {battery} battery lacks {', '.join(sorted(missing))}"
     if fits < FEWEST_FITS:
-        return f"{FEWEST_FITS} fits are needed, there {'is' if fits == 1 else 'are'} {fits}"
+        return f"{FEWEST_FITS} fits are needed; there {'is' if fits == 1 else 'are'} {fits}"
     cells = {(row["target"], row["regime"]) for row in (*own, *clean)}
     for target, regime in sorted(cells):
-        for arm, found, number in ((protection, own, fits), (CLEAN, clean, 1)):
-            seeds = [row for row in found if (row["target"], row["regime"]) == (target, regime) and not row["diverged"]]
+        for arm, trials, number in ((protection, own, fits), (CLEAN, clean, 1)):
+            seeds = [
+                row for row in trials if (row["target"], row["regime"]) == (target, regime) and not row["diverged"]
+            ]
             if len(seeds) < FEWEST_SEEDS * number:
-                return f"{regime} on {arm} ({target}): {FEWEST_SEEDS} trainings a fit are needed"
+                return f"{regime} on {arm} ({target}): {FEWEST_SEEDS} trainings per fit are needed"
     return ""
 
 
@@ -178,30 +181,30 @@ def certify(
     settings: Mapping[str, Any],
     labelling: str = "original",
 ) -> Certificate:
-    """The certificate of a protection that lacks nothing (see `lacking`)."""
+    """The certificate of a protection for which `lacking` finds nothing missing."""
     own, clean = (select(rows, name, labelling, WHOLE) for name in (protection, CLEAN))
-    reached, control = (mean_accuracies(found, ("target", "regime")) for found in (own, clean))
-    one = own[0]
+    reached, control = (mean_accuracies(arm, ("target", "regime")) for arm in (own, clean))
+    first = own[0]
     has = {str(row["regime"]) for row in own}
     return Certificate(
         protection=protection,
         battery=next(name for name, regimes in BATTERIES.items() if set(regimes) <= has),
         data=str(clean[0]["data"]),
-        side=one["side"],
-        num_train=one["num_train"],
-        num_test=one["num_test"],
-        num_classes=one["num_classes"],
+        side=first["side"],
+        num_train=first["num_train"],
+        num_test=first["num_test"],
+        num_classes=first["num_classes"],
         epsilon=epsilon,
-        epochs=one["epochs"],
+        epochs=first["epochs"],
         seeds=len({row["seed"] for row in own}),
         visibility=visibility,
         worst=_recovery(own, reached),
         clean=_recovery(clean, control),
         accuracies=tuple(
             CertifiedAccuracy(
-                labelling, target, regime, found.mean or 0.0, found.sd, found.fits, control[target, regime].mean or 0.0
+                labelling, target, regime, cell.mean or 0.0, cell.sd, cell.fits, control[target, regime].mean or 0.0
             )
-            for (target, regime), found in reached.items()
+            for (target, regime), cell in reached.items()
         ),
         fits=tuple(fits),
         settings=settings,
@@ -218,14 +221,14 @@ def _recovery(rows: Sequence[Row], cells: Mapping[tuple[Any, ...], MeanAccuracy]
 
 
 def scores_of(original: NDArray[np.uint8], protected: NDArray[np.uint8]) -> list[tuple[float, float]]:
-    """(PSNR, SSIM) of every picture; both uint8 [n, 3, S, S]."""
+    """(PSNR in dB, SSIM) of every picture; both arrays uint8 [n, 3, S, S]."""
     pairs = zip(original.transpose(0, 2, 3, 1), protected.transpose(0, 2, 3, 1), strict=True)
-    found = [score_picture("", 0, before, after) for before, after in pairs]
-    return [(one.psnr, one.ssim) for one in found]
+    scores = [score_picture("", 0, before, after) for before, after in pairs]
+    return [(score.psnr, score.ssim) for score in scores]
 
 
 def visibility_of(scores: Sequence[tuple[float, float]]) -> Visibility:
-    """The visibility of a protection from (PSNR, SSIM) of pictures of all its fits."""
+    """A protection's visibility from (PSNR, SSIM) of pictures from all its fits."""
     (psnr, psnr_p1), (ssim, ssim_p1) = (
         np.nanpercentile(column, (50, 1)).tolist() for column in zip(*scores, strict=True)
     )

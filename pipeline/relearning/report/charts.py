@@ -1,6 +1,6 @@
 """Charts of the relearning report: curves as inline SVG in the page's colours, activations as PNG.
 
-No name is drawn inside a chart: names stand in the page, where they are escaped and wrap.
+No names are drawn inside a chart: they stand in the page, where they are escaped and can wrap.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pipeline.report.charts import FIFTH, FOURTH, INK, PROTECTED, SEVENTH, SIXTH, STYLE, THIRD, as_svg, panel
 
 SERIES = (PROTECTED, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
-SERIES_NAMES = ("protected", "third", "fourth", "fifth", "sixth", "seventh")  # of the page's variables, in their order
+SERIES_NAMES = ("protected", "third", "fourth", "fifth", "sixth", "seventh")  # the page's CSS variables, same order
 _DASHED, _DOTTED = (0, (4, 2)), (0, (1, 3))
-_GREY = "#8b8f97"  # readable on light and dark paper: a PNG has one colour for both
+_GREY = "#8b8f97"  # readable on both light and dark backgrounds, which share the PNG
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; values that are not finite leave a gap.
+    """One line of a chart; non-finite values leave a gap.
 
-    colour    one of pipeline.report.charts' placeholders
-    spread    half height of the band around y, or of error bars where the line has dots
-    crosses   indices of points that are crossed out: rejected epochs, or where a training diverged
-    end       a dot at the last x, for what was measured after it
+    colour    a placeholder from pipeline.report.charts
+    spread    half height of the band around y, or of the error bars if the line has dots
+    crosses   indices of points marked with a cross: rejected epochs, or where a training diverged
+    end       value of a dot at the last x, for a measurement made afterwards
     """
 
     x: Sequence[float]
@@ -59,9 +59,11 @@ def curves(
 ) -> str:
     """Lines over epochs or shares as SVG.
 
-    title         of this chart alone on its page, for screen readers
-    label, unit   of the vertical and of the horizontal axis
-    is_accuracy   the vertical axis is [0, 1] in per cent; `floor` is drawn across it
+    title         for screen readers; must be unique on the page
+    label         of the vertical axis
+    unit          of the horizontal axis
+    is_accuracy   show [0, 1] in per cent on the vertical axis
+    floor         draw a dotted horizontal line here
     """
     with mpl.rc_context(STYLE):
         figure, axes = panel(310, 210)
@@ -103,14 +105,15 @@ def _draw(axes: Axes, line: Line) -> None:
 
 
 def activations(pictures: Sequence[Mapping[str, Any]]) -> str:
-    """Activations of one training in two dimensions as a PNG data URL: PCA above, t-SNE below, a column per epoch.
+    """One training's activations in two dimensions as a PNG data URL: PCA above, t-SNE below, a column per epoch.
 
-    pictures   as run_trial returns them. A colour per class, ten of them in turn; protected images filled, clean ones
-               as rings. Axes have no units and are not comparable between columns.
+    pictures   as returned by run_trial
+    One colour per class, cycling through ten; protected images are dots, clean ones rings. Axes have no units and
+    are not comparable between columns.
     Source: Dang et al. 2023, Fig. 5.
     """
     kinds = [kind for kind in ("pca", "tsne") if any(picture[kind] for picture in pictures)]
-    # A figure without rows or columns cannot be drawn; one empty place can
+    # A figure without rows or columns cannot be drawn, so keep at least one empty panel
     figure = Figure(figsize=(1.75 * max(1, len(pictures)), 1.65 * max(1, len(kinds))), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(max(1, len(kinds)), max(1, len(pictures)), squeeze=False)

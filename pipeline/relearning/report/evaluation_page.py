@@ -1,4 +1,4 @@
-"""Rows of finished trials -> one HTML page: no script, no server, no network, no date."""
+"""Rows of finished trials -> one self-contained HTML page without scripts or dates."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.report.charts import CLEAN as CLEAN_COLOUR
 from pipeline.report.charts import INK
 from pipeline.report.page import find_template, fits_range, percent, plain_url
 
-SHOWN_ACTIVATIONS = 12  # trainings; a picture is some 50 kB
-_OPEN_PANELS = 24  # more learning curves than these are folded, by target
+SHOWN_ACTIVATIONS = 12  # trainings; each picture takes about 50 kB
+_OPEN_PANELS = 24  # with more learning curves than this, targets are collapsed
 _HIDDEN_SETTINGS = {
     "clean",
     "test",
@@ -29,17 +29,17 @@ _HIDDEN_SETTINGS = {
     "pairs",
     "debug",
     "dry_run",
-}  # URLs: elsewhere, stripped
+}  # URLs are shown elsewhere, without credentials
 
 
 @dataclass(frozen=True)
 class EvaluationAbout:
-    """What was compared; user names, passwords and queries of URLs are not shown.
+    """What was compared; user names, passwords and queries in URLs are not shown.
 
-    protected   name -> URLs of its fits, in the order in which protections are shown
-    settings    names of EvaluationSettings; targets, regimes and labellings are shown in their order
-    left_out    name of a collection -> samples of it that could not be read
-    pairs       URLs of the pictures that denoisers were trained on, and of their protected copies; or none
+    protected   name -> URLs of its fits, in display order
+    settings    of the evaluation, by name; sets the order of targets, regimes and labellings
+    left_out    name of a collection -> number of its samples that could not be read
+    pairs       URLs of the pictures denoisers were trained on and of their protected copies; or empty
     """
 
     clean: str
@@ -52,7 +52,7 @@ class EvaluationAbout:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with the words above it."""
+    """A chart and its caption."""
 
     name: str
     words: str
@@ -60,10 +60,10 @@ class Panel:
 
 
 def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> str:
-    """The page as HTML. Names are escaped; nothing in it refers to anything outside of it.
+    """The page as self-contained HTML; names are escaped.
 
-    rows   what pipeline.relearning.trial.run_trial returns, with key, side, versions and, where the clusters of a
-           protection are known, purity, adjusted_mutual_information and shortcut_accuracy; any order.
+    rows   results of pipeline.relearning.trial.run_trial, in any order, with key, side, versions and, if a protection's
+           clusters are known, purity, adjusted_mutual_information and shortcut_accuracy
     The same rows and `about` give the same page.
     """
     rows = sorted(rows, key=lambda row: (row["seed"], str(row.get("key"))))
@@ -104,26 +104,31 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
 
 
 def first_line(headlines: Sequence[tables.Headline], order: tables.Order) -> str:
-    """Relearned accuracy per protection, the clean control's same maximum, and how many regimes were tried."""
-    main = [one for one in headlines if one.labelling == order.labelling]
-    protected = [one for one in main if one.protection != CLEAN and one.share == order.share]
-    measured = [one for one in main if one.found is not None and (one in protected or one.protection == CLEAN)]
-    if not any(one in protected for one in measured):
-        return "What a target still learns from the protected images has not been measured."
-    numbers = {one.found.num_regimes for one in measured if one.found is not None}
+    """Relearned accuracy per protection, the same maximum for the clean control, and how many regimes were tried."""
+    main = [headline for headline in headlines if headline.labelling == order.labelling]
+    protected = [headline for headline in main if headline.protection != CLEAN and headline.share == order.share]
+    measured = [
+        headline
+        for headline in main
+        if headline.found is not None and (headline in protected or headline.protection == CLEAN)
+    ]
+    if not any(headline in protected for headline in measured):
+        return "How much a target still learns from the protected images has not been measured."
+    numbers = {headline.found.num_regimes for headline in measured if headline.found is not None}
     of = f" of {_regimes(numbers.pop())}" if len(numbers) == 1 else ""
     on = f" on {len(order.targets)} targets" if len(order.targets) > 1 else ""
     figures = []
-    for one in protected:
-        count = f" (of {_regimes(one.found.num_regimes)})" if one.found is not None and not of else ""
-        spread = fits_range(one.found.fits) if one.found is not None else ""
-        figures.append(f"{one.protection} {percent(None if one.found is None else one.found.accuracy)}{spread}{count}")
-    clean = next((one for one in measured if one.protection == CLEAN), None)
+    for headline in protected:
+        count = f" (of {_regimes(headline.found.num_regimes)})" if headline.found is not None and not of else ""
+        spread = fits_range(headline.found.fits) if headline.found is not None else ""
+        accuracy = percent(None if headline.found is None else headline.found.accuracy)
+        figures.append(f"{headline.protection} {accuracy}{spread}{count}")
+    clean = next((headline for headline in measured if headline.protection == CLEAN), None)
     control = "the clean control was not measured"
     if clean is not None and clean.found is not None:
         count = f" (of {_regimes(clean.found.num_regimes)})" if not of else ""
         control = f"clean images {percent(clean.found.accuracy)}{count}"
-    return f"Relearned accuracy, the worst case{of}{on}: {', '.join(figures)}; {control}."
+    return f"Relearned accuracy, worst case{of}{on}: {', '.join(figures)}; {control}."
 
 
 def _words(value: Any) -> str:
@@ -135,7 +140,7 @@ def _regimes(number: int) -> str:
 
 
 def mean_sd(cell: MeanAccuracy | None) -> str:
-    """'65.5 ± 1.2 %', with the range over fits where there are several, and the number of diverged trials."""
+    """'65.5 ± 1.2 %', with the range over fits if there are several, and the number of diverged trials."""
     if cell is None:
         return "–"
     total = cell.num_trials + cell.num_diverged
@@ -172,9 +177,9 @@ def _variable(order: tables.Order, protection: str) -> str:
 
 
 def _learning_panels(rows: Sequence[Row], order: tables.Order) -> list[tuple[str, bool, list[Panel]]]:
-    """(target, is it open, panels by regime): accuracy by epoch on test (solid) and training batches (dashed)."""
+    """(target, whether expanded, panels by regime): accuracy by epoch on test (solid) and training batches (dashed)."""
     floor = tables.floors(rows, order)[order.labelling][0] if rows else None
-    found: list[tuple[str, bool, list[Panel]]] = []
+    by_target: list[tuple[str, bool, list[Panel]]] = []
     for target in order.targets:
         made = []
         for regime in order.regimes:
@@ -188,8 +193,8 @@ def _learning_panels(rows: Sequence[Row], order: tables.Order) -> list[tuple[str
                 chart = pictures.curves(lines, title, label="accuracy", floor=floor)
                 made.append(Panel(regime, describe_regime(regime), Markup(chart)))
         if made:
-            found.append((target, not found or len(made) * len(order.targets) <= _OPEN_PANELS, made))
-    return found
+            by_target.append((target, not by_target or len(made) * len(order.targets) <= _OPEN_PANELS, made))
+    return by_target
 
 
 def _cell(rows: Sequence[Row], order: tables.Order, protection: str, regime: str, target: str) -> list[Row]:
@@ -199,7 +204,7 @@ def _cell(rows: Sequence[Row], order: tables.Order, protection: str, regime: str
 
 
 def _learning_lines(cell: Sequence[Row], colour: str) -> list[pictures.Line]:
-    """Means over fits and seeds with a band of one sd; a diverged trial is a line of its own that ends in a cross."""
+    """Means over fits and seeds with a band of one SD; each diverged trial is a line of its own ending in a cross."""
     lines = []
     whole = [row for row in cell if not row["diverged"]]
     if whole:
@@ -212,15 +217,15 @@ def _learning_lines(cell: Sequence[Row], colour: str) -> list[pictures.Line]:
             lines.append(pictures.Line(x, y, colour, is_dashed=is_dashed, spread=sd, end=end))
     for row in cell:
         if row["diverged"]:
-            values_of_one = [float(score["accuracy_test"]) for score in row["history"]]
-            x = range(1, len(values_of_one) + 1)
-            lines.append(pictures.Line(x, values_of_one, colour, crosses=(len(values_of_one) - 1,)))
+            accuracies = [float(score["accuracy_test"]) for score in row["history"]]
+            x = range(1, len(accuracies) + 1)
+            lines.append(pictures.Line(x, accuracies, colour, crosses=(len(accuracies) - 1,)))
     return lines
 
 
 def _staged_panels(rows: Sequence[Row], order: tables.Order) -> list[tuple[str, str, list[Panel]]]:
-    """(regime, target, panels) where epochs have an ACM: of the first seed, rejected epochs crossed out."""
-    found = []
+    """(regime, target, panels) where epochs have an ACM: the first seed, with rejected epochs marked by crosses."""
+    sections = []
     for regime in order.regimes:
         for target in order.targets:
             lines: dict[str, list[pictures.Line]] = {"acm": [], "acm_raw": [], "count": []}
@@ -233,19 +238,19 @@ def _staged_panels(rows: Sequence[Row], order: tables.Order) -> list[tuple[str, 
                 Panel(words, "", Markup(pictures.curves(lines[figure], title, label=label, is_accuracy=False)))
                 for figure, label, words in (
                     ("acm", "ACM", "ACM of activations in two dimensions"),
-                    ("acm_raw", "ACM", "ACM of activations as they are"),
+                    ("acm_raw", "ACM", "ACM of unreduced activations"),
                     ("count", "count", "epochs rejected so far"),
                 )
                 if any(np.isfinite(line.y).any() for line in lines[figure])
                 for title in [f"{words} by epoch, {target} under {regime}"]
             ]
             if panels:
-                found.append((regime, target, panels))
-    return found
+                sections.append((regime, target, panels))
+    return sections
 
 
 def _figure_line(history: Sequence[Mapping[str, Any]], figure: str, colour: str) -> pictures.Line:
-    """One of a regime's figures by epoch; a figure that an epoch lacks is a gap."""
+    """One of a regime's figures by epoch; a missing value leaves a gap."""
     values = [score["figures"].get(figure) for score in history]
     y = [float("nan") if value is None else float(value) for value in values]
     rejected = [i for i, score in enumerate(history) if score["figures"].get("rejected")] if figure != "count" else []
@@ -253,8 +258,8 @@ def _figure_line(history: Sequence[Mapping[str, Any]], figure: str, colour: str)
 
 
 def _activations(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:
-    """Pictures of ordinary training, of the regime that got the most and of ST first; then of others."""
-    found: list[tuple[int, int, int, str, Row]] = []
+    """Pictures of ordinary training, the strongest regime and ST first, then of the others."""
+    candidates: list[tuple[int, int, int, str, Row]] = []
     reached = {
         one.protection: one.found
         for one in tables.headlines(rows, order)
@@ -268,23 +273,25 @@ def _activations(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any
                 is_first = row["target"] == order.targets[0]
                 is_nt, is_staged = row["regime"] == "nt", row["regime"].startswith("st")
                 rank = 0 if is_nt and is_first else 1 if is_most else 2 if is_staged and is_first else 3
-                found.append((rank, order.targets.index(row["target"]), order.regimes.index(row["regime"]), name, row))
-    found.sort(key=lambda one: one[:3])
+                candidates.append(
+                    (rank, order.targets.index(row["target"]), order.regimes.index(row["regime"]), name, row)
+                )
+    candidates.sort(key=lambda candidate: candidate[:3])
     return [
         {"protection": name, "row": row, "image": pictures.activations(row["pictures"])}
-        for _, _, _, name, row in found[:SHOWN_ACTIVATIONS]
+        for _, _, _, name, row in candidates[:SHOWN_ACTIVATIONS]
     ]
 
 
 def _share_kinds(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:
-    """Per kind of share: panels by regime and target, and the same figures as a table."""
-    found = []
+    """For each kind of share: panels by regime and target, and the same figures as a table."""
+    kinds = []
     for kind in ("samples", "classes"):
         curves = tables.share_curves(rows, order, kind)
         cells = dict.fromkeys((curve.regime, curve.target) for curve in curves)
         panels = []
         for regime, target in cells:
-            lines = [_share_line(one, order) for one in curves if (one.regime, one.target) == (regime, target)]
+            lines = [_share_line(curve, order) for curve in curves if (curve.regime, curve.target) == (regime, target)]
             title = f"Accuracy over the protected share of {kind}, {target} under {regime}"
             floor = tables.floors(rows, order)[order.labelling][0]
             chart = pictures.curves(lines, title, label="accuracy", unit=f"protected share of {kind}", floor=floor)
@@ -292,8 +299,8 @@ def _share_kinds(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any
         if curves:
             parts = sorted({part for curve in curves for part in curve.points})
             has_alone = any(curve.protection == CLEAN_PART for curve in curves)
-            found.append({"kind": kind, "curves": curves, "parts": parts, "panels": panels, "has_alone": has_alone})
-    return found
+            kinds.append({"kind": kind, "curves": curves, "parts": parts, "panels": panels, "has_alone": has_alone})
+    return kinds
 
 
 def _share_line(curve: tables.ShareCurve, order: tables.Order) -> pictures.Line:
@@ -306,8 +313,8 @@ def _share_line(curve: tables.ShareCurve, order: tables.Order) -> pictures.Line:
 
 
 def _data(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:
-    """What was trained on, per arm and share."""
-    found = []
+    """The training data of each arm and share."""
+    table = []
     arms = [(CLEAN, None)] + [(name, share) for share in order.shares for name in (*order.protections, CLEAN_PART)]
     for name, share in arms:
         chosen = [row for row in rows if row["protection"] == name and share in (None, row["share"])]
@@ -317,5 +324,5 @@ def _data(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:
                 for column in ("num_train", "num_protected", "num_test", "side", "data")
             }
             kind, part = parse_share(share) if share else ("samples", 0.0)
-            found.append({"protection": name, "share": f"{percent(part)} of {kind}" if share else "none", **columns})
-    return found
+            table.append({"protection": name, "share": f"{percent(part)} of {kind}" if share else "none", **columns})
+    return table

@@ -1,4 +1,4 @@
-"""Rows of finished trials: to Parquet and back, means over fits and seeds, and the one figure of a protection."""
+"""Rows of finished trials: Parquet conversion, means over fits and seeds, and relearned accuracy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.relearning.evaluation import CLEAN, Trial
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
 
-Row = Mapping[str, Any]  # what pipeline.relearning.trial.run_trial returns, with its labelling's overlap
+Row = Mapping[str, Any]  # a result of pipeline.relearning.trial.run_trial, plus overlap and denoiser columns
 
 _TEXT = (
     *("key", "protection", "target", "regime", "labelling", "share", "recipe", "data", "device", "versions"),
@@ -55,11 +55,11 @@ _NEEDED = ("accuracy_last", "diverged", "num_train", "num_classes", "seconds")
 
 @dataclass(frozen=True)
 class MeanAccuracy:
-    """Accuracy after the last epoch over the fits and seeds of one cell, in [0, 1]; diverged trials are not averaged.
+    """Last-epoch accuracy over the fits and seeds of one cell, in [0, 1]; diverged trials are excluded.
 
     mean    mean of the fits' means; None if every trial diverged
-    sd      over the seeds of a fit: sample standard deviation, pooled over fits; None for fewer than two seeds
-    fits    mean over seeds of every fit that has one, in order
+    sd      sample standard deviation over the seeds of a fit, pooled over fits; None for fewer than two seeds
+    fits    mean over seeds of each fit that has one, in order
     """
 
     mean: float | None
@@ -71,7 +71,7 @@ class MeanAccuracy:
 
 @dataclass(frozen=True)
 class Relearned:
-    """Relearned accuracy: the largest mean over regimes and targets, and where it was reached; see MeanAccuracy."""
+    """Relearned accuracy: the largest mean over regimes and targets, and where it was reached (see MeanAccuracy)."""
 
     accuracy: float
     sd: float | None
@@ -82,12 +82,12 @@ class Relearned:
 
 
 def read_row(output: Store, trial: Trial) -> dict[str, Any]:
-    """The row of a finished trial. Raises InputError, one line, for a file that is damaged or another trial's."""
+    """The row of a finished trial. Raises InputError for a file that is damaged or belongs to another trial."""
     data, expected = output.read(trial.result), asdict(trial) | {"key": trial.key}
     try:
         row: dict[str, Any] = json.loads(data)
         if {name: row[name] for name in expected} != expected:
-            raise ValueError("it is of another trial")
+            raise ValueError("it belongs to another trial")
         if missing := [name for name in _NEEDED if row[name] is None]:
             raise ValueError(f"{missing[0]} is null")
         results_to_parquet([row])
@@ -95,33 +95,33 @@ def read_row(output: Store, trial: Trial) -> dict[str, Any]:
         return row
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         where = f"{output.url}/{trial.result}"
-        raise unreadable(where, error, "restore it, or remove it to run that trial again") from None
+        raise unreadable(where, error, "restore it, or delete it to run that trial again") from None
 
 
 def results_to_parquet(rows: Sequence[Row]) -> bytes:
-    """One row per trial, in SCHEMA's columns, ordered by what a reader compares."""
+    """One row per trial, with SCHEMA's columns, sorted for easy comparison."""
     names = ("protection", "labelling", "share", "target", "regime", "fit", "seed")
     ordered = sorted(rows, key=lambda row: tuple(row[name] for name in names))
     return _parquet([{name: row.get(name) for name in SCHEMA.names} for row in ordered], SCHEMA)
 
 
 def results_from_parquet(data: bytes) -> list[dict[str, Any]]:
-    """The inverse of results_to_parquet: a dict for each row."""
+    """The inverse of results_to_parquet: one dict per row."""
     return list(pq.read_table(io.BytesIO(data)).to_pylist())
 
 
 def histories_to_parquet(rows: Sequence[Row]) -> bytes:
-    """One row per trial and epoch, in HISTORY_SCHEMA's columns; what a regime adds is JSON in `figures`."""
-    found = [
+    """One row per trial and epoch, with HISTORY_SCHEMA's columns; a regime's own figures are JSON in `figures`."""
+    epochs = [
         {**score, "key": row["key"], "epoch": epoch, "figures": _json(score["figures"])}
         for row in sorted(rows, key=lambda row: str(row["key"]))
         for epoch, score in enumerate(row["history"], start=1)
     ]
-    return _parquet([{name: one.get(name) for name in HISTORY_SCHEMA.names} for one in found], HISTORY_SCHEMA)
+    return _parquet([{name: row.get(name) for name in HISTORY_SCHEMA.names} for row in epochs], HISTORY_SCHEMA)
 
 
 def _json(figures: Mapping[str, float]) -> str:
-    """Figures that are not finite become null: NaN is no JSON, and strict readers refuse it."""
+    """Non-finite figures become null: NaN is not valid JSON, and strict readers reject it."""
     return json.dumps(
         {name: value if math.isfinite(value) else None for name, value in figures.items()}, sort_keys=True
     )
@@ -134,11 +134,11 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def mean_accuracies(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], MeanAccuracy]:
-    """Mean and spread over fits and seeds of `accuracy_last` for every combination of the columns `by` that occurs."""
+    """Mean and spread of `accuracy_last` over fits and seeds, for every combination of the columns `by`."""
     cells: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         cells[tuple(row[name] for name in by)].append(row)
-    return {cell: _mean_accuracy(found) for cell, found in cells.items()}
+    return {cell: _mean_accuracy(trials) for cell, trials in cells.items()}
 
 
 def _mean_accuracy(rows: Sequence[Row]) -> MeanAccuracy:
@@ -151,7 +151,9 @@ def _mean_accuracy(rows: Sequence[Row]) -> MeanAccuracy:
     fits = tuple(float(np.mean(reached[fit])) for fit in sorted(reached))
     num_trials = sum(map(len, reached.values()))
     free = num_trials - len(fits)  # degrees of freedom
-    squares = sum(float(np.sum(np.square(np.subtract(one, np.mean(one))))) for one in reached.values())
+    squares = sum(
+        float(np.sum(np.square(np.subtract(accuracies, np.mean(accuracies))))) for accuracies in reached.values()
+    )
     sd = math.sqrt(squares / free) if free else None
     return MeanAccuracy(float(np.mean(fits)), sd, num_trials, len(rows) - num_trials, fits)
 
@@ -159,12 +161,12 @@ def _mean_accuracy(rows: Sequence[Row]) -> MeanAccuracy:
 def relearned(
     rows: Sequence[Row], protection: str, *, labelling: str = "original", share: str = "samples:1"
 ) -> Relearned | None:
-    """The worst case over regimes and targets of the mean over fits and seeds; None without a single finished trial.
+    """The worst case over regimes and targets of the mean over fits and seeds; None if no trial finished.
 
-    For CLEAN it is the control's same maximum, whatever the share.
+    For CLEAN, the same maximum for the control, whatever the share.
     """
     cells = _cells(rows, protection, labelling, share)
-    reached = {cell: found for cell, found in cells.items() if found.mean is not None}
+    reached = {cell: mean for cell, mean in cells.items() if mean.mean is not None}
     if not reached:
         return None
     worst = max(reached, key=lambda cell: reached[cell].mean or 0.0)
@@ -176,16 +178,16 @@ def relearned(
 def relearned_by_regime(
     rows: Sequence[Row], protection: str, *, labelling: str = "original", share: str = "samples:1"
 ) -> dict[str, float]:
-    """Regime -> accuracy of its best target, mean fits and seeds; regimes whose trials all diverged are left out."""
-    found: dict[str, float] = {}
+    """Regime -> accuracy of its best target, mean over fits and seeds; omits regimes whose trials all diverged."""
+    best: dict[str, float] = {}
     for (regime, _), cell in _cells(rows, protection, labelling, share).items():
         if cell.mean is not None:
-            found[regime] = max(cell.mean, found.get(regime, 0.0))
-    return found
+            best[regime] = max(cell.mean, best.get(regime, 0.0))
+    return best
 
 
 def select(rows: Sequence[Row], protection: str, labelling: str, share: str) -> list[Row]:
-    """Rows of one protection; the clean control stands beside every share."""
+    """Rows of one protection; those of the clean control match every share."""
     return [
         row
         for row in rows
@@ -196,5 +198,5 @@ def select(rows: Sequence[Row], protection: str, labelling: str, share: str) -> 
 
 
 def _cells(rows: Sequence[Row], protection: str, labelling: str, share: str) -> dict[tuple[Any, ...], MeanAccuracy]:
-    """The mean of every regime and target."""
+    """The mean for every regime and target."""
     return mean_accuracies(select(rows, protection, labelling, share), ("regime", "target"))

@@ -1,4 +1,4 @@
-"""What the relearning report says in figures: which rows stand beside which, in what order."""
+"""The relearning report's tables: which figures they compare, and in what order."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ QUALITIES = ("sse", "silhouette", "calinski_harabasz")
 
 @dataclass(frozen=True)
 class Order:
-    """Names in the order in which they are shown, and the labelling and share that the headline is about.
+    """Names in display order, and the labelling and share of the headline.
 
-    protections   without the controls
+    protections   excluding the controls
     """
 
     protections: tuple[str, ...]
@@ -45,7 +45,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure of one protection (or of CLEAN) under one labelling and share, and the control's same maximum."""
+    """Relearned accuracy of one protection (or CLEAN) under one labelling and share, and the control's same maximum."""
 
     protection: str
     labelling: str
@@ -57,11 +57,11 @@ class Headline:
 
 
 def order_of(rows: Sequence[Row], protections: Iterable[str], settings: Mapping[str, Any]) -> Order:
-    """The order that the settings give, then what the rows have beside it, by name."""
+    """The order given by the settings, followed by anything else in the rows, sorted by name."""
 
     def names(column: str, given: Iterable[Any]) -> tuple[str, ...]:
         present = {str(row[column]) for row in rows}
-        first = [str(one) for one in given if str(one) in present]
+        first = [str(name) for name in given if str(name) in present]
         return tuple(dict.fromkeys(first + sorted(present)))
 
     labellings = names("labelling", settings.get("labellings") or ("original",))
@@ -78,13 +78,13 @@ def order_of(rows: Sequence[Row], protections: Iterable[str], settings: Mapping[
 
 
 def is_protection(row: Row) -> bool:
-    """True for what was trained on protected images, False for both controls."""
+    """True for trainings on protected images, False for both controls."""
     return row["protection"] not in (CLEAN, CLEAN_PART)
 
 
 def headlines(rows: Sequence[Row], order: Order) -> list[Headline]:
-    """One for every labelling, share and protection with trials, and one for CLEAN under every labelling."""
-    found = []
+    """One headline per labelling, share and protection with trials, and one for CLEAN per labelling."""
+    lines = []
     for labelling in order.labellings:
         clean = relearned(rows, CLEAN, labelling=labelling)
         arms = [
@@ -97,21 +97,21 @@ def headlines(rows: Sequence[Row], order: Order) -> list[Headline]:
             if chosen:
                 reached = relearned(rows, name, labelling=labelling, share=share)
                 num_diverged = sum(bool(row["diverged"]) for row in chosen)
-                found.append(Headline(name, labelling, share, reached, clean, len(chosen), num_diverged))
-    return found
+                lines.append(Headline(name, labelling, share, reached, clean, len(chosen), num_diverged))
+    return lines
 
 
 def accuracy_table(rows: Sequence[Row], order: Order, protection: str, labelling: str) -> list[tuple[str, list[Any]]]:
-    """(regime, [(clean, protected), …] by target): MeanAccuracy, None where nothing was tried; of the headline share.
+    """(regime, [(clean, protected), …] by target) for the headline share; MeanAccuracy, or None if not tried.
 
-    For CLEAN, clean alone stands in both places.
+    For CLEAN, both entries are the clean one.
     """
     means = {
         arm: mean_accuracies(select(rows, arm, labelling, order.share), ("regime", "target"))
         for arm in (CLEAN, protection)
     }
     present = [
-        regime for regime in order.regimes if any(cell[0] == regime for found in means.values() for cell in found)
+        regime for regime in order.regimes if any(cell[0] == regime for by_cell in means.values() for cell in by_cell)
     ]
     return [
         (regime, [(means[CLEAN].get((regime, t)), means[protection].get((regime, t))) for t in order.targets])
@@ -120,7 +120,7 @@ def accuracy_table(rows: Sequence[Row], order: Order, protection: str, labelling
 
 
 def heat_map(rows: Sequence[Row], order: Order) -> tuple[list[str], list[tuple[str, list[tuple[float | None, bool]]]]]:
-    """Names of the columns, and (regime, [(accuracy, is the column's largest), …]); accuracy over targets the largest.
+    """Column names, and (regime, [(accuracy of the best target, whether it is the column's largest), …]).
 
     None: not run, or every trial diverged.
     """
@@ -135,17 +135,17 @@ def heat_map(rows: Sequence[Row], order: Order) -> tuple[list[str], list[tuple[s
 
 
 def floors(rows: Sequence[Row], order: Order) -> dict[str, tuple[float, float | None, int]]:
-    """labelling -> (accuracy of guessing, share of the commonest class among test images, number of classes)."""
-    found = {}
+    """labelling -> (accuracy of guessing, share of the most common class among test images, number of classes)."""
+    by_labelling = {}
     for labelling in order.labellings:
         row = next(row for row in rows if row["labelling"] == labelling)
-        found[labelling] = (1 / row["num_classes"], row.get("majority"), int(row["num_classes"]))
-    return found
+        by_labelling[labelling] = (1 / row["num_classes"], row.get("majority"), int(row["num_classes"]))
+    return by_labelling
 
 
 def readings(rows: Sequence[Row], order: Order) -> list[tuple[str, str, str, list[float | None]]]:
-    """(protection, regime, target, means of READINGS and DELTA_TESTS over trials that did not diverge)."""
-    found = []
+    """(protection, regime, target, means of READINGS and DELTA_TESTS), excluding diverged trials."""
+    table = []
     for name in (*order.protections, CLEAN):
         chosen = select(rows, name, order.labelling, order.share)
         for regime in order.regimes:
@@ -154,15 +154,15 @@ def readings(rows: Sequence[Row], order: Order) -> list[tuple[str, str, str, lis
                     row for row in chosen if (row["regime"], row["target"]) == (regime, target) and not row["diverged"]
                 ]
                 if cell:
-                    found.append((name, regime, target, [_mean(cell, one) for one in (*READINGS, *DELTA_TESTS)]))
-    return found
+                    table.append((name, regime, target, [_mean(cell, column) for column in (*READINGS, *DELTA_TESTS)]))
+    return table
 
 
 @dataclass(frozen=True)
 class ShareCurve:
-    """Means over fits and seeds over the share that is protected, for one regime and target.
+    """Accuracy as a function of the protected share, for one regime and target.
 
-    points   share -> MeanAccuracy; 0 is the clean control. For CLEAN_PART, share is what is left out.
+    points   share -> MeanAccuracy; 0 is the clean control. For CLEAN_PART, the share is what is left out.
     """
 
     protection: str
@@ -172,17 +172,17 @@ class ShareCurve:
 
 
 def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurve]:
-    """Curves over shares of `kind`, samples or classes; empty where no share of it below 1 was tried."""
+    """Curves over shares of `kind`, samples or classes; empty if no share of that kind below 1 was tried."""
     parts = {share: parse_share(share)[1] for share in order.shares}
     if not any(parse_share(share)[0] == kind and part < 1 for share, part in parts.items()):
         return []
-    # Everything protected is everything protected, whether samples or classes are counted
+    # A share of 1 is the same whether samples or classes are counted
     used = [
         share
         for share in sorted(parts, key=lambda s: parse_share(s)[0] == kind)
         if share.startswith(f"{kind}:") or parts[share] == 1
     ]
-    found = []
+    curves = []
     for regime in order.regimes:
         for target in order.targets:
             for name in (*order.protections, CLEAN_PART):
@@ -193,52 +193,56 @@ def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurv
                     if cell is not None:
                         points[part] = cell
                 if any(0 < part < 1 for part in points):
-                    found.append(ShareCurve(name, regime, target, dict(sorted(points.items()))))
-    return found
+                    curves.append(ShareCurve(name, regime, target, dict(sorted(points.items()))))
+    return curves
 
 
 def overlaps(rows: Sequence[Row], order: Order) -> list[tuple[str, str, int, list[float | None]]]:
-    """(labelling, protection, number of classes, OVERLAPS) where the clusters of a protection are known."""
-    found = []
+    """(labelling, protection, number of classes, OVERLAPS) for protections whose clusters are known."""
+    table = []
     for labelling in order.labellings:
         for name in order.protections:
             known = [
                 row
                 for row in rows
                 if (row["labelling"], row["protection"]) == (labelling, name)
-                and any(row.get(one) is not None for one in OVERLAPS)
+                and any(row.get(column) is not None for column in OVERLAPS)
             ]
             if known:
                 row = known[0]
-                found.append((labelling, name, int(row["num_classes"]), [row.get(one) for one in OVERLAPS]))
-    return found
+                table.append((labelling, name, int(row["num_classes"]), [row.get(column) for column in OVERLAPS]))
+    return table
 
 
 def qualities(rows: Sequence[Row], order: Order) -> list[tuple[str, int, list[float | None]]]:
-    """(labelling, number of classes, QUALITIES) of the labellings that group classes by their names."""
-    found = []
+    """(labelling, number of classes, QUALITIES) for labellings that group classes by their names."""
+    table = []
     for labelling in order.labellings:
         row = next((row for row in rows if row["labelling"] == labelling and row.get("sse") is not None), None)
         if row is not None:
-            found.append((labelling, int(row["num_classes"]), [row.get(one) for one in QUALITIES]))
-    return found
+            table.append((labelling, int(row["num_classes"]), [row.get(column) for column in QUALITIES]))
+    return table
 
 
 def denoisers(rows: Sequence[Row], order: Order) -> list[tuple[str, str, list[float | None]]]:
-    """(regime, protection, means of DENOISER_GAINS in dB) where a regime cleans images with a denoiser."""
-    found = []
+    """(regime, protection, means of DENOISER_GAINS in dB) for regimes that clean images with a denoiser."""
+    table = []
     for regime in order.regimes:
         for name in (*order.protections, CLEAN):
             cell = [row for row in select(rows, name, order.labelling, order.share) if row["regime"] == regime]
-            gains = [_mean(cell, one) for one in DENOISER_GAINS]
+            gains = [_mean(cell, column) for column in DENOISER_GAINS]
             if gains[0] is not None:
-                found.append((regime, name, gains))
-    return found
+                table.append((regime, name, gains))
+    return table
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the trials of one regime and target cost; `factor` is the mean seconds relative to nt, None without it."""
+    """Cost of one regime and target.
+
+    seconds  mean of a trial, tests included
+    factor   `seconds` relative to nt's; None if nt was not run
+    """
 
     regime: str
     target: str
@@ -250,22 +254,22 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Seconds of all its trials."""
+        """Seconds of all trials together."""
         return self.num_trials * self.seconds
 
 
 def costs(rows: Sequence[Row], order: Order) -> list[Cost]:
-    """By target, device and regime; seconds are the mean of a trial, tests included, over all that did not diverge."""
+    """Costs by target, device and regime, over all trials that did not diverge."""
     cells: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if not row["diverged"] and row.get("seconds") is not None:
             cells.setdefault((str(row["target"]), str(row.get("device") or ""), str(row["regime"])), []).append(row)
-    seconds = {cell: _mean(found, "seconds") or 0.0 for cell, found in cells.items()}
-    made = []
+    seconds = {cell: _mean(trials, "seconds") or 0.0 for cell, trials in cells.items()}
+    table = []
     for cell in sorted(cells, key=lambda cell: (order.targets.index(cell[0]), cell[1], order.regimes.index(cell[2]))):
         target, device, regime = cell
         plain = seconds.get((target, device, "nt"))
-        made.append(
+        table.append(
             Cost(
                 regime=regime,
                 target=target,
@@ -276,44 +280,48 @@ def costs(rows: Sequence[Row], order: Order) -> list[Cost]:
                 factor=seconds[cell] / plain if plain else None,
             )
         )
-    return made
+    return table
 
 
 def warnings(rows: Sequence[Row], order: Order) -> list[str]:
-    """What keeps the figures from being compared, in sentences; empty if nothing was found."""
-    found = []
+    """Reasons why the figures may not be comparable, as sentences; empty if there are none."""
+    sentences = []
     if not any(row["protection"] == CLEAN for row in rows):
-        found.append("The clean control was not run: nothing says what was there to be learned.")
+        sentences.append("The clean control was not run, so there is no baseline for what could be learned.")
     seeds = len({row["seed"] for row in rows})
     if 0 < seeds < 3:
         number = "One seed" if seeds == 1 else "Two seeds"
-        found.append(f"{number} per cell: differences of a few points may be noise; three or more say how large it is.")
+        sentences.append(
+            f"{number} per cell: differences of a few points may be noise. Run three or more to measure it."
+        )
     for name in order.protections:
         fits = len({row["fit"] for row in select(rows, name, order.labelling, order.share)})
         if 0 < fits < 3:
             number = "One fit" if fits == 1 else "Two fits"
-            found.append(
-                f"{number} of {name}: one with another seed may differ by several points; three or more say it."
+            sentences.append(
+                f"{number} of {name}: a fit with another seed may differ by several points. Run three or more to see."
             )
     diverged = sum(bool(row["diverged"]) for row in rows)
     if diverged:
-        found.append(f"{diverged} of {len(rows)} trials diverged; diverged trials are marked, and not averaged.")
+        sentences.append(f"{diverged} of {len(rows)} trials diverged; they are marked and excluded from averages.")
     for column in ("epochs", "recipe", "side"):
         values = sorted({str(row[column]) for row in rows if row.get(column) is not None})
         if len(values) > 1:
-            found.append(f"The trials differ in {column} ({', '.join(values)}): their figures are not comparable.")
-    return found + [*_missing_cells(rows, order)]
+            sentences.append(
+                f"The trials differ in {column} ({', '.join(values)}), so their figures are not comparable."
+            )
+    return sentences + [*_missing_cells(rows, order)]
 
 
 def _missing_cells(rows: Sequence[Row], order: Order) -> Iterable[str]:
-    """Regimes and targets that the clean control has and a protection lacks, or the other way round."""
+    """A warning for each protection that was not tried under the same regimes and targets as the clean control."""
     clean = {(row["regime"], row["target"]) for row in select(rows, CLEAN, order.labelling, order.share)}
     for name in order.protections if clean else ():
         cells = {(row["regime"], row["target"]) for row in select(rows, name, order.labelling, order.share)}
         if cells != clean:
             yield (
-                f"{name} and the clean control were not tried in the same regimes and targets "
-                f"({len(cells)} and {len(clean)} combinations): their maxima are not of the same choice."
+                f"{name} and the clean control were not tried under the same regimes and targets "
+                f"({len(cells)} and {len(clean)} combinations), so their maxima are not directly comparable."
             )
 
 

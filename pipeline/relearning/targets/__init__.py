@@ -1,9 +1,9 @@
-"""The target models by name: networks that an adversary trains, from random or from published weights.
+"""Target models by name: networks that an adversary trains, from random or published weights.
 
 small                                                       a residual network that a CPU trains in seconds
-resnet18 resnet50 vgg16 densenet121 wrn-28-10 wrn-34-10     random weights; a stem for small images up to 64 px
+resnet18 resnet50 vgg16 densenet121 wrn-28-10 wrn-34-10     random weights; small-image stem up to 64 px
 efficientnet_b1 regnet_x_1_6gf mobilenet_v2 shufflenet_v2_x1_0 vit-14a
-pretrained:SURROGATE                                        a surrogate's weights, trained on
+pretrained:SURROGATE                                        a surrogate's weights, fine-tuned
 probe:SURROGATE                                             a linear classifier on a surrogate's frozen features
 """
 
@@ -24,7 +24,7 @@ __all__ = ["TARGETS", "build_target", "check_target"]
 Builder = Callable[[int, int, float], nn.Module]
 
 
-# Libraries are imported where a network is built: a driver that only checks names needs none of them.
+# Libraries are imported when a network is built: a driver that only checks names needs none of them.
 def _published(name: str, num_classes: int, side: int, dropout: float) -> nn.Module:
     from pipeline.relearning.targets.published import build_published
 
@@ -63,11 +63,11 @@ TARGETS: dict[str, Builder] = {
     "shufflenet_v2_x1_0": partial(_published, "shufflenet_v2_x1_0"),
     "vit-14a": _vit,
 }
-_ON_WEIGHTS = {"pretrained": False, "probe": True}  # kind: is the trunk frozen
+_ON_WEIGHTS = {"pretrained": False, "probe": True}  # kind -> whether the trunk is frozen
 
 
 def check_target(name: str) -> None:
-    """Raises SettingsError, with near matches, unless `name` is a target that could be built. Reads no weights."""
+    """Raise SettingsError, with near matches, unless `name` is a known target. Reads no weights."""
     kind, separator, surrogate = name.partition(":")
     if separator and kind in _ON_WEIGHTS:
         from pipeline.surrogates.pretrained import check_surrogate
@@ -82,13 +82,13 @@ def check_target(name: str) -> None:
 
 
 def build_target(name: str, num_classes: int, side: int, *, seed: int, dropout: float = 0.0) -> nn.Module:
-    """A target whose random weights depend on the seed alone; torch's global generator is left as it was.
+    """Build a target. Its random weights depend only on the seed; torch's global generator is not affected.
 
-    The network maps float [B, 3, side, side], normalised (or in [0, 1], where it has a true attribute
-    `normalises_itself`), to scores [B, num_classes]; `embed` gives the penultimate features [B, d], `head` is the
-    classifier. dropout is the rate between them; at 0 a network keeps the rate that it was published with.
-    Raises SettingsError for an unknown name, with near matches, or a side that the network cannot take; InputError
-    for published weights that cannot be had.
+    dropout  rate before the classifier; at 0, a network keeps the rate it was published with
+    The network maps float [B, 3, side, side], normalised (or in [0, 1] if its attribute `normalises_itself` is true),
+    to scores [B, num_classes]; `embed` returns the penultimate features [B, d], and `head` is the classifier.
+    Raises SettingsError for an unknown name, with near matches, or a side the network cannot handle; InputError for
+    published weights that are not available.
     """
     check_target(name)
     kind, _, surrogate = name.partition(":")

@@ -1,4 +1,4 @@
-"""What every target is: a trunk that embeds images, and a classifier on its features."""
+"""The common form of targets: a trunk that embeds images, and a classifier on its features."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 class Target(nn.Module):
     """A network cut in two: forward is head(dropout(embed(images))).
 
-    trunk    float [B, 3, H, W] -> features [B, d]
-    head     the final classifier, [B, d] -> scores [B, num_classes]
-    dropout  rate between the two
-    normalises_itself  images come in [0, 1] and the trunk brings them to the scale of its weights; otherwise they come
-                       normalised by the trainer
+    trunk              float [B, 3, H, W] -> features [B, d]
+    head               the final classifier, [B, d] -> scores [B, num_classes]
+    dropout            rate between the two
+    normalises_itself  True: the trunk takes images in [0, 1] and normalises them as its weights expect;
+                       False: the trainer normalises them
     """
 
     normalises_itself = False

@@ -1,4 +1,4 @@
-"""A pretrained victim that is trained on, and a linear probe on features that are not."""
+"""Targets on pretrained weights: fine-tuned, or frozen under a linear probe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.surrogates.pretrained import Tower, build_tower
 
 
 class Encoder(nn.Module):
-    """A surrogate's tower as a trunk: images float [B, 3, s, s] in [0, 1] of any side -> features [B, d].
+    """A surrogate's tower as a trunk: images float [B, 3, s, s] in [0, 1], any side -> features [B, d].
 
-    Images are resized bilinearly, smoothed where they shrink, and normalised as the weights were trained.
+    Images are resized bilinearly, with antialiasing when reduced, and normalised as the weights expect.
     """
 
     mean: Tensor
@@ -36,14 +36,14 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def dimension(self) -> int:
-        """d, from one grey image."""
+        """d, found by embedding a grey image."""
         return int(self(torch.full((1, 3, self.size, self.size), 0.5)).shape[1])
 
 
 class PretrainedTarget(Target):
-    """An encoder with published weights and a new classifier, both trained.
+    """An encoder with published weights and a new classifier, both trained by default.
 
-    is_frozen  only the classifier is trained: the trunk needs no gradient and stays in inference mode (linear probe)
+    is_frozen  train only the classifier (linear probe): the trunk needs no gradient and stays in inference mode
     """
 
     normalises_itself = True
@@ -54,7 +54,7 @@ class PretrainedTarget(Target):
         encoder.requires_grad_(not is_frozen)
 
     def train(self, mode: bool = True) -> PretrainedTarget:
-        """As nn.Module.train, but a frozen trunk stays in inference mode."""
+        """Like nn.Module.train, but a frozen trunk stays in inference mode."""
         super().train(mode)
         if self.is_frozen:
             self.trunk.eval()
@@ -62,9 +62,9 @@ class PretrainedTarget(Target):
 
 
 def build_pretrained(surrogate: str, num_classes: int, dropout: float, *, is_frozen: bool) -> PretrainedTarget:
-    """A target on the weights of `surrogate`; the classifier is random, from torch's global generator.
+    """A target on the weights of `surrogate`; the classifier is initialised from torch's global generator.
 
-    Raises SettingsError for an unknown surrogate, InputError for weights that cannot be had.
+    Raises SettingsError for an unknown surrogate, InputError for weights that are not available.
     """
     encoder = Encoder(build_tower(surrogate, weights=None, size=None))
     head = nn.Linear(encoder.dimension(), num_classes)

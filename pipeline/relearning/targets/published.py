@@ -1,8 +1,8 @@
-"""torchvision's networks as targets: cut before the classifier, with a stem for small images where they are small.
+"""torchvision's networks as targets: split before the classifier, with a different stem for small images.
 
-Images up to 64 px lose no resolution in the first layer: of residual and dense networks it becomes 3x3 with stride 1
-and no pooling follows, as is usual on CIFAR (He et al. 2016, section 4.2); of the others its stride becomes 1. VGG-16
-then ends in its 512 pooled channels instead of two layers of 4,096 units.
+For images up to 64 px the first layer keeps the resolution: in residual and dense networks it becomes 3x3 with stride 1
+and no pooling, as is usual on CIFAR (He et al. 2016, section 4.2); in the others its stride becomes 1. VGG-16 then ends
+with its 512 pooled channels instead of two layers of 4,096 units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SMALL_SIDE = 64
 def build_published(name: str, num_classes: int, side: int, dropout: float) -> Target:
     """The network `name`, one of PUBLISHED, with random weights from torch's global generator.
 
-    dropout  before the classifier; at 0 the network keeps the rate that it was published with
+    dropout  rate before the classifier; at 0, the network keeps the rate it was published with
     """
     network = _make(name, num_classes)
     stem, classifier = PUBLISHED[name]
@@ -31,13 +31,15 @@ def build_published(name: str, num_classes: int, side: int, dropout: float) -> T
 
 
 def build_vit(num_classes: int, side: int, dropout: float) -> Target:
-    """The vision transformer of Chen et al. 2024: 4 layers, 8 heads, hidden and mlp 256, dropout 0.1.
+    """The vision transformer of Chen et al. 2024: 4 layers, 8 heads, hidden and MLP size 256, dropout 0.1.
 
-    Patches of 16 px; of 4 px for images up to 64 px. Raises SettingsError for a side that they do not divide.
+    Patches are 16 px, or 4 px for images up to 64 px. Raises SettingsError for a side they do not divide.
     """
     patch = 4 if side <= SMALL_SIDE else 16
     if side % patch:
-        raise SettingsError(f"target vit-14a cuts images into patches of {patch} px: {side} px is no multiple of it")
+        raise SettingsError(
+            f"target vit-14a cuts images into patches of {patch} px, but {side} px is not a multiple of that"
+        )
     network = models.VisionTransformer(
         image_size=side,
         patch_size=patch,
@@ -58,7 +60,7 @@ def _make(name: str, num_classes: int) -> nn.Module:
 
 
 def _cut(network: nn.Module, classifier: str, dropout: float) -> Target:
-    """Take the last layer, and the dropout before it, off the network's classifier."""
+    """Split off the classifier's last layer and the dropout before it."""
     last = getattr(network, classifier)
     layers = list(last) if isinstance(last, nn.Sequential) else [last]
     head = layers.pop()
@@ -109,7 +111,7 @@ def _first(channels: int) -> nn.Conv2d:
     return nn.Conv2d(3, channels, 3, 1, 1, bias=False)
 
 
-# name: what changes for small images, and the attribute that holds the classifier
+# name -> how to adapt it to small images, and the attribute that holds the classifier
 PUBLISHED: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "resnet18": (_small_resnet_stem, "fc"),
     "resnet50": (_small_resnet_stem, "fc"),

@@ -1,4 +1,4 @@
-"""The fast small ResNet: what a CPU can train in seconds."""
+"""A small, fast ResNet that a CPU can train in seconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class SmallResNet(nn.Module):
-    """A residual network small enough for a CPU: 0.38 M parameters, uint8-scale images of 32 px or more.
+    """A residual network small enough for a CPU: 0.38 M parameters, images of 32 px or more.
 
     conv-BN-ReLU 3->16, 16->48 /2, 48->96 /2, max-pool, one residual block of two 96->96, 96->192, global max-pool,
-    linear; the shape of the networks of speed records on CIFAR-10. From 64 px on the first layer has stride 2.
+    linear: the layout of CIFAR-10 speed-record networks. From 64 px up the first layer has stride 2.
     Input float [B, 3, H, W], normalised; output float [B, num_classes].
     """
 

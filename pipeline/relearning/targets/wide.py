@@ -1,4 +1,4 @@
-"""Wide residual networks, which neither torchvision nor timm has in the form for small images."""
+"""Wide residual networks in the form for small images, which neither torchvision nor timm provides."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.relearning.targets.published import SMALL_SIDE
 def build_wide(depth: int, width: int, num_classes: int, side: int, dropout: float) -> Target:
     """WRN-depth-width (Zagoruyko and Komodakis 2016, table 1) with random weights; depth is 6 n + 4.
 
-    3x3 stem, three groups of n pre-activation blocks with 16, 32, 64 times `width` channels, global average. Images
-    above 64 px are brought to a quarter of their side by a 7x7 stem with pooling, as in ImageNet's residual networks.
+    3x3 stem, three groups of n pre-activation blocks with 16, 32, 64 times `width` channels, global average pooling.
+    Above 64 px, a 7x7 stem with pooling first reduces images to a quarter of their side, as in ResNets for ImageNet.
     """
     num_blocks, rest = divmod(depth - 4, 6)
     if rest or num_blocks < 1:
@@ -38,7 +38,7 @@ def _group(channels_in: int, channels: int, num_blocks: int, stride: int) -> nn.
 
 
 class PreActivationBlock(nn.Module):
-    """BN-ReLU-conv twice, plus the input (He et al. 2016b, figure 1b), through 1x1 where the shape changes.
+    """BN-ReLU-conv twice, plus the input (He et al. 2016b, figure 1b), through a 1x1 conv if the shape changes.
 
     float [B, channels_in, H, W] -> [B, channels, H / stride, W / stride]
     """

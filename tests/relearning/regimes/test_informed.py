@@ -128,7 +128,7 @@ def test_known_deltas_are_subtracted_exactly_and_clipped():
     dark = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     bright = find_regime("delta-known", Knowledge(deltas=torch.full((1, 3, 8, 8), 16, dtype=torch.int16)))
     assert int(bright.prepare(dark, None, seed=0).max()) == 0
-    with pytest.raises(SettingsError, match=r"needs one delta per training image: deltas \(1, 3, 8, 8\)"):
+    with pytest.raises(SettingsError, match=r"needs one delta per training image; deltas are \(1, 3, 8, 8\)"):
         bright.prepare(protected, None, seed=0)
 
 

@@ -211,16 +211,16 @@ def test_options_are_named_in_the_regime_and_refused_when_unknown():
     assert find_regime("st[kappa=1.5]").name == "st"
     assert find_regime("iss-gray+st-cg[reduce=none]").name == "iss-gray+st-cg[reduce=none]"
     for name, message in {
-        "st[reduse=pca2]": "option of ST: 'reduse' is none of .*did you mean reduce?",
-        "st[reduce=pca]": "reduce 'pca' is none of tsne, pca2, none; did you mean pca2?",
-        "st[kappa=much]": "kappa of ST must be a number; it is 'much'",
+        "st[reduse=pca2]": "ST option 'reduse' is not one of .*did you mean reduce?",
+        "st[reduce=pca]": "reduce 'pca' is not one of tsne, pca2, none; did you mean pca2?",
+        "st[kappa=much]": "ST option kappa must be a number; it is 'much'",
         "st[kappa=0]": "kappa must be above 0; it is 0.0",
         "st[beta=-1]": "beta must not be negative",
-        "st-cg[cg=papers]": "cg 'papers' is none of strong, paper; did you mean paper?",
+        "st-cg[cg=papers]": "cg 'papers' is not one of strong, paper; did you mean paper?",
         "st[cg=paper]": "ST alone has no colour jitter; cg is an option of st-cg and st-full",
-        "st[pca2]": "'pca2' of ST is not of the form name=value",
-        "st[kappa=2": "options stand in brackets",
-        "nt[kappa=2]": "regime with options: 'nt' is none of st, st-cg, st-full",
+        "st[pca2]": "ST option 'pca2' is not of the form name=value",
+        "st[kappa=2": "put options in brackets",
+        "nt[kappa=2]": "regime with options 'nt' is not one of st, st-cg, st-full",
     }.items():
         with pytest.raises(SettingsError, match=re.sub(r"\?$", r"\\?", message)):
             find_regime(name)

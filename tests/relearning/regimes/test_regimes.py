@@ -100,7 +100,7 @@ def test_two_regimes_can_be_joined():
 
 @pytest.mark.parametrize("name", ["highpass", "lowpass:", "highpass:fine", "lowpass:-8", "lowpass:0", "highpass:nan"])
 def test_a_filter_without_a_sensible_number_says_in_one_line_what_it_takes(name):
-    expected = rf"^regime '{name}' needs a number of cycles per image above 0, for example {name.split(':')[0]}:8$"
+    expected = rf"^regime '{name}' needs a positive number of cycles per image, e.g. {name.split(':')[0]}:8$"
     with pytest.raises(SettingsError, match=expected):
         find_regime(f"cg+{name}")
 
@@ -121,7 +121,7 @@ def test_a_regime_without_what_it_needs_says_so_in_one_line(name):
 
 
 def test_clean_images_without_their_labels_are_refused():
-    with pytest.raises(SettingsError, match="needs a label for each of 4 clean images: no labels"):
+    with pytest.raises(SettingsError, match="needs labels for 4 clean images; there are none"):
         find_regime("dfr", Knowledge(clean_images=pictures(4, 0)))
     assert find_regime("adabn", Knowledge(clean_images=pictures(4, 0))).name == "adabn"
 

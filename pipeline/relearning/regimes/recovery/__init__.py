@@ -1,1 +1,1 @@
-"""Regimes that take deltas away, or learn around them."""
+"""Regimes that remove deltas or learn around them."""

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class FeatureReweighting(Regime):
-    """After ordinary training only the head is fitted again, on features of clean images.
+    """After ordinary training, refit only the head, on features of clean images.
 
-    So Sandoval-Segura et al. (NeurIPS 2023) show what features an unlearnable set still teaches.
+    Sandoval-Segura et al. (NeurIPS 2023) use this to show which features an unlearnable set still teaches.
     known: clean_images with clean_labels.
     """
 
@@ -33,10 +33,10 @@ class FeatureReweighting(Regime):
 
 
 def fit_head(training: Training, images: Tensor, labels: Tensor) -> None:
-    """Replace the head of the target by logistic regression on penultimate features of images uint8 [n, 3, S, S].
+    """Replace the target's head with logistic regression on penultimate features of images, uint8 [n, 3, S, S].
 
-    Features are standardised; the penalty on the weights is |W|^2 / 2n beside the mean cross entropy (C = 1), solved
-    by L-BFGS in float64.
+    Features are standardised. The objective is the mean cross entropy plus |W|^2 / 2n (C = 1), minimised by L-BFGS in
+    float64.
     """
     head = training.network.head
     assert isinstance(head, nn.Linear), "a target's head is one linear layer"

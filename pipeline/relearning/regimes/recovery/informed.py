@@ -25,9 +25,9 @@ _FINE_TUNING_EPOCHS = 5
 
 
 class AdaptedNormalisation(Regime):
-    """AdaBN: after training, batch-norm statistics are those of clean images, which need no labels (Li et al. 2017).
+    """AdaBN: after training, recompute batch-norm statistics on unlabelled clean images (Li et al. 2017).
 
-    Undoes what is only a shift between protected training and clean test images. known: clean_images.
+    This undoes a mere distribution shift between protected training images and clean test images. known: clean_images.
     """
 
     name = "adabn"
@@ -37,7 +37,7 @@ class AdaptedNormalisation(Regime):
 
     def start(self, training: Training) -> None:
         if not _batch_norms(training.network):
-            raise SettingsError("regime 'adabn' needs a target with batch normalisation: this one has none")
+            raise SettingsError("regime 'adabn' needs a target with batch normalisation; this one has none")
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:
@@ -57,10 +57,10 @@ class AdaptedNormalisation(Regime):
 
 
 class DeltaJitter(SubtractEstimate):
-    """Every epoch each training image gets, with a random sign, the estimated delta of a group that is not its own.
+    """In every epoch each training image gets another group's estimated delta, with a random sign.
 
-    Deltas are then no evidence of a class. Groups and estimates are those of SubtractEstimate("either"). With a single
-    group its own delta is added or taken off. Joined with what changes images, it stands behind that.
+    Deltas are then no longer evidence of a class. Groups and estimates are those of SubtractEstimate("either"). With a
+    single group, its own delta is added or subtracted. When joined with a regime that changes images, it goes second.
     """
 
     def __init__(self, known: Knowledge) -> None:
@@ -95,7 +95,7 @@ class DeltaJitter(SubtractEstimate):
 
 
 class DeltaKnown(Regime):
-    """The true delta of every training image is subtracted, clipped to 8 bits: the most that any removal can do.
+    """Subtract the true delta of every training image and clip to 8 bits: the upper limit for any removal.
 
     known: deltas, one per training image.
     """
@@ -104,20 +104,20 @@ class DeltaKnown(Regime):
 
     def __init__(self, known: Knowledge) -> None:
         if known.deltas is None:
-            raise SettingsError("regime 'delta-known' needs the true delta of every training image: there are none")
+            raise SettingsError("regime 'delta-known' needs the true delta of every training image; none are known")
         self._deltas = known.deltas
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         if self._deltas.shape != images.shape:
             raise SettingsError(
-                f"regime 'delta-known' needs one delta per training image: deltas {tuple(self._deltas.shape)}, "
-                f"images {tuple(images.shape)}"
+                f"regime 'delta-known' needs one delta per training image; deltas are {tuple(self._deltas.shape)}, "
+                f"images are {tuple(images.shape)}"
             )
         return (images.to(torch.int16) - self._deltas.to(images.device)).clamp(0, 255).to(torch.uint8)
 
 
 class FewClean(Regime):
-    """After training the target is fine-tuned on a few clean images: five epochs at a tenth of the rate.
+    """After training, fine-tune the target on a few clean images: five epochs at a tenth of the learning rate.
 
     known: clean_images with clean_labels.
     """

@@ -1,4 +1,4 @@
-"""Orthogonal projection: what a linear classifier finds in the pixels is taken out (Sandoval-Segura et al. 2023)."""
+"""Orthogonal projection: remove what a linear classifier finds in the pixels (Sandoval-Segura et al. 2023)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _RATE = 0.1
 
 
 class OrthogonalProjection(Regime):
-    """Training images minus their projection on the weights of a linear softmax classifier; then CutMix and more.
+    """Training images minus their projection onto the weights of a linear softmax classifier, then strong augmentation.
 
-    Strong augmentation (rotation and shear 10 degrees, scale .8 to 1.2, brightness, contrast and saturation .2) and
-    CutMix (probability .5), as Sandoval-Segura et al. (NeurIPS 2023) train afterwards. Test images stay as they are.
+    As in Sandoval-Segura et al. (NeurIPS 2023): rotation and shear of 10 degrees, scale .8 to 1.2, brightness, contrast
+    and saturation .2, and CutMix with probability .5. Test images are unchanged.
     """
 
     name = "opa"
@@ -57,10 +57,11 @@ class OrthogonalProjection(Regime):
 
 
 def linear_directions(images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-    """Orthonormal columns float [pixels, classes] that span the weights of a linear softmax classifier.
+    """Orthonormal columns, float [pixels, classes], that span the weights of a linear softmax classifier.
 
-    images  uint8 [n, 3, H, W], read as raw [0, 1] pixels; the classifier has no bias and is trained for 20 epochs by
-    SGD without momentum, rate .1 divided by 10 at half and three quarters, batch 1,024.
+    images  uint8 [n, 3, H, W], used as raw [0, 1] pixels
+    The classifier has no bias and is trained for 20 epochs by SGD without momentum, batch size 1,024, learning rate .1
+    divided by 10 at half and at three quarters.
     """
     num_pixels, num_classes = images[0].numel(), int(labels.max()) + 1
     rng = torch_rng(seed, "opa")
@@ -78,5 +79,5 @@ def linear_directions(images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
 
 
 def project_out(pixels: Tensor, directions: Tensor) -> Tensor:
-    """Rows float [n, pixels] minus their projection on the orthonormal columns of `directions`."""
+    """Rows, float [n, pixels], minus their projection onto the orthonormal columns of `directions`."""
     return pixels - (pixels @ directions) @ directions.T

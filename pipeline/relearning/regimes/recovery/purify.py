@@ -1,12 +1,12 @@
-"""Adversaries who train a denoiser and clean with it all images, those to train on and those to be asked about.
+"""Adversaries who train a denoiser and run all images through it, training and test.
 
-self-pairs       on pairs that they make themselves: other pictures, and what this product makes of them with their own
-                 seeds; needs no knowledge of our protection
-purify           on clean pictures under noise of the usual kinds
-leaked-pairs:N   on N images of this very collection that they have both protected and clean
+self-pairs       trained on pairs they make themselves, by protecting other pictures with Scumble and their own seeds;
+                 needs no knowledge of our protection
+purify           trained on clean pictures with noise of the usual kinds
+leaked-pairs:N   trained on N images of this collection that they have both protected and clean
 
-A trial's figures say what the denoiser gained on its own held-out pictures and here, in dB (`gain_db`), because a
-denoiser that gained little is weak evidence for a protection.
+A trial's figures give the denoiser's gain in dB (`gain_db`) on its own held-out pictures and on this collection: if a
+denoiser gains little, its failure is weak evidence for a protection.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from pipeline.relearning.training import Training
 
 OWN_DB, HERE_DB = "denoiser_own_db", "denoiser_here_db"
-_LOOKED_AT = 512  # protected images that the gain here is taken on
+_LOOKED_AT = 512  # protected images on which the gain is measured
 
 
 class Purify(Regime):
-    """All images go through the denoiser of this name that was trained before. known: denoisers.
+    """Run all images through the denoiser trained beforehand for this regime. known: denoisers.
 
-    The clean control goes through the same one, so that what it takes from clean images is seen.
+    The clean control goes through the same denoiser, which shows what denoising costs clean images.
     """
 
     def __init__(self, name: str, known: Knowledge) -> None:
@@ -62,7 +62,7 @@ class Purify(Regime):
         return images if self._network is None else denoise(self._network, images)
 
     def _look(self, without: frozenset[int] = frozenset()) -> None:
-        """Note the gains; `without` are rows of training images that the denoiser was trained on."""
+        """Record the gains; `without` are the rows of training images the denoiser was trained on."""
         if self._denoiser is not None:
             self._figures[OWN_DB] = self._denoiser.gain_db
         rows = [row for row in changed_rows(self.known) if row not in without]
@@ -73,9 +73,9 @@ class Purify(Regime):
 
 
 class LeakedPairs(Purify):
-    """The denoiser is trained on `number` leaked pairs, chosen by the hash of their keys. known: deltas, images, keys.
+    """The denoiser is trained on `number` leaked pairs, chosen by key hash. known: deltas, images, keys.
 
-    The clean control has no pairs that differ; its images stay as they are.
+    The clean control has no pairs that differ; its images are unchanged.
     """
 
     def __init__(self, known: Knowledge, number: int) -> None:
@@ -84,14 +84,14 @@ class LeakedPairs(Purify):
 
     def _ready(self) -> Denoiser | None:
         if self._number < 2:
-            raise SettingsError(f"regime {self.name!r}: at least 2 pairs are needed, one to look at")
+            raise SettingsError(f"regime {self.name!r}: at least 2 pairs are needed; one is held out")
         if self.known.deltas is None or self.known.images is None or self.known.keys is None:
-            raise SettingsError(f"regime {self.name!r} needs the true delta of every training image: there are none")
+            raise SettingsError(f"regime {self.name!r} needs the true delta of every training image; none are known")
         return None
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        assert self.known.images is not None, "refused when made"
-        assert self.known.keys is not None, "refused when made"
+        assert self.known.images is not None, "checked by _ready"
+        assert self.known.keys is not None, "checked by _ready"
         rows = changed_rows(self.known)
         if not rows:
             return images
@@ -113,7 +113,7 @@ def changed_rows(known: Knowledge) -> list[int]:
 
 
 def originals(known: Knowledge, rows: Tensor) -> Tensor:
-    """The clean images uint8 of those rows: what is published minus its true delta."""
+    """Clean images of those rows, uint8: the published ones minus their true deltas."""
     assert known.images is not None, "images come with deltas"
-    assert known.deltas is not None, "asked for where they are known"
+    assert known.deltas is not None, "only called when they are known"
     return (known.images[rows].short() - known.deltas[rows]).clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""A weak network learns the shortcut first, and the target then learns what is left (Clark et al., EMNLP 2019)."""
+"""A weak network learns the shortcut first; the target then learns what is left (Clark et al., EMNLP 2019)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from pipeline.relearning.training import Regime
 if TYPE_CHECKING:
     from pipeline.relearning.training import Training
 
-_SIDE = 64  # pixels, at most; coarser than most shortcuts' finest parts, and cheap
+_SIDE = 64  # at most this many pixels: coarser than the finest detail of most shortcuts, and cheap
 _EPOCHS = 3
 
 
 class ShortcutNet(Regime):
-    """Product of experts: the target adds to the log-probabilities of a frozen network too weak for anything hard.
+    """Product of experts: the target's logits are added to the log-probabilities of a frozen weak network.
 
-    That network, three small convolutions trained for three epochs, finds what is learnt at once: the shortcut. Where
-    it is sure and right, the product has hardly a loss, so that the target learns from images whose shortcut is missing
-    or wrong. At test the target stands alone. The product is the "bias product" of Clark, Yatskar & Zettlemoyer (EMNLP
-    2019), a weak network in the place of a known bias Sanh et al. (ICLR 2021). The weak one is trained with smoothed
-    labels, which bounds how sure it is; the product is not, for the target would have to undo the other's certainty.
+    The weak network, three small convolutions trained for three epochs, finds what is learnt fastest: the shortcut.
+    Where it is confident and right, the product has almost no loss, so the target learns from images whose shortcut is
+    missing or wrong. At test time the target is used alone. The product is the "bias product" of Clark, Yatskar &
+    Zettlemoyer (EMNLP 2019); using a weak network in place of a known bias follows Sanh et al. (ICLR 2021). The weak
+    network is trained with label smoothing, which bounds its confidence; the product is not, since the target would
+    then have to undo that confidence.
     """
 
     name = "shortcut-net"
@@ -51,7 +52,7 @@ class ShortcutNet(Regime):
         self._weak = weak
 
     def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        assert self._weak is not None, "start comes first"
+        assert self._weak is not None, "start was not called"
         with torch.no_grad():
             bias = self._weak.scores(images).log_softmax(1)
         scores = training.scores(images)
@@ -61,12 +62,12 @@ class ShortcutNet(Regime):
         return {} if self._weak is None else dict(self._weak.network.state_dict())
 
     def load(self, state: dict[str, Tensor]) -> None:
-        assert self._weak is not None, "start comes first"
+        assert self._weak is not None, "start was not called"
         self._weak.network.load_state_dict(state)
 
 
 class _Shrink(nn.Module):
-    """Means over squares down to at most 64 px a side."""
+    """Average-pool to at most 64 px a side."""
 
     def forward(self, images: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(images, min(_SIDE, images.shape[-1]))

@@ -21,11 +21,11 @@ PROJECTION = 128
 
 
 class ContrastivePretraining(Regime):
-    """The target's trunk learns to tell images apart by two views of each; its head is fitted last, on features.
+    """The target's trunk is trained contrastively on two views of each image; its head is then fitted on the features.
 
     Views: resized crop (.2 to 1), flip, colour jitter (.4, .4, .4, .1; p .8), grey (p .2), blur (sigma .1 to 2, p .5).
     Projection linear-ReLU-linear to 128, temperature .07. The probe uses the protected images and their labels. Until
-    it is fitted, accuracies of epochs say nothing. The rate is a tenth of the recipe's.
+    it is fitted, per-epoch accuracies are meaningless. The learning rate is a tenth of the recipe's.
     """
 
     name = "simclr"
@@ -35,7 +35,7 @@ class ContrastivePretraining(Regime):
         self._views: nn.Module | None = None
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, lr=recipe.lr / 10)  # at the full rate all features become one (measured)
+        return replace(recipe, lr=recipe.lr / 10)  # at the full rate the features collapse (measured)
 
     def start(self, training: Training) -> None:
         head, side = training.network.head, training.images.shape[-1]
@@ -51,8 +51,8 @@ class ContrastivePretraining(Regime):
         self._views = _random_views(side)
 
     def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        assert self._projection is not None, "start comes first"
-        assert self._views is not None, "start comes first"
+        assert self._projection is not None, "start was not called"
+        assert self._views is not None, "start was not called"
         views = self._views(torch.cat([images, images])).clamp(0, 1)
         with training.autocast():
             features = training.network.embed(training.normalise(views))  # type: ignore[operator]
@@ -67,14 +67,14 @@ class ContrastivePretraining(Regime):
         return {} if self._projection is None else dict(self._projection.state_dict())
 
     def load(self, state: dict[str, Tensor]) -> None:
-        assert self._projection is not None, "start comes first"
+        assert self._projection is not None, "start was not called"
         self._projection.load_state_dict(state)
 
 
 def contrastive_loss(projected: Tensor) -> Tensor:
-    """Mean cross entropy of finding the other view of the same image among all others (NT-Xent).
+    """Mean cross entropy of picking out the other view of the same image (NT-Xent).
 
-    projected  float [2 B, d], not normalised: first views, then second views in the same order
+    projected  float [2 B, d], not normalised: all first views, then all second views in the same order
     """
     count = len(projected) // 2
     directions = F.normalize(projected, dim=1)

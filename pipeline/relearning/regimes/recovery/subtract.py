@@ -1,6 +1,6 @@
-"""The informed adversary: reads each group's delta off the protected images and subtracts it before training.
+"""The informed adversary: estimates each group's delta from the protected images and subtracts it before training.
 
-It knows how such protections are made, but no delta, no centroid and no surrogate.
+This adversary knows how such protections are made, but not the deltas, centroids or surrogate.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Groups = Literal["label", "blind", "either"]
 
 
 class SubtractEstimate(Regime):
-    """Estimate (c) of `pipeline.measures.removal`, per group of training images, subtracted from them.
+    """Subtract estimate (c) of `pipeline.measures.removal` from each group of training images.
 
-    groups   label: the adversary's own class labels; blind: found in the pixels; either: whichever gives estimates
-             that agree better between two halves of the images, which needs nothing but the protected images
-    known    how many groups the blind search looks for, and the bound of what is subtracted
+    groups   label: the adversary's own class labels; blind: groups found in the pixels; either: whichever grouping's
+             estimates agree better between two halves of the images, which needs only the protected images
+    known    the number of groups for the blind search, and the bound on what is subtracted
     """
 
     def __init__(self, groups: Groups, known: Knowledge) -> None:
@@ -33,7 +33,7 @@ class SubtractEstimate(Regime):
         self.known = known
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        pixels = images.cpu().numpy().copy()  # the caller's images stay as they are
+        pixels = images.cpu().numpy().copy()  # leave the caller's images unchanged
         group_ids = self._group(pixels, labels.cpu().numpy(), seed)
         estimate = estimate_deltas(pixels, group_ids, epsilon=self.known.epsilon)["iterated"]
         for group, delta in enumerate(estimate):
@@ -44,9 +44,9 @@ class SubtractEstimate(Regime):
     def _group(self, pixels: Pixels, labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
         if self.groups == "label":
             return labels
-        found = blind_groups(pixels, self.known.num_groups or int(labels.max()) + 1, seed=seed)
+        blind = blind_groups(pixels, self.known.num_groups or int(labels.max()) + 1, seed=seed)
         if self.groups == "blind":
-            return found
+            return blind
         by_label = split_half_agreement(pixels, labels, epsilon=self.known.epsilon, seed=seed)
-        by_pixels = split_half_agreement(pixels, found, epsilon=self.known.epsilon, seed=seed)
-        return found if by_pixels >= by_label else labels
+        by_pixels = split_half_agreement(pixels, blind, epsilon=self.known.epsilon, seed=seed)
+        return blind if by_pixels >= by_label else labels

@@ -1,1 +1,1 @@
-"""Progressive Staged Training (ST): stages by layer, its colour views, and ACM."""
+"""Progressive Staged Training (ST): layer stages, colour views and ACM."""

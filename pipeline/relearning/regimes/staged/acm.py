@@ -1,9 +1,9 @@
-"""Activation cluster measure (ACM): how tightly penultimate features lie together by label.
+"""Activation cluster measure (ACM): how tightly penultimate features cluster by label.
 
-It is low in the first epochs and high once a network is trapped in what the deltas teach (Dang et al., section
-III-B, "ACM Indicator"). The text that we have gives its ingredients (class centre, intra-class distance, radius,
-inter-class distance) but not its equation; every variant here uses them, grows as classes become tighter or part,
-and does not depend on the scale of the features, because the scale of a t-SNE map means nothing.
+It is low in the first epochs and high once a network is caught in what the deltas teach (Dang et al., section III-B,
+"ACM Indicator"). The text available to us gives its ingredients (class centre, intra-class distance, radius,
+inter-class distance) but not the equation. Every variant here uses those, grows as classes tighten or move apart, and
+is invariant to the scale of the features, because the scale of a t-SNE map is meaningless.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.fingerprint import derive, numpy_rng
 
 PERPLEXITY = 30.0
 ITERATIONS = 1_000
-FIRST_CLASSES = 10  # the paper measures on the first ten classes of sets that have more
+FIRST_CLASSES = 10  # the paper uses the first ten classes of data sets that have more
 
 Points = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -29,7 +29,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Classes:
-    """Classes of points: centres [C, 2], mean distance to the centre [C], radius [C], the points of each class."""
+    """Points by class: centres [C, 2], mean distance to the centre [C], radius [C], members of each class."""
 
     centres: Points
     spread: Points
@@ -37,31 +37,33 @@ class _Classes:
     members: tuple[Points, ...]
 
 
-def _db_inverse(found: _Classes) -> float:
+def _db_inverse(classes: _Classes) -> float:
     """Mean over pairs of d_ij / (sigma_i + sigma_j): the inverse of a Davies-Bouldin term."""
-    return _mean_ratio(_between(found), found.spread)
+    return _mean_ratio(_between(classes), classes.spread)
 
 
-def _radius_ratio(found: _Classes) -> float:
+def _radius_ratio(classes: _Classes) -> float:
     """Mean over pairs of d_ij / (r_i + r_j)."""
-    return _mean_ratio(_between(found), found.radius)
+    return _mean_ratio(_between(classes), classes.radius)
 
 
-def _gap(found: _Classes) -> float:
-    """Mean over pairs of (d_ij - r_i - r_j) / (sigma_i + sigma_j): distance between discs; may be negative."""
-    return _mean_ratio(_between(found) - _pair_sums(found.radius), found.spread)
+def _gap(classes: _Classes) -> float:
+    """Mean over pairs of (d_ij - r_i - r_j) / (sigma_i + sigma_j): the gap between discs; may be negative."""
+    return _mean_ratio(_between(classes) - _pair_sums(classes.radius), classes.spread)
 
 
-def _ratio_of_means(found: _Classes) -> float:
+def _ratio_of_means(classes: _Classes) -> float:
     """Mean of d_ij over mean of sigma_i."""
-    return float(_ratio(_between(found).mean(), found.spread.mean()))
+    return float(_ratio(_between(classes).mean(), classes.spread.mean()))
 
 
-def _mean_of_pairs(found: _Classes) -> float:
-    """Mean over pairs of (mean distance of points of i to points of j) / (s_i + s_j), s the mean distance inside."""
-    rows, columns = np.triu_indices(len(found.members), 1)
-    between = np.array([cdist(found.members[i], found.members[j]).mean() for i, j in zip(rows, columns, strict=True)])
-    inside = np.array([cdist(own, own).sum() / (len(own) * (len(own) - 1)) for own in found.members])
+def _mean_of_pairs(classes: _Classes) -> float:
+    """Mean over pairs of (mean distance from points of i to points of j) / (s_i + s_j), s the mean distance within."""
+    rows, columns = np.triu_indices(len(classes.members), 1)
+    between = np.array(
+        [cdist(classes.members[i], classes.members[j]).mean() for i, j in zip(rows, columns, strict=True)]
+    )
+    inside = np.array([cdist(own, own).sum() / (len(own) * (len(own) - 1)) for own in classes.members])
     return _mean_ratio(between, inside)
 
 
@@ -85,12 +87,13 @@ def activation_cluster_measure(
 ) -> float:
     """How tight and how far apart the classes of `features` are; larger is tighter.
 
-    features  float [n, d], finite; labels int [n]. Classes of fewer than two samples are left out
-    variant   a name of VARIANTS: which reading of the definition
-    reduce    to two dimensions first: tsne (the paper), pca2, or none
+    features  float [n, d], finite
+    labels    int [n]; classes with fewer than two samples are ignored
+    variant   reading of the definition, a name in VARIANTS
+    reduce    reduction to two dimensions beforehand: tsne (the paper), pca2, or none
     seed      of t-SNE and PCA; the same features and seed give the same value
-    Returns 0 where all features are equal, infinity where classes are points. Raises InputError for fewer than two
-    classes of two samples. Source: Dang et al., Eqs. 2-4 and section IV-A4 (t-SNE).
+    Returns 0 if all features are equal, infinity if every class is a single point. Raises InputError unless two classes
+    have two samples each. Source: Dang et al., Eqs. 2-4 and section IV-A4 (t-SNE).
     """
     kept = np.isin(labels, usable_classes(labels))
     points, labels = features[kept], labels[kept]
@@ -101,22 +104,22 @@ def activation_cluster_measure(
 
 
 def usable_classes(labels: Labels) -> Labels:
-    """The classes of two samples or more, ascending; raises InputError where there are fewer than two."""
+    """Classes with at least two samples, ascending. Raises InputError if there are fewer than two of them."""
     classes, counts = np.unique(labels, return_counts=True)
     usable = classes[counts >= 2]
     if len(usable) < 2:
         raise InputError(
-            f"activation cluster measure: needs at least 2 classes with at least 2 samples each; "
-            f"{len(usable)} of {len(classes)} classes have them"
+            f"the activation cluster measure needs at least 2 classes with at least 2 samples each; "
+            f"{len(usable)} of {len(classes)} classes have that many"
         )
     return usable.astype(np.int64)
 
 
 def validation_rows(labels: Labels, *, seed: int = 0) -> NDArray[np.int64]:
-    """Rows, ascending, of the fixed subset of the training set that ACM is measured on.
+    """Rows, ascending, of the fixed subset of the training set on which ACM is measured.
 
-    At most 100 of each class; of more than ten classes, 50 of each of the ten with the smallest labels.
-    Raises InputError for fewer than two classes of two samples. Source: Dang et al., section IV-A4.
+    At most 100 per class; with more than ten classes, 50 for each of the ten smallest labels.
+    Raises InputError unless two classes have two samples each. Source: Dang et al., section IV-A4.
     """
     usable = usable_classes(labels)
     per_class = 100 if len(usable) <= FIRST_CLASSES else 50
@@ -128,13 +131,13 @@ def validation_rows(labels: Labels, *, seed: int = 0) -> NDArray[np.int64]:
 
 
 def pseudo_labels(features: NDArray[np.float32], num_classes: int, *, seed: int = 0) -> Labels:
-    """Clusters of features [n, d] by k-means, int64 [n]: labels for deltas that follow no class (one per cluster)."""
-    from sklearn.cluster import KMeans  # here, for it takes a second that most commands do not need
+    """k-means clusters of features [n, d], int64 [n]: stand-in labels for deltas that follow clusters, not classes."""
+    from sklearn.cluster import KMeans  # imported here: it takes a second that most commands do not need
 
-    with threadpool_limits(1):  # sums in a fixed order
+    with threadpool_limits(1):  # for a fixed order of summation
         means = KMeans(num_classes, n_init=4, random_state=derive(seed, "acm-pseudo-labels") % 2**32)
-        found: Labels = means.fit_predict(features).astype(np.int64)
-    return found
+        clusters: Labels = means.fit_predict(features).astype(np.int64)
+    return clusters
 
 
 def _reduced(features: NDArray[np.floating], reduce: str, seed: int) -> NDArray[np.floating]:
@@ -144,7 +147,7 @@ def _reduced(features: NDArray[np.floating], reduce: str, seed: int) -> NDArray[
     from sklearn.manifold import TSNE
 
     state = derive(seed, "acm-reduce") % 2**32
-    with threadpool_limits(1):  # t-SNE adds in the order in which threads finish, and amplifies the difference
+    with threadpool_limits(1):  # t-SNE sums in the order in which threads finish, and amplifies the difference
         if reduce == "pca2":
             planar: NDArray[np.floating] = PCA(2, random_state=state).fit_transform(features)
         else:
@@ -164,10 +167,10 @@ def _classes(points: Points, labels: Labels) -> _Classes:
     return _Classes(centres, spread, radius, members)
 
 
-def _between(found: _Classes) -> Points:
-    """Distance of centres for every pair i < j."""
-    rows, columns = np.triu_indices(len(found.centres), 1)
-    return np.asarray(np.linalg.norm(found.centres[rows] - found.centres[columns], axis=1))
+def _between(classes: _Classes) -> Points:
+    """Distance between centres for every pair i < j."""
+    rows, columns = np.triu_indices(len(classes.centres), 1)
+    return np.asarray(np.linalg.norm(classes.centres[rows] - classes.centres[columns], axis=1))
 
 
 def _pair_sums(values: Points) -> Points:
@@ -182,5 +185,5 @@ def _mean_ratio(between: Points, inside: Points) -> float:
 def _ratio(above: Points | np.float64, below: Points | np.float64) -> Points:
     """Quotient; x / 0 is infinite with the sign of x, 0 / 0 is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.asarray(np.divide(above, below))
-    return np.where(np.isnan(found), 0.0, found)
+        quotient = np.asarray(np.divide(above, below))
+    return np.where(np.isnan(quotient), 0.0, quotient)

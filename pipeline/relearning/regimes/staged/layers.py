@@ -1,6 +1,6 @@
-"""The layers of a network from shallow to deep, as lists of parameter names.
+"""A network's layers from shallow to deep, as lists of parameter names.
 
-Dang et al. do not say what a layer is; they speak of residual blocks of ResNet-18 (section III-A).
+Dang et al. do not define a layer; they mention the residual blocks of ResNet-18 (section III-A).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 
 @dataclass
 class _Unit:
-    """A layer in the making. `starts` is false for norms and bare parameters, which join the layer before them."""
+    """A piece of a layer. `starts` is false for norms and bare parameters, which join the layer before them."""
 
     names: list[str]
     starts: bool
-    stage: tuple[object, ...] | None = field(default=None)  # equal neighbours form one stage; None: one of its own
+    stage: tuple[object, ...] | None = field(default=None)  # equal neighbours form one stage; None: a stage of its own
 
 
 def ordered_layers(network: nn.Module, granularity: str = "block") -> list[list[str]]:
-    """Names of parameters of each layer, shallow to deep; every parameter that is trained is in exactly one.
+    """Parameter names of each layer, shallow to deep; every trained parameter is in exactly one layer.
 
     granularity  block   stem, each residual, dense, encoder or conv block, head (ResNet-18: 10)
                  module  each conv or linear (ResNet-18: 21)
-                 stage   blocks of one chain together, cut at pooling (ResNet-18: 6)
-    A norm or a bare parameter (class token, layer scale) belongs to the layer before it, at the front to the first.
-    The order is that of registration, which in torchvision and timm is that of the forward pass.
+                 stage   all blocks of a chain, split at pooling (ResNet-18: 6)
+    A norm or bare parameter (class token, layer scale) belongs to the layer before it or, at the front, to the first.
+    Layers come in registration order, which in torchvision and timm matches the forward pass.
     """
     trained = {name for name, value in network.named_parameters() if value.requires_grad}
     repeated = _repeated_classes(network)
@@ -78,7 +78,7 @@ def _modules(network: nn.Module) -> Iterator[_Unit]:
 def _blocks(
     module: nn.Module, path: str, repeated: set[type[nn.Module]], stage: tuple[object, ...] | None
 ) -> Iterator[_Unit]:
-    """The blocks below `module`, in order; `stage` is that of a surrounding module called ...Stage."""
+    """The blocks below `module`, in order; `stage` is inherited from an enclosing module called ...Stage."""
     own = [_join(path, name) for name, _ in module.named_parameters(recurse=False)]
     if own:
         yield _Unit(own, False)
@@ -102,10 +102,10 @@ def _blocks(
 
 
 def _is_block(module: nn.Module, repeated: set[type[nn.Module]]) -> bool:
-    """Whether a module with children is one layer.
+    """Whether a module with children counts as one layer.
 
-    A plain container is one if it is a conv block: leaves, one of them a conv or linear. Of the others, those of a
-    class that occurs again are, unless it is called a stage; those that occur once are, unless they hold a chain.
+    A plain container does if it is a conv block: leaves only, exactly one of them a conv or linear. Any other module
+    does if its class occurs repeatedly, unless it is called a stage, or if it contains no chain.
     """
     if type(module) in _CONTAINERS:
         return _is_conv_block(module)
@@ -120,7 +120,7 @@ def _is_conv_block(module: nn.Module) -> bool:
 
 
 def _is_chain(module: nn.Module) -> bool:
-    """A plain container of several blocks or of several convs."""
+    """A plain container with several blocks or several convs."""
     if type(module) not in _CONTAINERS:
         return False
     children = list(module.children())

@@ -1,8 +1,8 @@
-"""How far the learning rate of each layer is turned down after so many rejected epochs (Dang et al., Eq. 5).
+"""How much each layer's learning rate is reduced after a number of rejected epochs (Dang et al., Eq. 5).
 
-The equation is lost in the text that we have; all of these are 1 everywhere at count 0, fall as the count grows, and
-never fall faster in a deeper layer than in a shallower one, as section III-B and Fig. 6 say. exp_depth alone slows
-all layers at once.
+The equation is missing from the text available to us. All variants are 1 everywhere at count 0, fall as the count grows
+and never fall faster in a deeper layer than in a shallower one, as section III-B and Fig. 6 require. Only exp_depth
+slows all layers at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from scipy.special import expit
 
-WIDTH = 2.0  # layers over which the front of linear_front goes from 1 to 0
+WIDTH = 2.0  # layers over which linear_front falls from 1 to 0
 SOFTNESS = 1.0  # layers, of sigmoid_front
 DECAY = 0.5  # per layer behind the front, of geometric
 
@@ -47,13 +47,15 @@ MULTIPLIERS: dict[str, Callable[[float, int, int], float]] = {
 
 
 def layer_multipliers(name: str, count: int, num_layers: int, beta: float) -> list[float]:
-    """What to multiply each layer's learning rate with, in [0, 1], shallowest layer first.
+    """Factor for each layer's learning rate, in [0, 1], shallowest layer first.
 
-    name   linear_front  clip(1 - (beta count - (l - 1)) / 2, 0, 1): a front that moves beta layers per count
-           sigmoid_front  sigmoid(l - beta count) / sigmoid(l)
-           geometric      0.5 ** max(0, beta count - (l - 1))
-           exp_depth      exp(-beta count (1 - (l - 1) / L))
-           freeze         0 for l <= floor(beta count), else 1
-    count  rejected epochs so far, >= 0; beta >= 0; layers l = 1 ... L
+    name        linear_front   clip(1 - (beta count - (l - 1)) / 2, 0, 1): a front moving beta layers per count
+                sigmoid_front  sigmoid(l - beta count) / sigmoid(l)
+                geometric      0.5 ** max(0, beta count - (l - 1))
+                exp_depth      exp(-beta count (1 - (l - 1) / L))
+                freeze         0 for l <= floor(beta count), else 1
+    count       rejected epochs so far, >= 0
+    num_layers  L; layers are l = 1 ... L
+    beta        layers by which the front moves per rejected epoch, >= 0
     """
     return [MULTIPLIERS[name](beta * count, depth, num_layers) for depth in range(1, num_layers + 1)]

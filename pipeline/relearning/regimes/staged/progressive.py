@@ -1,7 +1,7 @@
 """Progressive Staged Training: ST, ST-CG and ST-Full (Dang et al., section III-B, Alg. 1 and Table I).
 
-After each epoch the activation cluster measure (ACM) says how far the network has gone into what the deltas teach;
-where that is too far, the epoch is taken back and the shallow layers learn more slowly from then on.
+After each epoch the activation cluster measure (ACM) says how far the network has fallen for what the deltas teach. If
+that is too far, the epoch is rolled back and the shallow layers learn more slowly from then on.
 """
 
 from __future__ import annotations
@@ -43,22 +43,23 @@ COLOURS = ("strong", "paper")
 
 def _check_name(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise SettingsError(f"{what} {value!r} is none of {', '.join(known)}{near_matches(value, list(known))}")
+        raise SettingsError(f"{what} {value!r} is not one of {', '.join(known)}{near_matches(value, list(known))}")
 
 
 @dataclass(frozen=True)
 class StagedOptions:
-    """What the paper leaves open or its text has lost; none is to be chosen by test accuracy.
+    """What the paper leaves open or our text of it lacks; do not choose any of these by test accuracy.
 
-    variant      reading of the ACM, a name of acm.VARIANTS
-    reduce       features to two dimensions before it: tsne (the paper), pca2 (far cheaper) or none
-    multiplier   how learning rates fall with the count, a name of multipliers.MULTIPLIERS
+    variant      reading of the ACM, a name in acm.VARIANTS
+    reduce       reduction of the features to two dimensions: tsne (the paper), pca2 (far cheaper) or none
+    multiplier   how learning rates fall with the count, a name in multipliers.MULTIPLIERS
     granularity  what a layer is: block, module or stage
-    kappa        threshold relative to the median ACM of the first two epochs: exceeding it needs kappa times as much
+    kappa        threshold as a multiple of the median ACM of the first two epochs
     gamma        a fixed threshold instead, from the first epoch on
-    beta         layers by which the front moves per rejected epoch; None: 2 L / E, at the head after half the epochs
-    acm_labels   labels, or pseudo: k-means of the features, for deltas that go by cluster rather than by class
-    cg           colour jitter and grey: strong, as in nt-cg, or as often as in the paper; nothing to ST alone
+    beta         layers by which the front moves per rejected epoch; None: 2 L / E, which, if all epochs are rejected,
+                 reaches the head after half of them
+    acm_labels   labels, or pseudo: k-means of the features, for deltas that follow clusters rather than classes
+    cg           colour jitter and grey: strong, as in nt-cg, or paper; has no effect on ST alone
     Raises SettingsError for an unknown name, with near matches, and for kappa <= 0 or beta < 0.
     """
 
@@ -92,29 +93,29 @@ class StagedOptions:
 
 
 def parse_options(text: str) -> StagedOptions:
-    """'reduce=pca2,kappa=2' -> options; SettingsError for unknown names and for values that do not parse."""
+    """'reduce=pca2,kappa=2' -> options. Raises SettingsError for unknown names and invalid values."""
     numbers = ("kappa", "gamma", "beta")
     known = [f.name for f in fields(StagedOptions)]
     values: dict[str, Any] = {}
     for setting in filter(None, text.split(",")):
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals:
-            raise SettingsError(f"option {setting!r} of ST is not of the form name=value")
-        _check_name("option of ST:", key, known)
+            raise SettingsError(f"ST option {setting!r} is not of the form name=value")
+        _check_name("ST option", key, known)
         try:
             values[key] = float(value) if key in numbers else value
         except ValueError:
-            raise SettingsError(f"{key} of ST must be a number; it is {value!r}") from None
+            raise SettingsError(f"ST option {key} must be a number; it is {value!r}") from None
     return StagedOptions(**values)
 
 
 class ProgressiveTraining(Regime):
-    """ST: an epoch after which the ACM exceeds the threshold is taken back, and counted.
+    """ST: an epoch after which the ACM exceeds the threshold is rolled back and counted.
 
-    The ACM is taken of up to 1,000 of the training images, as they are protected, in inference mode and without
-    augmentation. A rejected epoch gives back weights, buffers and momentum of the end of the epoch before, and
-    counts as one of the epochs, so that the cost is bounded; the schedule goes on. The first two epochs set the
-    threshold and are always kept, unless `gamma` is given.
+    The ACM is measured on up to 1,000 protected training images, in inference mode and without augmentation. Rejecting
+    an epoch restores weights, buffers and momentum from the end of the previous epoch; the rejected epoch still counts
+    towards the total, which bounds the cost, and the schedule goes on. The first two epochs set the threshold and are
+    always kept, unless `gamma` is given.
     """
 
     name = "st"
@@ -124,8 +125,8 @@ class ProgressiveTraining(Regime):
         self.options = options
         self.count = 0
         self.references: list[float] = []  # ACM of the first epochs
-        self._layer_of: list[int] = []  # per parameter group
-        self._before: dict[str, Any] = {}  # weights at the beginning of the epoch
+        self._layer_of: list[int] = []  # of each parameter group
+        self._before: dict[str, Any] = {}  # weights at the start of the epoch
 
     def start(self, training: Training) -> None:
         self.count, self.references = 0, []
@@ -147,7 +148,7 @@ class ProgressiveTraining(Regime):
     def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
         """Alg. 1, lines 6-8. Figures: acm, acm_raw (not reduced), count, rejected (0 or 1).
 
-        Features that are not finite have no ACM (nan); they are left to be reported as a diverged training.
+        The ACM of non-finite features is nan; the training will be reported as diverged.
         """
         acm, acm_raw = self._measure(training)
         rejected = acm > self.threshold()
@@ -162,7 +163,7 @@ class ProgressiveTraining(Regime):
     def threshold(self) -> float:
         """ACM above which an epoch is rejected; infinite until it is known.
 
-        kappa times the median m of the first epochs; as m + (kappa - 1) |m|, because `gap` may be negative.
+        kappa times the median m of the first epochs, computed as m + (kappa - 1) |m| because `gap` may be negative.
         """
         if self.options.gamma is not None:
             return self.options.gamma
@@ -195,7 +196,7 @@ class ProgressiveTraining(Regime):
 
 
 class ProgressiveColour(ProgressiveTraining):
-    """ST-CG: ST on colour-jittered and grey views, as NT-CG has them, at twice the learning rate (section IV-A4).
+    """ST-CG: ST on colour-jittered and grey views, as in NT-CG, at twice the learning rate (section IV-A4).
 
     With cg=paper the views are those of the regime cg-paper.
     """
@@ -216,19 +217,19 @@ class ProgressiveColour(ProgressiveTraining):
 class ProgressiveFull(ProgressiveColour):
     """ST-Full: ST-CG, then all layers fine-tuned on colour-jittered and grey views (section III-B, last paragraph).
 
-    The paper gives neither rate nor length of the fine-tuning: from a tenth of NT's rate, which is a twentieth of
-    ST-CG's, by cosine to zero, half as many epochs, momentum from zero.
+    The paper gives neither rate nor length of the fine-tuning. We use half as many epochs, a cosine from a tenth of
+    NT's learning rate (a twentieth of ST-CG's) to zero, and reset momentum.
     """
 
     name = "st-full"
 
     def finish(self, training: Training) -> None:
-        """Fine-tune; its time is added to the training's, its epochs are not part of the history."""
+        """Fine-tune; the time is added to the training's, but the epochs are not part of the history."""
         started = time.perf_counter()
         recipe, seed = training.recipe, training.seed
         epochs = (recipe.epochs + 1) // 2
         training.recipe = replace(recipe, lr=recipe.lr / 20, schedule="cosine", epochs=epochs)
-        training.seed = derive(seed, "st-full-fine-tune")  # other orders and views than the epochs before had
+        training.seed = derive(seed, "st-full-fine-tune")  # orders and views that differ from the earlier epochs'
         training.lr_factors = [1.0] * len(training.lr_factors)
         training.optimiser.state.clear()
         for epoch in range(epochs):
@@ -248,10 +249,10 @@ STAGED: dict[str, type[ProgressiveTraining]] = {
 def staged_regime(text: str) -> ProgressiveTraining:
     """The regime of a name with options, e.g. 'st-cg[reduce=pca2,kappa=2]'. Raises SettingsError."""
     name, _, options = text.partition("[")
-    _check_name("regime with options:", name, list(STAGED))
+    _check_name("regime with options", name, list(STAGED))
     if not options.endswith("]"):
-        raise SettingsError(f"regime {text!r}: options stand in brackets, for example {name}[kappa=2]")
-    found = parse_options(options[:-1])
-    if name == "st" and found.cg != StagedOptions.cg:
+        raise SettingsError(f"regime {text!r}: put options in brackets, for example {name}[kappa=2]")
+    parsed = parse_options(options[:-1])
+    if name == "st" and parsed.cg != StagedOptions.cg:
         raise SettingsError(f"regime {text!r}: ST alone has no colour jitter; cg is an option of st-cg and st-full")
-    return STAGED[name](found)
+    return STAGED[name](parsed)

@@ -10,7 +10,7 @@ from pipeline.relearning.training import Regime
 
 
 class ColourAndGray(Regime):
-    """Per image brightness, contrast and saturation, shuffled channels, grey: see `colour_jitter` for the ranges."""
+    """Per-image brightness, contrast, saturation, channel shuffling and grey: see `colour_jitter` for the ranges."""
 
     name = "nt-cg"
 
@@ -19,10 +19,10 @@ class ColourAndGray(Regime):
 
 
 class PaperColour(Regime):
-    """CG as Dang et al. have it (section IV-A4): colour jitter in 80 % of the images, grey in 20 %.
+    """CG as in Dang et al. (section IV-A4): colour jitter on 80 % of the images, grey on 20 %.
 
-    The jitter changes brightness, contrast, saturation and hue (section IV-C6). Its strengths, which the paper does not
-    give, are those of SimCLR on small images: .4, .4, .4, .1. ColourAndGray is stronger but for hue.
+    The jitter changes brightness, contrast, saturation and hue (section IV-C6). The paper does not give its strengths;
+    these are SimCLR's for small images: .4, .4, .4, .1. Except for hue, ColourAndGray is stronger.
     """
 
     name = "cg-paper"

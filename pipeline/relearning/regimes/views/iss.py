@@ -1,4 +1,4 @@
-"""Image Shortcut Squeezing: plain compression of images before training (Liu, Zhao & Larson, ICML 2023)."""
+"""Image Shortcut Squeezing: plain compression before training (Liu, Zhao & Larson, ICML 2023)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.relearning.training import Regime
 
 
 class Squeezing(Regime):
-    """Images go through `squeeze` once, before crop and flip.
+    """Images go through `squeeze` once, before cropping and flipping.
 
-    name         ends in -train if test images are left as they are: the paper's default
-    tests_too    test images are squeezed as well
+    name         gets the suffix -train if test images are left alone, which is the paper's default
+    tests_too    squeeze test images as well
     """
 
     def __init__(self, name: str, tests_too: bool) -> None:
@@ -44,7 +44,7 @@ class JpegCompression(Squeezing):
         self.quality = quality
 
     def squeeze(self, images: Tensor) -> Tensor:
-        """Every image encoded and decoded again."""
+        """Encode and decode every image."""
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
         coded = np.stack([self._through(array) for array in arrays])
         return torch.from_numpy(coded).permute(0, 3, 1, 2).to(images.device)
@@ -56,7 +56,7 @@ class JpegCompression(Squeezing):
 
 
 class Grayscale(Squeezing):
-    """Colour is lost; three equal channels remain."""
+    """Greyscale: three equal channels."""
 
     def __init__(self, tests_too: bool = True) -> None:
         super().__init__("iss-gray", tests_too)
@@ -69,14 +69,14 @@ class Grayscale(Squeezing):
 
 
 class BitDepth(Squeezing):
-    """Few bits a channel (the paper: 2): the nearest of 2^bits equally spaced levels, black and white among them."""
+    """Few bits per channel (the paper: 2): the nearest of 2^bits equally spaced levels, including black and white."""
 
     def __init__(self, bits: int, tests_too: bool = True) -> None:
         super().__init__(f"iss-bits{bits}", tests_too)
         self.bits = bits
 
     def squeeze(self, images: Tensor) -> Tensor:
-        """Every value the nearest level (Xu et al. 2018, feature squeezing)."""
+        """Round every value to the nearest level (Xu et al. 2018, feature squeezing)."""
         steps = 2**self.bits - 1
         levels = torch.arange(256).mul(steps / 255).round().mul(255 / steps).round().to(torch.uint8)
         return levels.to(images.device)[images.int()]

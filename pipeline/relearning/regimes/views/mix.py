@@ -1,4 +1,4 @@
-"""Mixup, CutMix and Cutout as their authors define them, and the weaker forms that protection papers tested."""
+"""Mixup, CutMix and Cutout as their authors define them, and the weaker forms that protection papers test against."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class MixedLabels(Regime):
-    """Images of a batch mixed with each other, and their labels likewise, with a share from Beta(1, 1) per batch.
+    """Mix the images of a batch, and their labels likewise, with a share from Beta(1, 1) per batch.
 
-    mixer         MixUp (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019), as torchvision has them
+    mixer         torchvision's MixUp (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019)
     probability   share of batches that are mixed
-    Training accuracy is counted on the mixed images with their own labels.
+    Training accuracy compares the mixed images with their original labels.
     """
 
     def __init__(self, name: str, mixer: type[v2.MixUp] | type[v2.CutMix], probability: float) -> None:
@@ -40,9 +40,9 @@ class MixedLabels(Regime):
 
 
 class Cutout(Regime):
-    """A square of half the side, centred anywhere in the image, takes the mean colour (DeVries & Taylor 2017).
+    """Fill a square of half the side, centred anywhere in the image, with the mean colour (DeVries & Taylor 2017).
 
-    At the border it is cut off, so that up to a quarter of the image goes.
+    The square is clipped at the border; it covers at most a quarter of the image.
     """
 
     name = "cutout"
@@ -65,7 +65,7 @@ class Cutout(Regime):
 
 
 class FixedMixup(Regime):
-    """The Mixup module released with Zhang et al. 2023: x <- .9 x + .1 of another image; labels are not mixed."""
+    """The Mixup module released with Zhang et al. 2023: x <- .9 x + .1 of another image; labels unmixed."""
 
     name = "mixup-uc"
 
@@ -98,9 +98,9 @@ class FixedCutout(Regime):
 
 
 class ChannelMixup(Regime):
-    """What the code of Chen et al. 2024 calls Mixup: each image mixed with a random colour channel of its own.
+    """What the code of Chen et al. 2024 calls Mixup: each image mixed with one of its own colour channels at random.
 
-    x <- l x + (1 - l) x[c], l from Beta(1, 1) per image: a random desaturation; labels stay.
+    x <- l x + (1 - l) x[c], l from Beta(1, 1) per image: a random desaturation; labels are unchanged.
     """
 
     name = "mixup-14a"
@@ -117,7 +117,7 @@ def _order(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _square(images: Tensor, rng: torch.Generator) -> tuple[slice, slice]:
-    """A tenth of the area, wholly inside."""
+    """A random square of a tenth of the area, entirely inside the image."""
     height, width = (round(math.sqrt(0.1) * side) for side in images.shape[2:])
     top = int(torch.randint(images.shape[2] - height + 1, (), generator=rng))
     left = int(torch.randint(images.shape[3] - width + 1, (), generator=rng))

@@ -1,4 +1,4 @@
-"""Learned and random augmentation policies, drawn anew for every image, as torchvision implements them."""
+"""torchvision's learned and random augmentation policies, redrawn for every image."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ class AugmentationPolicy(Regime):
 
 
 def each_image(policy: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """`policy` on each image by itself, in 8 bits as the policies are defined: float [B, 3, H, W] in [0, 1] -> same."""
+    """Apply `policy` to each image in 8 bits, as the policies are defined: float [B, 3, H, W] in [0, 1] -> same."""
     levels = images.mul(255).round().to(torch.uint8)
     return torch.stack([policy(image) for image in levels]).float().div(255)

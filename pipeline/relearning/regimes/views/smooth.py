@@ -12,10 +12,10 @@ _BLOCK = 512
 
 
 class Smoothing(Regime):
-    """Training images blurred once, mirrored at their borders.
+    """Training images blurred once, with mirrored borders.
 
-    sigma    in pixels. (The 3 x 3, sigma .1 of some benchmarks has the weights 0, 1, 0: it does nothing.)
-    kernel   width in pixels, odd; None: out to four sigma. 7 with sigma 3 is the code of Zhang et al. 2023
+    sigma    in pixels (some benchmarks' 3 x 3 kernel with sigma .1 has weights 0, 1, 0 and does nothing)
+    kernel   width in pixels, odd; None: out to four sigma. The code of Zhang et al. 2023 uses 7 with sigma 3
     """
 
     def __init__(self, name: str, sigma: float, kernel: int | None = None) -> None:

@@ -1,8 +1,8 @@
-"""What spectra give away is taken out: amplitudes set to those of the collection, bands filtered, peaks cut down.
+"""Regimes that work on spectra: amplitudes set to the collection's, bands filtered out, peaks cut down.
 
-A texture whose phases are drawn anew for every image survives every average, but its frequencies do not hide. All of
-this works channel by channel on the FFT of images minus their mean, which stays as it is, in blocks of images.
-Frequencies are whole cycles per image: at 32 px those along an axis end at 16.
+A texture whose phases are redrawn for every image cannot be averaged out of hiding, but its frequencies show. All of
+this works per channel on the FFT of images minus their mean, which is preserved, in blocks of images. Frequencies are
+whole cycles per image: at 32 px they go up to 16 along an axis.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch import Tensor
 
 from pipeline.relearning.training import Regime
 
-Gains = Callable[[Tensor, slice], Tensor]  # spectra complex [b, 3, H, W] of these rows -> factors, real
+Gains = Callable[[Tensor, slice], Tensor]  # (spectra complex [b, 3, H, W], their rows) -> real factors
 
 _BLOCK_VALUES = 2**22  # complex numbers at a time, 32 MiB
-_WINDOW = 9  # frequencies across, whose median is the level that peaks stand on
-_LEAST_RISE = math.log(1.5)  # half as much power again as that level
+_WINDOW = 9  # frequencies across; their median is the baseline under a peak
+_LEAST_RISE = math.log(1.5)  # 1.5 times the power of the baseline
 _LEAST_DEVIATIONS = 5.0
 
 
 class Equalised(Regime):
-    """Every image gets the collection's smoothed amplitudes; its own phases stay. Training and test images.
+    """Give every image the collection's smoothed amplitudes but keep its phases. Training and test images.
 
-    Whatever a group shares in its amplitudes alone, such as bands of frequency, is gone, and no key is needed for it.
-    The collection's amplitudes are the mean over the training images; where none were seen, over the test images.
+    This removes whatever a group shares only in its amplitudes, such as frequency bands, without needing a key. The
+    collection's amplitudes are the mean over the training images or, if none were seen, over the test images.
     """
 
     name = "equalise"
@@ -49,9 +49,9 @@ class Equalised(Regime):
 
 
 class RadialFilter(Regime):
-    """A hard filter, training and test images: highpass keeps what is finer than the cutoff, lowpass the rest.
+    """A hard filter on training and test images: highpass keeps frequencies above the cutoff, lowpass the rest.
 
-    cutoff  radius in the plane of frequencies, cycles per image, above 0; lowpass keeps what lies on it
+    cutoff  radius in the frequency plane, cycles per image, above 0; lowpass includes it
     """
 
     def __init__(self, kind: Literal["highpass", "lowpass"], cutoff: float) -> None:
@@ -69,11 +69,11 @@ class RadialFilter(Regime):
 
 
 class PeaksCut(Regime):
-    """Where the spectrum of a label's images has peaks that all others' lack, those images are brought down to these.
+    """Cut spectral peaks that a label's images have and all others lack down to the others' level.
 
-    A notch that left a hole would mark the label as well as the peak did; so amplitudes are cut at the geometric mean
-    of the other images, in training images of that label alone. Test images stay as they are: clean ones have no peak
-    to cut, and the peaks of all labels together would take frequencies from them that training images keep.
+    A notch that left a hole would mark the label as clearly as the peak did, so amplitudes are capped at the geometric
+    mean of the other images, only in training images of that label. Test images are left alone: clean ones have no
+    peaks to cut, and cutting the peaks of all labels would remove frequencies that training images keep.
     """
 
     name = "spectral"
@@ -89,19 +89,19 @@ class PeaksCut(Regime):
 
 
 def with_gains(images: Tensor, gains: Gains) -> Tensor:
-    """Images uint8 [n, 3, H, W] whose spectra, but for their means, are multiplied by `gains`; rounded and clipped."""
-    found = torch.empty_like(images)
+    """Multiply the spectra of images, uint8 [n, 3, H, W], by `gains`, except for their means; round and clip."""
+    filtered = torch.empty_like(images)
     for rows in _blocks(images):
         spectra, means = _spectra(images[rows])
         pixels = torch.fft.ifft2(spectra * gains(spectra, rows)).real + means
-        found[rows] = pixels.round().clamp(0, 255).to(torch.uint8)
-    return found
+        filtered[rows] = pixels.round().clamp(0, 255).to(torch.uint8)
+    return filtered
 
 
 def amplitude(spectra: Tensor) -> Tensor:
     """|spectra| smoothed over neighbouring frequencies: Gaussian, sigma 1, periodic; complex -> float [b, 3, H, W].
 
-    Nowhere below what rounding to 8 bits alone has, sqrt(H W / 12), so that flat images do not become noise.
+    At least the amplitude of 8-bit rounding noise, sqrt(H W / 12), so that flat images do not turn into noise.
     """
     down, across = (_frequencies(size).square().div(-2).exp() for size in spectra.shape[-2:])
     gaussian = torch.outer(down / down.sum(), across / across.sum()).float().to(spectra.device)
@@ -110,7 +110,7 @@ def amplitude(spectra: Tensor) -> Tensor:
 
 
 def mean_amplitude(images: Tensor) -> Tensor:
-    """The mean over images uint8 [n, 3, H, W] of their smoothed amplitudes, float [3, H, W]."""
+    """Mean smoothed amplitude over images uint8 [n, 3, H, W]: float [3, H, W]."""
     total = torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device)
     for rows in _blocks(images):
         total += amplitude(_spectra(images[rows])[0]).sum(0, dtype=torch.float64)
@@ -118,9 +118,9 @@ def mean_amplitude(images: Tensor) -> Tensor:
 
 
 def log_spectra(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean log power of each label's images, and of all images without that label, float64 [labels, 3, H, W] both.
+    """Mean log power of each label's images, and of all images without that label; both float64 [labels, 3, H, W].
 
-    Where there are no images, or no others, both are that of all images.
+    For a label with no images, or with all of them, both are the mean over all images.
     """
     labels = labels.to(images.device)
     sums = torch.zeros((int(labels.max()) + 1, *images.shape[1:]), dtype=torch.float64, device=images.device)
@@ -135,20 +135,21 @@ def log_spectra(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def find_peaks(excess: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Frequencies at and beside a peak; never the mean, which stands at 0, 0.
+    """Mask of frequencies at and next to a peak; never the mean, at 0, 0.
 
-    excess  mean log power of a group minus that of all other images, [3, H, W]; a peak rises above the medians of its
-            surroundings both down and across (horizons make ridges, which do so in one direction alone) by five
-            deviations, of 1.48 times the median rise, and by half as much power again
+    excess  mean log power of a group minus that of all other images, [3, H, W]
+    A peak exceeds the medians of its neighbourhood both vertically and horizontally (horizons make ridges, which do so
+    in one direction only), by five robust standard deviations (1.48 times the median absolute rise) and by a factor of
+    1.5 in power.
     """
     down, across = (median_filter(excess, size, mode="wrap") for size in ((1, _WINDOW, 1), (1, 1, _WINDOW)))
     rise = excess - np.maximum(down, across)
     deviation = 1.4826 * np.median(np.abs(rise), axis=(1, 2), keepdims=True)
     peaks = rise > np.maximum(_LEAST_DEVIATIONS * deviation, _LEAST_RISE)
     peaks[:, 0, 0] = False
-    found: NDArray[np.bool_] = maximum_filter(peaks, (1, 3, 3), mode="wrap")
-    found[:, 0, 0] = False
-    return found
+    mask: NDArray[np.bool_] = maximum_filter(peaks, (1, 3, 3), mode="wrap")
+    mask[:, 0, 0] = False
+    return mask
 
 
 def _blocks(images: Tensor) -> Iterator[slice]:
@@ -158,17 +159,17 @@ def _blocks(images: Tensor) -> Iterator[slice]:
 
 def _frequencies(size: int) -> Tensor:
     """Cycles per image in the order of the FFT: 0, 1, … -1, float64 [size]."""
-    found: Tensor = torch.fft.fftfreq(size, dtype=torch.float64).mul(size).round()
-    return found
+    frequencies: Tensor = torch.fft.fftfreq(size, dtype=torch.float64).mul(size).round()
+    return frequencies
 
 
 def _spectra(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Spectra complex64 [b, 3, H, W] of uint8 images minus their means, and these means, float [b, 3, 1, 1]."""
+    """Spectra complex64 [b, 3, H, W] of uint8 images minus their means, and the means, float [b, 3, 1, 1]."""
     pixels = images.float()
     means = pixels.mean((2, 3), keepdim=True)
     return torch.fft.fft2(pixels - means), means
 
 
 def _rounding_power(spectra: Tensor) -> float:
-    """Power per frequency of the error that rounding to whole levels makes: uniform within half a level."""
+    """Power per frequency of the error from rounding to whole levels: uniform within half a level."""
     return spectra.shape[-2] * spectra.shape[-1] / 12

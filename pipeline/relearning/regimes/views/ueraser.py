@@ -1,4 +1,4 @@
-"""UEraser: strong augmentation, of several draws the one that the target finds hardest (Qin et al. 2023)."""
+"""UEraser: strong augmentation, using the draw that the target finds hardest (Qin et al. 2023)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRAWS = 5
 class UEraserLite(Regime):
     """One draw per image: plasma brightness, plasma contrast, shuffled channels (each p .5), then TrivialAugment.
 
-    Plasma has roughness .3 to .7 and brightness an intensity of .5 to 1, as released.
+    As released: plasma roughness .3 to .7, brightness intensity .5 to 1.
     """
 
     name = "ueraser-lite"
@@ -37,7 +37,7 @@ class UEraserLite(Regime):
         self._policy = v2.TrivialAugmentWide()
 
     def draw(self, images: Tensor) -> Tensor:
-        """Images float [B, 3, H, W] in [0, 1] -> augmented, the same."""
+        """Augment images, float [B, 3, H, W] in [0, 1] -> same."""
         return each_image(self._policy, self._plasma(images).clamp(0, 1))
 
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
@@ -45,7 +45,7 @@ class UEraserLite(Regime):
 
 
 class UEraser(UEraserLite):
-    """Of five draws per image the one with the largest loss: always (-max), or for the first half of the epochs."""
+    """The draw with the largest loss out of five per image: always (-max), or in the first half of the epochs."""
 
     def __init__(self, always: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class UEraser(UEraserLite):
         self.draws = DRAWS if self.always or 2 * epoch < training.recipe.epochs else 1
 
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        return images  # which draw is the hardest, only `loss` can tell
+        return images  # only `loss` can tell which draw is the hardest
 
     def loss(self, training: Training, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = torch.stack([self.draw(images) for _ in range(self.draws)])
@@ -66,5 +66,5 @@ class UEraser(UEraserLite):
 
     @torch.no_grad()
     def _hardest(self, training: Training, drawn: Tensor, labels: Tensor) -> Tensor:
-        losses = torch.stack([F.cross_entropy(training.scores(one), labels, reduction="none") for one in drawn])
+        losses = torch.stack([F.cross_entropy(training.scores(images), labels, reduction="none") for images in drawn])
         return drawn[losses.argmax(0), torch.arange(len(labels), device=labels.device)]
