@@ -32,7 +32,7 @@ class Arm:
     clusters       int64 [n]; None if the protection is not available
     test_clusters  int64 [m], the cluster each test image would be given; None if the protection is not available
     levels         int16 [p, 3, S, S], each cluster's delta at this size; None for textures and unknown protections
-    own_tests      uint8 [m, 3, S, S], test images, each with its own delta where deltas depend on the image; None otherwise
+    own_tests      uint8 [m, 3, S, S], test images with their own deltas where deltas depend on the image, or None
     wrong_tests    uint8 [m, 3, S, S], test images, each with the delta of a different image; None otherwise
     epsilon        bound on |delta|, in [0, 1] pixel units
     """

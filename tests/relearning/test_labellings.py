@@ -310,8 +310,8 @@ def test_a_text_tower_that_is_none_is_refused():
         ("orignal", r"unknown labelling 'orignal': none of original, random:N.*did you mean original\?"),
         ("original:3", "write it as original"),
         ("concepts", "write it as concepts:N"),
-        ("concepts:few", "'few' is not a number of classes, 2 or more"),
-        ("random:1", "'1' is not a number of classes, 2 or more"),
+        ("concepts:few", "'few' is not a number of classes \\(2 or more\\)"),
+        ("random:1", "'1' is not a number of classes \\(2 or more\\)"),
         ("superclasses:", "write it as superclasses:FILE"),
     ],
 )

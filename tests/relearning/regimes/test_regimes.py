@@ -21,7 +21,7 @@ from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.relearning.regimes.recovery.opa import linear_directions, project_out
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 
 SEES_MORE = {  # regime: what it needs beside the protected images
     "early-stop": "clean images",
@@ -67,7 +67,13 @@ def train(name: str, *, epochs: int = 1, seed: int = 0) -> TargetScore:
     images, labels = pictures(40, seed=0), torch.arange(40) % 3
     regime = find_regime(name, knowledge(images))
     test = pictures(24, seed=1)
-    return train_target(images, labels, test, torch.arange(24) % 3, regime=regime, epochs=epochs, seed=seed)
+    return train_target(
+        Labelled(images, labels),
+        ScoredOn(Labelled(test, torch.arange(24) % 3)),
+        regime=regime,
+        seed=seed,
+        recipe=Recipe(epochs=epochs),
+    )
 
 
 @pytest.mark.parametrize("name", PART)
