@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from jobs import importing
 from jobs.shared import cli
 from pipeline.errors import ScumbleError
 from pipeline.settings import EMBEDDED_SURROGATE
-from pipeline.shards.photographs import write_demo_collection
 
 SIDE = 64
 SURROGATE_SIDE = 160
@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--output", default="demo", metavar="FOLDER", help="where to put everything (demo)")
     made.add_argument("--debug", action="store_true", help="tracebacks")
     folder = Path(made.parse_args(argv).output)
+    with importing():
+        from pipeline.shards.photographs import write_demo_collection
+
     started = time.monotonic()
     collection = write_demo_collection(folder / "collection", seed=0, side=SIDE)
     print(

@@ -5,11 +5,9 @@ python jobs/report.py --output protected/
 
 from __future__ import annotations
 
-from jobs.protection.finish import publish_report
+from jobs import importing
 from jobs.shared import cli
 from pipeline.errors import SettingsError
-from pipeline.report.report_data import report_data
-from pipeline.storage.store import Store
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +18,11 @@ def main(argv: list[str] | None = None) -> int:
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
+    with importing():
+        from jobs.protection.finish import publish_report
+        from pipeline.report.report_data import report_data
+        from pipeline.storage.store import Store
+
     output = Store(options.output)
     print(f"report       {publish_report(output, report_data(output))}")
     return cli.DONE

@@ -6,13 +6,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import features
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 FORMAT_VERSION = 2  # of output bytes: 2 keeps the stored layout, transparency and what says how to show the numbers
@@ -37,12 +34,14 @@ def derive(seed: int, purpose: str, *index: object) -> int:
 
 def numpy_rng(seed: int, purpose: str, *index: object) -> np.random.Generator:
     """numpy generator for one named draw."""
+    import numpy as np  # here, as torch and Pillow below: settings and options need digests alone
+
     return np.random.default_rng(derive(seed, purpose, *index))
 
 
 def torch_rng(seed: int, purpose: str, *index: object) -> torch.Generator:
     """CPU torch generator for one named draw; CPU, so that every device draws the same numbers."""
-    import torch  # here, because most who need a digest do without, and it takes seconds
+    import torch
 
     return torch.Generator().manual_seed(derive(seed, purpose, *index))
 
@@ -63,6 +62,10 @@ def in_sample(share: float, seed: int, purpose: str, *index: object) -> bool:
 
 def library_versions() -> dict[str, str]:
     """Versions of everything whose version can change an output byte."""
+    from importlib.metadata import version
+
+    from PIL import features
+
     found = {name: version(name) for name in _DECIDE_BYTES}
     found["python"] = ".".join(platform.python_version_tuple()[:2])
     for codec in ("jpg", "zlib"):

@@ -8,6 +8,9 @@ from typing import Any
 from jobs.shared.cli import Parser, given_options
 from pipeline.errors import SettingsError
 from pipeline.relearning.evaluation import PRESETS, RECIPES, EvaluationSettings, evaluation_from
+from pipeline.relearning.labels.names import parse_labelling
+from pipeline.relearning.regime_names import parse_regime
+from pipeline.relearning.targets import parse_target
 
 DESCRIPTION = """\
 Train target models on clean and on protected images, under every regime that an adversary would try, and report
@@ -132,4 +135,11 @@ def parse_evaluation(argv: list[str] | None) -> EvaluationSettings:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SettingsError(f"--protected: the name {twice[0]!r} stands for two collections")
-    return evaluation_from({**given, "protected": dict(pairs)}, preset)
+    settings = evaluation_from({**given, "protected": dict(pairs)}, preset)
+    for target in settings.targets:
+        parse_target(target)
+    for regime in settings.regimes:
+        parse_regime(regime)
+    for labelling in settings.labellings:
+        parse_labelling(labelling)
+    return settings

@@ -15,6 +15,7 @@ from actors.fit_queue import FitQueue
 from actors.universal_trainer import UNIT, UniversalTask, universal_loop, unpacked_squares
 from jobs.protection.stages import watched
 from jobs.shared import cli
+from jobs.shared.inputs import list_input
 from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import canonical, library_versions, sha256
@@ -59,7 +60,7 @@ class UniversalTraining:
 def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
     """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
-    sources = tuple(cli.list_input(url) for url in settings.input)
+    sources = tuple(list_input(url) for url in settings.input)
     surrogate = surrogate_for(settings, "cpu")
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     bank = bank_for(settings.concepts, surrogate, template=settings.template, weights=weights)

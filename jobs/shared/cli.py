@@ -19,9 +19,6 @@ import yaml
 from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
 from pipeline.settings import near_matches
-from pipeline.shards.inputs import resolve_input, said_of
-from pipeline.storage.listings import Entry
-from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.shards.squares import LeftOut
@@ -74,14 +71,6 @@ def read_key(path: str | None) -> bytes | None:
 def warn(text: str) -> None:
     """One line on stderr for what a user must know, although the run goes on."""
     print(f"warning: {text}", file=sys.stderr)
-
-
-def list_input(url: str) -> tuple[Store, list[Entry]]:
-    """The store and the shards that an input URL means; what is not read is said on stderr. Raises InputError."""
-    store, shards, passed_over = resolve_input(url)
-    if passed_over:
-        warn(f"{url}: {said_of(passed_over)}")
-    return store, shards
 
 
 def print_losses(lost: Sequence[str], place: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jobs.protection.options import add_picture_options
 from jobs.shared.cli import Parser, given_options
-from jobs.shared.metrics import add_metrics_options
 from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
 
 DESCRIPTION = """\
@@ -35,7 +34,7 @@ def uploads_parser() -> Parser:
     _new(parser)
     _files(parser)
     _run(parser)
-    add_metrics_options(parser)
+    _metrics(parser)
     return parser
 
 
@@ -75,6 +74,13 @@ def _run(parser: Parser) -> None:
     add("--workers", type=int, metavar="N", help="processes with --ray (one per CPU, or per GPU share)")
     add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each process (0: CPUs only)")
     add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
+
+
+def _metrics(parser: Parser) -> None:
+    add = parser.add_argument_group("metrics").add_argument
+    add("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus on this port while the job runs")
+    add("--metrics-linger", type=float, metavar="SECONDS", help="then stay for one more scrape (default 0)")
+    add("--metrics-file", metavar="FILE", help="leave metrics in this .prom file, for node_exporter's textfile folder")
 
 
 def parse_uploads(argv: list[str] | None) -> UploadSettings:
