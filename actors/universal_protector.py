@@ -17,7 +17,7 @@ from pipeline import layout
 from pipeline.deltas.apply import ProtectedSample, ShardOutcome, write_protected
 from pipeline.deltas.load import load_universal_protection
 from pipeline.deltas.picture_deltas import protect_pictures
-from pipeline.deltas.universal_deltas import UniversalDeltas
+from pipeline.deltas.universal.deltas import UniversalDeltas
 from pipeline.records import Rejection, Sample, Shard
 from pipeline.shards.tar import ShardWriter
 from pipeline.surrogates.features import Assignment, assignment_to_parquet

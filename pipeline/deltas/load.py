@@ -13,8 +13,8 @@ from pipeline.deltas.artefact import damaged, read_header, read_tensors
 from pipeline.deltas.picture_deltas import NearestDeltas, PictureDeltas, SampleDeltas
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.sample_steps import SampleGenerator
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_protection import METHOD, UniversalProtection
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.protection import METHOD, UniversalProtection
 from pipeline.errors import InputError
 from pipeline.settings import SmallImages
 from pipeline.surrogates.surrogate import Surrogate

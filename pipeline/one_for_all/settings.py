@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pipeline.deltas.universal_shape import BLOCKS, STRIDE, WIDTH, Bound
+from pipeline.deltas.universal.shape import BLOCKS, STRIDE, WIDTH, Bound
 from pipeline.settings import DEFAULT_SURROGATE, Deciding, check, check_choice, check_least, runtime, settings_of_kind
 
 Loss = Literal["logratio", "paper_detached", "fixed_lambda", "code_pairs", "code_diag"]  # pipeline.one_for_all.losses

@@ -14,9 +14,9 @@ from torch import multiprocessing
 from pipeline.clusters.clustering import fit_clusters
 from pipeline.deltas.load import load_cluster_protection, load_protection
 from pipeline.deltas.picture_deltas import DeltaRequest
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_generator import UniversalGenerator, bounded_output
-from pipeline.deltas.universal_shape import BOUNDS
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.generator import UniversalGenerator, bounded_output
+from pipeline.deltas.universal.shape import BOUNDS
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.one_for_all.finish import finished_protection
 from pipeline.one_for_all.pictures import read_squares

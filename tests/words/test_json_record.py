@@ -115,5 +115,5 @@ def test_what_is_no_gallery_is_refused_in_one_line(arrays: dict[str, int] | None
     from safetensors.numpy import save
 
     data = b"damaged" if arrays is None else save({name: np.zeros(1, np.uint8) for name in arrays})
-    with pytest.raises(InputError, match=r"^gallery is no gallery of this version of Scumble \(.*\)$"):
+    with pytest.raises(InputError, match=r"^gallery is not a gallery written by this version of Scumble \(.*\)$"):
         gallery_from_bytes(data, "gallery")

@@ -22,7 +22,7 @@ def parse_labelling(name: str) -> tuple[str, str]:
         raise SettingsError(f"unknown labelling {name!r}: none of {', '.join(_FORMS.values())}{near}")
     form = _FORMS[kind]
     if (":" in form) != bool(argument):
-        raise SettingsError(f"labelling {name!r} is written {form}")
+        raise SettingsError(f"labelling {name!r}: write it as {form}")
     if form.endswith(":N") and (not argument.isdecimal() or int(argument) < 2):
         raise SettingsError(f"labelling {name!r}: {argument!r} is not a number of classes (2 or more)")
     return kind, argument

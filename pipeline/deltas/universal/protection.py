@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
-from pipeline.deltas.universal_shape import Bound
+from pipeline.deltas.universal.shape import Bound
 from pipeline.errors import PromiseError
 from pipeline.fingerprint import sha256
 
