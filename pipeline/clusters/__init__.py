@@ -1,1 +1,1 @@
-"""From features to clusters."""
+"""Clustering of features."""

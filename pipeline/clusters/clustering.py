@@ -1,4 +1,4 @@
-"""From surrogate features to clusters: the space, its centroids, assignment, quality, and who moves to whom.
+"""From surrogate features to clusters: their space, centroids, assignment, quality and target clusters.
 
 Shape letters: n rows, d surrogate feature, k dimension of the cluster space, p clusters.
 """
@@ -35,10 +35,10 @@ _QUALITY_NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class ClusterSpace:
-    """Where k-means works: `features` as they are, as in the paper, or `smoothed`.
+    """The space in which k-means works: raw `features`, as in the paper, or `smoothed`.
 
-    smoothed: class scores where the surrogate is a classifier, else features; minus their mean over the collection;
-    unit length. The points that centroids are fitted on are then smoothed over their neighbours (see `smooth`).
+    smoothed: class scores if the surrogate is a classifier, else features; minus their mean over the collection; scaled
+    to unit length. The points that centroids are fitted on are then smoothed over their neighbours (see `smooth`).
 
     mean  float32 [k], or None for `features`
     head  the surrogate's classifier, or None
@@ -49,7 +49,7 @@ class ClusterSpace:
 
     @classmethod
     def fit(cls, name: SpaceName, features: NDArray[Any], head: Head | None) -> ClusterSpace:
-        """The space of a collection, centred on `features` [n, d]."""
+        """The space for a collection, centred on `features` [n, d]."""
         if name == "features":
             return cls()
         scores = _scores(features, head)
@@ -66,7 +66,7 @@ class ClusterSpace:
         return _unit(_scores(features, self.head) - self.mean)
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:
-        """Arrays that `from_tensors` understands; empty for `features`."""
+        """Arrays for `from_tensors`; empty for `features`."""
         tensors: dict[str, NDArray[Any]] = {}
         if self.mean is not None:
             tensors["space.mean"] = self.mean
@@ -92,7 +92,7 @@ def _unit(rows: Floats) -> Floats:
 
 
 def smooth(points: Floats, *, threads: int = 1) -> Floats:
-    """Replace each point by the mean of its 16 nearest by cosine, itself included, at unit length; twice.
+    """Replace each point by the mean of its 16 nearest neighbours by cosine, itself included, at unit length; twice.
 
     points  float32 [n, k] of unit length. The result does not depend on `threads`.
     """
@@ -122,12 +122,12 @@ def _neighbour_means(points: Floats, neighbours: int, threads: int) -> Floats:
 
 @dataclass(frozen=True)
 class Clustering:
-    """The clusters of a collection: all that is needed to send any image to one of them.
+    """The clusters of a collection: everything needed to assign any image to one of them.
 
     centroids      float32 [p, k], in `space`
-    feature_means  float32 [p, d]: mean surrogate feature of each cluster, what delta is aimed at
-    distance_p99   float32 [p]: 99 % of a cluster's fitted images lie no farther from its centroid than this; an
-                   image far beyond it resembles nothing in the fitted collection
+    feature_means  float32 [p, d]: mean surrogate feature of each cluster, the target of deltas
+    distance_p99   float32 [p]: 99 % of a cluster's fitted images are at most this far from its centroid; an image
+                   well beyond it is unlike anything in the fitted collection
     """
 
     space: ClusterSpace
@@ -136,7 +136,7 @@ class Clustering:
     distance_p99: Floats
 
     def assign(self, features: NDArray[Any]) -> tuple[Ints, Floats]:
-        """Nearest centroid int32 [n] and Euclidean distance to it float32 [n] of features [n, d]."""
+        """Nearest centroid, int32 [n], and Euclidean distance to it, float32 [n], of features [n, d]."""
         clusters, distances = np.empty(len(features), np.int32), np.empty(len(features), np.float32)
         for start in range(0, len(features), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -145,7 +145,7 @@ class Clustering:
         return clusters, distances
 
     def distances(self, features: NDArray[Any], clusters: Ints) -> Floats:
-        """Euclidean distance float32 [n] of features [n, d] to the centroids of the clusters given."""
+        """Euclidean distance, float32 [n], of features [n, d] to the centroids of the given clusters."""
         apart = self.space.points(features) - self.centroids[clusters]
         return np.asarray(np.linalg.norm(apart, axis=1), dtype=np.float32)
 
@@ -165,16 +165,16 @@ class Clustering:
                 tensors["distance_p99"],
             )
         except KeyError as error:
-            raise InputError(f"not a clustering: it lacks {error}; delete the file to cluster again") from None
+            raise InputError(f"not a clustering: {error} is missing; delete the file to cluster again") from None
 
 
 @dataclass(frozen=True)
 class ClusterQuality:
-    """How well the clusters are separated, without any label.
+    """How well the clusters are separated, judged without labels.
 
-    silhouette           mean silhouette coefficient in [-1, 1] (Rousseeuw 1987) of at most 2,000 images; None where
-                         it is not defined
-    neighbour_agreement  share of the 10 nearest neighbours of at most 2,000 images that are in the image's cluster
+    silhouette           mean silhouette coefficient in [-1, 1] (Rousseeuw 1987) over at most 2,000 images; None if it
+                         is not defined
+    neighbour_agreement  share of an image's 10 nearest neighbours that are in its cluster, over at most 2,000 images
     """
 
     silhouette: float | None
@@ -183,20 +183,20 @@ class ClusterQuality:
 
 @dataclass(frozen=True)
 class ClusterReport(JsonRecord):
-    """What the cluster stage has to say: printed, and shown in the report."""
+    """The cluster stage's results: printed, and shown in the report."""
 
-    images: int  # that centroids were fitted on
-    sizes: tuple[int, ...]  # of the clusters among them
+    images: int  # number that centroids were fitted on
+    sizes: tuple[int, ...]  # images per cluster
     inertia: float
     iterations: int
-    reseeded: int  # empty clusters on the way
+    reseeded: int  # empty clusters encountered
     restart_inertias: tuple[float, ...]  # ascending, on principal components
     quality: ClusterQuality
 
 
 @dataclass(frozen=True)
 class FittedClusters:
-    """A clustering with the assignment of the very images it was fitted on."""
+    """A clustering with the assignment of the images it was fitted on."""
 
     clustering: Clustering
     report: ClusterReport
@@ -216,13 +216,13 @@ def fit_clusters(
 ) -> FittedClusters:
     """Cluster one collection that fits in memory.
 
-    features  a float16 or float32 array [n_i, d] for each slice; slices of no rows are allowed
-    Raises InputError if there are fewer distinct images than clusters. Source: Zhang et al. 2023, section 3.3; class
-    scores and smoothing are ours. The result does not depend on `threads`.
+    features  a float16 or float32 array [n_i, d] for each slice; empty slices are allowed
+    Raises InputError if there are fewer distinct images than clusters. The result does not depend on `threads`.
+    Source: Zhang et al. 2023, section 3.3; class scores and smoothing are ours.
     """
     rows = np.concatenate(list(features))
     check_enough(len(rows), num_clusters)
-    with threadpool_limits(1):  # BLAS may add in another order on another number of threads
+    with threadpool_limits(1):  # the number of threads may change BLAS's order of summation
         space = ClusterSpace.fit(name, rows, head)
         points = space.points(rows)
     fitted = smooth(points, threads=threads) if name == "smoothed" else points
@@ -238,13 +238,13 @@ def fit_clusters(
 
 
 def clustering_of(space: ClusterSpace, result: KMeansResult, feature_sums: NDArray[np.float64]) -> Clustering:
-    """A clustering from its centroids and the sum of the features [p, d] of each cluster; distance_p99 is 0 yet."""
+    """A clustering from its centroids and the summed features [p, d] of each cluster; distance_p99 is still 0."""
     means = feature_sums / np.maximum(result.sizes, 1)[:, None]
     return Clustering(space, result.centroids, means.astype(np.float32), np.zeros(len(result.centroids), np.float32))
 
 
 def with_p99(clustering: Clustering, clusters: Ints, distances: Floats) -> Clustering:
-    """The same with distance_p99 of the fitted images."""
+    """The same clustering with distance_p99 from the fitted images."""
     p99 = np.zeros(len(clustering.centroids), np.float32)
     for cluster in np.unique(clusters):
         p99[cluster] = np.percentile(distances[clusters == cluster], 99)
@@ -265,28 +265,30 @@ def report_on(result: KMeansResult, inertias: tuple[float, ...], measured: Clust
 
 
 def check_enough(num_images: int, num_clusters: int) -> None:
-    """Raises InputError if there are more clusters than images."""
+    """Raise InputError if there are more clusters than images."""
     if num_clusters > num_images:
         raise InputError(
-            f"{num_clusters} clusters cannot be made of {num_images} usable images; "
+            f"cannot form {num_clusters} clusters from {num_images} usable images; "
             f"lower --clusters to at most {num_images}"
         )
 
 
 def quality(points: Floats, clusters: Ints, seed: int) -> ClusterQuality:
-    """Judge clusters int32 [n] of points float32 [n, k]."""
+    """Quality of clusters, int32 [n], of points, float32 [n, k]."""
     rows = np.arange(len(points))
     if len(points) > _QUALITY_IMAGES:
         rows = np.sort(numpy_rng(seed, "cluster quality").choice(rows, _QUALITY_IMAGES, replace=False))
     labels = clusters[rows]
     defined = 2 <= len(np.unique(labels)) < len(labels)
-    from sklearn.metrics import silhouette_score  # here, because every worker imports this module and it takes a second
+    from sklearn.metrics import (
+        silhouette_score,
+    )  # imported here: it takes a second, and every worker imports this module
 
     silhouette = float(silhouette_score(points[rows], labels)) if defined else None
     wanted = min(_QUALITY_NEIGHBOURS, len(points) - 1)
     _, nearest = faiss.knn(points[rows], points, wanted + 1)
     others = nearest != rows[:, None]
-    others[others.all(axis=1), -1] = False  # a twin may be found in place of the image itself
+    others[others.all(axis=1), -1] = False  # a duplicate may be found instead of the image itself
     agreeing = (clusters[nearest] == labels[:, None])[others]
     return ClusterQuality(silhouette, float(agreeing.mean()) if wanted else 1.0)
 
@@ -295,15 +297,16 @@ def target_clusters(centroids: NDArray[Any], permutation: Permutation) -> NDArra
     """The target cluster of every cluster, int64 [p]: a permutation without fixed points.
 
     next  i -> (i + 1) mod p, as in Zhang et al. 2023, section 4.1
-    far   the one with the largest sum of distances between a centroid and its target's (solved as an assignment)
-    centroids  [p, k], in the space where distances count. Raises SettingsError for fewer than two clusters.
+    far   maximises the sum of distances between centroids and their targets' (a linear assignment problem)
+    centroids  [p, k], in the space where distances are measured
+    Raises SettingsError for fewer than two clusters.
     """
     num_clusters = len(centroids)
     if num_clusters < 2:
-        raise SettingsError("--clusters must be at least 2: an image is moved to a cluster that is not its own")
+        raise SettingsError("--clusters must be at least 2: images are moved to a cluster other than their own")
     if permutation == "next":
         return np.roll(np.arange(num_clusters), -1)
-    from scipy.optimize import linear_sum_assignment  # here, because all who protect import this module
+    from scipy.optimize import linear_sum_assignment  # imported here: every run imports this module
 
     wide = np.asarray(centroids, dtype=np.float64)
     apart = np.linalg.norm(wide[:, None] - wide[None], axis=2)

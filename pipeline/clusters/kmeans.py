@@ -1,8 +1,8 @@
-"""K-means whose centroids do not depend on who holds which points.
+"""K-means whose centroids do not depend on how the points are distributed.
 
 The points stay in fixed slices behind the protocol of `faiss.contrib.clustering` (count, dim, get_subset, assign_to).
-A slice answers with float64 sums, and the sums of all slices are added in slice order, so that one process and any
-number of workers find the same centroids to the bit. Shape letters: n rows, k dimension, p clusters.
+Each slice returns float64 sums, which are added in slice order, so that one process and any number of workers find
+bit-identical centroids. Shape letters: n rows, k dimension, p clusters.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from pipeline.fingerprint import derive, numpy_rng
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
-MAX_ITERATIONS = 300  # and TOLERANCE: on the relative gain of inertia
-TOLERANCE = 1e-5
+MAX_ITERATIONS = 300
+TOLERANCE = 1e-5  # relative decrease in inertia
 RESTART_DIMENSIONS = 64
 RESTART_IMAGES = 20_000
-_ROWS = 512  # of a block that is widened to float64 at a time: as many as stay in the cache
+_ROWS = 512  # rows widened to float64 at a time: small enough to stay in the cache
 
 
 class PointSet(Protocol):
-    """The points of k-means, wherever they are: the protocol of faiss.contrib.clustering.DatasetAssign."""
+    """The points to cluster, wherever they are: the protocol of faiss.contrib.clustering.DatasetAssign."""
 
     def count(self) -> int: ...
 
     def dim(self) -> int: ...
 
     def get_subset(self, indices: NDArray[Any]) -> Floats:
-        """Rows [m, k]."""
+        """The rows at `indices`, [m, k]."""
 
     def assign_to(self, centroids: NDArray[Any], weights: None = None) -> tuple[Ints, Floats, NDArray[np.float64]]:
-        """Nearest centroid int32 [n], squared distance float32 [n], sums of the points per centroid [p, k]."""
+        """Nearest centroid, int32 [n]; squared distance, float32 [n]; sum of points per centroid, float64 [p, k]."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one slice says about a set of centroids."""
+    """One slice's assignment to a set of centroids."""
 
     clusters: Ints  # [n]
     distances: Floats  # [n], squared
@@ -55,9 +55,10 @@ class Part:
 
 
 def assign_slice(points: Floats, centroids: Floats) -> Part:
-    """Send each row of one slice to its nearest centroid, on one thread: the answer depends on nothing else.
+    """Assign each row of a slice to its nearest centroid, on one thread, so that the result is deterministic.
 
-    points  float32 [n, k]; centroids  float32 [p, k]
+    points     float32 [n, k]
+    centroids  float32 [p, k]
     """
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -65,12 +66,12 @@ def assign_slice(points: Floats, centroids: Floats) -> Part:
         distances, clusters = faiss.knn(points, centroids, 1)
     finally:
         faiss.omp_set_num_threads(threads)
-    found = clusters.ravel().astype(np.int32)
-    return Part(found, distances.ravel(), cluster_sums(points, found, len(centroids)))
+    nearest = clusters.ravel().astype(np.int32)
+    return Part(nearest, distances.ravel(), cluster_sums(points, nearest, len(centroids)))
 
 
 def cluster_sums(points: NDArray[Any], clusters: Ints, num_clusters: int) -> NDArray[np.float64]:
-    """Sum of the rows of each cluster, float64 [p, k], added in row order."""
+    """Sum of each cluster's rows, float64 [p, k], added in row order."""
     sums = np.zeros((num_clusters, points.shape[1]))
     for start in range(0, len(points), _ROWS):
         block = points[start : start + _ROWS].astype(np.float64)
@@ -83,7 +84,7 @@ def cluster_sums(points: NDArray[Any], clusters: Ints, num_clusters: int) -> NDA
 
 
 def joined(parts: Sequence[Part]) -> tuple[Ints, Floats, NDArray[np.float64]]:
-    """The answer of all slices from each one's, added in the order given."""
+    """Combine the results of all slices, summing in the given order."""
     sums = np.zeros_like(parts[0].sums)
     for part in parts:
         sums += part.sums
@@ -92,17 +93,17 @@ def joined(parts: Sequence[Part]) -> tuple[Ints, Floats, NDArray[np.float64]]:
 
 
 class Slices:
-    """Points in this process: a list of slices, worked on by `threads` threads, one slice each."""
+    """Points in this process: a list of slices, processed by `threads` threads, one slice each."""
 
     def __init__(self, slices: Sequence[NDArray[Any]], threads: int = 1) -> None:
         self.slices = [np.ascontiguousarray(part, dtype=np.float32) for part in slices if len(part)]
         if not self.slices:
-            raise InputError("k-means has no point to work on: no image could be embedded (--dry-run says why)")
+            raise InputError("nothing to cluster: no image could be embedded (--dry-run says why)")
         self.threads = threads
 
     @classmethod
     def of(cls, points: NDArray[Any], rows: int = 16_384, threads: int = 1) -> Slices:
-        """Slices of a fixed number of rows."""
+        """Split points into slices of a fixed number of rows."""
         return cls([points[start : start + rows] for start in range(0, len(points), rows)], threads)
 
     def count(self) -> int:
@@ -127,14 +128,14 @@ class Slices:
 
 @dataclass(frozen=True)
 class KMeansResult:
-    """Centroids and the assignment that belongs to them."""
+    """Centroids and the matching assignment."""
 
     centroids: Floats  # [p, k]
     clusters: Ints  # [n]
     distances: Floats  # [n], squared
     inertia: float  # sum of the squared distances
     iterations: int  # passes over the points
-    reseeded: int  # empty clusters that were given a new centroid on the way
+    reseeded: int  # empty clusters that were given a new centroid
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -144,13 +145,13 @@ class KMeansResult:
 def lloyd(
     points: PointSet, start: Floats, *, max_iterations: int = MAX_ITERATIONS, tolerance: float = TOLERANCE
 ) -> KMeansResult:
-    """Lloyd's iteration from `start` float32 [p, k] until inertia falls by less than `tolerance` of itself.
+    """Lloyd's algorithm from `start`, float32 [p, k], until the relative decrease in inertia is at most `tolerance`.
 
-    The assignment and inertia returned belong to the centroids returned. An empty cluster takes the point that lies
+    The returned assignment and inertia match the returned centroids. An empty cluster is reseeded with the point
     farthest from its centroid, as in scikit-learn.
     """
     centroids = np.ascontiguousarray(start, dtype=np.float32)
-    before, reseeded, passes = 0.0, 0, 0  # before = 0: nothing to compare with
+    before, reseeded, passes = 0.0, 0, 0  # before = 0: nothing to compare to
     while True:
         clusters, distances, sums = points.assign_to(centroids)
         inertia, passes = float(distances.sum(dtype=np.float64)), passes + 1
@@ -167,23 +168,23 @@ def lloyd(
 
 
 def _farthest(distances: Floats, count: int) -> NDArray[np.int64]:
-    """Rows with the largest distances; among equals the first."""
+    """Rows with the largest distances; ties go to the first."""
     return np.argsort(-distances, kind="stable")[:count].astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where Lloyd's iteration begins: the best of several restarts."""
+    """Initial centroids for Lloyd's algorithm: the best of several restarts."""
 
-    centroids: Floats  # [p, k], in the space of the points, not of the reduced ones
-    inertias: tuple[float, ...]  # of every restart on the reduced points, ascending
+    centroids: Floats  # [p, k], in the original space, not the reduced one
+    inertias: tuple[float, ...]  # of all restarts on the reduced points, ascending
 
 
 def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, threads: int = 1) -> Start:
-    """Restart k-means on the principal components of `points` float32 [n, k] and keep the lowest inertia.
+    """Run k-means several times on the principal components of `points`, float32 [n, k]; keep the lowest inertia.
 
-    Each restart begins with greedy k-means++ (Arthur & Vassilvitskii 2007) from its own named seed. At most
-    RESTART_IMAGES rows take part, in at most RESTART_DIMENSIONS dimensions.
+    Each restart begins with greedy k-means++ (Arthur & Vassilvitskii 2007) and its own named seed. At most
+    RESTART_IMAGES rows and RESTART_DIMENSIONS dimensions are used.
     The result does not depend on `threads`. Raises InputError if there are fewer distinct points than clusters.
     """
     chosen = points
@@ -192,13 +193,13 @@ def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, t
         chosen = points[np.sort(rows)]
     if len(np.unique(chosen, axis=0)) < num_clusters:
         raise InputError(
-            f"{num_clusters} clusters cannot be made of {len(points)} images, some of them alike; lower --clusters"
+            f"cannot form {num_clusters} clusters from {len(points)} images, some of them identical; lower --clusters"
         )
-    # Here, because all who protect import this module; before the limit, because it holds for what is loaded by then.
+    # Imported here because every run imports this module; before threadpool_limits, which only affects loaded libraries.
     from sklearn.cluster import kmeans_plusplus
     from sklearn.decomposition import PCA
 
-    # BLAS may add in another order on another number of threads.
+    # The number of threads may change BLAS's order of summation.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
         reduced = _principal_components(chosen, PCA)
 

@@ -1,4 +1,4 @@
-"""A finished training becomes a protection: weights, what was seen, and what kind of images it was trained on."""
+"""Turn a finished training into a protection: weights, training figures, and clusters of the training images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.fingerprint import numpy_rng
 from pipeline.one_for_all.training import UniversalFit
 from pipeline.surrogates.concepts import ConceptBank
 
-EMBEDDED_IMAGES = 5_000  # of the training images, for the centroids that drift is measured from
+EMBEDDED_IMAGES = 5_000  # training images embedded for the centroids that drift is measured against
 PER_CLUSTER, MOST_CLUSTERS = 50, 20
 CURVE_POINTS = 200
 _BATCH = 64
@@ -25,7 +25,7 @@ _LICENCE = (
 
 
 def finished_protection(fit: UniversalFit, bank: ConceptBank, fingerprint: str) -> UniversalProtection:
-    """The protection of a training that is done."""
+    """The protection from a finished training."""
     settings = fit.settings
     weights = {
         name: value.detach().float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
@@ -56,7 +56,7 @@ def finished_protection(fit: UniversalFit, bank: ConceptBank, fingerprint: str) 
 
 
 def _clustering(fit: UniversalFit) -> Clustering:
-    """k-means of the embeddings of a sample of the training images, as new pictures will be embedded."""
+    """k-means on a sample of the training images, embedded the way new pictures will be."""
     pixels = fit.images.pixels
     rows = np.sort(
         numpy_rng(fit.settings.seed, "14a-centroids").permutation(len(pixels))[: min(len(pixels), EMBEDDED_IMAGES)]
@@ -71,11 +71,11 @@ def _clustering(fit: UniversalFit) -> Clustering:
 
 
 def _curve(values: list[float]) -> list[float]:
-    """At most 200 points: means of equal stretches."""
+    """At most 200 points, each the mean of an equal stretch."""
     parts: list[NDArray[Any]] = np.array_split(np.array(values), min(CURVE_POINTS, len(values)))
     return [round(float(part.mean()), 6) for part in parts]
 
 
 def bank_tensor(bank: ConceptBank) -> torch.Tensor:
-    """Embeddings float32 [m, d]."""
+    """The bank's embeddings, float32 [m, d]."""
     return torch.from_numpy(np.array(bank.embeddings))

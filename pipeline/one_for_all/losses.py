@@ -1,4 +1,4 @@
-"""The loss of One for All under the names of its readings, and which concepts it is about.
+"""The readings of One for All's loss, by name, and the choice of concepts it applies to.
 
 Shape letters: B batch, d embedding, m concepts, k near concepts.
 """
@@ -14,14 +14,15 @@ from torch.nn import functional as F
 
 from pipeline.one_for_all.settings import NEAR, Loss
 
-_LEAST = 1e-6  # a distance of exactly 0 has no logarithm
+_LEAST = 1e-6  # keeps the logarithm of a zero distance finite
 
 
 @dataclass(frozen=True, eq=False)
 class Concepts:
-    """The concepts that each image is moved from and to, of unit length.
+    """The unit-length concepts that each image is moved away from and towards.
 
-    near      float [B, k, d], the most similar; opposite  float [B, d], the least similar
+    near      float [B, k, d], the most similar
+    opposite  float [B, d], the least similar
     """
 
     near: Tensor
@@ -29,9 +30,11 @@ class Concepts:
 
 
 def select_concepts(embeddings: Tensor, bank: Tensor, num_near: int = NEAR) -> Concepts:
-    """The k most similar and the one least similar concept of each embedding, by cosine.
+    """The k most similar concepts and the least similar one for each embedding, by cosine.
 
-    embeddings  float [B, d]; bank  float [m, d], m > k. Source: Chen et al. 2024, section 3.4.1.
+    embeddings  float [B, d]
+    bank        float [m, d], m > k
+    Source: Chen et al. 2024, section 3.4.1.
     """
     rows = F.normalize(bank, dim=1)
     similarity = F.normalize(embeddings.detach(), dim=1) @ rows.T
@@ -39,15 +42,16 @@ def select_concepts(embeddings: Tensor, bank: Tensor, num_near: int = NEAR) -> C
 
 
 def select_by_label(labels: Tensor, bank: Tensor, num_near: int = NEAR) -> Concepts:
-    """As the released code: the neighbours and the opposite of the label's own concept, itself among the near ones.
+    """As in the released code: neighbours and opposite of the label's own concept, itself one of the near ones.
 
-    labels  int64 [B], rows of the bank
+    labels  int64 [B], row indices into the bank
+    bank    float [m, d], m > k
     """
     return select_concepts(bank[labels], bank, num_near)
 
 
 def similarities(features: Tensor, concepts: Concepts) -> tuple[Tensor, Tensor]:
-    """Cosine of features [B, d] to their near concepts [B, k] and to their opposite one [B]."""
+    """Cosine similarity of features [B, d] to their near concepts [B, k] and to the opposite one [B]."""
     unit = F.normalize(features, dim=1)
     return torch.einsum("bd,bkd->bk", unit, concepts.near), (unit * concepts.opposite).sum(1)
 
@@ -55,8 +59,8 @@ def similarities(features: Tensor, concepts: Concepts) -> tuple[Tensor, Tensor]:
 def logratio(features: Tensor, concepts: Concepts) -> Tensor:
     """Mean of ln(1 - sim to the opposite) - ln(mean of 1 - sim to the near ones).
 
-    What Eq. 4 with lambda = |l1 / l2| minimises: l1 - lambda l2 is zero whatever the embeddings are, but with lambda
-    held fixed its gradient is l1 times that of ln l1 - ln l2.
+    This is what Eq. 4 with lambda = |l1 / l2| minimises: l1 - lambda l2 is always zero, but with lambda held fixed its
+    gradient is l1 times that of ln l1 - ln l2.
     """
     towards, away = _distances(features, concepts)
     return (towards.clamp_min(_LEAST).log() - away.clamp_min(_LEAST).log()).mean()
@@ -64,20 +68,20 @@ def logratio(features: Tensor, concepts: Concepts) -> Tensor:
 
 def paper_detached(features: Tensor, concepts: Concepts) -> Tensor:
     """Eq. 4 as printed: l1 - lambda l2 with lambda = |l1 / l2| of the batch held fixed; its value is always 0."""
-    towards, away = (one.mean() for one in _distances(features, concepts))
+    towards, away = (part.mean() for part in _distances(features, concepts))
     return towards - (towards / away.clamp_min(_LEAST)).abs().detach() * away
 
 
 def fixed_lambda(features: Tensor, concepts: Concepts) -> Tensor:
     """Eq. 4 with lambda = 1."""
-    towards, away = (one.mean() for one in _distances(features, concepts))
+    towards, away = (part.mean() for part in _distances(features, concepts))
     return towards - away
 
 
 def code_pairs(features: Tensor, concepts: Concepts) -> Tensor:
-    """The released code: 0.1 / m(F, far) + mean over j of m(F, near_j), m the mean over all B x B pairs.
+    """As in the released code: 0.1 / m(F, far) + mean over j of m(F, near_j), m the mean over all B x B pairs.
 
-    Each image is pulled to the mean concepts of its batch, which is most likely a slip; for reproduction only.
+    Each image is pulled towards the mean concepts of its batch, most likely a slip; for reproduction only.
     """
     unit = F.normalize(features, dim=1)
     far = (unit @ concepts.opposite.T).mean()
@@ -86,7 +90,7 @@ def code_pairs(features: Tensor, concepts: Concepts) -> Tensor:
 
 
 def code_diag(features: Tensor, concepts: Concepts) -> Tensor:
-    """The same with each image's own concepts only: 0.1 / mean sim to the opposite + mean sim to the near ones."""
+    """Like code_pairs, with each image's own concepts: 0.1 / mean sim to the opposite + mean sim to the near ones."""
     near, opposite = similarities(features, concepts)
     return 0.1 / opposite.mean() + near.mean()
 

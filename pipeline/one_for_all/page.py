@@ -1,4 +1,4 @@
-"""The page of a trained universal generator: curves, cosines, pictures (Chen et al. 2024, Fig. 4)."""
+"""The report of a trained universal generator: curves, cosines, pictures (Chen et al. 2024, Fig. 4)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SHOWN_PICTURES = 8
 def write_training_report(
     protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
 ) -> str:
-    """HTML of one file, without script or network.
+    """The report as one self-contained HTML page.
 
-    shard  stream of a shard of the training images; the first few are shown with their deltas
+    shard  stream of a shard of training images; the first few are shown with their deltas
     """
     figures = protection.figures
     curves = figures["curves"]
@@ -52,7 +52,7 @@ def write_training_report(
         parameters=sum(
             int(np.prod(array.shape)) for name, array in protection.weights.items() if "running" not in name
         ),
-        gallery=[gallery_figures(one) for one in _gallery(protection, surrogate, shard, settings)],
+        gallery=[gallery_figures(sample) for sample in _gallery(protection, surrogate, shard, settings)],
     )
 
 
@@ -61,12 +61,15 @@ def _curve(values: Sequence[float], steps: int, title: str) -> str:
 
 
 def _cosines(clean: Sequence[float], protected: Sequence[float], steps: int, what: str) -> str:
-    end = f"clean {clean[-1]:.3g}, protected {protected[-1]:.3g} at the end"
+    end = f"at the end, clean {clean[-1]:.3g}, protected {protected[-1]:.3g}"
     return _chart([(clean, CLEAN), (protected, PROTECTED)], steps, f"Cosine to {what}", end)
 
 
 def _chart(lines: Sequence[tuple[Sequence[float], str]], steps: int, title: str, words: str) -> str:
-    """Lines, each with its colour, over the steps of the training. words  what a screen reader says of them"""
+    """Coloured lines over the training steps.
+
+    words  description for screen readers
+    """
     with mpl.rc_context(STYLE):
         figure, axes = panel(330, 220)
         for values, colour in lines:
@@ -79,7 +82,7 @@ def _chart(lines: Sequence[tuple[Sequence[float], str]], steps: int, title: str,
 def _gallery(
     protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
 ) -> Iterator[GallerySample]:
-    """The first pictures of a shard that can be read, each with its delta."""
+    """The first readable pictures of a shard, each with its delta."""
     deltas = UniversalDeltas(protection, surrogate)
     samples = read_samples(shard, max_member_bytes=settings.max_member_bytes)
     for key, pixels in islice(_decoded(samples, settings.max_pixels), SHOWN_PICTURES):

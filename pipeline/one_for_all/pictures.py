@@ -1,4 +1,4 @@
-"""The pictures that a universal generator is trained on: squares of one shard, and their labels."""
+"""The pictures a universal generator is trained on: squares from one shard, and their labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 
 @dataclass(frozen=True, eq=False)
 class Squares:
-    """uint8 [n, 3, R, R] pictures, and their labels int64 [n] or None; and what of the shard is none of them."""
+    """Training squares.
+
+    pixels    uint8 [n, 3, R, R]
+    labels    int64 [n], or None
+    left_out  parts of the shard that could not be used
+    """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
@@ -25,7 +30,7 @@ class Squares:
 
 
 def square_side(side: int) -> int:
-    """R: the generator's side and a margin to crop from, as 256 for 224 (Chen et al. 2024, released code)."""
+    """R: the generator's side plus a margin for cropping, such as 256 for 224 (Chen et al. 2024, released code)."""
     return round(side * CROP_MARGIN)
 
 
@@ -40,10 +45,10 @@ def read_squares(
     max_pixels: int,
     with_labels: bool,
 ) -> Squares:
-    """The usable pictures of a shard, a hash-sample of about `share` of them, cut to squares of `side` pixels.
+    """A hash-sample of about `share` of a shard's usable pictures, as squares of `side` pixels.
 
-    where  what the shard is called in a message
-    Raises InputError if a label is wanted and a sample has no .cls member with one, and for a damaged shard.
+    where  name of the shard in messages
+    Raises InputError for a missing .cls label if `with_labels`, and for a damaged shard.
     """
     pixels: list[NDArray[np.uint8]] = []
     labels: list[int] = []
@@ -56,8 +61,8 @@ def read_squares(
         if with_labels:
             labels.append(_label(sample, where))
         pixels.append(square)
-    found = np.array(labels, np.int64) if with_labels else None
-    return Squares(stacked(pixels, side), found, left_out(where, rejections))
+    classes = np.array(labels, np.int64) if with_labels else None
+    return Squares(stacked(pixels, side), classes, left_out(where, rejections))
 
 
 def _label(sample: Sample, where: str) -> int:

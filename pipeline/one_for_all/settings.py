@@ -1,4 +1,4 @@
-"""What may be chosen of a universal generator's training: ranges and defaults. Knows no flags and no files."""
+"""Settings for training a universal generator: ranges and defaults. Knows nothing of flags or files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ NEAR = 5  # Chen et al. 2024, section 4.5
 
 @dataclass(frozen=True, kw_only=True)
 class OneForAllSettings(Deciding):
-    """Every choice of a training. The defaults are the paper's where it states one (methods of section 4.1).
+    """All settings of a training. Defaults follow the paper where it gives them (section 4.1).
 
-    side        of the images that the generator sees, in pixels; None: the surrogate's input, to a multiple of 8
-    concepts    a bank: `head` (the classifier's own classes), a text file of names for the surrogate's text tower,
-                `imagenet`, `cifar100` or `pets` (names that ship), or a safetensors bank; None: head if there is one,
-                else imagenet
-    batch_size  images of one step over all workers; accumulate  parts in which a step is computed
+    side        of the images the generator sees, in pixels; None: the surrogate's input, rounded up to a multiple of 8
+    concepts    a concept bank: `head` (the classifier's own classes), a text file of names for the surrogate's text
+                tower, `imagenet`, `cifar100` or `pets` (built-in names), or a safetensors bank; None: head if there is
+                one, else imagenet
+    batch_size  images per step over all workers
+    accumulate  number of parts in which a step is computed
     Raises SettingsError, one line that names the option, for anything out of range.
     """
 
@@ -71,12 +72,12 @@ class OneForAllSettings(Deciding):
         )
 
     def side_for(self, input_size: int) -> int:
-        """Side of the generator's images: as asked for, else the surrogate's input to the multiple of 8 above it."""
+        """Side of the generator's images: as given, else the surrogate's input rounded up to a multiple of 8."""
         return self.side or -(-input_size // STRIDE) * STRIDE
 
 
 def one_for_all_settings(given: Mapping[str, Any]) -> OneForAllSettings:
-    """Settings from options. Raises SettingsError for unknown names, with near matches, and for what is missing."""
+    """Settings from options. Raises SettingsError for unknown names, with near matches, and for missing ones."""
     return settings_of_kind(OneForAllSettings, given, required=("input", "output"))
 
 

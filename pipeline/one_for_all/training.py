@@ -1,4 +1,4 @@
-"""The training of a universal generator: one step after the other, on one process or data-parallel on several."""
+"""Training of a universal generator, step by step, in one process or data-parallel in several."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ CURVES = ("loss", "near", "opposite", "near_clean", "opposite_clean")
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a generator is trained on: pixels uint8 [n, 3, R, R], R the side plus a margin to crop from, and labels
-    int64 [n], rows of the bank, where targets are chosen by label.
+    """What a generator is trained on.
+
+    pixels  uint8 [n, 3, R, R], R the side plus a margin for cropping
+    labels  int64 [n], row indices into the bank; needed if targets are chosen by label
     """
 
     pixels: Tensor
@@ -39,13 +41,13 @@ class TrainingImages:
 class UniversalFit:
     """A universal generator in training (Chen et al. 2024, section 3.4).
 
-    Every step draws crops and flips of a global batch, gives the generator each image with its clean embedding, lays
-    the bounded delta, and lowers the loss of the perturbed embeddings. With torch.distributed at work every process
-    takes an equal part of each batch; batch statistics and the loss are those of the whole batch, so that any number
-    of processes takes the same steps (up to the order of sums).
+    Every step draws crops and flips for a global batch, runs the generator on each image and its clean embedding, adds
+    the bounded delta, and reduces the loss on the perturbed embeddings. Under torch.distributed every process takes an
+    equal part of each batch; batch statistics and loss cover the whole batch, so that any number of processes takes the
+    same steps (up to the order of sums).
 
     bank  float [m, d], in the surrogate's embedding space
-    Raises SettingsError for a bank or batch that does not fit, InputError for fewer images than a batch.
+    Raises SettingsError for an unsuitable bank or batch size, InputError if there are fewer images than a batch.
     """
 
     def __init__(
@@ -82,11 +84,11 @@ class UniversalFit:
 
     @property
     def progress(self) -> float:
-        """Share of the steps that are taken."""
+        """Share of the steps taken so far."""
         return self.step / self.steps
 
     def advance(self, steps: int) -> None:
-        """Take up to so many steps. Raises PromiseError for a loss that is not finite, before it does harm."""
+        """Take up to `steps` steps. Raises PromiseError for a non-finite loss, before it is applied."""
         for _ in range(min(steps, self.steps - self.step)):
             self._advance()
 
@@ -110,18 +112,18 @@ class UniversalFit:
         self.step += 1
 
     def _batch(self) -> Tensor:
-        """Rows of the images of this step's global batch."""
+        """Image indices of this step's global batch."""
         epoch, number = divmod(self.step, self.per_epoch)
         order = torch.randperm(len(self.images.pixels), generator=torch_rng(self.settings.seed, "14a-epoch", epoch))
         return order[number * self.settings.batch_size :][: self.settings.batch_size]
 
     def _windows(self) -> Views:
-        """Crops and flips of this step's global batch, the same whoever draws them."""
+        """Crops and flips for this step's global batch, identical on every process."""
         rng = torch_rng(self.settings.seed, "14a-views", self.step)
         return random_views(self.settings.batch_size, self.images.pixels.shape[-1], self.side, 0, rng)
 
     def _lower(self, rows: Tensor, windows: Views) -> Tensor:
-        """Add the gradient of one part of a batch; its figures, in the order of CURVES."""
+        """Add the gradient of one part of a batch; returns its figures, in the order of CURVES."""
         mine = slice(self.rank, None, self.world)
         views = take(self.images.pixels[rows[mine]].to(self.device), _rows_of(windows, mine))
         clean = views.float().div_(255).contiguous(memory_format=torch.channels_last)
@@ -142,7 +144,7 @@ class UniversalFit:
             return torch.stack([loss, near.mean(), opposite.mean(), before.mean(), before_opposite.mean()])
 
     def _gathered(self, features: Tensor) -> Tensor:
-        """The features of the whole batch, in its order, differentiable."""
+        """Features of the whole batch, in order, differentiable."""
         if self.world == 1:
             return features
         places = features.new_zeros(len(features), self.world, features.shape[1])
@@ -160,23 +162,23 @@ class UniversalFit:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on, by name, for safetensors."""
-        found = {f"generator/{name}": value for name, value in self.generator.state_dict().items()}
+        """Everything the next step depends on, by name, for safetensors."""
+        tensors = {f"generator/{name}": value for name, value in self.generator.state_dict().items()}
         for number, parameter in enumerate(self.generator.parameters()):
             for name, value in self.optimiser.state.get(parameter, {}).items():
-                found[f"adam/{number}/{name}"] = value
-        found |= {f"curve/{name}": torch.tensor(values) for name, values in self.curves.items()}
-        return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
+                tensors[f"adam/{number}/{name}"] = value
+        tensors |= {f"curve/{name}": torch.tensor(values) for name, values in self.curves.items()}
+        return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         weights = {n.removeprefix("generator/"): value for n, value in state.items() if n.startswith("generator/")}
         self.generator.load_state_dict(weights)
         for number, parameter in enumerate(self.generator.parameters()):
             prefix = f"adam/{number}/"
-            found = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
-            if found:
-                kept = {name: value if name == "step" else value.to(self.device) for name, value in found.items()}
+            moments = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+            if moments:
+                kept = {name: value if name == "step" else value.to(self.device) for name, value in moments.items()}
                 self.optimiser.state[parameter] = kept
         self.curves = {name: state[f"curve/{name}"].tolist() for name in CURVES}
         self.step = len(self.curves["loss"])
@@ -187,7 +189,7 @@ def _rows_of(views: Views, part: slice) -> Views:
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """Sum over all processes; the gradient is summed likewise."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -203,12 +205,12 @@ class _Summed(torch.autograd.Function):
 
 
 def _summed(values: Tensor) -> Tensor:
-    found: Tensor = _Summed.apply(values)
-    return found
+    total: Tensor = _Summed.apply(values)
+    return total
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of the batches of all processes; torch's own needs a GPU."""
+    """Batch normalisation with statistics over all processes; torch's own implementation needs a GPU."""
 
     def forward(self, maps: Tensor) -> Tensor:
         if not self.training:
@@ -228,7 +230,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 def _shared_norms(network: nn.Module, device: torch.device, world: int) -> nn.Module:
-    """The network with normalisation over all processes, where there are several."""
+    """The network with batch normalisation over all processes, if there are several."""
     if world == 1:
         return network
     if device.type == "cuda":
@@ -245,16 +247,16 @@ def _check_fit(
 ) -> None:
     if bank.ndim != 2 or bank.shape[1] != surrogate.dimension:
         raise SettingsError(
-            f"--concepts: embeddings {tuple(bank.shape)} do not fit the surrogate's, which have {surrogate.dimension}; "
+            f"--concepts: embeddings {tuple(bank.shape)} do not match the surrogate's dimension {surrogate.dimension}; "
             "make them with the same surrogate"
         )
     if len(bank) <= settings.near:
         raise SettingsError(f"--near {settings.near}: the bank has only {len(bank)} concepts")
     if settings.batch_size % (settings.accumulate * world):
         raise SettingsError(
-            f"--batch-size {settings.batch_size} cannot be shared by {world} workers in {settings.accumulate} parts"
+            f"--batch-size {settings.batch_size} cannot be divided among {world} workers in {settings.accumulate} parts"
         )
     if len(images.pixels) < settings.batch_size:
-        raise InputError(f"{len(images.pixels)} images are fewer than --batch-size {settings.batch_size}")
+        raise InputError(f"only {len(images.pixels)} images, fewer than --batch-size {settings.batch_size}")
     if settings.select_by == "label" and images.labels is None:
-        raise SettingsError("--select-by label needs a .cls label beside every image, a row of the concept bank")
+        raise SettingsError("--select-by label needs a .cls label for every image: a row of the concept bank")

@@ -1,1 +1,1 @@
-"""The records of a run: what it was asked, what it has committed, whether it may start."""
+"""The records of a run: its settings, its commits, and whether it may start."""

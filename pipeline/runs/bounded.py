@@ -1,4 +1,4 @@
-"""Work for threads that never runs far ahead of what is taken."""
+"""A parallel map that never runs far ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _R = TypeVar("_R")
 
 
 def bounded_map(pool: Executor, task: Callable[[_T], _R], items: Iterable[_T], *, ahead: int) -> Iterator[_R]:
-    """task(item) of every item, in their order; at most `ahead` items are taken before the answer to the first is."""
+    """Yield task(item) for each item, in order, with at most `ahead` items in flight."""
     waiting: deque[Future[_R]] = deque()
     for item in items:
         waiting.append(pool.submit(task, item))

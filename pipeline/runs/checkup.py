@@ -1,4 +1,4 @@
-"""What would break a run later, found before it: libraries, space, weights and stores, each looked at for real."""
+"""Checks for what would break a run later: libraries, space, weights and stores, each actually exercised."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.surrogates.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, we
 from pipeline.surrogates.surrogate import load_surrogate
 
 SHM = Path("/dev/shm")
-LEAST_SHM_BYTES = 1_000_000_000  # Ray's object store of a private cluster
+LEAST_SHM_BYTES = 1_000_000_000  # for Ray's object store in a private cluster
 LEAST_SCRATCH_BYTES = 2_000_000_000
 _OLDEST_PYTHON = (3, 10)
 _CODECS = {"JPEG": ("jpg", "jpg"), "PNG": ("zlib", "png"), "WEBP": ("webp", "webp")}
@@ -41,7 +41,10 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up. advice  what to do about it; "" where all is well"""
+    """One line of the check-up.
+
+    advice  what to do about it; "" if all is well
+    """
 
     level: Level
     subject: str
@@ -53,7 +56,7 @@ class Finding:
 
 
 def findings_of(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a check finds; one that raises a ScumbleError finds an error: its one line says what to do."""
+    """The findings of a check; a ScumbleError becomes an error finding, since its message says what to do."""
     try:
         return list(check())
     except ScumbleError as error:
@@ -61,7 +64,7 @@ def findings_of(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Fi
 
 
 def check_python() -> list[Finding]:
-    """The interpreter, and the versions that decide output bytes."""
+    """Check the interpreter; reports the library versions that decide output bytes."""
     versions = library_versions()
     shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "pillow", "numpy"))
     if sys.version_info < _OLDEST_PYTHON:
@@ -70,7 +73,7 @@ def check_python() -> list[Finding]:
 
 
 def check_codecs() -> list[Finding]:
-    """Every format that is written comes back from its codec, whatever versions are installed."""
+    """Check that every output format survives a round trip through the installed codecs."""
     findings = []
     pixels = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
     for kind, (feature, suffix) in _CODECS.items():
@@ -93,15 +96,16 @@ _REINSTALL = "install Pillow again from a wheel: pip install --force-reinstall -
 
 
 def check_space(shards: Iterable[Entry] = (), processes: int = 1) -> list[Finding]:
-    """Shared memory for Ray, and scratch for shards that are being written and for what Ray spills.
+    """Check shared memory for Ray, and scratch space for shards being written and for what Ray spills.
 
-    shards  of the input, where it is known; processes  that each write one of them
+    shards     of the input, if known
+    processes  number of processes that each write one shard at a time
     """
     folder = Path(tempfile.gettempdir())
     need = max([LEAST_SCRATCH_BYTES, *(2 * processes * entry.size for entry in shards)])
-    findings = [_space("scratch", folder, need, f"set TMPDIR to a disk with {_gb(need)}, or start fewer --workers")]
+    findings = [_space("scratch", folder, need, f"set TMPDIR to a disk with {_gb(need)} free, or use fewer --workers")]
     if SHM.is_dir():
-        advice = "give the container more (docker --shm-size=2g, or a larger emptyDir): Ray falls back to a slow disk"
+        advice = "give the container more (docker --shm-size=2g, or a larger emptyDir), or Ray falls back to slow disk"
         findings.append(_space("/dev/shm", SHM, LEAST_SHM_BYTES, advice))
     return findings
 
@@ -112,7 +116,7 @@ def _space(subject: str, folder: Path, need: int, advice: str) -> Finding:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
     except OSError as error:
-        return Finding("error", subject, f"{folder} cannot be written ({error.strerror})", advice)
+        return Finding("error", subject, f"cannot write to {folder} ({error.strerror})", advice)
     detail = f"{_gb(free)} free in {folder}"
     return Finding("ok", subject, detail) if free >= need else Finding("warning", subject, detail, advice)
 
@@ -122,44 +126,46 @@ def _gb(count: int) -> str:
 
 
 def check_gpu(gpus_per_worker: float) -> list[Finding]:
-    """GPUs that torch sees on this machine, against what the run asks for."""
+    """Compare the GPUs torch sees on this machine with what the run asks for."""
     import torch
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         detail = f"{len(names)} x {names[0]}, CUDA {torch.version.cuda}"
-        unused = "" if gpus_per_worker else "the run would use CPUs alone: add --gpus-per-worker 1"
+        unused = "" if gpus_per_worker else "the run would use CPUs only; add --gpus-per-worker 1"
         return [Finding("warning" if unused else "ok", "gpu", detail, unused)]
     if gpus_per_worker:
         advice = "install the driver and a CUDA build of torch, or leave --gpus-per-worker at 0"
-        return [Finding("error", "gpu", f"torch {torch.__version__} sees none", advice)]
-    return [Finding("ok", "gpu", "none, and none is asked for")]
+        return [Finding("error", "gpu", f"torch {torch.__version__} sees no GPU", advice)]
+    return [Finding("ok", "gpu", "none, and none requested")]
 
 
 def check_weights(surrogate: str, weights: str | None, size: int | None, protection: str | None) -> list[Finding]:
-    """The surrogate's weights are here, are those that were published, fit its network and, if given, a protection.
+    """Check that the surrogate's weights are available, as published, and fit its network and the protection, if any.
 
-    Weights that a library would fetch are fetched. Raises a ScumbleError.
+    Weights that a library would download are downloaded. Raises a ScumbleError.
     """
     if ":" in surrogate and "random-" in surrogate:
-        return [Finding("warning", "weights", f"{surrogate} is untrained", "take a trained surrogate for real work")]
+        return [Finding("warning", "weights", f"{surrogate} is untrained", "use a trained surrogate for real work")]
     path = weights_file(surrogate, Path(weights) if weights else None)
     digest = sha256(path.read_bytes())
     published = _published_digest(path)
     if published and not digest.startswith(published):
-        advice = "the file is damaged: delete it and start again, it is fetched anew"
-        return [Finding("error", "weights", f"{path} has SHA-256 {digest[:16]}, published as {published[:16]}", advice)]
+        advice = "the file is damaged; delete it and run again to download it anew"
+        return [
+            Finding("error", "weights", f"{path} has SHA-256 {digest[:16]}, but {published[:16]} was published", advice)
+        ]
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
     if protection is not None:
         store, name = file_at(protection)
         load_protection(store.read(name)).check_surrogate(loaded.id)
-    known = "as published" if published else "no published digest to compare with"
-    detail = f"{surrogate}, {loaded.dimension} features of {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
+    known = "as published" if published else "no published digest to compare against"
+    detail = f"{surrogate}, {loaded.dimension} features from {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
     return [Finding("ok", "weights", detail)]
 
 
 def _published_digest(path: Path) -> str | None:
-    """The digest that the file's publisher put into its name: whole in a hub's cache, its beginning in torch's."""
+    """The digest in the file's name, if any: complete in the Hugging Face cache, a prefix in torch's."""
     if path == EMBEDDED_WEIGHTS:
         return EMBEDDED_SHA256
     real = path.resolve().name
@@ -170,7 +176,7 @@ def _published_digest(path: Path) -> str | None:
 
 
 def check_input(url: str) -> tuple[Listing, list[Finding]]:
-    """What the input means, and whether its first shard can be read. Raises a ScumbleError."""
+    """Resolve the input and check that its first shard can be read. Raises a ScumbleError."""
     listing = resolve_input(url)
     store, shards, passed_over = listing
     with store.open(shards[0].name) as stream:
@@ -178,16 +184,18 @@ def check_input(url: str) -> tuple[Listing, list[Finding]]:
     total = sum(entry.size for entry in shards)
     if len(beginning) < min(512, shards[0].size):
         raise InputError(f"{store.url}/{shards[0].name} ends after {len(beginning)} bytes; upload it again")
-    findings = [Finding("ok", "input", f"{url}: {len(shards):,} shards, {_gb(total)}, the first can be read")]
+    findings = [Finding("ok", "input", f"{url}: {len(shards):,} shards, {_gb(total)}; the first one is readable")]
     if passed_over:
-        findings.append(Finding("warning", "input", said_of(passed_over), "a run ends with exit code 3 for these"))
+        findings.append(
+            Finding("warning", "input", said_of(passed_over), "a run will end with exit code 3 because of these")
+        )
     return listing, findings
 
 
 def check_output(url: str, source: Store | None = None) -> list[Finding]:
-    """The output can be written, read and deleted in, and refuses to create what is there. Raises a ScumbleError.
+    """Check writing, reading, deleting and create-if-absent in the output. Raises a ScumbleError.
 
-    source  the input, where it is known: nothing is written if the output is the same place
+    source  the input, if known: nothing is written if it is the same place as the output
     """
     store = Store(url)
     if source is not None:
@@ -195,22 +203,22 @@ def check_output(url: str, source: Store | None = None) -> list[Finding]:
     name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
     store.put(name, b"probe")
     if store.read(name) != b"probe":
-        return [Finding("error", "output", f"{url} gives back other bytes than were written", "take another store")]
+        return [Finding("error", "output", f"{url} returned different bytes than were written", "use another store")]
     store.delete([name])
-    findings = [Finding("ok", "output", f"{url} can be written, read and deleted in")]
+    findings = [Finding("ok", "output", f"{url} allows writing, reading and deleting")]
     if store.honours_create():
-        findings.append(Finding("ok", "commits", "a second create of one name is refused, as commits need"))
+        findings.append(Finding("ok", "commits", "create-if-absent works, as commits require"))
     else:
-        advice = "never run two jobs on one output at a time, or take a store that honours If-None-Match"
+        advice = "never run two jobs on one output at the same time, or use a store that honours If-None-Match"
         findings.append(Finding("warning", "commits", "the store ignores create-if-absent", advice))
     if (record := RunRecord.read(store, layout.RUN)) is not None:
-        detail = f"{url} holds run {record.fingerprint[:16]}; the same settings go on from it, others are refused"
+        detail = f"{url} holds run {record.fingerprint[:16]}; the same settings resume it, others are refused"
         findings.append(Finding("ok", "resume", detail))
     return findings
 
 
 def compare_versions(ours: Mapping[str, str], theirs: Mapping[str, str], where: str) -> list[Finding]:
-    """An error if libraries that decide output bytes differ between the driver and a node."""
+    """Report an error if libraries that decide output bytes differ between the driver and a node."""
     names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if not names:
         return [
@@ -218,5 +226,10 @@ def compare_versions(ours: Mapping[str, str], theirs: Mapping[str, str], where: 
         ]
     shown = ", ".join(f"{name} {theirs.get(name)} (driver {ours.get(name)})" for name in names)
     return [
-        Finding("error", where, f"other versions than the driver: {shown}", "use one image, or one constraints.txt")
+        Finding(
+            "error",
+            where,
+            f"versions differ from the driver: {shown}",
+            "use the same image or the same constraints.txt everywhere",
+        )
     ]

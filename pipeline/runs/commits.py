@@ -1,6 +1,6 @@
-"""Decisions over what is planned and what is committed: no storage, no tar, no Ray in here.
+"""Decisions about what is planned and what is committed; touches no storage, tar or Ray.
 
-plan = listing - commits. A commit with other digests is a conflict.
+plan = listing - commits. A commit with different digests is a conflict.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from pipeline.records import Commit, Plan, Shard
 
 
 def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str]) -> Plan:
-    """The plan over a listing, given the names of shards that have a commit.
+    """The plan for a listing, given the names of shards that have a commit.
 
-    Raises InputError for an empty listing, ConflictError for a commit of a shard that the input does not have.
+    Raises InputError for an empty listing, ConflictError for a commit whose shard is not in the input.
     """
     rows = tuple(sorted(shards, key=lambda shard: shard.name))
     if not rows:
-        raise InputError("the input holds no shards")
+        raise InputError("the input contains no shards")
     plan = Plan(rows, fingerprint, frozenset(committed))
-    if len(plan.left) + len(plan.done) != len(rows):  # counted, as sets of 10^6 names cost more than all else here
+    if len(plan.left) + len(plan.done) != len(
+        rows
+    ):  # count: building sets of 10^6 names would cost more than everything else here
         stranger = min(plan.done.difference(shard.name for shard in rows))
-        raise ConflictError(f"the output has a commit for {stranger}, which the input does not have")
+        raise ConflictError(f"the output has a commit for {stranger}, which is not in the input")
     return plan
 
 
 def check_same_commit(ours: Commit, theirs: Commit) -> None:
-    """Raise ConflictError if somebody committed other bytes for the shard that we have just written."""
+    """Raise ConflictError if another run committed different bytes for the shard we have just written."""
     if not ours.agrees_with(theirs):
         raise ConflictError(
             f"{ours.shard}: committed with SHA-256 {theirs.output_sha256[:16]} (input {theirs.input_etag}), "
-            f"but made here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
-            "run jobs/verify.py and compare library versions of the workers"
+            f"but produced here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
+            "run jobs/verify.py and compare the workers' library versions"
         )
 
 
 def plan_to_parquet(plan: Plan) -> bytes:
-    """The listing that a run was planned from, one row per shard."""
+    """The listing a run was planned from as Parquet, one row per shard."""
     table = pa.table(
         {
             "name": [shard.name for shard in plan.shards],

@@ -1,4 +1,4 @@
-"""What a run is and what became of it: run.json, which decides who may go on in an output, and status.json."""
+"""What a run is and what became of it: run.json, which decides who may resume in an output, and status.json."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Ingredients:
-    """Everything that decides output bytes: two runs with equal ingredients write equal shards."""
+    """Everything that decides output bytes: runs with equal ingredients write equal shards."""
 
     settings: Mapping[str, Any]
     listing_sha256: str
     weights_sha256: str  # of the surrogate
-    protection_sha256: str | None  # of a protection that is applied instead of fitted
-    key_sha256: str | None  # of the secret of --generator texture
-    device: str  # class of device: "cpu" or "cuda"
+    protection_sha256: str | None  # of an existing protection that is applied instead of fitting one
+    key_sha256: str | None  # of the secret for --generator texture
+    device: str  # device class: "cpu" or "cuda"
     versions: Mapping[str, str]
 
     @property
@@ -40,7 +40,7 @@ def ingredients_of(
     protection_sha256: str | None = None,
     key_sha256: str | None = None,
 ) -> Ingredients:
-    """Gather what decides the bytes of a run over `shards` with `settings`."""
+    """Collect what decides the output bytes of a run over `shards` with `settings`."""
     listing = [[shard.name, shard.size, shard.etag] for shard in shards]
     return Ingredients(
         settings=settings.deciding,
@@ -55,7 +55,7 @@ def ingredients_of(
 
 @dataclass(frozen=True)
 class RunRecord(JsonRecord):
-    """run.json; it has no secret: credentials and keys are not in the settings."""
+    """run.json; contains no secrets: credentials and keys are not part of the settings."""
 
     fingerprint: str
     ingredients: Ingredients
@@ -65,24 +65,26 @@ class RunRecord(JsonRecord):
 
     @classmethod
     def of(cls, ingredients: Ingredients, settings: Settings, plan: Plan) -> RunRecord:
-        """The record of a run that is planned."""
+        """The record of a planned run."""
         return cls(ingredients.fingerprint, ingredients, settings.input, len(plan.shards), plan.total_bytes)
 
 
 def read_run(output: Store) -> RunRecord:
-    """The run of an output. Raises InputError if none has begun there."""
-    found = RunRecord.read(output, layout.RUN)
-    if found is None:
-        raise InputError(f"{output.url} is not an output of a protection run: it has no {layout.RUN}")
-    return found
+    """The run in an output. Raises InputError if none has started there."""
+    record = RunRecord.read(output, layout.RUN)
+    if record is None:
+        raise InputError(f"{output.url} is not the output of a protection run: {layout.RUN} not found")
+    return record
 
 
 @dataclass(frozen=True)
 class RunStatus(JsonRecord):
-    """status.json: what became of a run, for machines.
+    """status.json: the machine-readable state of a run.
 
-    state          running | done | failed          stage  the last one that was begun
-    stage_seconds  of all starts of this run        counts  shards, protected and quarantined samples
+    state          running | done | failed
+    stage          the last stage that was started
+    stage_seconds  over all starts of this run
+    counts         shards, protected and quarantined samples
     """
 
     fingerprint: str
@@ -97,13 +99,14 @@ class RunStatus(JsonRecord):
 
 
 def check_same_run(existing: RunRecord, wanted: RunRecord, output: str) -> None:
-    """Raise ConflictError, naming what differs, if an output belongs to a run with another fingerprint."""
+    """Raise ConflictError, naming the differences, if an output belongs to a run with another fingerprint."""
     if existing.fingerprint == wanted.fingerprint:
         return
     differences = list(_differences("", asdict(existing.ingredients), asdict(wanted.ingredients)))
     shown = "; ".join(differences[:6]) or "format version"
     raise ConflictError(
-        f"{output} belongs to another run ({shown}): use its settings to resume it, another --output, or --overwrite"
+        f"{output} belongs to another run ({shown}): use its settings to resume it, choose another --output, "
+        "or add --overwrite"
     )
 
 

@@ -1,4 +1,4 @@
-"""Sums over all commits of an output, however many there are: a few hundred are in memory at a time."""
+"""Sums over all commits of an output, however many; only a few hundred are in memory at a time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from pipeline.errors import Reason, unreadable
 from pipeline.runs.bounded import bounded_map
 from pipeline.storage.store import Store
 
-READERS = 16  # threads, of a store that takes its time
-TOGETHER = 32  # commits that one thread reads at a time
-REFUSING = 50  # shards with a quarantine that are named: one refused sample or more each, as many as a report shows
+READERS = 16  # threads, for stores with high latency
+TOGETHER = 32  # commits per task
+REFUSING = 50  # shards with a quarantine to name: at least one refused sample each, so enough for a report
 
 
 @dataclass
 class Totals:
-    """What commits add up to.
+    """Sums over commits.
 
-    reasons   quarantined samples by reason         clusters  protected images by cluster
-    seconds   process seconds by step of apply      refusing  the first names, sorted, of shards with a quarantine
-    damaged   the first names of shards of which a part could not be read
+    reasons   quarantined samples by reason
+    clusters  protected images by cluster
+    seconds   process seconds by step of apply
+    refusing  first names, sorted, of shards with a quarantine
+    damaged   first names, sorted, of shards that could not be read completely
     """
 
     shards: int = 0
@@ -45,7 +47,7 @@ class Totals:
     damaged: list[str] = field(default_factory=list)
 
     def count(self, commit: Mapping[str, Any]) -> None:
-        """Add a commit as its file has it: to build a Commit of each would take twice as long."""
+        """Add a commit from its raw JSON: building a Commit first would take twice as long."""
         self.shards += 1
         self.images += commit["num_protected"]
         self.quarantined += commit["num_quarantined"]
@@ -65,34 +67,34 @@ class Totals:
             self.damaged.append(commit["shard"])
 
     def add(self, other: Totals) -> None:
-        for one in fields(self):
-            ours = getattr(self, one.name)
-            ours += getattr(other, one.name)
-            setattr(self, one.name, ours)
+        for column in fields(self):
+            ours = getattr(self, column.name)
+            ours += getattr(other, column.name)
+            setattr(self, column.name, ours)
         self.refusing = heapq.nsmallest(REFUSING, self.refusing)
         self.damaged = heapq.nsmallest(REFUSING, self.damaged)
 
 
 def totals_of(output: Store) -> Totals:
-    """Sums over the commits of an output. Raises InputError, which names the file, if one cannot be counted."""
+    """Sums over the commits of an output. Raises InputError, naming the file, for one that cannot be read."""
     names, whole = output.names(layout.COMMITS), Totals()
     parts = iter(lambda: list(islice(names, TOGETHER)), [])
-    if output.is_local:  # a folder answers at once: threads would wait for each other
+    if output.is_local:  # local reads are fast: threads would only wait for each other
         for part in parts:
             whole.add(_totals(output, part))
         return whole
     with ThreadPoolExecutor(READERS) as pool:
-        for found in bounded_map(pool, partial(_totals, output), parts, ahead=2 * READERS):
-            whole.add(found)
+        for sums in bounded_map(pool, partial(_totals, output), parts, ahead=2 * READERS):
+            whole.add(sums)
     return whole
 
 
 def _totals(output: Store, names: Sequence[str]) -> Totals:
-    found = Totals()
+    totals = Totals()
     for name in names:
         data = output.read(name)
         try:
-            found.count(json.loads(data))
+            totals.count(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise unreadable(f"{output.url}/{name}", error) from None
-    return found
+    return totals

@@ -1,14 +1,15 @@
-"""New uploads: what is new below a prefix, protected unit by unit with a fitted protection, each object once.
+"""New uploads: protects what is new below a prefix with a fitted protection, unit by unit, each object once.
 
-names         which objects are images or shards, what they are called in the output, which names are refused
-settings      what a user may choose
+names         which objects are images or shards, their names in the output, which names are refused
+settings      user settings
 listing       listing - ledger: what is new, settled and worth an attempt
 units         groups of new objects that are protected and committed together
-deltas        a protection's file -> whatever answers: which deltas for these pictures?
+deltas        loads a protection file as a source of deltas for pictures
 transaction   one unit -> its objects in the output and its commit
 ledger        what was done with every object: unit commits, and the sorted segments they are compacted into
 segments      rows of the ledger <-> Parquet
-lease         one run at a time below an output
-origin        whose output this is: the input, the protection and the settings that made it
+lease         ensures that only one run works on an output at a time
+origin        which input, protection and settings an output belongs to
 summary       what a run did
+verify        checks an output against its ledger
 """

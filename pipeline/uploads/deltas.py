@@ -1,4 +1,4 @@
-"""A protection's file -> whatever answers: which deltas for these pictures?"""
+"""Load a protection file as a source of deltas for new pictures."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UploadDeltas:
-    """What protects pictures of a collection that is not clustered again.
+    """Deltas for pictures that were not part of the fitted collection.
 
-    distance_p99  float32 [p]: an image farther than this from its nearest centroid resembles nothing that was fitted;
-                  None where the protection has no centroids
+    distance_p99  float32 [p]: an image farther than this from its nearest centroid is unlike anything that was fitted;
+                  None if the protection has no centroids
     """
 
     deltas: PictureDeltas
     distance_p99: NDArray[np.float32] | None
 
     def is_far(self, cluster: int, distance: float) -> bool:
-        """True if an image lies beyond what 99 % of its cluster's fitted images do."""
+        """True if an image is farther from its centroid than 99 % of its cluster's fitted images."""
         p99 = self.distance_p99
         return p99 is not None and 0 <= cluster < len(p99) and distance > float(p99[cluster])
 
@@ -42,13 +42,13 @@ def deltas_from(
     device: str = "cpu",
     small_images: SmallImages = "resize",
 ) -> UploadDeltas:
-    """What a protection's file answers with, its surrogate loaded on `device`.
+    """Deltas from a protection file, with its surrogate loaded on `device`.
 
-    key      secret of a texture
-    weights  file of the surrogate's weights; None = where its library keeps them
+    key           secret of a texture protection
+    weights       file with the surrogate's weights; None = where its library keeps them
     small_images  how a universal generator sees pictures of at most 64 px
-    Raises InputError for a damaged file or weights that cannot be had, ConflictError if key or weights are others
-    than the protection was fitted with, SettingsError if it needs a key and there is none.
+    Raises InputError for a damaged file or unavailable weights, ConflictError if key or weights differ from those the
+    protection was fitted with, SettingsError if a key is needed but missing.
     """
     from pipeline.deltas.load import deltas_of, load_protection  # here: a run without new uploads needs none of it
     from pipeline.surrogates.surrogate import load_surrogate
@@ -62,9 +62,9 @@ def deltas_from(
 
 
 def check_protection(data: bytes, *, has_key: bool) -> float:
-    """Epsilon of a protection; what can be refused without loading it is refused in an instant.
+    """Epsilon of a protection, read from the header alone so that bad input is refused at once.
 
-    Raises InputError for what is no protection, SettingsError if it needs a key and there is none.
+    Raises InputError if this is not a protection, SettingsError if a key is needed but missing.
     """
     header = read_header(data)
     if header.get("key_sha256") and not has_key:

@@ -1,8 +1,8 @@
-"""One run at a time below an output: an object that its holder renews, and that others take over once it is stale.
+"""Only one run at a time works on an output: the holder renews an object, which others take over once it is stale.
 
-Nobody's wall clock is believed. How old the lease is, the store itself says (the same clock set its time and tells the
-time now); whoever waits may also see it unchanged for its whole length by the own monotonic clock. The holder counts
-by that clock too, from before each renewal was sent, so that it gives up before anybody else may begin.
+No wall clock is trusted. The age of the lease comes from the store, whose clock set its timestamp and tells the current
+time; a waiting run may also see it unchanged for its whole duration by its own monotonic clock. The holder uses its
+monotonic clock too, counting from before each renewal was sent, so that it gives up before anyone else may take over.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.json_record import CompactRecord
 from pipeline.storage.store import Seen, Store
 
-GRACE_S = 2.0  # times in answers of a store are whole seconds
+GRACE_S = 2.0  # stores report times in whole seconds
 _POLL_S = 1.0
 
 
 class LeaseLost(ConflictError):
-    """The lease was taken over, or could not be renewed in time; nothing may be committed any more."""
+    """The lease was taken over or could not be renewed in time; nothing more may be committed."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Somebody else's lease that is alive."""
+    """Another run's live lease."""
 
     who: str
     age_s: float  # since its last heartbeat
     duration_s: float
 
     def __str__(self) -> str:
-        return f"{self.who}, heartbeat {max(0.0, self.age_s):.0f} s ago, ends {self.duration_s:.0f} s after its last"
+        return f"{self.who}, last heartbeat {max(0.0, self.age_s):.0f} s ago, expires {self.duration_s:.0f} s after it"
 
 
 def take_lease(store: Store, name: str, *, duration_s: float, wait_s: float = 0.0) -> Lease | Held:
-    """The lease, with its heartbeat running, or whoever holds it; waits up to `wait_s` seconds for it.
+    """Take the lease and start its heartbeat, or return its holder after waiting up to `wait_s` seconds.
 
-    duration_s  how long it lasts without a heartbeat; four are sent in that time
+    duration_s  how long it lasts without a heartbeat; four heartbeats are sent in that time
     """
     began = _now()
     content = LeaseRecord(uuid.uuid4().hex, f"{socket.gethostname()} pid {os.getpid()}", duration_s)
@@ -65,9 +65,9 @@ def take_lease(store: Store, name: str, *, duration_s: float, wait_s: float = 0.
 
 @dataclass(frozen=True)
 class LeaseRecord(CompactRecord):
-    """lease.json: whose it is; the number of renewals makes every version unlike any other.
+    """lease.json: who holds it; counting renewals makes every version unique.
 
-    who         for people
+    who         the holder, for people
     duration_s  how long it lasts without a heartbeat
     """
 
@@ -82,35 +82,35 @@ class LeaseRecord(CompactRecord):
             raise ValueError(f"duration_s is {self.duration_s}")
 
 
-# a newer version's, or a damaged one: neither is replaced at once, and neither is in the way for ever
-_UNREADABLE = LeaseRecord("", "somebody whose lease cannot be read", 60.0)
+# a newer version's lease, or a damaged one: not replaced at once, but it does not block for ever either
+_UNREADABLE = LeaseRecord("", "a run whose lease cannot be read", 60.0)
 
 
 def _held(seen: Seen | None, unchanged_s: float) -> Held | None:
-    """None if the lease may be taken."""
+    """The live lease, or None if it may be taken."""
     if seen is None:
         return None
     try:
-        found = LeaseRecord.from_bytes(seen.data, "the lease")
+        lease = LeaseRecord.from_bytes(seen.data, "the lease")
     except InputError:
-        found = _UNREADABLE
-    if found.released or max(seen.age_s, unchanged_s) > found.duration_s + GRACE_S:
+        lease = _UNREADABLE
+    if lease.released or max(seen.age_s, unchanged_s) > lease.duration_s + GRACE_S:
         return None
-    return Held(found.who, seen.age_s, found.duration_s)
+    return Held(lease.who, seen.age_s, lease.duration_s)
 
 
 def _taken(store: Store, name: str, content: LeaseRecord, seen: Seen | None) -> str | None:
-    """The version that is ours, or None if somebody was faster."""
+    """The etag of our version, or None if another run was faster."""
     data = content.to_bytes()
     if seen is not None:
         return store.replace_if(name, data, seen.etag)
-    store.create(name, data)  # an answer may have been lost: what stands there now decides
+    store.create(name, data)  # the response may have been lost: what is there now decides
     now = store.look(name)
     return now.etag if now is not None and now.data == data else None
 
 
 class Lease:
-    """A lease that is ours while `check` does not raise; a thread renews it until it is released."""
+    """A lease we hold as long as `check` does not raise; a thread renews it until it is released."""
 
     def __init__(self, store: Store, name: str, content: LeaseRecord, etag: str, renewed: float) -> None:
         self._store, self._name, self._content, self._etag = store, name, content, etag
@@ -121,17 +121,17 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LeaseLost, one line that says why, unless the lease is ours for some while yet."""
+        """Raise LeaseLost, saying why, unless the lease is still ours."""
         if not self._lost and _now() > self._until:
             self._lost = f"no heartbeat reached the store for {self._content.duration_s:.0f} s"
         if self._lost:
             raise LeaseLost(
-                f"{self._store.url}/{self._name}: {self._lost}, so another run may go on from here; nothing more was "
-                "committed by this one; start again if none is running"
+                f"{self._store.url}/{self._name}: {self._lost}, so another run may have taken over; this one committed "
+                "nothing more; start it again if no other is running"
             )
 
     def release(self) -> None:
-        """Let the next run begin at once; if the store does not answer, it begins when the lease ends."""
+        """Let the next run start at once; if the store does not respond, it starts when the lease expires."""
         self._over.set()
         self._thread.join()
         if not self._lost:
@@ -146,7 +146,7 @@ class Lease:
             try:
                 etag = self._renewed()
             except StoreError:
-                continue  # it may answer before the lease ends
+                continue  # the store may recover before the lease expires
             if etag is None:
                 self._lost = "the lease was taken over"
                 return
@@ -158,12 +158,12 @@ class Lease:
         etag = self._store.replace_if(self._name, data, self._etag)
         if etag is not None:
             return etag
-        seen = self._store.look(self._name)  # a heartbeat whose answer was lost is ours too
+        seen = self._store.look(self._name)  # a heartbeat whose response was lost still counts
         if seen is None or self._content.holder.encode() not in seen.data:
             return None
         return self._store.replace_if(self._name, data, seen.etag)
 
 
 def _now() -> float:
-    """Seconds by a clock that nobody sets and that goes on while the machine sleeps."""
+    """Seconds on a clock that is never adjusted and keeps running while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -1,4 +1,4 @@
-"""What is new: the listing and the ledger, both sorted by name, read side by side; neither is ever held."""
+"""Find what is new: the listing and the ledger, both sorted by name, are read side by side and never held in memory."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pipeline.storage.listings import Entry
 from pipeline.uploads.names import upload_kind
 from pipeline.uploads.units import Item
 
-Known = tuple[str, str, int]  # name, etag, version: what the ledger knows of an object
+Known = tuple[str, str, int]  # name, etag, version: what the ledger knows about an object
 Fault = Callable[[str], tuple[Reason, str] | None]
 
 _SHOWN = 20
-_FUTURE_S = 86400.0  # no clock is wrong by more than this, so that a later time was set by somebody, long ago
+_FUTURE_S = 86400.0  # no clock is off by more than this; a later time was set by hand and says nothing about age
 
 
 @dataclass
 class Tally:
-    """Objects of one look at the input, each counted once; the first names of those that a reader will ask for."""
+    """Counts from one pass over the input, each object once, with the first few names of deleted ones."""
 
-    known: int = 0  # done before, and the same since
+    known: int = 0  # processed before, unchanged since
     new: int = 0
-    changed: int = 0  # done before, but another etag now
-    unsettled: int = 0  # new or changed, but too recently
-    skipped: int = 0  # no image and no shard
-    deleted: int = 0  # done before, but no longer there
+    changed: int = 0  # processed before, but the etag has changed
+    unsettled: int = 0  # new or changed too recently
+    skipped: int = 0  # neither image nor shard
+    deleted: int = 0  # processed before, but gone now
     deleted_names: list[str] = field(default_factory=list)
 
     @property
@@ -38,22 +38,24 @@ class Tally:
 def changes(
     entries: Iterable[Entry], known: Iterable[Known], *, now: float, settle_s: float, fault: Fault, tally: Tally
 ) -> Iterator[Item]:
-    """What is to be protected, in the order of names; everything is counted in `tally` as it passes.
+    """Yield what is to be protected, sorted by name; counts everything in `tally` on the way.
 
-    entries, known  sorted by name
-    now             by the clock of the entries' `modified`
-    fault           name -> why it is refused
-    Raises StoreError if the listing is not sorted: what is new could not be told then.
+    entries   sorted by name
+    known     sorted by name
+    now       by the clock behind the entries' `modified`
+    settle_s  seconds since the last change after which an upload counts as complete
+    fault     name -> why it is refused, or None
+    Raises StoreError if the listing is not sorted, because new objects could not be identified.
     """
-    settled = now - settle_s if settle_s else float("inf")  # clocks of servers are told in whole seconds
+    settled = now - settle_s if settle_s else float("inf")  # servers report times in whole seconds
     rows = iter(known)
     nothing = ("", "", 0)  # no object has this name
     row_name, row_etag, version = next(rows, nothing)
     last = ""
-    for entry in entries:  # nearly all are known: what is done here is done for every object of the prefix
+    for entry in entries:  # hot loop: nearly all objects are known already
         name = entry[0]
         if name <= last:
-            raise StoreError(f"the store lists {shown(name)} after {shown(last)}: a listing in byte order is needed")
+            raise StoreError(f"the store lists {shown(name)} after {shown(last)}, but listings must be in byte order")
         last = name
         while row_name < name and row_name:
             _count_deleted(row_name, tally)
@@ -85,10 +87,10 @@ def _judged(entry: Entry, version: int, settled: float, now: float, fault: Fault
         tally.changed += 1
     else:
         tally.new += 1
-    found = fault(entry.name)
-    if found is None and not entry.etag:
-        found = Reason.NOT_A_FILE, "a link or a device is not followed"
-    return Item(entry.name, entry.size, entry.etag, kind, version + 1, found)
+    refusal = fault(entry.name)
+    if refusal is None and not entry.etag:
+        refusal = Reason.NOT_A_FILE, "links and devices are not followed"
+    return Item(entry.name, entry.size, entry.etag, kind, version + 1, refusal)
 
 
 def _count_deleted(name: str, tally: Tally) -> None:

@@ -1,4 +1,4 @@
-"""Names of uploads: images, shards and the rest; what they are called in the output; which are refused."""
+"""Names of uploads: which are images or shards, and what they are called in the output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGE, SHARD = "image", "shard"
 
 
 def upload_kind(name: str) -> str | None:
-    """IMAGE or SHARD; None for what is neither, in the folder of a run's records, or a Mac's note beside a file."""
+    """IMAGE or SHARD; None for anything else, a run's records, or macOS metadata files."""
     if name.startswith(f"{RUN_FOLDER}/") or name.rpartition("/")[2].startswith("._"):
         return None
     if _extension(name) in IMAGE_SUFFIXES:
@@ -22,16 +22,17 @@ def upload_kind(name: str) -> str | None:
 
 
 def sample_name(name: str) -> tuple[str, str]:
-    """(key, suffix) of a loose image: cut at its last dot, so that no two images of a folder share a key but twins."""
+    """(key, suffix) of a loose image, split at the last dot, so that only `a.jpg` and `a.png` can share a key."""
     stem, _, extension = name.rpartition(".")
     return stem, extension
 
 
 def output_name(name: str, encode: str) -> str:
-    """What a loose image is called in the output; no two images are called the same.
+    """Name of a loose image in the output; unique for every image.
 
-    same keeps every name. Where the format may change, its extension is appended (`a.jpg` -> `a.jpg.png`) unless the
-    name has it already; a name with two (`a.jpg.png`) gets a third, because it may be what another one becomes.
+    `same` keeps every name. If the format may change, the new extension is appended (`a.jpg` -> `a.jpg.png`) unless the
+    name already ends with it; a name with two image extensions (`a.jpg.png`) gets a third, because another image may
+    become that name.
     """
     if encode == "same":
         return name
@@ -43,7 +44,7 @@ def output_name(name: str, encode: str) -> str:
 
 
 def content_type(name: str) -> str | None:
-    """Media type by extension, e.g. image/png."""
+    """Media type by extension, e.g. image/png, or None."""
     return mimetypes.types_map.get("." + _extension(name)) or {"webp": "image/webp"}.get(_extension(name))
 
 

@@ -1,4 +1,4 @@
-"""Whose output this is: the input, the protection and the settings that made it; no other may go on in it."""
+"""The origin of an output: its input, protection and settings; a run with a different origin may not continue in it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Origin(JsonRecord):
-    """run.json of an output of uploads; credentials and keys are not in it."""
+    """run.json of an uploads output; contains no credentials or keys."""
 
     input: str  # root of the store
     protection_sha256: str
     epsilon: float
-    settings: Mapping[str, Any]  # that decide bytes
+    settings: Mapping[str, Any]  # those that decide output bytes
     format_version: int = FORMAT_VERSION
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what decides the bytes of every object, but for the versions of libraries: they may be updated."""
+        """Digest of what decides the bytes of every object, except library versions, which may be updated."""
         return sha256(canonical({name: value for name, value in self.to_json().items() if name != "input"}))
 
 
 def check_origin(output: Store, origin: Origin) -> bool:
-    """True if the output is of this origin, False if it is empty.
+    """True if the output has this origin, False if it is empty.
 
-    Raises ConflictError, naming what differs, if it is another's, or if somebody else has written there.
+    Raises ConflictError, naming the difference, if it has another origin or holds anything else.
     """
     seen = Origin.read(output, layout.UPLOADS_ORIGIN)
     if seen is None:
@@ -45,22 +45,22 @@ def check_origin(output: Store, origin: Origin) -> bool:
     for name in ours:
         if theirs[name] != ours[name]:
             raise ConflictError(
-                f"{output.url} was made with another {name} ({_short(theirs[name])}, now {_short(ours[name])}): "
-                f"use that one, or another --output; if an input has only moved, correct {layout.UPLOADS_ORIGIN}"
+                f"{output.url} was made with a different {name} ({_short(theirs[name])}, now {_short(ours[name])}): "
+                f"use that one or another --output; if the input has merely moved, edit {layout.UPLOADS_ORIGIN}"
             )
     return True
 
 
 def claim(output: Store, origin: Origin) -> None:
-    """Write whose output this is. Raises ConflictError if somebody else was faster."""
+    """Record the origin of an output. Raises ConflictError if another run claimed it first."""
     if not output.create(layout.UPLOADS_ORIGIN, origin.to_bytes()):
         check_origin(output, origin)
 
 
 def honours_conditions(output: Store) -> bool:
-    """True if the store refuses to replace another version of an object, and to create one that is there."""
+    """True if the store refuses to replace a version that has changed, and to create an object that exists."""
     name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
-    first = output.create(name, b"1")  # where that fails, there is nothing to delete
+    first = output.create(name, b"1")  # if this fails, there is nothing to delete
     try:
         return first and not output.create(name, b"2") and output.replace_if(name, b"3", "0" * 32) is None
     finally:
@@ -71,9 +71,11 @@ def _check_empty(output: Store) -> None:
     try:
         stranger = next((entry.name for entry in output.walk() if _is_strange(entry.name)), None)
     except InputError:
-        return  # there is no such folder yet
+        return  # the folder does not exist yet
     if stranger is not None:
-        raise ConflictError(f"{output.url} holds {stranger}, which no run over uploads wrote: choose another --output")
+        raise ConflictError(
+            f"{output.url} contains {stranger}, which was not written by an uploads run: choose another --output"
+        )
 
 
 def _is_strange(name: str) -> bool:

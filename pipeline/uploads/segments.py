@@ -1,4 +1,4 @@
-"""Rows of the ledger <-> Parquet, sorted by name, written and read in blocks: memory does not grow with the rows."""
+"""Rows of the ledger <-> Parquet, sorted by name, in blocks: memory use does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK_ROWS = 8192
 
 _SCHEMA = pa.schema(
     [
-        ("name", pa.binary()),  # UTF-8, or whatever bytes a folder has
+        ("name", pa.binary()),  # UTF-8, or arbitrary bytes from a file system
         ("etag", pa.string()),
         ("version", pa.int32()),
         ("size", pa.int64()),
@@ -45,11 +45,14 @@ _NAME, _VERSION = _SCHEMA.get_field_index("name"), _SCHEMA.get_field_index("vers
 class Row:
     """What was done with one version of one object; quarantined as a whole if `output` is empty.
 
-    version      1 for the first, one more for every change of the object
+    version      1 for the first version, incremented with every change of the object
     output       name in the output; "" if there is none
-    cluster      nearest centroid and distance to it; -1 and None for a shard or without an output
-    protected    images in it that were protected, quarantined, and protected ones beyond the training's p99
-    reason       why it is in quarantine, or ""
+    cluster      nearest centroid; -1 for a shard or without an output
+    distance     to that centroid; None for a shard or without an output
+    protected    number of images in it that were protected
+    quarantined  number of images in it that were quarantined
+    drifted      number of protected images beyond p99 of the fitted images' distances
+    reason       why it is quarantined, or ""
     """
 
     name: str
@@ -69,7 +72,7 @@ class Row:
     detail: str = ""
 
     def agrees_with(self, other: Row) -> bool:
-        """True if both say that the same bytes were made of the same version."""
+        """True if both record the same bytes made from the same version."""
         return self._said == other._said
 
     @property
@@ -79,12 +82,12 @@ class Row:
 
 _FIELDS = tuple(f.name for f in fields(Row))
 assert tuple(_SCHEMA.names) == _FIELDS
-Values = tuple[Any, ...]  # of a Row, in its order
+Values = tuple[Any, ...]  # of a Row, in field order
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A sorted file of the ledger, and sums over its rows."""
+    """A sorted file of the ledger, with sums over its rows."""
 
     name: str
     rows: int
@@ -99,7 +102,7 @@ def values_of(row: Row) -> Values:
 
 
 def write_segment(rows: Iterable[Values], path: Path, name: str) -> Segment:
-    """Write rows, sorted and unique by name, block by block to a local file; its name and sums."""
+    """Write rows, sorted and unique by name, block by block to a local file; returns its name and sums."""
     sums = [0, 0, 0, 0]
     places = [_FIELDS.index(field) for field in ("protected", "quarantined", "drifted")]
     left = iter(rows)
@@ -123,12 +126,12 @@ def _table(block: list[Values]) -> pa.Table:
 
 
 def read_values(file: IO[bytes], where: str) -> Iterator[Values]:
-    """The rows of a segment, in their order. Raises InputError, which says where, if it is damaged."""
+    """The rows of a segment, in order. Raises InputError, naming `where`, if it is damaged."""
     yield from _read(file, where, _FIELDS)
 
 
 def read_known(file: IO[bytes], where: str) -> Iterator[Known]:
-    """(name, etag, version) of the rows of a segment, in their order; nothing else is read. Raises InputError."""
+    """(name, etag, version) of a segment's rows, in order, without reading other columns. Raises InputError."""
     yield from _read(file, where, ("name", "etag", "version"))
 
 
@@ -136,12 +139,12 @@ def _read(file: IO[bytes], where: str, names: tuple[str, ...]) -> Iterator[Any]:
     try:
         with pq.ParquetFile(file, pre_buffer=False) as opened:
             if not opened.schema_arrow.equals(_SCHEMA):
-                raise ValueError("it has other columns")
+                raise ValueError("unexpected columns")
             for batch in opened.iter_batches(BLOCK_ROWS, columns=list(names), use_threads=False):
                 columns = [_texts(batch.column(n)) if n in _BYTES else batch.column(n).to_pylist() for n in names]
                 yield from zip(*columns, strict=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise unreadable(where, error, "restore it; without ledger.json, everything is protected again") from None
+        raise unreadable(where, error, "restore it; without ledger.json, everything would be protected again") from None
 
 
 def _texts(column: Any) -> list[str]:
@@ -152,12 +155,12 @@ def _texts(column: Any) -> list[str]:
 
 
 def merged(parts: list[Iterator[Values]]) -> Iterator[Values]:
-    """Sorted rows of several parts as one, only the latest version of each name."""
+    """Merge sorted parts, keeping only the latest version of each name."""
     return parts[0] if len(parts) == 1 else _latest(parts, _VERSION)
 
 
 def merged_known(parts: list[Iterator[Known]]) -> Iterator[Known]:
-    """The same for (name, etag, version)."""
+    """Like `merged`, for (name, etag, version)."""
     return parts[0] if len(parts) == 1 else _latest(parts, 2)
 
 

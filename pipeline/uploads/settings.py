@@ -1,4 +1,4 @@
-"""What a user may choose for new uploads: units, ranges, conflicts."""
+"""User settings for new uploads: units, ranges, conflicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(frozen=True, kw_only=True)
 class UploadSettings(ApplySettings):
-    """Every choice of a run over new uploads.
+    """All settings of a run over new uploads.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
     """
@@ -24,12 +24,12 @@ class UploadSettings(ApplySettings):
     protection: str
     surrogate_weights: str | None = None
     key_file: str | None = None
-    settle: float = 30.0  # seconds since the last change after which an upload is taken for complete
+    settle: float = 30.0  # seconds since the last change after which an upload counts as complete
     unit_images: int = 50
     unit_bytes: int = 64 * 1024 * 1024
-    max_drift: float = 0.1  # share of a run's images beyond the training's p99; more is a warning
-    watch: float | None = None  # seconds between two looks
-    lease: float = 60.0  # seconds that a lease holds without a heartbeat
+    max_drift: float = 0.1  # share of a run's images beyond the fitted p99; exceeding it means a warning
+    watch: float | None = None  # seconds between passes
+    lease: float = 60.0  # seconds that a lease lasts without a heartbeat
     wait_lease: float = 0.0
     ray: bool = False
     metrics_port: int | None = None
@@ -45,40 +45,40 @@ class UploadSettings(ApplySettings):
         check_least(self, least)
         check(0 <= self.max_drift <= 1, "--max-drift is a share between 0 and 1, e.g. 0.1")
         looks_once = self.watch is None
-        check(looks_once or not self.dry_run, "--dry-run looks once: leave --watch out")
+        check(looks_once or not self.dry_run, "--dry-run makes a single pass: omit --watch")
         check(
             looks_once or self.metrics_file is None,
-            "--metrics-file is written at the end, which --watch has not: use --metrics-port",
+            "--metrics-file is written when a run ends, but --watch runs for ever: use --metrics-port",
         )
         check(
             self.metrics_linger is None or self.metrics_port is not None,
-            "--metrics-linger keeps the port of --metrics-port open: add --metrics-port PORT",
+            "--metrics-linger keeps the metrics port open: add --metrics-port PORT",
         )
-        check(self.workers is None or self.ray, "--workers is the number of Ray's processes: add --ray")
+        check(self.workers is None or self.ray, "--workers sets the number of Ray processes: add --ray")
         check(self.size == "native", "--size is for protect_imagenet.py; uploads keep their size")
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """The choices that decide an output's bytes; limits only decide what is refused."""
+        """The settings that decide output bytes; limits only decide what is refused."""
         return {name: getattr(self, name) for name in ("encode", "metadata", "small_images", "keep_sidecar")}
 
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
-    """Settings from options. Raises SettingsError for one that is missing or unknown, with near matches."""
+    """Settings from options. Raises SettingsError for missing or unknown ones, with near matches."""
     return settings_of_kind(UploadSettings, given, required=("input", "output", "protection"))
 
 
 def parse_seconds(text: str) -> float:
     """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
+    if match is None:
         raise ValueError(text)
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def parse_bytes(text: str) -> int:
     """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
+    if match is None:
         raise ValueError(text)
-    return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]]
+    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]

@@ -1,4 +1,4 @@
-"""What a run over new uploads did: counted while it goes on, shown to people, written for machines."""
+"""What a run over new uploads did: counted as it goes, printed for people, written for machines."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from pipeline.uploads.listing import Tally
 from pipeline.uploads.transaction import UnitResult
 
 _SHOWN = 20
-_ENOUGH = 20  # images: a share of fewer says nothing
+_ENOUGH = 20  # images: shares of fewer are meaningless
 
 
 @dataclass(frozen=True)
 class LastRun(JsonRecord):
-    """last-run.json: how the last run ended, and what it counted. Names are the first ones, of objects.
+    """last-run.json: how the last run ended, and its counts. Of object names, only the first few are listed.
 
-    state   done | stopped | failed; status  the same      ended  UTC, of the machine that ran
-    lost    parts of shards that could not be read          rate   images per second
+    state   done | stopped | failed
+    status  the same as `state`
+    ended   UTC, by the clock of the machine that ran
+    lost    parts of shards that could not be read
+    rate    images per second
     """
 
     state: str
@@ -49,21 +52,21 @@ class LastRun(JsonRecord):
 
 @dataclass
 class Summary:
-    """Counts of one run. `protected` and `quarantined` are images, those inside of shards included."""
+    """Counts of one run. `protected` and `quarantined` count images, including those inside shards."""
 
     tally: Tally = field(default_factory=Tally)
     protected: int = 0
     quarantined: int = 0
-    drifted: int = 0  # protected, but beyond the training's p99 of their cluster
+    drifted: int = 0  # protected, but beyond their cluster's fitted p99
     units: int = 0
-    moved: int = 0  # replaced or gone while they were read
-    num_failed: int = 0  # not given by the store
-    failed: list[tuple[str, str]] = field(default_factory=list)  # name, error of the first
+    moved: int = 0  # replaced or deleted while being read
+    num_failed: int = 0  # the store failed to return them
+    failed: list[tuple[str, str]] = field(default_factory=list)  # name and error of the first few
     lost: list[str] = field(default_factory=list)  # parts of shards that could not be read
     started: float = field(default_factory=time.monotonic)
 
     def add(self, result: UnitResult) -> None:
-        """Count a unit whose commit stands."""
+        """Count a committed unit."""
         self.units += bool(result.commit.rows)
         self.protected += result.protected
         self.quarantined += result.quarantined
@@ -91,11 +94,11 @@ class Summary:
         return self.quarantined / max(1, self.protected + self.quarantined)
 
     def drifts(self, max_share: float) -> bool:
-        """True if more images than `max_share` are unlike what was fitted; never for fewer than 20."""
+        """True if more than `max_share` of the images are unlike what was fitted; never for fewer than 20 images."""
         return self.protected >= _ENOUGH and self.drift_share > max_share
 
     def record(self, state: str, exit_code: int, message: str | None = None) -> LastRun:
-        """The counts so far, as those of a run that ends now."""
+        """The counts so far, as the record of a run that ends now."""
         tally = self.tally
         return LastRun(
             state=state,
@@ -124,16 +127,18 @@ class Summary:
         )
 
     def lines(self) -> list[str]:
-        """For people: one line of what was found, one of what was done."""
+        """Lines for people: what was found and what was done."""
         tally = self.tally
-        found = [f"{tally.new:,} new", f"{tally.changed:,} changed", f"{tally.known:,} done before"]
-        found += [f"{tally.unsettled + self.moved:,} not settled yet", f"{tally.skipped:,} skipped (no images)"]
-        lines = [f"found        {', '.join(found)}"]
+        counts = [f"{tally.new:,} new", f"{tally.changed:,} changed", f"{tally.known:,} already done"]
+        counts += [f"{tally.unsettled + self.moved:,} not settled yet", f"{tally.skipped:,} skipped (not images)"]
+        lines = [f"found        {', '.join(counts)}"]
         if tally.deleted:
             names = ", ".join(tally.deleted_names[:3]) + (", …" if tally.deleted > 3 else "")
-            lines.append(f"deleted      {tally.deleted:,} left the input, their protected copies are kept: {names}")
+            lines.append(
+                f"deleted      {tally.deleted:,} deleted from the input; their protected copies are kept: {names}"
+            )
         done = f"{self.protected:,} images in {self.units:,} units, {self.seconds:.1f} s, {self.rate:.1f} images/s"
         lines += [f"protected    {done}", f"quarantined  {self.quarantined:,} images"]
         if self.protected:
-            lines.append(f"drift        {self.drift_share:.1%} beyond the training's p99 (1 % is expected)")
+            lines.append(f"drift        {self.drift_share:.1%} beyond the fitted p99 (1 % is expected)")
         return lines

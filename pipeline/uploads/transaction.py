@@ -1,9 +1,9 @@
-"""One unit of new uploads: read whole, protected, put into the output, and described by the commit that makes it count.
+"""One unit of new uploads: read, protected, written to the output, and described by the commit that makes it count.
 
-1 read every object in the version that was listed; another one is left for the next run
-2 protect it, or note why not
-3 put what was protected, then the quarantine's lines
-4 the caller creates the commit; until then nothing of the unit counts, and all of it may be done again
+1 read every object in the version that was listed; one that has changed is left for the next run
+2 protect it, or record why not
+3 write the protected objects, then the quarantine
+4 the caller creates the commit; until then nothing in the unit counts, and all of it may be redone
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Places:
-    """Where uploads come from and go to, and what decides their bytes."""
+    """Where uploads come from and go, and the settings that decide their bytes."""
 
     source: Store
     output: Store
@@ -52,11 +52,12 @@ class Places:
 class UnitResult:
     """What became of a unit; `commit` has no rows if there is nothing to commit.
 
-    moved   names whose version is another one by now, or gone: the next run will see
-    failed  (name, error) of objects that the store did not give
-    is_down True if it gave no answer for one of them, although it was asked again and again
-    refused what is in quarantine, images inside of shards too
-    seconds step -> seconds of work, summed over threads; elapsed  wall seconds
+    moved    names that changed or disappeared in the meantime; left for the next run
+    failed   (name, error) of objects the store failed to return
+    refused  what was quarantined, including images inside shards
+    seconds  step -> seconds of work, summed over threads
+    elapsed  wall seconds
+    is_down  True if the store kept failing for one of them despite retries
     """
 
     commit: UnitCommit
@@ -81,11 +82,11 @@ class UnitResult:
 
     @property
     def counts(self) -> ShardCounts:
-        """What is reported of the unit."""
+        """The metrics of the unit."""
         rows = self.commit.rows
         return ShardCounts(
             self.protected,
-            Counter(one.reason.value for one in self.refused),
+            Counter(rejection.reason.value for rejection in self.refused),
             bytes_in=sum(row.size for row in rows),
             bytes_out=sum(row.output_size for row in rows),
             seconds=self.seconds,
@@ -96,29 +97,29 @@ class UnitResult:
 
 
 def protect_unit(unit: Unit, places: Places, deltas: UploadDeltas, *, threads: int) -> UnitResult:
-    """Write a unit's protected objects and its quarantine; the commit that is returned makes them count.
+    """Write a unit's protected objects and its quarantine; they count once the returned commit is created.
 
     Raises StoreError if the output cannot be written, PromiseError if a bound does not hold.
     """
     started = time.perf_counter()
     protect = _protect_shard if unit.is_shard and unit.items[0].fault is None else _protect_images
-    found = protect(unit, places, deltas, threads)
-    if found.refused:
-        places.output.put(layout.upload_quarantine(unit.id), quarantine_to_bytes(found.refused))
-    rows = tuple(sorted(found.rows, key=lambda row: row.name))
+    outcome = protect(unit, places, deltas, threads)
+    if outcome.refused:
+        places.output.put(layout.upload_quarantine(unit.id), quarantine_to_bytes(outcome.refused))
+    rows = tuple(sorted(outcome.rows, key=lambda row: row.name))
     return UnitResult(
         UnitCommit(unit.id, places.fingerprint, rows),
-        tuple(found.moved),
-        tuple(found.failed),
-        tuple(found.refused),
-        found.seconds(),
+        tuple(outcome.moved),
+        tuple(outcome.failed),
+        tuple(outcome.refused),
+        outcome.seconds(),
         time.perf_counter() - started,
-        found.is_down,
+        outcome.is_down,
     )
 
 
 @dataclass
-class _Found:
+class _Outcome:
     rows: list[Row] = field(default_factory=list)
     refused: list[Rejection] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
@@ -128,13 +129,13 @@ class _Found:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Note how long the block takes."""
+        """Record how long the block takes."""
         started = time.perf_counter()
         yield
         self.spent.append((step, time.perf_counter() - started))
 
     def seconds(self) -> dict[str, float]:
-        """Step -> seconds."""
+        """Step -> total seconds."""
         summed: defaultdict[str, float] = defaultdict(float)
         for step, seconds in self.spent:
             summed[step] += seconds
@@ -151,13 +152,13 @@ def _row(item: Item, **fields: object) -> Row:
     return Row(item.name, item.etag, item.version, item.size, item.kind, **fields)  # type: ignore[arg-type]
 
 
-def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
+def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Outcome:
     from pipeline.deltas.picture_deltas import protect_pictures
 
-    found = _Found()
+    outcome = _Outcome()
     given: list[Item] = []
     with ThreadPoolExecutor(threads) as pool:
-        samples = _samples(unit, places, pool, given, found)
+        samples = _samples(unit, places, pool, given, outcome)
         results = protect_pictures(
             samples, deltas.deltas, settings=places.settings, batch_size=BATCH_SIZE, threads=threads
         )
@@ -165,64 +166,64 @@ def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: i
         for number, result in enumerate(results):
             item = given[number]
             if isinstance(result, Rejection):
-                found.refuse(item, result)
+                outcome.refuse(item, result)
             else:
-                found.spent += result.done.seconds.items()
-                waiting.append((item, pool.submit(_put_image, item, result, places, deltas, found)))
+                outcome.spent += result.done.seconds.items()
+                waiting.append((item, pool.submit(_put_image, item, result, places, deltas, outcome)))
         for item, putting in waiting:
             done = putting.result()
             if isinstance(done, Rejection):
-                found.refuse(item, done)
+                outcome.refuse(item, done)
             else:
-                found.rows.append(done)
-    return found
+                outcome.rows.append(done)
+    return outcome
 
 
 def _samples(
-    unit: Unit, places: Places, pool: ThreadPoolExecutor, given: list[Item], found: _Found
+    unit: Unit, places: Places, pool: ThreadPoolExecutor, given: list[Item], outcome: _Outcome
 ) -> Iterator[Sample | Rejection]:
-    """What could be read of a unit, each noted in `given`; the rest is noted in `found`."""
-    for item, outcome in zip(unit.items, pool.map(lambda one: _read(one, places, found), unit.items), strict=True):
-        if outcome is None:
-            found.moved.append(item.name)
-        elif isinstance(outcome, str):
-            found.failed.append((item.name, outcome))
+    """The readable objects of a unit, also appended to `given`; the others are recorded in `outcome`."""
+    for item, sample in zip(unit.items, pool.map(lambda item: _read(item, places, outcome), unit.items), strict=True):
+        if sample is None:
+            outcome.moved.append(item.name)
+        elif isinstance(sample, str):
+            outcome.failed.append((item.name, sample))
         else:
             given.append(item)
-            yield outcome
+            yield sample
 
 
-def _read(item: Item, places: Places, found: _Found) -> Sample | Rejection | str | None:
-    """The object as a sample, or why not; None if it is no longer the version that was listed."""
+def _read(item: Item, places: Places, outcome: _Outcome) -> Sample | Rejection | str | None:
+    """The object as a sample, or why not (a Rejection or an error message); None if it has changed since."""
     key, suffix = sample_name(item.name)
     limit = places.settings.max_member_bytes
     if item.fault is not None:
         return Rejection(key, item.name, *item.fault)
     if item.size > limit:
-        detail = f"{item.size:,} bytes are more than --max-member-bytes {limit:,}"
+        detail = f"{item.size:,} bytes exceed --max-member-bytes {limit:,}"
         return Rejection(key, item.name, Reason.TOO_LARGE, detail)
     try:
-        with found.timed("read"):
+        with outcome.timed("read"):
             data = places.source.read_if(item.name, item.etag)
     except StoreError as error:
-        found.is_down |= error.may_pass
+        outcome.is_down |= error.may_pass
         return str(error)
     return None if data is None else Sample(key, {suffix: data})
 
 
 def _put_image(
-    item: Item, picture: ProtectedPicture, places: Places, deltas: UploadDeltas, found: _Found
+    item: Item, picture: ProtectedPicture, places: Places, deltas: UploadDeltas, outcome: _Outcome
 ) -> Row | Rejection:
     (data,) = picture.done.sample.members.values()
     name = output_name(item.name, places.settings.encode)
     try:
-        with found.timed("put"):
+        with outcome.timed("put"):
             places.output.put(name, data, content_type(name))
     except (InputError, FileExistsError):
         if not places.output.is_local:
             raise
-        # an object store may have both `a` and `a/b`
-        return Rejection(item.name, item.name, Reason.UNUSABLE_NAME, "a folder has a file where this name has a folder")
+        # unlike a folder, an object store may hold both `a` and `a/b`
+        return Rejection(item.name, item.name, Reason.UNUSABLE_NAME, "a file in the output blocks this name's folder")
     return _row(
         item,
         output=name,
@@ -235,23 +236,25 @@ def _put_image(
     )
 
 
-def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Found:
+def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: int) -> _Outcome:
     from pipeline.deltas.apply import write_protected
     from pipeline.deltas.picture_deltas import protect_pictures
     from pipeline.shards.tar import ShardWriter, is_packed, read_samples
 
     (item,) = unit.items
-    settings, found = places.settings, _Found()
+    settings, outcome = places.settings, _Outcome()
     far: list[bool] = []
 
     def counted() -> Iterator[tuple[ProtectedSample, int] | Rejection]:
         samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
-        for one in protect_pictures(samples, deltas.deltas, settings=settings, batch_size=BATCH_SIZE, threads=threads):
-            if isinstance(one, Rejection):
-                yield one
+        for picture in protect_pictures(
+            samples, deltas.deltas, settings=settings, batch_size=BATCH_SIZE, threads=threads
+        ):
+            if isinstance(picture, Rejection):
+                yield picture
             else:
-                far.append(deltas.is_far(one.cluster, one.distance))
-                yield one.done, one.cluster
+                far.append(deltas.is_far(picture.cluster, picture.distance))
+                yield picture.done, picture.cluster
 
     with tempfile.TemporaryDirectory(prefix="scumble-") as scratch:
         path = Path(scratch) / "shard"
@@ -260,37 +263,37 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
                 places.source.open_version(item.name, item.etag) as stream,
                 ShardWriter(path, compressed=is_packed(item.name)) as writer,
             ):
-                outcome = write_protected(counted(), writer)
+                written = write_protected(counted(), writer)
             now = places.source.info(item.name)
         except InputError:
             now = None
         except (StoreError, OSError) as error:
-            found.failed.append((item.name, str(error)))
-            found.is_down = isinstance(error, StoreError) and error.may_pass
-            return found
+            outcome.failed.append((item.name, str(error)))
+            outcome.is_down = isinstance(error, StoreError) and error.may_pass
+            return outcome
         if now is None or now.etag != item.etag:
-            found.moved.append(item.name)
-            return found
+            outcome.moved.append(item.name)
+            return outcome
         try:
-            with found.timed("put"):
+            with outcome.timed("put"):
                 places.output.put_file(item.name, path)
         except (InputError, FileExistsError):
             if not places.output.is_local:
                 raise
-            detail = "a folder has a file where this name has a folder"
-            found.refuse(item, Rejection(item.name, item.name, Reason.UNUSABLE_NAME, detail))
-            return found
-    found.refused += outcome.rejections
-    found.spent += outcome.seconds.items()
-    found.rows.append(
+            detail = "a file in the output blocks this name's folder"
+            outcome.refuse(item, Rejection(item.name, item.name, Reason.UNUSABLE_NAME, detail))
+            return outcome
+    outcome.refused += written.rejections
+    outcome.spent += written.seconds.items()
+    outcome.rows.append(
         _row(
             item,
             output=item.name,
             output_size=writer.size,
             output_sha256=writer.sha256,
-            protected=outcome.num_protected,
-            quarantined=outcome.num_quarantined,
+            protected=written.num_protected,
+            quarantined=written.num_quarantined,
             drifted=sum(far),
         )
     )
-    return found
+    return outcome

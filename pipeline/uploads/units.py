@@ -1,4 +1,4 @@
-"""Groups of new objects that are protected and committed together; the first are small, so that work shows soon."""
+"""Groups of new objects that are protected and committed together; the first are small, for early progress."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.uploads.names import SHARD
 
 @dataclass(frozen=True)
 class Item:
-    """One object that is to be protected.
+    """An object to protect.
 
-    version  of its row in the ledger: 1 for the first, one more for every change since
-    fault    why it goes to quarantine unread, or None
+    version  of its row in the ledger: 1 for the first, incremented with every change
+    fault    why it is quarantined unread, or None
     """
 
     name: str
@@ -35,7 +35,7 @@ class Unit:
 
     @cached_property
     def id(self) -> str:
-        """Digest of what changes: whoever makes the same step from the same ledger commits under the same name."""
+        """Digest of its items: runs that take the same step from the same ledger commit under the same name."""
         return sha256(canonical([[item.name, item.etag, item.version] for item in self.items]))[:32]
 
     @property
@@ -44,9 +44,9 @@ class Unit:
 
 
 def units_of(items: Iterable[Item], *, max_images: int, max_bytes: int) -> Iterator[Unit]:
-    """Units of 1, 2, 4, … up to `max_images` images and `max_bytes` bytes (or one image); every shard is one.
+    """Units of 1, 2, 4, … up to `max_images` images and `max_bytes` bytes (or one image); every shard is its own unit.
 
-    A unit is yielded as soon as it is full: of `items`, no more is held than one unit.
+    A unit is yielded as soon as it is full, so no more than one unit of `items` is held.
     """
     limit = 1
     waiting: list[Item] = []

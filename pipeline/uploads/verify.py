@@ -1,4 +1,4 @@
-"""Does the output still hold what the ledger of uploads says? Re-hash, re-read, decode a sample, check epsilon."""
+"""Check that an uploads output still matches its ledger: re-hash, re-read, decode a sample, check epsilon."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipeline.uploads.units import Item, Unit
 
 
 def verify_row(row: Row, output: Store, source: Store | None, *, settings: Settings, decode_share: float) -> ShardCheck:
-    """Compare one output of uploads with its row and, where the original is at hand in that version, with it.
+    """Compare one output object with its row and, if that version of the original is available, with the original.
 
-    decode_share  share of images that are decoded, chosen by hash; all of them with 1.0
-    Raises StoreError if the store fails; what is missing or altered is a problem of the check.
+    decode_share  share of images to decode, chosen by hash; 1.0 = all
+    Raises StoreError if the store fails; missing or altered objects are reported as problems in the check.
     """
     try:
         if row.kind == SHARD:
@@ -34,7 +34,7 @@ def verify_row(row: Row, output: Store, source: Store | None, *, settings: Setti
 
 
 def strangers(output: Store) -> Iterator[str]:
-    """Names in the output that no row has, such as what a killed run had not committed; they count for nothing."""
+    """Names in the output without a row, such as uncommitted leftovers of a killed run; they are ignored."""
     written = {row.output for row in Ledger(output).rows()}
     for entry in output.walk():
         if not entry.name.startswith(f"{RUN_FOLDER}/") and entry.name not in written:
@@ -54,10 +54,10 @@ def _verify_image(row: Row, output: Store, source: Store | None, settings: Setti
         ("SHA-256", sha256(data), row.output_sha256),
     ):
         if found != said:
-            check.fail("", f"{what}: found {found}, the ledger says {said}")
+            check.fail("", f"{what}: found {found}, but the ledger says {said}")
     original = source.read_if(row.name, row.etag) if source is not None else None
     if original == data:
-        check.fail("", "the image is unprotected: its bytes are those of the input")
+        check.fail("", "the image is unprotected: its bytes are identical to the input's")
     if in_sample(share, settings.seed, "verify", row.output):
         before = None if original is None else _sample(row.name, original)
         compare_pictures(check, _sample(row.output, data), before, settings)
@@ -80,7 +80,7 @@ def _verify_shard(row: Row, output: Store, source: Store | None, settings: Setti
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(output.open(row.output))
         theirs = stack.enter_context(source.open(row.name)) if source is not None and is_same else None
-        quarantined = {one.key for one in refused}
+        quarantined = {rejection.key for rejection in refused}
         check = verify_shard(expected, ours, theirs, quarantined, settings=settings, decode_share=share)
     check.lost = losses_of(shown(row.name), refused)
     return check

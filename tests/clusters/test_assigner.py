@@ -173,7 +173,7 @@ def test_a_large_collection_is_clustered_on_a_sample_and_the_rest_assigned(
 def test_too_few_images_and_damaged_features_end_in_one_line(cluster: None, files: Files, names: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         cluster_collection(files, names, 1000, Settings(restarts=1), None, workers=1)
-    assert str(caught.value) == ("1000 clusters cannot be made of 683 usable images; lower --clusters to at most 683")
+    assert str(caught.value) == ("cannot form 1000 clusters from 683 usable images; lower --clusters to at most 683")
     damaged = Files(files.contents | {names[1]: b"PAR1"})
     with pytest.raises(ScumbleError, match="not a Parquet file, or cut short") as failed:
         cluster_collection(damaged, names, 5, Settings(restarts=1), None, workers=1)

@@ -151,13 +151,13 @@ def test_a_clustering_survives_its_tensors(
 def test_tensors_of_something_else_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         Clustering.from_tensors({"space.mean": np.zeros(3)})
-    assert str(caught.value) == "not a clustering: it lacks 'centroids'; delete the file to cluster again"
+    assert str(caught.value) == "not a clustering: 'centroids' is missing; delete the file to cluster again"
 
 
 def test_more_clusters_than_images_are_refused(features: NDArray[np.float16]) -> None:
     with pytest.raises(InputError) as caught:
         fit_clusters([features[:5]], "features", None, 6, restarts=1, seed=0)
-    assert str(caught.value) == ("6 clusters cannot be made of 5 usable images; lower --clusters to at most 5")
+    assert str(caught.value) == ("cannot form 6 clusters from 5 usable images; lower --clusters to at most 5")
 
 
 def test_quality_counts_neighbours_of_the_same_cluster(features: NDArray[np.float16]) -> None:

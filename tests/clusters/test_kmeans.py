@@ -148,7 +148,7 @@ def test_more_clusters_than_distinct_images_are_refused() -> None:
     points = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
     with pytest.raises(InputError) as caught:
         best_start(points, 4, restarts=1, seed=0)
-    assert str(caught.value) == "4 clusters cannot be made of 12 images, some of them alike; lower --clusters"
+    assert str(caught.value) == "cannot form 4 clusters from 12 images, some of them identical; lower --clusters"
 
 
 def test_no_points_are_refused() -> None:

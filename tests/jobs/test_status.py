@@ -108,5 +108,5 @@ def test_status_tells_the_stage_from_what_the_run_has_left(tmp_path: Path) -> No
 
 
 def test_a_folder_without_a_run_is_no_output(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not an output of a protection run: it has no _scumble/run\.json"):
+    with pytest.raises(InputError, match=r"is not the output of a protection run: _scumble/run\.json not found"):
         status_of(Store(str(tmp_path)))

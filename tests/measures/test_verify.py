@@ -74,8 +74,8 @@ def test_an_untouched_shard_has_no_problem_and_its_largest_change_is_epsilon():
     [
         ({"output_size": 1}, "bytes: found"),
         ({"output_sha256": "0" * 64}, "SHA-256: found"),
-        ({"num_protected": 5}, "samples: found 4, the record says 5"),
-        ({"num_members": 9}, "members: found 8, the record says 9"),
+        ({"num_protected": 5}, "samples: found 4, but the record says 5"),
+        ({"num_members": 9}, "members: found 8, but the record says 9"),
     ],
 )
 def test_what_the_commit_says_otherwise_is_a_problem(changed, words):
@@ -107,7 +107,7 @@ def test_one_level_beyond_epsilon_in_one_pixel_is_found():
 def test_an_image_that_went_through_unprotected_is_found():
     leaked = members(PROTECTED)
     leaked[2] = ("b.png", image_bytes(ORIGINALS["b"]))
-    assert check(leaked).problems == ["one.tar key b: the image is unprotected: its bytes are those of the input"]
+    assert check(leaked).problems == ["one.tar key b: the image is unprotected: its bytes are identical to the input's"]
 
 
 def test_a_sidecar_that_changed_or_went_missing_is_found():
@@ -133,7 +133,7 @@ def test_a_lost_last_sample_is_found_too():
 
 def test_another_size_and_a_broken_file_are_found():
     smaller = PROTECTED | {"b": PROTECTED["b"][:6]}
-    assert check(members(smaller)).problems[0].startswith("one.tar key b: is (6, 10, 3), the input (12, 10, 3)")
+    assert check(members(smaller)).problems[0].startswith("one.tar key b: is (6, 10, 3), but the input is (12, 10, 3)")
     broken = members(PROTECTED)
     broken[6] = ("d.png", broken[6][1][:60])
     assert check(broken).problems[0].startswith("one.tar key d: cannot be decoded")

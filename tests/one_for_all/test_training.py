@@ -193,7 +193,7 @@ def test_two_processes_take_the_steps_of_one(surrogate, tmp_path: Path):
     [
         ({"near": 12}, 12, SettingsError, "only 12 concepts"),
         ({"select_by": "label"}, 12, SettingsError, "needs a .cls label"),
-        ({"batch_size": 32}, 12, InputError, "24 images are fewer"),
+        ({"batch_size": 32}, 12, InputError, "only 24 images, fewer"),
     ],
 )
 def test_what_does_not_fit_is_refused(surrogate, changed, count, error, words):
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused(surrogate, changed, count, error, words):
 
 
 def test_a_bank_of_another_surrogate_is_refused(surrogate):
-    with pytest.raises(SettingsError, match="do not fit the surrogate's"):
+    with pytest.raises(SettingsError, match="do not match the surrogate's"):
         UniversalFit(pictures(), surrogate, torch.randn(12, 7), SMALL)
 
 

@@ -34,7 +34,7 @@ def test_a_hundred_thousand_shards_with_half_committed_leave_the_other_half() ->
 def test_an_empty_listing_and_a_strange_commit_are_refused() -> None:
     with pytest.raises(InputError, match="no shards"):
         make_plan([], "f", [])
-    with pytest.raises(ConflictError, match=r"a commit for z\.tar, which the input does not have"):
+    with pytest.raises(ConflictError, match=r"a commit for z\.tar, which is not in the input"):
         make_plan(SHARDS, "f", ["z.tar"])
 
 
@@ -71,7 +71,7 @@ def test_another_run_in_the_output_is_refused_with_the_differing_settings() -> N
         check_same_run(record(Settings(seed=1)), record(Settings(seed=2, encode="lossless")), "out")
     assert str(caught.value) == (
         "out belongs to another run (encode was same, is lossless; seed was 1, is 2): "
-        "use its settings to resume it, another --output, or --overwrite"
+        "use its settings to resume it, choose another --output, or add --overwrite"
     )
 
 

@@ -118,8 +118,8 @@ def test_a_store_that_ignores_conditions_is_a_warning_that_says_what_to_avoid(
     monkeypatch.setattr("pipeline.storage.buckets.create", without_condition)
     last = check_output(f"{bucket}/out")[-1]
     assert str(last) == (
-        "warning  commits      the store ignores create-if-absent; never run two jobs on one output at a time, or take "
-        "a store that honours If-None-Match"
+        "warning  commits      the store ignores create-if-absent; never run two jobs on one output at the same time, "
+        "or use a store that honours If-None-Match"
     )
 
 
@@ -131,7 +131,7 @@ def test_weights_are_compared_with_the_digest_in_their_name(tmp_path: Path) -> N
     assert "(as published)" in check_weights(LITE, str(right), 64, None)[0].detail
     (found,) = check_weights(LITE, str(wrong), 64, None)
     assert found.level == "error"
-    assert f"has SHA-256 {digest[:16]}, published as 00000000" in found.detail
+    assert f"has SHA-256 {digest[:16]}, but 00000000" in found.detail
     blob = tmp_path / ("ab" * 32)  # as a hub's cache names what it has fetched
     shutil.copy(EMBEDDED_WEIGHTS, blob)
     (tmp_path / "model.safetensors").symlink_to(blob)
@@ -209,7 +209,7 @@ def test_a_node_with_other_libraries_is_named_with_what_differs() -> None:
     ours = {"python": "3.11.7", "ray": "2.60.0", "pillow": "13.0.0"}
     assert compare_versions(ours, dict(ours), "10.0.0.7")[0].level == "ok"
     (found,) = compare_versions(ours, ours | {"pillow": "12.0.0"}, "10.0.0.7")
-    assert str(found).startswith("error    10.0.0.7     other versions than the driver: pillow 12.0.0 (driver 13.0.0)")
+    assert str(found).startswith("error    10.0.0.7     versions differ from the driver: pillow 12.0.0 (driver 13.0.0)")
 
 
 @pytest.mark.ray

@@ -182,7 +182,7 @@ def test_half_written_uploads_wait_and_a_dry_run_writes_nothing(local: Job, caps
     assert not Path(local.output.root).exists()
     shown = capsys.readouterr().out
     assert "new          old.jpg" in shown
-    assert "1 new, 0 changed, 0 done before, 1 not settled yet" in shown
+    assert "1 new, 0 changed, 0 already done, 1 not settled yet" in shown
     assert local.run("--settle", "30s") == 0
     assert local.outputs().keys() == {"old.jpg"}
     assert local.run("--settle", "1s") == 0
@@ -221,14 +221,14 @@ def test_many_unlike_images_are_a_warning(
 def test_an_output_belongs_to_one_protection_one_input_and_its_settings(local: Job, tmp_path: Path) -> None:
     upload(local.source, {"a.jpg": jpeg(1)})
     assert local.run() == 0
-    with pytest.raises(ConflictError, match=r"was made with another settings .*strip"):
+    with pytest.raises(ConflictError, match=r"was made with a different settings .*strip"):
         local.run("--metadata", "strip")
     local.protection.write_bytes(small_protection().to_bytes())
-    with pytest.raises(ConflictError, match="was made with another protection_sha256"):
+    with pytest.raises(ConflictError, match="was made with a different protection_sha256"):
         local.run()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "x.jpg").write_bytes(b"")
-    with pytest.raises(ConflictError, match=r"holds x\.jpg, which no run over uploads wrote"):
+    with pytest.raises(ConflictError, match=r"contains x\.jpg, which was not written by an uploads run"):
         Job(tmp_path, source=local.source, output=Store(str(tmp_path / "theirs")), monkeypatch=None).run()
     with pytest.raises(SettingsError, match="overlap"):
         Job(tmp_path, source=local.source, output=Store(str(tmp_path / "in" / "out")), monkeypatch=None).run()

@@ -161,7 +161,7 @@ def test_the_same_unit_counts_once_and_other_bytes_are_a_conflict(store: Store) 
     ledger = Ledger(store)
     commit(ledger, "u1", row("a.jpg"))
     commit(ledger, "u1", row("a.jpg"))
-    with pytest.raises(ConflictError, match=r"a\.jpg: committed with SHA-256 abab.*, made here with cdcd"):
+    with pytest.raises(ConflictError, match=r"a\.jpg: committed with SHA-256 abab.*, produced here with cdcd"):
         commit(ledger, "u1", row("a.jpg", output_sha256="cd" * 32))
     assert len(list(ledger.rows())) == 1
 

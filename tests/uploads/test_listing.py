@@ -53,7 +53,7 @@ def test_what_changed_less_than_the_settle_time_ago_is_left_for_the_next_run() -
 
 
 def test_a_store_that_does_not_list_in_order_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"lists a\.jpg after b\.jpg: a listing in byte order is needed"):
+    with pytest.raises(StoreError, match=r"lists a\.jpg after b\.jpg, but listings must be in byte order"):
         found([entry("b.jpg"), entry("a.jpg")], [])
 
 
@@ -193,7 +193,7 @@ def test_times_and_sizes_are_read_as_people_write_them() -> None:
         ({"unit_images": 0}, "--unit-images must be at least 1; it is 0"),
         ({"max_drift": 2.0}, "--max-drift is a share between 0 and 1"),
         ({"workers": 2}, "add --ray"),
-        ({"dry_run": True, "watch": 1.0}, "leave --watch out"),
+        ({"dry_run": True, "watch": 1.0}, "omit --watch"),
         ({"setle": 1}, "did you mean settle"),
         ({"encode": "gif"}, "--encode 'gif' is none of same, lossless, jpeg:1"),
     ],

@@ -73,7 +73,7 @@ def test_of_two_runs_at_once_one_does_all_and_the_other_ends_at_once(job: Job) -
     check_all(job, set(photos(12)))
     idle = [out for _, out, _ in results if "nothing done: another run is at" in out]
     # where the second started only after the first had ended, it found nothing new
-    assert len(idle) + sum("0 new, 0 changed, 12 done before" in out for _, out, _ in results) == 1
+    assert len(idle) + sum("0 new, 0 changed, 12 already done" in out for _, out, _ in results) == 1
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_a_run_that_was_frozen_past_its_lease_commits_nothing_more(job: Job) -> 
     frozen.send_signal(signal.SIGCONT)
     code, _, err = ended(frozen)
     assert code == 1
-    assert "so another run may go on from here; nothing more was committed by this one" in err
+    assert "so another run may have taken over; this one committed nothing more" in err
     check_all(job, set(photos(10)))
 
 

@@ -105,7 +105,7 @@ def test_a_damaged_manifest_is_refused_by_name_and_left_as_it_is(
     ):
         line = refused(read)
         assert line.startswith(f"{store.url}/{layout.UPLOADS_LEDGER} is damaged, or of another version of Scumble (")
-        assert line.endswith("): restore it; without it, everything is protected again")
+        assert line.endswith("): restore it; without it, everything would be protected again")
     assert store.read(layout.UPLOADS_LEDGER) == damage(MANIFEST)
     assert store.read(layout.upload_commit("u1")) == COMMIT
 
@@ -149,7 +149,7 @@ def test_a_damaged_segment_is_refused_by_name(job: Job, damage: Callable[[bytes]
         code, said = refusal(main, *arguments)
         assert (code, len(said.splitlines())) == (1, 1), said
         assert said.startswith(f"error: {job.output.url}/{name} is damaged, or of another version of Scumble (")
-        assert said.endswith("): restore it; without ledger.json, everything is protected again\n")
+        assert said.endswith("): restore it; without ledger.json, everything would be protected again\n")
 
 
 def test_a_segment_of_other_columns_is_none(job: Job) -> None:
@@ -162,7 +162,7 @@ def test_a_segment_of_other_columns_is_none(job: Job) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"name": ["a.jpg"], "etag": ["1"], "version": [1]}), sink)
     job.output.put(layout.upload_segment(segment.name), sink.getvalue())
-    assert "(it has other columns)" in refused(lambda: list(Ledger(job.output).known()))
+    assert "(unexpected columns)" in refused(lambda: list(Ledger(job.output).known()))
 
 
 @damaged
@@ -174,12 +174,12 @@ def test_a_lease_that_cannot_be_read_is_respected_for_its_time_and_then_taken_ov
     assert isinstance(held, Held)
     assert job.run() == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith(f"nothing done: another run is at {job.output.url} (somebody whose lease cannot be read, ")
-    assert "ends 60 s after its last" in said
+    assert said.startswith(f"nothing done: another run is at {job.output.url} (a run whose lease cannot be read, ")
+    assert "expires 60 s after it" in said
     then = time.time() - 60 - GRACE_S - 5
     os.utime(job.output.path(layout.UPLOADS_LEASE), (then, then))
     assert job.run() == 0
-    assert "1 done before" in capsys.readouterr().out
+    assert "1 already done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("duration", ["1e999", "NaN", "-5", "0", "true"])

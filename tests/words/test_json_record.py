@@ -92,7 +92,7 @@ def test_true_is_no_number_and_a_whole_number_is_a_float() -> None:
 
 def test_an_output_without_a_run_is_told_from_one_with_a_damaged_record(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    with pytest.raises(InputError, match=r"is not an output of a protection run: it has no _scumble/run\.json"):
+    with pytest.raises(InputError, match=r"is not the output of a protection run: _scumble/run\.json not found"):
         read_run(output)
     output.put(layout.RUN, b'{"fingerprint": "f"')
     with pytest.raises(InputError, match=r"_scumble/run\.json is damaged"):
