@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.settings import Metadata, Settings, SmallImages, check, check_least, settings_of_kind
-
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +87,3 @@ class UploadSettings:
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
     """Settings from options. Raises SettingsError for one that is missing or unknown, with near matches."""
     return settings_of_kind(UploadSettings, given, required=("input", "output", "protection"))
-
-
-def parse_seconds(text: str) -> float:
-    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
-    if found is None:
-        raise ValueError(text)
-    return float(found[1]) * _SECONDS[found[2]]
-
-
-def parse_bytes(text: str) -> int:
-    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
-    if found is None:
-        raise ValueError(text)
-    return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]]
