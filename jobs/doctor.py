@@ -1,4 +1,4 @@
-"""What would break a run later?  python jobs/doctor.py --input photos/ --output protected/ --surrogate NAME"""
+"""Find what would break a run later:  python jobs/doctor.py --input photos/ --output protected/ --surrogate NAME"""
 
 from __future__ import annotations
 
@@ -10,32 +10,38 @@ from jobs.shared import cli
 from pipeline.settings import DEFAULT_SURROGATE
 
 DESCRIPTION = """\
-Look for what would break a run later: versions of driver and cluster, GPUs, space, the bucket, weights, codecs.
+Find what would break a run later: versions of driver and cluster, GPUs, disk space, the bucket, weights, codecs.
 
   python jobs/doctor.py
   python jobs/doctor.py --input s3://art/raw --output s3://art/protected --surrogate timm:tf_efficientnet_lite0
   python jobs/doctor.py --config protect.yaml          (a settings file of protect_imagenet.py)
 
-Every line is ok, a warning, or an error with what to do about it. With RAY_ADDRESS set, every node of that cluster is
-asked too. In the output it writes two small probes and removes them; weights that a run would fetch are fetched.
+Every line is ok, a warning, or an error that says what to do. With RAY_ADDRESS set, every node of that cluster is
+checked too. Two small probes are written to the output and removed; weights that a run would download are downloaded.
 """
-EPILOG = "exit codes: 0 nothing but ok and warnings, 1 an error was found, 2 usage"
+EPILOG = "exit codes: 0 no errors, 1 an error was found, 2 usage"
 
 
 def doctor_parser() -> cli.Parser:
     """All options; each means what it means to protect_imagenet.py."""
-    parser = cli.Parser(prog="doctor.py", usage="doctor.py [options]", description=DESCRIPTION, epilog=EPILOG)
+    parser = cli.Parser(
+        prog="doctor.py",
+        usage="doctor.py [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        defaults={"gpus_per_worker": 0},
+    )
     add = parser.add_argument
-    add("--input", metavar="URL", help="folder, s3:// prefix or pattern of shards that will be protected")
+    add("--input", metavar="URL", help="folder, s3:// prefix or pattern of the shards to protect")
     add("--output", metavar="URL", help="folder or s3:// prefix for protected shards")
-    add("--surrogate", metavar="NAME", help="the surrogate whose weights must be at hand")
+    add("--surrogate", metavar="NAME", help="the surrogate whose weights must be available")
     add("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
-    add("--surrogate-size", type=int, metavar="PIXELS", help="side of what is embedded")
+    add("--surrogate-size", type=int, metavar="PIXELS", help="side of embedded images")
     add("--protection", metavar="FILE", help="a fitted protection that must match the surrogate")
-    add("--gpus-per-worker", type=float, metavar="G", help="GPU share that the run will ask for (default 0)")
+    add("--gpus-per-worker", type=float, metavar="G", help="GPU share that the run will request")
     add("--workers", type=int, metavar="N", help="processes of the run (default: one per CPU)")
-    add("--config", metavar="FILE", help="settings file of the run; the command line wins over it")
-    add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
+    add("--config", metavar="FILE", help="settings file of the run; the command line overrides it")
+    add("--debug", action="store_true", default=None, help="show tracebacks and Ray's own logs")
     return parser
 
 

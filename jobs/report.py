@@ -1,4 +1,4 @@
-"""Write the report of a run again, from what the run left behind; needs no Ray.
+"""Write the report of a run again, from what the run left in its output; needs no Ray.
 
 python jobs/report.py --output protected/
 """
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     made = cli.Parser(prog="report.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of a protection run")
-    made.add_argument("--debug", action="store_true", help="tracebacks")
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")

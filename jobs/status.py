@@ -1,4 +1,4 @@
-"""What a protection run has done, read from its commits alone, while it runs or after it died.
+"""Show the progress of a run, read from its commits alone: while it runs, or after it died.
 
 python jobs/status.py --output protected/
 """
@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     made = cli.Parser(prog="status.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
-    made.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    made.add_argument("--debug", action="store_true", help="tracebacks")
+    made.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")

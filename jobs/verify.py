@@ -1,4 +1,4 @@
-"""Check what was protected against the records of its run, and against the originals where they are at hand.
+"""Check a protected collection against the records of its run and, if they are available, against the originals.
 
 python jobs/verify.py --output protected/ [--input photos/] [--certificate evaluation/certificate.json]
 """
@@ -43,11 +43,13 @@ def parse_verify(argv: list[str] | None) -> Namespace:
     """The options. Raises SettingsError."""
     made = cli.Parser(prog="verify.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
-    made.add_argument("--input", metavar="URL", help="the originals: compare sidecars, order, and epsilon")
-    made.add_argument("--certificate", metavar="FILE", help="is this the very collection that an audit certified?")
-    made.add_argument("--decode", type=float, default=0.1, metavar="SHARE", help="share of images decoded (0.1)")
-    made.add_argument("--workers", type=int, default=4, metavar="N", help="files read at once (4)")
-    made.add_argument("--debug", action="store_true", help="tracebacks")
+    made.add_argument("--input", metavar="URL", help="the originals: also compare sidecars, order and epsilon")
+    made.add_argument(
+        "--certificate", metavar="FILE", help="also check that this is the collection that an audit certified"
+    )
+    made.add_argument("--decode", type=float, default=0.1, metavar="SHARE", help="share of the images to decode")
+    made.add_argument("--workers", type=int, default=4, metavar="N", help="files to read at once")
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
     options: Namespace = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")

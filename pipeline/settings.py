@@ -12,6 +12,7 @@ from pipeline.errors import SettingsError
 from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 Method = Literal["uc", "one-for-all"]
 Generator = Literal["sample", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
@@ -262,6 +263,22 @@ def parse_epsilon(text: str | float) -> float:
         return float(number) / (float(divisor) if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise SettingsError(f"--epsilon {text!r} is not a number or a fraction like 16/255") from None
+
+
+def parse_seconds(text: str) -> float:
+    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_bytes(text: str) -> int:
+    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
+    found = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]]
 
 
 def jpeg_quality(encode: str) -> int | None:

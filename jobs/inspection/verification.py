@@ -113,7 +113,7 @@ def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[s
 
 
 def print_result(found: ShardCheck, *, with_originals: bool) -> None:
-    """Print the counts of a verification."""
+    """What was counted and compared, the first problems, and the verdict."""
     print(f"files        {found.files} re-read and re-hashed")
     print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
     if with_originals and found.files:

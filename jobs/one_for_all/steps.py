@@ -63,7 +63,7 @@ def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
     sources = tuple(list_input(url) for url in settings.input)
     surrogate = surrogate_for(settings, "cpu")
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-    bank = bank_for(settings.concepts, surrogate, template=settings.template, weights=weights)
+    bank = bank_for(settings.concepts, surrogate, weights=weights)
     output, name = file_at(settings.output)
     if not name.endswith(".safetensors"):
         raise SettingsError(f"--output {settings.output} must be a file that ends in .safetensors")

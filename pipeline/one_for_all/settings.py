@@ -33,7 +33,6 @@ class OneForAllSettings(Deciding):
     surrogate_weights: str | None = runtime(None)
     surrogate_size: int | None = None
     concepts: str | None = None
-    template: str = "a photo of a {}"
     epsilon: float = 8 / 255
     bound: Bound = "eps_tanh"
     loss: Loss = "logratio"

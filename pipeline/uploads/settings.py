@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.settings import ApplySettings, check, check_least, settings_of_kind
-
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +63,3 @@ class UploadSettings(ApplySettings):
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
     """Settings from options. Raises SettingsError for missing or unknown ones, with near matches."""
     return settings_of_kind(UploadSettings, given, required=("input", "output", "protection"))
-
-
-def parse_seconds(text: str) -> float:
-    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
-    if match is None:
-        raise ValueError(text)
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def parse_bytes(text: str) -> int:
-    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
-    if match is None:
-        raise ValueError(text)
-    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]

@@ -319,7 +319,7 @@ def test_the_names_that_ship_are_all_there(name, count):
 
 
 def test_a_classifier_is_a_bank_of_its_own_classes(surrogate):
-    found = bank_for(None, surrogate, template="", weights=None)
+    found = bank_for(None, surrogate, weights=None)
     assert surrogate.head is not None
     assert np.array_equal(found.embeddings, surrogate.head[0])
 
@@ -327,14 +327,14 @@ def test_a_classifier_is_a_bank_of_its_own_classes(surrogate):
 def test_names_without_a_text_tower_are_looked_up_or_refused(tmp_path):
     surrogate = load_surrogate("timm:tf_efficientnet_lite0", weights=None, size=64, device="cpu")
     (tmp_path / "names.txt").write_text("beagle\nPersian cat\ntench\n")
-    found = bank_for(str(tmp_path / "names.txt"), surrogate, template="", weights=None)
+    found = bank_for(str(tmp_path / "names.txt"), surrogate, weights=None)
     assert found.names == ("beagle", "Persian cat", "tench")
     assert surrogate.head is not None
     assert np.array_equal(found.embeddings[2], surrogate.head[0][0])
     with pytest.raises(InputError, match="not in the concept bank"):
-        bank_for("cifar100", surrogate, template="", weights=None)
+        bank_for("cifar100", surrogate, weights=None)
     with pytest.raises(InputError, match="neither head, imagenet, cifar100, pets nor a file"):
-        bank_for("nowhere", surrogate, template="", weights=None)
+        bank_for("nowhere", surrogate, weights=None)
 
 
 def test_the_training_images_are_near_their_centroids(surrogate):

@@ -49,7 +49,7 @@ def test_a_machine_and_a_folder_that_are_fine_get_ok_and_nothing_is_left_behind(
     expected = ("python", "jpg", "png", "webp", "input", "output", "commits", "scratch", "weights", "gpu", "ray")
     assert set(expected) <= set(found)
     assert "2 shards" in found["input"]
-    assert "1280 features of 64 px" in found["weights"]
+    assert "1280 features from 64 px" in found["weights"]
     assert "(as published)" in found["weights"]
     assert Store(str(tmp_path / "out")).list() == []
 
