@@ -14,7 +14,7 @@ import numpy as np
 from actors.cluster.batches import Batch, RunContext, ShardDone, done_columns, shards_of
 from actors.cluster.metrics import actor_recorder, worker_name
 from pipeline import layout
-from pipeline.deltas.protection import Protection
+from pipeline.deltas.load import AnyProtection
 from pipeline.errors import ScumbleError
 from pipeline.metrics import SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
@@ -30,7 +30,7 @@ BATCH = {"cpu": 32, "cuda": 256}  # pictures the surrogate sees at once
 class Embedder:
     """Ray Data actor of the stage `embed`; can be built and called without Ray."""
 
-    def __init__(self, context: RunContext, protection: Protection | None = None) -> None:
+    def __init__(self, context: RunContext, protection: AnyProtection | None = None) -> None:
         self.context = context
         self.metrics = actor_recorder("embed")
         self.protection = protection

@@ -20,9 +20,10 @@ from actors.cluster.batches import RunContext
 from actors.cluster.metrics import recorder
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering
-from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.fit import Fit, FitImages
 from pipeline.fitting.fit_images import fit_images_from
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.surrogates.surrogate import Surrogate, surrogate_for
@@ -98,10 +99,8 @@ def _start(unit: str, task: FitTask, images: FitImages, device: str) -> Fit:
         return SampleFit(images, len(task.targets), settings, device)
     if unit == TOGETHER:
         return ProxyFit(images, len(task.targets), settings, device)
-    means = torch.from_numpy(task.clustering.feature_means.copy())
-    return ClusterFit(
-        int(unit), images, _surrogate(task.context, device), means, task.targets, settings, device, side=task.side
-    )
+    aims = Aims(torch.from_numpy(task.clustering.feature_means.copy()), task.targets)
+    return ClusterFit(int(unit), images, _surrogate(task.context, device), aims, settings, device, side=task.side)
 
 
 _LOADED: dict[str, Surrogate] = {}

@@ -7,8 +7,7 @@ import torch
 
 from actors.cluster.batches import RunContext
 from pipeline import layout
-from pipeline.deltas.protection import Protection, load_any_protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection, load_protection
 from pipeline.measures.gallery import gallery_to_bytes
 from pipeline.measures.measure import ShardMeasures, measure_shard, measured_shards, removal_of
 from pipeline.measures.scores import scores_to_parquet
@@ -34,9 +33,9 @@ def _count(context: RunContext, shard: str) -> int:
     return Commit.from_bytes(context.output.read(name), f"{context.output.url}/{name}").num_protected
 
 
-def _protection(context: RunContext, key: bytes | None) -> Protection | UniversalProtection:
-    protection = load_any_protection(context.output.read(layout.PROTECTION))
-    return protection.with_key(key) if key is not None and isinstance(protection, Protection) else protection
+def _protection(context: RunContext, key: bytes | None) -> AnyProtection:
+    protection = load_protection(context.output.read(layout.PROTECTION))
+    return protection.with_key(key) if key is not None and protection.needs_key else protection
 
 
 def _measure(context: RunContext, shard: str, key: bytes | None, num_images: int) -> ShardMeasures:

@@ -21,8 +21,8 @@ from actors.cluster.batches import Batch, RunContext, Secret, ShardDone, done_co
 from actors.cluster.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard, write_protected
+from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import SampleDeltas, protect_pictures
-from pipeline.deltas.protection import load_protection
 from pipeline.deltas.sample_steps import BATCH
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
@@ -40,7 +40,7 @@ class Protector:
         self.context = context
         self.metrics = actor_recorder("apply")
         torch.set_num_threads(context.threads)
-        protection = load_protection(context.output.read(layout.PROTECTION))
+        protection = load_cluster_protection(context.output.read(layout.PROTECTION))
         if secret is not None and secret.key is not None:
             protection = protection.with_key(secret.key)
         self.protection_sha256 = protection.sha256

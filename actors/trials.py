@@ -25,19 +25,19 @@ from ray import tune
 from actors.cluster.failures import ours_in
 from actors.cluster.metrics import recorder
 from pipeline import layout
-from pipeline.deltas.protection import Protection, load_any_protection
+from pipeline.deltas.load import deltas_of, load_protection
 from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import RESTARTED
 from pipeline.relearning.arms import (
     Arm,
     Labels,
+    delta_tests,
     label_both,
     levels_at,
     overlap_columns,
     surrogate_of,
     test_clusters,
-    universal_tests,
 )
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
@@ -296,7 +296,8 @@ def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collectio
     rows = like_clean(protected, clean, name)
     if store.info(layout.PROTECTION) is None:
         return Arm(protected, rows)
-    protection = load_any_protection(store.read(layout.PROTECTION))
+    data = store.read(layout.PROTECTION)
+    protection = load_protection(data)
     settings = read_run(store).ingredients.settings
     surrogate = surrogate_of(protection, settings)
     arm = Arm(
@@ -306,11 +307,11 @@ def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collectio
         test_clusters=None if surrogate is None else test_clusters(test, protection, surrogate),
         epsilon=protection.epsilon,
     )
-    if isinstance(protection, Protection):
+    if not protection.needs_pixels:
         return replace(arm, levels=levels_at(protection, protected.images.shape[-1]))
     if surrogate is None:
         return arm
-    own, wrong = universal_tests(test, protection, surrogate, small_images=settings.get("small_images", "resize"))
+    own, wrong = delta_tests(test, deltas_of(data, surrogate, small_images=settings.get("small_images", "resize")))
     return replace(arm, own_tests=own, wrong_tests=wrong)
 
 

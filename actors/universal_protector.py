@@ -15,11 +15,9 @@ from actors.cluster.metrics import actor_recorder
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.deltas.apply import ProtectedSample, ShardOutcome, write_protected
+from pipeline.deltas.load import load_universal_protection
 from pipeline.deltas.picture_deltas import protect_pictures
-from pipeline.deltas.protection import load_any_protection
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_protection import UniversalProtection
-from pipeline.errors import ConflictError
+from pipeline.deltas.universal.deltas import UniversalDeltas
 from pipeline.records import Rejection, Sample, Shard
 from pipeline.shards.tar import ShardWriter
 from pipeline.surrogates.features import Assignment, assignment_to_parquet
@@ -35,9 +33,7 @@ class UniversalProtector(Protector):
         self.context = context
         self.metrics = actor_recorder("apply")
         torch.set_num_threads(context.threads)
-        protection = load_any_protection(context.output.read(layout.PROTECTION))
-        if not isinstance(protection, UniversalProtection):
-            raise ConflictError(f"{context.output.url}/{layout.PROTECTION} is not a universal generator")
+        protection = load_universal_protection(context.output.read(layout.PROTECTION))
         settings = context.settings
         surrogate = surrogate_for(settings, context.device)
         self.protection_sha256 = protection.sha256

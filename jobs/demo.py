@@ -2,7 +2,7 @@
 
   python jobs/demo.py --output demo
 
-The photographs ship inside libraries that are installed anyway; nothing is downloaded.
+The photographs ship with libraries that are installed anyway; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from jobs import importing
 from jobs.shared import cli
 from pipeline.errors import ScumbleError
 from pipeline.settings import EMBEDDED_SURROGATE
-from pipeline.shards.photographs import write_demo_collection
 
 SIDE = 64
 SURROGATE_SIDE = 160
@@ -26,9 +26,12 @@ BATTERY = ("--regimes", "nt,nt-cg,iss-jpeg10,subtract+cg", "--epochs", "12", "--
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     made = cli.Parser(prog="demo.py", description=__doc__)
-    made.add_argument("--output", default="demo", metavar="FOLDER", help="where to put everything (demo)")
-    made.add_argument("--debug", action="store_true", help="tracebacks")
+    made.add_argument("--output", default="demo", metavar="FOLDER", help="folder for everything that the demo makes")
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
     folder = Path(made.parse_args(argv).output)
+    with importing():
+        from pipeline.shards.photographs import write_demo_collection
+
     started = time.monotonic()
     collection = write_demo_collection(folder / "collection", seed=0, side=SIDE)
     print(
@@ -48,7 +51,7 @@ def run_job(job: str, *options: str) -> None:
     command = [sys.executable, str(Path(__file__).with_name(job)), *options]
     print("$", *command[1:], flush=True)
     if code := subprocess.run(command, check=False).returncode:
-        raise ScumbleError(f"{job} ended with {code}; what it said stands above")
+        raise ScumbleError(f"{job} exited with {code}; its output above says why")
 
 
 if __name__ == "__main__":

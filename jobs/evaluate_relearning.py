@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from actors.cluster.connect import connected
-from actors.cluster.metrics import recorder
-from jobs.evaluation.certificate import certify_all
+from jobs import importing
 from jobs.evaluation.options import parse_evaluation
-from jobs.evaluation.steps import check_protected_names, gather, load_collections, plan, print_trials, train_targets
 from jobs.shared import cli
 from pipeline.metrics import report_success
 
@@ -14,7 +11,13 @@ from pipeline.metrics import report_success
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     settings = parse_evaluation(argv)
-    check_protected_names(settings)
+    with importing():
+        from actors.cluster.connect import connected
+        from actors.cluster.metrics import recorder
+        from jobs.evaluation.certificate import certify_all
+        from jobs.evaluation.steps import check_names, gather, load_collections, plan, print_trials, train_targets
+
+    check_names(settings)
     if settings.dry_run:
         return print_trials(settings)
     with connected(settings):

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from actors.cluster.connect import connected
-from actors.cluster.metrics import recorder
-from jobs.protection.dry_run import print_plan
-from jobs.protection.finish import finish_run
+from jobs import importing
 from jobs.protection.options import parse_settings
-from jobs.protection.prepare import Run, is_left, prepare, start_run
-from jobs.protection.stages import apply, cluster, embed, fit, measure
-from jobs.protection.status_file import StatusFile, reported
 from jobs.shared import cli
 from pipeline.metrics import report_success
 
@@ -17,6 +11,15 @@ from pipeline.metrics import report_success
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     settings = parse_settings(argv)
+    with importing():
+        from actors.cluster.connect import connected
+        from actors.cluster.metrics import recorder
+        from jobs.protection.dry_run import print_plan
+        from jobs.protection.finish import finish_run
+        from jobs.protection.prepare import is_left, prepare, start_run
+        from jobs.protection.stages import apply, cluster, embed, fit, measure
+        from jobs.protection.status_file import reported
+
     run = prepare(settings)
     print(run.summary)
     if settings.dry_run:
@@ -27,26 +30,21 @@ def main(argv: list[str] | None = None) -> int:
         if not is_left(run):
             return finish_run(run, status)
         with connected(settings):
-            protect(run, status)
+            if not run.is_universal:  # a universal generator is trained already, and embeds what it is applied to
+                with status.stage("embed"):
+                    embed(run)
+                with status.stage("cluster"):
+                    clustering = cluster(run)
+                with status.stage("fit"):
+                    fit(run, clustering)
+            with status.stage("apply"):
+                apply(run)
+            with status.stage("measure"):
+                measure(run)
             code = finish_run(run, status)
             if code == cli.DONE:
                 report_success(recorder(), "protect_imagenet")
         return code
-
-
-def protect(run: Run, status: StatusFile) -> None:
-    """The stages in their order; each skips what is there already."""
-    if run.universal is None:  # a universal generator is trained already, and embeds each image as it is applied
-        with status.stage("embed"):
-            embed(run)
-        with status.stage("cluster"):
-            clustering = cluster(run)
-        with status.stage("fit"):
-            fit(run, clustering)
-    with status.stage("apply"):
-        apply(run)
-    with status.stage("measure"):
-        measure(run)
 
 
 if __name__ == "__main__":

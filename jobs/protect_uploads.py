@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from jobs import importing
 from jobs.shared import cli
-from jobs.shared.metrics import exported
 from jobs.uploads.options import parse_uploads
-from jobs.uploads.steps import first_look, prepare_uploads, round_of, stopping, workers
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     settings = parse_uploads(argv)
+    with importing():
+        from jobs.shared.metrics import exported
+        from jobs.uploads.steps import first_look, prepare_uploads, round_of, stopping, workers
+
     run = prepare_uploads(settings)
     if settings.dry_run:
         return first_look(run)

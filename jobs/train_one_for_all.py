@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from actors.cluster.connect import connected
-from actors.cluster.metrics import recorder
+from jobs import importing
 from jobs.one_for_all.options import parse_one_for_all
-from jobs.one_for_all.steps import load_squares, prepare_training, report, train_generator
 from jobs.shared import cli
 from pipeline.metrics import report_success
 
@@ -13,6 +11,11 @@ from pipeline.metrics import report_success
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     settings = parse_one_for_all(argv)
+    with importing():
+        from actors.cluster.connect import connected
+        from actors.cluster.metrics import recorder
+        from jobs.one_for_all.steps import load_squares, prepare_training, report, train_generator
+
     run = prepare_training(settings)
     print(run.summary)
     if not run.is_done:

@@ -1,167 +1,61 @@
-"""Check what was protected against the records of its run, and against the originals where they are at hand.
+"""Check a protected collection against the records of its run and, if they are available, against the originals.
 
 python jobs/verify.py --output protected/ [--input photos/] [--certificate evaluation/certificate.json]
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
+from jobs import importing
 from jobs.shared import cli
-from jobs.shared.progress import progress
 from pipeline import layout
-from pipeline.errors import InputError, SettingsError
-from pipeline.layout import RUN_FOLDER
-from pipeline.measures.verify import Expected, ShardCheck, verify_shard
-from pipeline.records import Commit, losses_of, read_quarantine
-from pipeline.relearning.report.certificate import Certificates, fit_at
-from pipeline.report.report_data import losses
-from pipeline.runs.bounded import bounded_map
-from pipeline.runs.run_record import RunRecord, read_run
-from pipeline.settings import Settings
-from pipeline.shards.inputs import resolve_input
-from pipeline.storage.store import Store
-from pipeline.uploads.origin import Origin
-from pipeline.uploads.verify import strangers, verify_row, written_rows
-
-# of the settings; they never conflict
-NEEDED = ("epsilon", "size", "seed", "keep_sidecar", "max_pixels", "max_member_bytes")
-AHEAD = 64  # files that are handed to threads before the first of them is done
+from pipeline.errors import SettingsError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = vars(parser().parse_args(argv))
-    if not options["output"]:
-        raise SettingsError("--output is missing (see --help)")
-    if options["workers"] < 1 or not 0 <= options["decode"] <= 1:
-        raise SettingsError("--workers must be at least 1, and --decode a share between 0 and 1, e.g. 0.1")
-    output = Store(options["output"])
+    options = parse_verify(argv)
+    with importing():
+        from jobs.inspection.verification import certified_as, check_run, check_uploads, print_result
+        from pipeline.storage.store import Store
+
+    output = Store(options.output)
     is_uploads = output.info(layout.UPLOADS_ORIGIN) is not None
-    check = _check_uploads if is_uploads else _check_run
-    if options["certificate"] and is_uploads:
+    check = check_uploads if is_uploads else check_run
+    if options.certificate and is_uploads:
         raise SettingsError("--certificate is for an output of protect_imagenet.py: uploads have no fixed collection")
-    certified = _certified(output, Path(options["certificate"])) if options["certificate"] else ""
-    with ThreadPoolExecutor(options["workers"]) as pool:
-        found = check(output, options["input"], options["decode"], pool)
-    if options["certificate"] and not certified:
-        found.problems.append(f"{options['certificate']}: not the collection that it certifies")
-    _print(found, with_originals=bool(options["input"]))
+    certified = certified_as(output, Path(options.certificate)) if options.certificate else ""
+    with ThreadPoolExecutor(options.workers) as pool:
+        found = check(output, options.input, options.decode, pool)
+    if options.certificate and not certified:
+        found.problems.append(f"{options.certificate}: not the collection that it certifies")
+    print_result(found, with_originals=bool(options.input))
     if certified:
         print(f"certificate  {certified}")
     cli.print_losses(found.lost, f"{output.url}/{layout.REPORT}")
     return cli.FAILED if found.problems else cli.QUARANTINED if found.lost else cli.DONE
 
 
-def parser() -> cli.Parser:
-    """The options of the command."""
+def parse_verify(argv: list[str] | None) -> Namespace:
+    """The options. Raises SettingsError."""
     made = cli.Parser(prog="verify.py", description=__doc__)
     made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
-    made.add_argument("--input", metavar="URL", help="the originals: compare sidecars, order, and epsilon")
-    made.add_argument("--certificate", metavar="FILE", help="is this the very collection that an audit certified?")
-    made.add_argument("--decode", type=float, default=0.1, metavar="SHARE", help="share of images decoded (0.1)")
-    made.add_argument("--workers", type=int, default=4, metavar="N", help="files read at once (4)")
-    made.add_argument("--debug", action="store_true", help="tracebacks")
-    return made
-
-
-def _certified(output: Store, file: Path) -> str:
-    """What the certificate says of this collection; "" if it is about others. Raises InputError."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"--certificate {file}: {error.strerror}") from None
-    found = Certificates.from_bytes(data, str(file)).of(fit_at(output, output.url).collection_sha256)
-    if found is None:
-        return ""
-    one, number = found
-    worst = f"at most {one.worst.accuracy:.1%} relearned ({one.worst.regime}), clean images {one.clean.accuracy:.1%}"
-    return f"fit {number} of {len(one.fits)} of {one.protection}: {worst}; battery {one.battery}"
-
-
-def _check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
-    """Every shard that has a commit."""
-    record = read_run(output)
-    settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
-    source = resolve_input(originals).store if originals else None
-    there = set(output.names())
-    committed = sorted(_shard_names(there))
-    found = ShardCheck("", _missing(there, committed, record), lost=list(losses(output, ())), files=0)
-    check = partial(_check, output, source, record=record, settings=settings, share=share)
-    return _added(found, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
-
-
-def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> ShardCheck:
-    with progress("verify", total) as bar:
-        for check in checks:
-            bar.step(check.shard, images=check.num_samples)
-            found.add(check)
-    return found
-
-
-def _check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
-    """Every output that the ledger has a row for."""
-    origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
-    settings = Settings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
-    source = Store(originals) if originals else None
-    problems = [f"{name}: lies in the output without a row, so it does not count" for name in strangers(output)]
-    found = ShardCheck("", problems, files=0)
-    check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
-    total = sum(1 for _ in written_rows(output))
-    return _added(found, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
-
-
-def _shard_names(there: set[str]) -> Iterator[str]:
-    commits, ending = f"{layout.COMMITS}/", ".json"
-    return (name[len(commits) : -len(ending)] for name in there if name.startswith(commits))
-
-
-def _check(
-    output: Store, source: Store | None, shard: str, record: RunRecord, settings: Settings, share: float
-) -> ShardCheck:
-    name = layout.commit(shard)
-    commit = Commit.from_bytes(output.read(name), f"{output.url}/{name}")
-    refused = read_quarantine(output, layout.quarantine(shard)) if commit.num_quarantined else []
-    quarantined = {one.key for one in refused}
-    try:
-        with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(output.open(shard))
-            theirs = stack.enter_context(source.open(shard)) if source else None
-            check = verify_shard(Expected.of(commit), ours, theirs, quarantined, settings=settings, decode_share=share)
-    except InputError as error:
-        check = ShardCheck(shard, [str(error)])
-    check.lost = losses_of(shard, refused)
-    if commit.fingerprint != record.fingerprint:
-        check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
-    return check
-
-
-def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[str]:
-    """What is planned but not committed, and what lies there without a commit."""
-    problems = []
-    if len(committed) != record.num_shards:
-        problems.append(
-            f"{record.num_shards - len(committed)} of {record.num_shards} shards are not committed: "
-            "start the protection job again to finish"
-        )
-    strangers = sorted(there.difference(committed) - {n for n in there if n.startswith(f"{RUN_FOLDER}/")})
-    return problems + [f"{name}: lies in the output without a commit, so it does not count" for name in strangers]
-
-
-def _print(found: ShardCheck, *, with_originals: bool) -> None:
-    print(f"files        {found.files} re-read and re-hashed")
-    print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
-    if with_originals and found.files:
-        exact = f"in {found.num_exact} files written without loss"
-        print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
-        print(f"             largest change {found.max_abs_delta} levels in any decoded file, lossy codec included")
-    for line in found.problems[:50]:
-        print(f"problem      {line}")
-    print(f"result       {f'{len(found.problems)} problems' if found.problems else 'ok'}")
+    made.add_argument("--input", metavar="URL", help="the originals: also compare sidecars, order and epsilon")
+    made.add_argument(
+        "--certificate", metavar="FILE", help="also check that this is the collection that an audit certified"
+    )
+    made.add_argument("--decode", type=float, default=0.1, metavar="SHARE", help="share of the images to decode")
+    made.add_argument("--workers", type=int, default=4, metavar="N", help="files to read at once")
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
+    options: Namespace = made.parse_args(argv)
+    if not options.output:
+        raise SettingsError("--output is missing (see --help)")
+    if options.workers < 1 or not 0 <= options.decode <= 1:
+        raise SettingsError("--workers must be at least 1, and --decode a share between 0 and 1, e.g. 0.1")
+    return options
 
 
 if __name__ == "__main__":

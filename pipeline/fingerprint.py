@@ -6,13 +6,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import features
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 FORMAT_VERSION = 2  # of output bytes; since 2, stored layout, transparency and colour metadata are kept
@@ -37,12 +34,14 @@ def derive(seed: int, purpose: str, *index: object) -> int:
 
 def numpy_rng(seed: int, purpose: str, *index: object) -> np.random.Generator:
     """NumPy generator for one named draw."""
+    import numpy as np  # imported here, like torch and Pillow below: settings and options need only digests
+
     return np.random.default_rng(derive(seed, purpose, *index))
 
 
 def torch_rng(seed: int, purpose: str, *index: object) -> torch.Generator:
     """torch generator for one named draw; on the CPU, so that every device draws the same numbers."""
-    import torch  # imported here: it takes seconds, and most users of this module do not need it
+    import torch
 
     return torch.Generator().manual_seed(derive(seed, purpose, *index))
 
@@ -63,6 +62,10 @@ def in_sample(share: float, seed: int, purpose: str, *index: object) -> bool:
 
 def library_versions() -> dict[str, str]:
     """Versions of everything that can change an output byte."""
+    from importlib.metadata import version
+
+    from PIL import features
+
     versions = {name: version(name) for name in _DECIDE_BYTES}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
     for codec in ("jpg", "zlib"):

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from pipeline.errors import Reason
 from pipeline.json_record import CompactRecord, Files, JsonRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))  # of members that are images; lower case
 _MOST_SHOWN = 4096

@@ -12,6 +12,7 @@ from pipeline.errors import SettingsError
 from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 Method = Literal["uc", "one-for-all"]
 Generator = Literal["sample", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
@@ -67,7 +68,35 @@ class Deciding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Deciding):
+class ApplySettings(Deciding):
+    """Settings shared by protection runs and runs over uploads: how pictures are read and written, and by whom.
+
+    Raises SettingsError, one line that names the option, for anything out of range.
+    """
+
+    size: Size = "native"
+    small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
+    encode: str = "same"  # same | lossless | jpeg:QUALITY
+    metadata: Metadata = "keep"
+    keep_sidecar: Sequence[str] = ()  # suffixes passed through unchecked, see pipeline.pictures.members
+    max_pixels: int = 100_000_000
+    max_member_bytes: int = 256 * 1024 * 1024
+    max_quarantine: float = runtime(0.01)  # share of samples; exceeding it means exit code 3
+    workers: int | None = runtime(None)  # processes per stage; None = based on the cluster's CPUs or GPUs
+    gpus_per_worker: float = runtime(0.0)  # the fingerprint contains the device class, not the share
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
+        check_least(self, {"max_pixels": 1, "max_member_bytes": 1, "workers": 1, "gpus_per_worker": 0})
+        check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
+        jpeg_quality(self.encode)
+        object.__setattr__(self, "keep_sidecar", sidecars(self.keep_sidecar))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ApplySettings):
     """All settings of a protection run. The defaults are the preset `scumble`.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
@@ -106,18 +135,7 @@ class Settings(Deciding):
     key_file: str | None = runtime(None)  # secret for --generator texture; the fingerprint contains its digest
     seed: int = 0
     protection: str | None = runtime(None)  # apply this file instead of fitting; the fingerprint contains its digest
-    # the files
-    size: Size = "native"
-    small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
-    encode: str = "same"  # same | lossless | jpeg:QUALITY
-    metadata: Metadata = "keep"
-    keep_sidecar: Sequence[str] = ()  # suffixes passed through unchecked, see pipeline.pictures.members
-    max_pixels: int = 100_000_000
-    max_member_bytes: int = 256 * 1024 * 1024
     # the run
-    workers: int | None = runtime(None)  # processes per stage; None = based on the cluster's CPUs or GPUs
-    gpus_per_worker: float = runtime(0.0)  # the fingerprint contains the device class, not the share
-    max_quarantine: float = runtime(0.01)  # share of samples; exceeding it means exit code 3
     price_per_gpu_hour: float | None = runtime(None)
     price_per_cpu_hour: float | None = runtime(None)
     overwrite: bool = runtime(False)
@@ -127,17 +145,12 @@ class Settings(Deciding):
     given: frozenset[str] = runtime(frozenset())  # names of options set by the user, whatever their values
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                check_choice(name, getattr(self, name), get_args(hint))
+        super().__post_init__()
         if "steps" not in self.given:
             object.__setattr__(self, "steps", self.steps or STEPS[self.generator])
         check(0 < self.epsilon < 1, f"--epsilon must be between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use at least 1/255")
         check_least(self, _LEAST)
-        check(0 <= self.max_quarantine <= 1, "--max-quarantine is a share between 0 and 1, e.g. 0.01")
-        jpeg_quality(self.encode)
-        object.__setattr__(self, "keep_sidecar", sidecars(self.keep_sidecar))
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -204,10 +217,6 @@ _LEAST = {
     "fit_threads": 1,
     "step_size": 0,
     "generator_lr": 0,
-    "max_pixels": 1,
-    "max_member_bytes": 1,
-    "workers": 1,
-    "gpus_per_worker": 0,
     "price_per_gpu_hour": 0,
     "price_per_cpu_hour": 0,
 }
@@ -253,6 +262,22 @@ def parse_epsilon(text: str | float) -> float:
         return float(number) / (float(divisor) if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise SettingsError(f"--epsilon {text!r} is not a number or a fraction like 16/255") from None
+
+
+def parse_seconds(text: str) -> float:
+    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_bytes(text: str) -> int:
+    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
+    found = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]]
 
 
 def jpeg_quality(encode: str) -> int | None:

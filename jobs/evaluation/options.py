@@ -5,22 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jobs.shared.cli import Parser, given_options
+from jobs.shared.cli import Parser, defaults_of, given_options
 from pipeline.errors import SettingsError
 from pipeline.relearning.evaluation import PRESETS, RECIPES, EvaluationSettings, evaluation_from
+from pipeline.relearning.labels.names import parse_labelling
+from pipeline.relearning.regime_names import parse_regime
+from pipeline.relearning.targets import parse_target
 
 DESCRIPTION = """\
-Train target models on clean and on protected images, under every regime that an adversary would try, and report
-what each relearned. The relearned accuracy of a protection is the worst case over regimes of the seed mean.
+Train target models on clean and on protected images, under every regime that an adversary would try, and report what
+each relearned. The relearned accuracy of a protection is the worst case over regimes of the mean over seeds.
 
   python jobs/evaluate_relearning.py --preset smoke --clean photos/train --test photos/test \\
       --protected uc=protected/ --output evaluation/
-  python jobs/evaluate_relearning.py --preset audit --gpus-per-worker 1 --clean 's3://art/raw/train-*.tar' …
+  python jobs/evaluate_relearning.py --preset audit --gpus-per-worker 1 --clean 's3://art/raw/train-*.tar' ...
 
-Start the same command again to go on: finished trials are kept, unfinished ones go on from their last epoch.
+Run the same command again after any interruption: finished trials are kept, others resume from their last epoch.
 """
 EPILOG = """\
-exit codes: 0 done, 1 a trial failed, 2 usage or data that do not fit
+exit codes: 0 done, 1 a trial failed, 2 usage, or collections that do not match
 
 regimes, at most two joined by +, as in iss-gray+st-cg:
   ordinary      nt, dropout, weight-decay, early-stop, simclr
@@ -35,16 +38,16 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   cleaned       self-pairs, purify, leaked-pairs:N (a denoiser, see below)
   told more     adabn, dfr, few-clean (clean images), delta-known (the deltas)
 
-An adversary may protect other pictures with this product and train a denoiser on the pairs; these two commands do so:
+An adversary may protect other pictures with this product and train a denoiser on the pairs. This does the same:
 
-  python jobs/protect_imagenet.py --input other/ --output theirs/ --seed 1 …
-  python jobs/evaluate_relearning.py --pairs other/=theirs/ --regimes self-pairs,self-pairs+cg …
+  python jobs/protect_imagenet.py --input other/ --output theirs/ --seed 1 ...
+  python jobs/evaluate_relearning.py --pairs other/=theirs/ --regimes self-pairs,self-pairs+cg ...
 
-The keys of both collections must agree; the pictures must not be those of --clean or --test, and need no labels.
+Both collections must have the same keys and share no picture with --clean or --test; they need no labels.
 
-The audit presets, with three fits of a protection (--protected NAME=URL,URL,URL), leave a certificate:
+The audit presets, given three fits of a protection (--protected NAME=URL,URL,URL), write a certificate:
 certificate.json and certificate.html beside the report.
-A regime that was not tried may get more out of the images than any of these.
+A regime that was not tried may recover more than any of these.
 """
 
 
@@ -78,50 +81,74 @@ def numbers(text: str) -> tuple[int, ...]:
 def evaluation_parser() -> Parser:
     """All options; none has a default here, so that what was given can be told apart."""
     usage = (
-        "evaluate_relearning.py --clean URL --protected NAME=URL[,URL …] [NAME=URL …] --test URL --output URL [options]"
+        "evaluate_relearning.py --clean URL --protected NAME=URL[,URL ...] [NAME=URL ...] --test URL --output URL "
+        "[options]"
     )
-    parser = Parser(prog="evaluate_relearning.py", usage=usage, description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser(
+        prog="evaluate_relearning.py",
+        usage=usage,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        defaults=defaults_of(EvaluationSettings),
+    )
     _data(parser)
     _trials(parser)
     _run(parser)
+    _research(parser)
     return parser
 
 
 def _data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--clean", metavar="URL", help="the originals: shards with a .cls label beside each image")
-    copies = "protected copies, each with a name; several URLs are fits of one protection, with other seeds"
+    copies = "protected copies, each under a name; several URLs are fits of one protection with different seeds"
     add("--protected", metavar="NAME=URL[,URL]", type=named_urls, nargs="+", action="extend", help=copies)
-    add("--test", metavar="URL", help="clean test images: never trained on, never tuned on")
+    add("--test", metavar="URL", help="clean test images: never used for training or tuning")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
-    pairs = "other pictures, and their copies that an adversary protected: for self-pairs and purify"
-    add("--pairs", metavar="OTHER=THEIRS", type=two_urls, help=pairs)
-    add("--side", type=int, metavar="PIXELS", help="side of all images (default: the clean ones' median, at most 224)")
-    add("--images", type=int, metavar="N", help="train on at most N of the images, chosen by key (default: all)")
-    add("--holdout", type=float, metavar="SHARE", help="of the originals, for early stop and the like (default 0.05)")
-    add("--classes", metavar="FILE", help="the name of class 0, 1, … on each line, for superclasses and concepts")
-    add("--concepts", metavar="FILE", help="safetensors bank of names and embeddings (default: ImageNet's, built in)")
-    add("--config", metavar="FILE", help="YAML file of options; the command line wins over it")
+    add(
+        "--side", type=int, metavar="PIXELS", help="side of all images (default: median of the clean ones, at most 224)"
+    )
+    add("--images", type=int, metavar="N", help="train on at most N images, chosen by key (default: all)")
+    add("--config", metavar="FILE", help="YAML file of options; the command line overrides it")
 
 
 def _trials(parser: Parser) -> None:
-    add = parser.add_argument_group("trials: every combination is one").add_argument
+    add = parser.add_argument_group("trials", "every combination is one trial").add_argument
     add("--preset", choices=sorted(PRESETS), help="smoke: minutes on two cores; audit: the battery that counts")
-    add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, …, pretrained:NAME, probe:NAME")
-    add("--regimes", type=words, metavar="A,B", help="nt, st-cg, at, equalise, lowpass:8, subtract+cg, … (see below)")
-    add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:5-36")
-    add("--shares", type=words, metavar="A,B", help="protected part: samples:0.5, classes:0.5 (default samples:1)")
-    add("--seeds", type=numbers, metavar="0,1,2", help="of training: order, augmentation, weights")
-    add("--epochs", type=int, metavar="N", help="of every training (default 12)")
-    add("--recipe", choices=sorted(RECIPES), help="optimiser settings: fast (default) or a paper's")
+    add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, ..., pretrained:NAME, probe:NAME")
+    add("--regimes", type=words, metavar="A,B", help="nt, st-cg, at, equalise, lowpass:8, subtract+cg, ... (see below)")
+    add("--seeds", type=numbers, metavar="0,1,2", help="seeds of training: order, augmentation, weights")
+    add("--epochs", type=int, metavar="N", help="epochs of every training")
 
 
 def _run(parser: Parser) -> None:
     add = parser.add_argument_group("run").add_argument
-    add("--workers", type=int, metavar="N", help="trials at once (default: one per CPU, or per GPU share)")
-    add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each trial (default 0: CPUs only)")
-    add("--dry-run", action="store_true", default=None, help="print trials, memory and time, from a measured trial")
-    add("--debug", action="store_true", default=None, help="Ray's own logs, and tracebacks")
+    add("--workers", type=int, metavar="N", help="concurrent trials (default: one per CPU, or per GPU share)")
+    add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each trial; 0: CPUs only")
+    measured = "print trials, memory and time, estimated from a trial that is run here; write nothing"
+    add("--dry-run", action="store_true", default=None, help=measured)
+    add("--debug", action="store_true", default=None, help="show tracebacks and Ray's own logs")
+
+
+def _research(parser: Parser) -> None:
+    add = parser.add_argument_group("research options", "other labels, shares, adversaries and recipes").add_argument
+    add("--labellings", type=words, metavar="A,B", help="original, random:N, superclasses:FILE, concepts:5-36")
+    add("--shares", type=words, metavar="A,B", help="how much is protected: samples:0.5, classes:0.5")
+    add(
+        "--pairs",
+        metavar="OTHER=THEIRS",
+        type=two_urls,
+        help="other pictures and an adversary's protected copies (below)",
+    )
+    add("--classes", metavar="FILE", help="names of class 0, 1, ... one per line, for superclasses and concepts")
+    add("--concepts", metavar="FILE", help="safetensors bank of names and embeddings (default: ImageNet's, built in)")
+    add(
+        "--holdout",
+        type=float,
+        metavar="SHARE",
+        help="share of the originals set aside for early stopping and the like",
+    )
+    add("--recipe", choices=sorted(RECIPES), help="optimiser settings: fast, or those of a paper")
 
 
 def parse_evaluation(argv: list[str] | None) -> EvaluationSettings:
@@ -131,5 +158,12 @@ def parse_evaluation(argv: list[str] | None) -> EvaluationSettings:
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise SettingsError(f"--protected: the name {twice[0]!r} stands for two collections")
-    return evaluation_from({**given, "protected": dict(pairs)}, preset)
+        raise SettingsError(f"--protected: the name {twice[0]!r} is given twice")
+    settings = evaluation_from({**given, "protected": dict(pairs)}, preset)
+    for target in settings.targets:
+        parse_target(target)
+    for regime in settings.regimes:
+        parse_regime(regime)
+    for labelling in settings.labellings:
+        parse_labelling(labelling)
+    return settings

@@ -28,6 +28,7 @@ from actors.trials import (
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
+from jobs.shared.inputs import list_input
 from jobs.shared.progress import progress
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.relearning.checks import check_regime
@@ -46,13 +47,13 @@ from pipeline.relearning.evaluation import (
     EvaluationSettings,
     Trial,
 )
-from pipeline.relearning.labels.labellings import check_labelling
 from pipeline.relearning.report.results import histories_to_parquet, read_row, relearned, results_to_parquet
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
 from pipeline.report.page import duration, fits_range, size
+from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
-from pipeline.storage.store import Entry, Store
+from pipeline.storage.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
@@ -82,14 +83,12 @@ class Denoising:
     digest: str
 
 
-def check_protected_names(settings: EvaluationSettings) -> None:
-    """Raise SettingsError for a target, regime or labelling that does not exist, before anything is read."""
+def check_names(settings: EvaluationSettings) -> None:
+    """Raise SettingsError for a surrogate or a regime's options that do not exist, before anything is read."""
     for target in settings.targets:
         check_target(target)
     for regime in settings.regimes:
         check_regime(regime)
-    for labelling in settings.labellings:
-        check_labelling(labelling)
 
 
 def load_collections(settings: EvaluationSettings) -> Loaded:
@@ -291,7 +290,7 @@ def _within(side: int) -> int:
 def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
     """Store and shards of every collection. Raises InputError, SettingsError if the output would lie in one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
-    stores = {name: cli.list_input(url) for name, url in urls.items()}
+    stores = {name: list_input(url) for name, url in urls.items()}
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
@@ -299,7 +298,7 @@ def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]
 
 def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Entry]]]:
     """Store and shards of --pairs, if they are given. Raises as _stores does."""
-    stores = [cli.list_input(url) for url in settings.pairs or ()]
+    stores = [list_input(url) for url in settings.pairs or ()]
     for store, _ in stores:
         check_apart(store, Store(settings.output), may_hold=True)
     return stores

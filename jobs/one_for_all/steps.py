@@ -15,15 +15,16 @@ from actors.fit_queue import FitQueue
 from actors.universal_trainer import UNIT, UniversalTask, universal_loop, unpacked_squares
 from jobs.protection.stages import watched
 from jobs.shared import cli
-from pipeline.deltas.protection import load_any_protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from jobs.shared.inputs import list_input
+from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
-from pipeline.storage.store import Entry, Store, file_at
+from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
 
@@ -59,10 +60,10 @@ class UniversalTraining:
 def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
     """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
-    sources = tuple(cli.list_input(url) for url in settings.input)
+    sources = tuple(list_input(url) for url in settings.input)
     surrogate = surrogate_for(settings, "cpu")
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-    bank = bank_for(settings.concepts, surrogate, template=settings.template, weights=weights)
+    bank = bank_for(settings.concepts, surrogate, weights=weights)
     output, name = file_at(settings.output)
     if not name.endswith(".safetensors"):
         raise SettingsError(f"--output {settings.output} must be a file that ends in .safetensors")
@@ -85,7 +86,7 @@ def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
 def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint: str) -> bool:
     if settings.overwrite or output.info(name) is None:
         return False
-    there = load_any_protection(output.read(name))
+    there = load_protection(output.read(name))
     if there.fingerprint != fingerprint:
         raise ConflictError(f"{settings.output} is another protection: choose another --output, or --overwrite")
     return True
@@ -133,8 +134,7 @@ def report(run: UniversalTraining) -> int:
     """Write the report beside the protection, and say how far embeddings were moved."""
     from pipeline.one_for_all.page import write_training_report  # matplotlib: half a second, at the end only
 
-    protection = load_any_protection(run.output.read(run.name))
-    assert isinstance(protection, UniversalProtection)
+    protection = load_universal_protection(run.output.read(run.name))
     store, entries = run.sources[0]
     page = f"{run.name.removesuffix('.safetensors')}.html"
     with store.open(entries[0].name) as stream:

@@ -15,13 +15,13 @@ def print_plan(run: Run) -> None:
     left = plan.left or plan.shards
     with run.source.open(left[0].name) as stream:
         total = sum(shard.size for shard in left)
-        predicted = estimate(stream, left[0].size, total, run.surrogate, settings, run.protection)
+        predicted = estimate(stream, left[0].size, total, run.surrogate, settings, run.given)
     workers = settings.workers or os.cpu_count() or 1
     height, width = predicted.sides
     print(f"images       about {predicted.images:,}, median {width}x{height} pixels (measured on {left[0].name})")
     print(f"clusters     {predicted.clusters}, surrogate {settings.surrogate} at {run.surrogate.input_size} px")
     how = f"{settings.generator} through the {settings.optimise_through}"
-    how = f"{run.protection.generator}, of the protection given" if run.protection else how
+    how = f"{run.given.generator}, of the protection given" if run.given else how
     print(f"delta        {how}, epsilon {settings.epsilon * 255:g}/255")
     print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
     _print_time(predicted, workers, run)

@@ -9,8 +9,7 @@ from typing import Any
 from jobs.shared import cli
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
-from pipeline.deltas.protection import Protection, load_any_protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection, load_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.layout import RUN_FOLDER
@@ -34,11 +33,15 @@ class Run:
     output: Store
     plan: Plan
     surrogate: Surrogate  # on the driver, for its identity and for estimates
-    protection: Protection | None  # given by --protection
-    universal: UniversalProtection | None  # given by --protection, as train_one_for_all.py has made it
+    given: AnyProtection | None  # by --protection
     key: bytes | None  # secret of the texture generator
     record: RunRecord
     passed_over: tuple[Rejection, ...] = ()  # of the input, what may hold images and is not read
+
+    @property
+    def is_universal(self) -> bool:
+        """True if a universal generator is applied, which embeds each image as it comes."""
+        return self.settings.method == "one-for-all"
 
     @property
     def summary(self) -> str:
@@ -83,8 +86,7 @@ def prepare(settings: Settings) -> Run:
     record = RunRecord.of(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
     committed = committed_shards(settings, output, record, shards)
     plan = make_plan(shards, ingredients.fingerprint, committed)
-    protection, universal = (given, None) if isinstance(given, Protection) else (None, given)
-    return Run(settings, source, output, plan, surrogate, protection, universal, key, record, tuple(passed_over))
+    return Run(settings, source, output, plan, surrogate, given, key, record, tuple(passed_over))
 
 
 def start_run(run: Run) -> None:
@@ -106,9 +108,7 @@ def is_left(run: Run) -> bool:
     return bool(run.plan.left) or run.output.info(layout.GALLERY) is None
 
 
-def _read_protection(
-    settings: Settings, key: bytes | None
-) -> tuple[Protection | UniversalProtection | None, str | None]:
+def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtection | None, str | None]:
     if settings.protection is None:
         if settings.method == "one-for-all":
             raise SettingsError(
@@ -117,7 +117,7 @@ def _read_protection(
         return None, None
     store, name = file_at(settings.protection)
     data = store.read(name)
-    protection = load_any_protection(data)
+    protection = load_protection(data)
     if "method" in settings.given and protection.method != settings.method:
         raise SettingsError(f"{settings.protection} is a protection of method {protection.method}: omit --method")
     if "epsilon" in settings.given and settings.epsilon != protection.epsilon:
@@ -125,14 +125,14 @@ def _read_protection(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
             f"{protection.epsilon * 255:g}/255; omit --epsilon, or fit anew"
         )
-    if isinstance(protection, Protection) and protection.needs_key:
+    if protection.needs_key:
         if key is None:
             raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
 
 
-def _as_fitted(settings: Settings, given: Protection | UniversalProtection) -> Settings:
+def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
     """The settings with what a protection decides: method, epsilon, and the surrogate unless the user names one."""
     name, size = named_surrogate(given.surrogate_id)
     chosen: dict[str, Any] = {"method": given.method, "epsilon": given.epsilon}

@@ -33,6 +33,7 @@ from jobs.protection.profile import profiled
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, target_clusters
+from pipeline.deltas.load import AnyProtection
 from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.fitting.fit import FittedDeltas, merge
 from pipeline.fitting.fit_images import fit_shares, picture_side, shorter_sides
@@ -56,7 +57,7 @@ def embed(run: Run) -> None:
     left = [shard for shard in run.plan.shards if layout.features(shard.name) not in have]
     workers = workers_for(run.settings)
     with progress("embed", len(left)) as bar, profiled(run, "embed") as profile:
-        for done in over_shards(left, Embedder, (context_of(run, workers), run.protection), workers):
+        for done in over_shards(left, Embedder, (context_of(run, workers), run.given), workers):
             bar.step(done.name, images=done.images, rejected=done.rejected)
             profile.add(done.work, done.images)
 
@@ -66,7 +67,7 @@ def cluster(run: Run) -> Clustering:
     if run.output.info(layout.CLUSTERING) is not None:
         return clustering_from_bytes(run.output.read(layout.CLUSTERING))
     # with a given protection the embedder has already sent every image to the nearest of its centroids
-    clustering = run.protection.clustering if run.protection is not None else _cluster(run)
+    clustering = run.given.clustering if run.given is not None else _cluster(run)
     run.output.create(layout.CLUSTERING, clustering_to_bytes(clustering))
     return clustering
 
@@ -105,8 +106,8 @@ def apply(run: Run) -> None:
     if not _needs_model(run):
         workers = workers.on_cpus()
     arguments: tuple[Any, ...] = (Secret(run.key),)
-    if run.universal is not None:
-        run.output.create(layout.PROTECTION, run.universal.to_bytes())
+    if run.is_universal and run.given is not None:
+        run.output.create(layout.PROTECTION, run.given.to_bytes())
         actor, arguments = UniversalProtector, ()
     with progress("apply", len(left)) as bar, profiled(run, "apply") as profile:
         for done in over_shards(left, actor, (context_of(run, workers), *arguments), workers):
@@ -116,18 +117,17 @@ def apply(run: Run) -> None:
 
 def _needs_model(run: Run) -> bool:
     """True if deltas are made image by image, by networks that a GPU would help."""
-    if run.universal is not None:
-        return True
-    generator = run.settings.generator if run.protection is None else run.protection.generator
-    return generator == "sample"
+    generator = run.settings.generator if run.given is None else run.given.generator
+    return generator in ("sample", "universal")
 
 
 def fit(run: Run, clustering: Clustering) -> None:
     """The protection: fitted in Ray Train workers, one file per finished fit, then united into one file."""
     if run.output.info(layout.PROTECTION) is not None:
         return
-    if run.protection is not None:
-        protection = run.protection
+    protection: AnyProtection
+    if run.given is not None:
+        protection = run.given
     elif run.key is not None:
         protection = texture_protection(clustering, run.settings, run.surrogate.id, run.plan.fingerprint, run.key)
     else:

@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,7 @@ import yaml
 
 from jobs import interrupted
 from pipeline.errors import SettingsError, ending, one_line
-from pipeline.settings import near_matches
-from pipeline.shards.inputs import resolve_input, said_of
-from pipeline.storage.store import Entry, Store
+from pipeline.settings import near_matches, parse_bytes, parse_epsilon, parse_seconds
 
 if TYPE_CHECKING:
     from pipeline.shards.squares import LeftOut
@@ -28,16 +28,19 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
 _SHOWN = 5
+_UNITS = ((30, "G"), (20, "M"), (10, "k"), (0, ""))
 _LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it tells tracebacks
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that keeps the layout of its texts, shows no defaults of None, and offers near matches."""
+    """argparse that keeps the layout of its texts, says every default, and offers near matches.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=True, **options
-        )
+    defaults  option -> what holds where it is not given, for help alone; what is not here is an argument's own default
+    """
+
+    def __init__(self, *, defaults: Mapping[str, Any] | None = None, **options: Any) -> None:
+        formatter = partial(_Formatter, defaults=defaults or {})
+        super().__init__(formatter_class=formatter, allow_abbrev=False, add_help=True, **options)
 
     def error(self, message: str) -> Any:
         raise SettingsError(f"{message} (see --help)")
@@ -48,6 +51,38 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             raise SettingsError(f"unknown option {unknown[0]}{near_matches(unknown[0], flags)} (see --help)")
         return found
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Ends the help of an option with its default, written as the option takes it."""
+
+    def __init__(self, *given: Any, defaults: Mapping[str, Any], **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._defaults = defaults
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = _as_typed(action, self._defaults.get(action.dest, action.default))
+        return f"{action.help} (default: {text})" if text else action.help
+
+
+def _as_typed(action: argparse.Action, value: Any) -> str:
+    """A default as a user would type it; "" where there is nothing to type."""
+    if value in (None, argparse.SUPPRESS, ()) or isinstance(value, bool):
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if action.type is parse_epsilon:
+        return f"{value * 255:g}/255"
+    if action.type is parse_seconds:
+        return f"{value:g}s"
+    if action.type is parse_bytes:
+        return next(f"{value >> bits}{unit}" for bits, unit in _UNITS if value % (1 << bits) == 0)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def defaults_of(kind: type[Any]) -> dict[str, Any]:
+    """The default of every field of a settings class that has one."""
+    return {each.name: each.default for each in fields(kind) if each.default is not MISSING}
 
 
 def given_options(parser: Parser, argv: list[str] | None) -> dict[str, Any]:
@@ -73,14 +108,6 @@ def read_key(path: str | None) -> bytes | None:
 def warn(text: str) -> None:
     """One line on stderr for what a user must know, although the run goes on."""
     print(f"warning: {text}", file=sys.stderr)
-
-
-def list_input(url: str) -> tuple[Store, list[Entry]]:
-    """The store and the shards that an input URL means; what is not read is said on stderr. Raises InputError."""
-    store, shards, passed_over = resolve_input(url)
-    if passed_over:
-        warn(f"{url}: {said_of(passed_over)}")
-    return store, shards
 
 
 def print_losses(lost: Sequence[str], place: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server, write_to_textfile
 
-from jobs.shared.cli import Parser
 from pipeline.errors import SettingsError
 from pipeline.metrics import Metric, Recorder, Silent
 
@@ -40,14 +39,6 @@ class PrometheusRecorder:
         if metric.kind == "histogram":
             return Histogram(*about, registry=self.registry, buckets=metric.buckets)
         return (Gauge if metric.kind == "gauge" else Counter)(*about, registry=self.registry)
-
-
-def add_metrics_options(parser: Parser) -> None:
-    """The flags of a job that exports its own metrics."""
-    add = parser.add_argument_group("metrics").add_argument
-    add("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus on this port while the job runs")
-    add("--metrics-linger", type=float, metavar="SECONDS", help="then stay for one more scrape (default 0)")
-    add("--metrics-file", metavar="FILE", help="leave metrics in this .prom file, for node_exporter's textfile folder")
 
 
 @contextlib.contextmanager

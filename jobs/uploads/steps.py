@@ -70,7 +70,7 @@ def prepare_uploads(settings: UploadSettings) -> UploadsRun:
     epsilon = check_protection(protection, has_key=key is not None)
     origin = Origin(source.root, sha256(protection), epsilon, settings.deciding)
     is_first = not check_origin(output, origin)
-    places = Places(source, output, settings.pictures, origin.fingerprint)
+    places = Places(source, output, settings, origin.fingerprint)
     return UploadsRun(settings, places, origin, protection, key, is_first)
 
 

@@ -195,7 +195,7 @@ def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, t
         raise InputError(
             f"cannot form {num_clusters} clusters from {len(points)} images, some of them identical; lower --clusters"
         )
-    # Imported here because every run imports this module; before the limit, which only affects loaded libraries.
+    # Imported here because every run imports this module; before threadpool_limits, which sees only loaded libraries.
     from sklearn.cluster import kmeans_plusplus
     from sklearn.decomposition import PCA
 

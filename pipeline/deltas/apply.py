@@ -16,7 +16,7 @@ from pipeline.errors import Reason, SampleError
 from pipeline.pictures.members import check_sidecars, extension, image_suffix, rejection_of
 from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Rejection, Sample
-from pipeline.settings import Settings
+from pipeline.settings import ApplySettings
 from pipeline.shards.tar import ShardWriter
 
 _Item = TypeVar("_Item")
@@ -110,7 +110,7 @@ class Opened:
     seconds: float
 
 
-def open_sample(sample: Sample, *, settings: Settings) -> Opened:
+def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
     """The sample with its image decoded, at the size that it will be written in.
 
     Raises SampleError, also for a sidecar that may not leave as it is.
@@ -124,7 +124,7 @@ def open_sample(sample: Sample, *, settings: Settings) -> Opened:
     return Opened(sample, suffix, picture, time.perf_counter() - started)
 
 
-def protect_sample(sample: Sample, deltas: LaidDeltas, cluster: int, *, settings: Settings) -> ProtectedSample:
+def protect_sample(sample: Sample, deltas: LaidDeltas, cluster: int, *, settings: ApplySettings) -> ProtectedSample:
     """The sample with the delta of its cluster in its image; all other members to the byte, in their order.
 
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
@@ -137,7 +137,7 @@ def protect_sample(sample: Sample, deltas: LaidDeltas, cluster: int, *, settings
 
 
 def close_sample(
-    opened: Opened, laid: LaidDelta, epsilon: float, *, settings: Settings, delta_seconds: float = 0.0
+    opened: Opened, laid: LaidDelta, epsilon: float, *, settings: ApplySettings, delta_seconds: float = 0.0
 ) -> ProtectedSample:
     """Add a delta to an opened image and encode it as the settings say.
 
@@ -174,7 +174,7 @@ def protect_shard(
     deltas: LaidDeltas,
     clusters: Mapping[str, int],
     *,
-    settings: Settings,
+    settings: ApplySettings,
 ) -> ShardOutcome:
     """Protect sample after sample and write them; nothing but counts and rejections is kept.
 
@@ -185,7 +185,7 @@ def protect_shard(
 
 
 def _one_by_one(
-    samples: Iterable[Sample | Rejection], deltas: LaidDeltas, clusters: Mapping[str, int], settings: Settings
+    samples: Iterable[Sample | Rejection], deltas: LaidDeltas, clusters: Mapping[str, int], settings: ApplySettings
 ) -> Iterator[tuple[ProtectedSample, int] | Rejection]:
     for item in samples:
         if isinstance(item, Rejection):
@@ -248,7 +248,7 @@ def _timed(results: Iterable[_Item], seconds: defaultdict[str, float]) -> Iterat
         yield item
 
 
-def cluster_of(sample: Sample, clusters: Mapping[str, int], settings: Settings) -> int:
+def cluster_of(sample: Sample, clusters: Mapping[str, int], settings: ApplySettings) -> int:
     """The cluster of a sample that was embedded. Raises SampleError if it was not."""
     cluster = clusters.get(sample.key)
     if cluster is None:

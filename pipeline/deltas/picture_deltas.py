@@ -19,7 +19,7 @@ from pipeline.errors import SampleError
 from pipeline.pictures.members import rejection_of
 from pipeline.pictures.picture import decode_rgb, rgb_of, squeezed, stored
 from pipeline.records import Rejection, Sample
-from pipeline.settings import Settings
+from pipeline.settings import ApplySettings
 from pipeline.surrogates.surrogate import Surrogate
 
 PIXELS_AT_ONCE = 64_000_000  # of a batch: its decoded pictures are all held
@@ -161,7 +161,7 @@ def protect_pictures(
     samples: Iterable[Sample | Rejection],
     deltas: PictureDeltas,
     *,
-    settings: Settings,
+    settings: ApplySettings,
     batch_size: int,
     threads: int = 1,
     clusters: Mapping[str, int] | None = None,
@@ -192,7 +192,7 @@ def protect_pictures(
 
 
 class _Opener:
-    def __init__(self, settings: Settings, deltas: PictureDeltas, clusters: Mapping[str, int] | None) -> None:
+    def __init__(self, settings: ApplySettings, deltas: PictureDeltas, clusters: Mapping[str, int] | None) -> None:
         self._settings, self._deltas, self._clusters = settings, deltas, clusters
 
     def open(self, item: Sample | Rejection) -> tuple[Opened, DeltaRequest] | Rejection:
@@ -219,7 +219,7 @@ class _Opener:
 
 
 def _close(
-    opened: Opened, answer: DeltaAnswer, epsilon: float, settings: Settings, spent: float
+    opened: Opened, answer: DeltaAnswer, epsilon: float, settings: ApplySettings, spent: float
 ) -> ProtectedPicture | Rejection:
     try:
         done = close_sample(opened, answer.delta, epsilon, settings=settings, delta_seconds=spent)

@@ -1,4 +1,4 @@
-"""The fitted artefact, to and from one safetensors file. It answers one question: which delta for this sample?"""
+"""The fitted artefact of clusters, to and from one safetensors file. It answers: which delta for this sample?"""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clusters.clustering import Clustering
-from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate, damaged, read_header, read_tensors
+from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
 from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.sample_steps import SampleGenerator
 from pipeline.deltas.textures import Bands, bands_for, check_key
-from pipeline.deltas.universal_protection import METHOD, UniversalProtection
-from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
+from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.settings import Generator, Size
 
@@ -134,35 +133,14 @@ class Protection:
         """Digest of the file."""
         return sha256(self.to_bytes())
 
-
-def load_protection(data: bytes) -> Protection:
-    """The inverse of Protection.to_bytes.
-
-    Raises InputError, one line, if `data` is cut short, is no protection, is of another format version, or is a
-    universal generator.
-    """
-    found = load_any_protection(data)
-    if not isinstance(found, Protection):
-        raise InputError("a universal generator, not the deltas of clusters")
-    return found
-
-
-def load_any_protection(data: bytes) -> Protection | UniversalProtection:
-    """What Protection.to_bytes or UniversalProtection.to_bytes wrote.
-
-    Raises InputError, one line, if `data` is cut short, is no protection, or is of another format version.
-    """
-    header, tensors = read_header(data), read_tensors(data)
-    try:
-        if header["method"] == METHOD:
-            return UniversalProtection.from_parts(header, tensors)
+    @classmethod
+    def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Protection:
+        """The inverse of `to_bytes`. Raises KeyError, ValueError or TypeError for parts of something else."""
         clustering = {n.removeprefix("clustering."): a for n, a in tensors.items() if n.startswith("clustering.")}
-        return Protection(
+        return cls(
             **{name: header[name] for name in _FIELDS},
             clustering=Clustering.from_tensors(clustering),
             targets=tuple(tensors["targets"].tolist()),
             levels=tensors.get("levels"),
             sample=SampleGenerator.from_parts(header["sample"], tensors) if "sample" in header else None,
         )
-    except (KeyError, ValueError, TypeError) as error:
-        raise damaged(error) from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from pipeline.deltas.delta import perturb
+from pipeline.deltas.delta import levels_of, perturb
+from pipeline.fitting.fit import FittedDeltas
 from pipeline.fitting.objective import is_moved
 
 _EVALUATION_BATCH = 256
@@ -42,3 +43,31 @@ def reproducible() -> AbstractContextManager[None]:
     """Only deterministic cuDNN algorithms, not chosen by timing: a resumed fit must be bit-identical."""
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     return flags
+
+
+def with_figures(
+    clusters: Sequence[int],
+    targets: Sequence[int],
+    levels: Tensor,
+    losses: Tensor,
+    shares: Sequence[Tensor],
+    epsilon: float,
+    extra: Mapping[str, Tensor],
+) -> FittedDeltas:
+    """Finished deltas and their figures.
+
+    levels  int8 [k, 3, S, S]; losses float32 [k, steps]
+    shares  of the images that were moved, float32 [k]: with their deltas, and clean
+    """
+    values = levels.float()
+    return FittedDeltas(
+        clusters=tuple(clusters),
+        targets=tuple(targets),
+        levels=levels,
+        losses=losses.clone(),
+        moved=shares[0],
+        before=shares[1],
+        rms=values.square().mean((1, 2, 3)).sqrt(),
+        clamped=(values.abs() >= levels_of(epsilon)).float().mean((1, 2, 3)),
+        extra=extra,
+    )

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.delta import lay, levels_of
-from pipeline.deltas.protection import Protection
+from pipeline.deltas.load import AnyProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
 from pipeline.fitting.fit import FitImages
@@ -86,7 +86,7 @@ def estimate(
     total_bytes: int,
     surrogate: Surrogate,
     settings: Settings,
-    given: Protection | None = None,
+    given: AnyProtection | None = None,
 ) -> Estimate:
     """Measure the first images of one shard and extrapolate.
 
@@ -98,14 +98,16 @@ def estimate(
     samples, bytes_each = first_samples(stream, shard_bytes, max_member_bytes=settings.max_member_bytes)
     embed = _embed_seconds(samples, surrogate, settings)
     apply, factor, sides = _apply_seconds(samples, settings)
-    makes_deltas = given.needs_pixels if given else settings.generator == "sample" and settings.protection is None
+    makes_deltas = given.sample is not None if given else settings.generator == "sample" and settings.protection is None
     if given and given.sample:
         choices = replace(settings, plain=given.sample.plain)
         apply += given.sample.steps * _proxy_seconds(given.sample.side, choices)
     elif makes_deltas:
         apply += settings.steps * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
-    clusters = len(given.targets) if given else settings.clusters or clusters_for(images, settings.generator)
+    clusters = (
+        len(given.clustering.centroids) if given else settings.clusters or clusters_for(images, settings.generator)
+    )
     fit = _fit_seconds(images, sides, surrogate, settings, clusters)
     return Estimate(images, sides, factor, clusters, embed, apply, fit, makes_deltas)
 

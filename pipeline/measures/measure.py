@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.deltas.protection import Protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import derive, in_sample
 from pipeline.measures.gallery import PER_CLUSTER, GallerySample
@@ -56,7 +55,7 @@ def measure_shard(
     output: IO[bytes],
     source: IO[bytes],
     assignment: Assignment,
-    protection: Protection | UniversalProtection,
+    protection: AnyProtection,
     settings: Settings,
     *,
     num_images: int,
@@ -95,9 +94,7 @@ def measure_shard(
     )
 
 
-def removal_of(
-    parts: list[ShardMeasures], protection: Protection | UniversalProtection, settings: Settings
-) -> RemovalCheck | None:
+def removal_of(parts: list[ShardMeasures], protection: AnyProtection, settings: Settings) -> RemovalCheck | None:
     """How well deltas can be estimated from the protected pixels of all parts; None if there are too few images."""
     squares = np.concatenate([part.squares for part in parts])
     clusters = np.concatenate([part.clusters for part in parts])
@@ -148,7 +145,7 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _square(
-    before: Sample, after: Sample, cluster: int, protection: Protection | UniversalProtection, settings: Settings
+    before: Sample, after: Sample, cluster: int, protection: AnyProtection, settings: Settings
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
     """A protected picture at a fixed size, as a trainer would load it, and the delta it carries at that size."""
     suffix = image_suffix(after, settings.keep_sidecar)
@@ -159,7 +156,6 @@ def _square(
         original = original if original.ndim == 3 else np.repeat(original[..., None], 3, axis=2)
         laid = square.astype(np.float32) - _squeezed(original)
     else:
-        assert isinstance(protection, Protection)
         laid = protection.delta_for(cluster, after.key, _REMOVAL_SIDE, _REMOVAL_SIDE).astype(np.float32)
     return square.transpose(2, 0, 1), cluster, laid.transpose(2, 0, 1)
 

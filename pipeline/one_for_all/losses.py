@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SelectBy = Literal["clean_embedding", "perturbed_embedding", "label"]
-SELECT_BY: tuple[SelectBy, ...] = ("clean_embedding", "perturbed_embedding", "label")
-NEAR = 5  # Chen et al. 2024, section 4.5
+from pipeline.one_for_all.settings import NEAR, Loss
+
 _LEAST = 1e-6  # keeps the logarithm of a zero distance finite
 
 
@@ -97,7 +95,7 @@ def code_diag(features: Tensor, concepts: Concepts) -> Tensor:
     return 0.1 / opposite.mean() + near.mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Concepts], Tensor]] = {
+LOSSES: dict[Loss, Callable[[Tensor, Concepts], Tensor]] = {
     "logratio": logratio,
     "paper_detached": paper_detached,
     "fixed_lambda": fixed_lambda,

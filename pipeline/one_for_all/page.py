@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deltas.picture_deltas import DeltaRequest
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.protection import UniversalProtection
 from pipeline.errors import SampleError
 from pipeline.measures.gallery import GallerySample
 from pipeline.one_for_all.settings import OneForAllSettings

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from pipeline.deltas.universal_generator import BLOCKS, BOUNDS, STRIDE, WIDTH, Bound
-from pipeline.one_for_all.losses import LOSSES, NEAR, SELECT_BY, SelectBy
+from pipeline.deltas.universal.shape import BLOCKS, STRIDE, WIDTH, Bound
 from pipeline.settings import DEFAULT_SURROGATE, Deciding, check, check_choice, check_least, runtime, settings_of_kind
+
+Loss = Literal["logratio", "paper_detached", "fixed_lambda", "code_pairs", "code_diag"]  # pipeline.one_for_all.losses
+SelectBy = Literal["clean_embedding", "perturbed_embedding", "label"]
+NEAR = 5  # Chen et al. 2024, section 4.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +33,9 @@ class OneForAllSettings(Deciding):
     surrogate_weights: str | None = runtime(None)
     surrogate_size: int | None = None
     concepts: str | None = None
-    template: str = "a photo of a {}"
     epsilon: float = 8 / 255
     bound: Bound = "eps_tanh"
-    loss: str = "logratio"
+    loss: Loss = "logratio"
     select_by: SelectBy = "clean_embedding"
     near: int = NEAR
     width: int = WIDTH
@@ -55,8 +57,8 @@ class OneForAllSettings(Deciding):
     debug: bool = runtime(False)
 
     def __post_init__(self) -> None:
-        for name, allowed in {"bound": BOUNDS, "loss": tuple(LOSSES), "select_by": SELECT_BY}.items():
-            check_choice(name, getattr(self, name), allowed)
+        for name, allowed in {"bound": Bound, "loss": Loss, "select_by": SelectBy}.items():
+            check_choice(name, getattr(self, name), get_args(allowed))
         check(1 / 255 <= self.epsilon < 1, f"--epsilon must be between 1/255 and 1; it is {self.epsilon:g}")
         check_least(self, _LEAST)
         check(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.deltas.sign_steps import check_finite
-from pipeline.deltas.universal_generator import UniversalGenerator, bounded_output
+from pipeline.deltas.universal.generator import UniversalGenerator, bounded_output
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import torch_rng
 from pipeline.one_for_all.losses import LOSSES, Concepts, select_by_label, select_concepts, similarities

@@ -138,10 +138,14 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def squeezed(picture: Picture, side: int) -> NDArray[np.uint8]:
     """All of the upright picture in a square, RGB uint8 [side, side, 3]: from its full pixels, so always the same."""
-    whole = _rgb(picture.upright)
-    if whole.shape[:2] == (side, side):
-        return whole
-    return np.asarray(Image.fromarray(whole).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return square(_rgb(picture.upright), side)
+
+
+def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """RGB pixels uint8 [H, W, 3], squeezed to uint8 [side, side, 3]."""
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, str | None]:

@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deltas.delta import LaidDelta
-from pipeline.deltas.picture_deltas import DeltaRequest
-from pipeline.deltas.protection import Protection
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection
+from pipeline.deltas.picture_deltas import DeltaRequest, PictureDeltas
 from pipeline.errors import ScumbleError
 from pipeline.fingerprint import sha256
+from pipeline.pictures.picture import square
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labels.labellings import make_labelling
 from pipeline.relearning.labels.overlap import overlap
-from pipeline.settings import SmallImages
 from pipeline.surrogates.concepts import read_bank
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
@@ -34,8 +32,8 @@ class Arm:
     clusters       int64 [n]; None if the protection is not available
     test_clusters  int64 [m], the cluster each test image would be given; None if the protection is not available
     levels         int16 [p, 3, S, S], each cluster's delta at this size; None for textures and unknown protections
-    own_tests      uint8 [m, 3, S, S], test images with the universal generator's own delta for each; None otherwise
-    wrong_tests    uint8 [m, 3, S, S], test images with the generator's delta for a different image; None otherwise
+    own_tests      uint8 [m, 3, S, S], test images with their own deltas where deltas depend on the image, or None
+    wrong_tests    uint8 [m, 3, S, S], test images, each with the delta of a different image; None otherwise
     epsilon        bound on |delta|, in [0, 1] pixel units
     """
 
@@ -76,7 +74,7 @@ def carrying(
     return np.ascontiguousarray(np.stack(changed).transpose(0, 3, 1, 2))
 
 
-def levels_at(protection: Protection, side: int) -> NDArray[np.int16] | None:
+def levels_at(protection: AnyProtection, side: int) -> NDArray[np.int16] | None:
     """Every cluster's delta at the given side, int16 [p, 3, S, S]; None for textures, which have one per image."""
     if protection.per_sample:
         return None
@@ -84,7 +82,7 @@ def levels_at(protection: Protection, side: int) -> NDArray[np.int16] | None:
     return np.ascontiguousarray(np.stack(laid).transpose(0, 3, 1, 2))
 
 
-def surrogate_of(protection: Protection | UniversalProtection, settings: Mapping[str, Any]) -> Surrogate | None:
+def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surrogate | None:
     """The surrogate a protection was fitted with; None if it is not available here.
 
     settings  of the run that made the protection: surrogate, surrogate_weights, surrogate_size
@@ -103,28 +101,24 @@ def surrogate_of(protection: Protection | UniversalProtection, settings: Mapping
     return surrogate
 
 
-def universal_tests(
-    test: Collection, protection: UniversalProtection, surrogate: Surrogate, *, small_images: SmallImages = "resize"
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The test images with the generator's delta for each one, and with its delta for the preceding image.
-
-    small_images  as in the run that protected the training images
-    """
-    deltas = UniversalDeltas(protection, surrogate, small_images=small_images)
+def delta_tests(test: Collection, deltas: PictureDeltas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The test images with the delta each would get, and with the delta of the preceding image."""
     side = test.images.shape[-1]
     levels: list[NDArray[np.int16]] = []
     for start in range(0, len(test), 64):
         pictures = test.images[start : start + 64].transpose(0, 2, 3, 1)
-        requests = [DeltaRequest("", picture, side, side) for picture in pictures]
+        keys = test.keys[start : start + 64]
+        requests = [
+            DeltaRequest(key, picture, side, side, square=None if deltas.side is None else square(picture, deltas.side))
+            for key, picture in zip(keys, pictures, strict=True)
+        ]
         levels += [answer.delta.levels for answer in deltas.for_pictures(requests)]
     laid = np.stack(levels).transpose(0, 3, 1, 2)
-    rows, epsilon = np.arange(len(test)), protection.epsilon
+    rows, epsilon = np.arange(len(test)), deltas.epsilon
     return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)
 
 
-def test_clusters(
-    test: Collection, protection: Protection | UniversalProtection, surrogate: Surrogate
-) -> NDArray[np.int64]:
+def test_clusters(test: Collection, protection: AnyProtection, surrogate: Surrogate) -> NDArray[np.int64]:
     """The cluster that each test image would be given, int64 [m]."""
     pictures = list(test.images.transpose(0, 2, 3, 1))
     features = [surrogate.embed_pictures(pictures[at : at + 64]) for at in range(0, len(pictures), 64)]

@@ -13,7 +13,9 @@ from pipeline.relearning.denoisers.denoiser import seconds_at_most
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
-from pipeline.storage.store import Entry, Store
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn
+from pipeline.storage.listings import Entry
+from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
 _COPIES = 6  # bytes of memory per pixel value of a trial: its images, the clean ones, and int16 copies for deltas
@@ -86,5 +88,10 @@ def _images_per_second(settings: EvaluationSettings, store: Store, entries: list
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
     regime = find_regime("nt")
     return train_target(
-        images, labels, images[:1], labels[:1], regime=regime, seed=0, epochs=1, target=settings.targets[0]
+        Labelled(images, labels),
+        ScoredOn(Labelled(images[:1], labels[:1])),
+        regime=regime,
+        seed=0,
+        target=settings.targets[0],
+        recipe=Recipe(epochs=1),
     ).images_per_second

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.fingerprint import hash_sample
 from pipeline.settings import near_matches
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 _KINDS = ["samples", "classes"]
 
@@ -38,6 +40,8 @@ def protected_mask(share: str, keys: Sequence[str], labels: ArrayLike, *, seed: 
     The choice depends only on the seed and on the key or class: a larger share contains every smaller one of the same
     kind and seed. Raises SettingsError for an invalid share, or one that rounds to no or all samples or classes.
     """
+    import numpy as np  # here: options name shares without it
+
     kind, part = parse_share(share)
     classes = np.asarray(labels)
     if classes.shape != (len(keys),):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.fingerprint import derive
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.targets import build_target
-from pipeline.relearning.training import EpochScore, Recipe, Regime, Training
+from pipeline.relearning.training import EpochScore, Labelled, Recipe, Regime, ScoredOn, Training
 
 
 @dataclass(frozen=True)
@@ -46,49 +46,37 @@ class TargetScore:
 
 
 def train_target(
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
+    train: Labelled,
+    scored_on: ScoredOn,
     *,
     regime: Regime,
     seed: int,
-    epochs: int | None = None,
     target: str = "small",
     recipe: Recipe = Recipe(),  # noqa: B008  frozen
     device: str | torch.device = "cpu",
-    holdout: tuple[Tensor, Tensor] | None = None,
-    extra_tests: dict[str, Tensor] | None = None,
     resume: dict[str, Any] | None = None,
     on_epoch: Callable[[Training], None] | None = None,
 ) -> TargetScore:
-    """Train a target from random weights on `images` as `regime` treats them; test it on `test_images`.
+    """Train a target from random weights on images as `regime` treats them, and score it.
 
-    images, test_images   uint8 [n, 3, S, S], S >= 32
-    labels, test_labels   int64 [n], 0 ... classes-1
-    epochs                overrides the recipe's
-    target                a name known to pipeline.relearning.targets
-    holdout               clean images and labels, used for neither training nor testing, scored after each epoch
-    extra_tests           further versions of the test images, by name, tested at the end
-    resume                what Training.state() returned after an earlier epoch
-    on_epoch              called after each epoch; training.history[-1] is its score
+    train     images of a side of at least 32 pixels
+    target    a name known to pipeline.relearning.targets
+    resume    what Training.state() returned after an earlier epoch
+    on_epoch  called after each epoch; training.history[-1] is its score
 
     Uses channels_last, and bfloat16 autocast where supported. Deterministic for a given machine and number of threads.
-    Raises ValueError for mismatched shapes.
     """
-    _check(images, labels)
-    _check(test_images, test_labels)
-    device = torch.device(device)
-    recipe = regime.recipe(recipe if epochs is None else replace(recipe, epochs=epochs))
-    num_classes = int(max(labels.max(), test_labels.max())) + 1
+    device, test = torch.device(device), scored_on.test
+    recipe = regime.recipe(recipe)
+    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
     network = build_target(
-        target, num_classes, images.shape[-1], seed=derive(seed, "target-weights"), dropout=recipe.dropout
+        target, num_classes, train.images.shape[-1], seed=derive(seed, "target-weights"), dropout=recipe.dropout
     )
-    prepared = regime.prepare(images, labels, seed=seed)
-    training = Training(network, prepared, labels, regime, recipe, seed, device)
-    tests = {"test": (regime.prepare_test(test_images).to(device), test_labels.to(device))}
-    if holdout is not None:
-        tests["holdout"] = (regime.prepare_test(holdout[0]).to(device), holdout[1].to(device))
+    prepared = regime.prepare(train.images, train.labels, seed=seed)
+    training = Training(network, prepared, train.labels, regime, recipe, seed, device)
+    tests = {"test": (regime.prepare_test(test.images).to(device), test.labels.to(device))}
+    if (holdout := scored_on.holdout) is not None:
+        tests["holdout"] = (regime.prepare_test(holdout.images).to(device), holdout.labels.to(device))
     regime.start(training)
     if resume is not None:
         training.load(resume)
@@ -98,7 +86,7 @@ def train_target(
         training.history.append(_epoch(training, epoch, tests))
         if on_epoch is not None:
             on_epoch(training)
-    return _score(training, *tests["test"], extra_tests or {})
+    return _score(training, *tests["test"], scored_on.extra)
 
 
 def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor]]) -> EpochScore:
@@ -115,7 +103,7 @@ def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor
     return score
 
 
-def _score(training: Training, test: Tensor, test_labels: Tensor, extra: dict[str, Tensor]) -> TargetScore:
+def _score(training: Training, test: Tensor, test_labels: Tensor, extra: Mapping[str, Tensor]) -> TargetScore:
     """Finish a training: the regime's last step, then the tests that count."""
     history, regime = training.history, training.regime
     diverged = not math.isfinite(history[-1].loss)
@@ -145,10 +133,3 @@ def _early_stop(history: list[EpochScore]) -> float | None:
     if not scored:
         return None
     return max(scored, key=lambda score: score.accuracy_holdout or 0.0).accuracy_test
-
-
-def _check(images: Tensor, labels: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 [n, 3, S, S], not {images.dtype} {tuple(images.shape)}")
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(f"{len(labels)} labels for {len(images)} images")

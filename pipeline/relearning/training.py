@@ -6,6 +6,7 @@ The two classes refer to each other, so they share a module. Ordinary training (
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,40 @@ from pipeline.schedules import cosine, one_cycle
 
 SMALL = 4_096  # with fewer images batches are smaller, so that a small set gets enough steps
 TEST_BATCH = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images with their labels.
+
+    images  uint8 [n, 3, S, S]
+    labels  int64 [n], 0 … classes - 1
+    Raises ValueError for anything else.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 [n, 3, S, S]; they are {images.dtype} {tuple(images.shape)}")
+        if len(images) != len(labels) or len(images) == 0:
+            raise ValueError(f"{len(labels)} labels for {len(images)} images")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredOn:
+    """What a target is scored on.
+
+    test     clean test images
+    holdout  clean images that are neither trained on nor test images, scored after each epoch
+    extra    further versions of the test images, by name, tested at the end
+    """
+
+    test: Labelled
+    holdout: Labelled | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

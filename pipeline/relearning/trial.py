@@ -25,7 +25,7 @@ from pipeline.relearning.regimes.recovery.purify import HERE_DB, OWN_DB
 from pipeline.relearning.regimes.staged.projection import project
 from pipeline.relearning.shares import protected_mask
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Recipe, Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 
 SHOWN_IMAGES = 300  # number of images whose activations are plotted
 
@@ -68,17 +68,17 @@ def run_trial(
     started = time.time()
     recipe = replace(Recipe(**RECIPES[trial.recipe]), epochs=trial.epochs)
     score = train_target(
-        _tensor(images),
-        _tensor(train_labels),
-        _tensor(test.images),
-        _tensor(labels.test),
+        Labelled(_tensor(images), _tensor(train_labels)),
+        ScoredOn(
+            Labelled(_tensor(test.images), _tensor(labels.test)),
+            Labelled(_tensor(clean.images[held]), _tensor(labels.train[held])) if held.any() else None,
+            _delta_tests(test, arm, trial.seed),
+        ),
         regime=find_regime(trial.regime, knowledge),
         seed=trial.seed,
         target=trial.target,
         recipe=recipe,
         device=device,
-        holdout=(_tensor(clean.images[held]), _tensor(labels.train[held])) if held.any() else None,
-        extra_tests=_delta_tests(test, arm, trial.seed),
         resume=resume,
         on_epoch=after,
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.clusters.clustering import ClusterReport
-from pipeline.deltas.protection import Protection, load_any_protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import AnyProtection, load_protection
 from pipeline.measures.gallery import GallerySample, gallery_from_bytes
 from pipeline.measures.removal import RemovalCheck
 from pipeline.measures.scores import PictureScore, scores_from_parquet
@@ -56,12 +55,12 @@ def report_data(output: Store) -> ReportData:
     )
 
 
-def _protection(output: Store) -> Protection | UniversalProtection | None:
+def _protection(output: Store) -> AnyProtection | None:
     data = output.read_if_there(layout.PROTECTION)
-    return None if data is None else load_any_protection(data)
+    return None if data is None else load_protection(data)
 
 
-def _method(settings: Mapping[str, Any], protection: Protection | UniversalProtection | None) -> str:
+def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
     """How the deltas were made; a protection passed in need not match what the settings would have fitted."""
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
@@ -71,7 +70,7 @@ def _method(settings: Mapping[str, Any], protection: Protection | UniversalProte
         "network": "one generator network per cluster, through the surrogate",
         "texture": "keyed random-phase textures",
     }
-    generator = protection.generator if isinstance(protection, Protection) else settings["generator"]
+    generator = settings["generator"] if protection is None else protection.generator
     return f"Unlearnable Clusters, {how[generator]}"
 
 
@@ -89,24 +88,22 @@ def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:
     return tuple(stages)
 
 
-def _clusters(totals: Totals, protection: Protection | UniversalProtection | None) -> tuple[ClusterRow, ...]:
+def _clusters(totals: Totals, protection: AnyProtection | None) -> tuple[ClusterRow, ...]:
     sizes = totals.clusters
     if protection is None:
         return ()
-    if isinstance(protection, UniversalProtection):
-        return tuple(ClusterRow(index=i, images=sizes[i]) for i in range(len(protection.clustering.centroids)))
     figures = protection.figures
     moved, before, losses = (figures.get(name, ()) for name in ("moved", "before", "losses"))
     return tuple(
         ClusterRow(
             index=cluster,
             images=sizes[cluster],
-            target_cluster=target,
+            target_cluster=protection.targets[cluster] if protection.targets else None,
             moved=moved[cluster] if moved else None,
             moved_clean=before[cluster] if before else None,
             losses=tuple(losses[cluster]) if losses else (),
         )
-        for cluster, target in enumerate(protection.targets)
+        for cluster in range(len(protection.clustering.centroids))
     )
 
 

@@ -18,14 +18,15 @@ import numpy as np
 from PIL import Image, features
 
 from pipeline import layout
-from pipeline.deltas.protection import load_any_protection
+from pipeline.deltas.load import load_protection
 from pipeline.errors import InputError, ScumbleError
 from pipeline.fingerprint import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.runs.run_record import RunRecord
 from pipeline.shards.inputs import Listing, resolve_input, said_of
+from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
-from pipeline.storage.store import Entry, Store, file_at
+from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
 from pipeline.surrogates.surrogate import load_surrogate
 
@@ -157,7 +158,7 @@ def check_weights(surrogate: str, weights: str | None, size: int | None, protect
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
     if protection is not None:
         store, name = file_at(protection)
-        load_any_protection(store.read(name)).check_surrogate(loaded.id)
+        load_protection(store.read(name)).check_surrogate(loaded.id)
     known = "as published" if published else "no published digest to compare against"
     detail = f"{surrogate}, {loaded.dimension} features from {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
     return [Finding("ok", "weights", detail)]

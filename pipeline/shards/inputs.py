@@ -13,7 +13,8 @@ from pipeline.errors import InputError, Reason
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import Rejection, shown
 from pipeline.shards.names import fault_of, is_shard
-from pipeline.storage.store import Entry, Store, file_at
+from pipeline.storage.listings import Entry
+from pipeline.storage.store import Store, file_at
 
 _SIGNS = "*?[{"
 _OTHER_ARCHIVES = re.compile(  # including split archives and incomplete downloads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.errors import Reason
-from pipeline.storage.store import SHARD_SUFFIXES
+from pipeline.storage.listings import SHARD_SUFFIXES
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")

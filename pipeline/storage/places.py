@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError, SettingsError, StoreError
 from pipeline.layout import RUN_FOLDER
-from pipeline.storage.store import Entry, Store
+from pipeline.storage.listings import Entry
+from pipeline.storage.store import Store
 
 _MOUNTS = Path("/proc/self/mountinfo")
 

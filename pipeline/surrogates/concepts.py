@@ -171,8 +171,8 @@ def class_names(source: str) -> list[str]:
     return names
 
 
-def bank_for(source: str | None, surrogate: Surrogate, *, template: str, weights: Path | None) -> ConceptBank:
-    """The bank a universal generator is trained with, in the surrogate's own embedding space.
+def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) -> ConceptBank:
+    """The bank that a universal generator is trained with, in the surrogate's own embedding space.
 
     source  head: the rows of the surrogate's classifier; *.safetensors: a bank; otherwise names (see `class_names`),
             encoded by the surrogate's text tower or looked up among the classes of an ImageNet classifier.
@@ -188,7 +188,7 @@ def bank_for(source: str | None, surrogate: Surrogate, *, template: str, weights
             raise SettingsError(f"--concepts head: {surrogate.name} is not a classifier; use names or a bank")
     names = class_names(source or "imagenet")
     if surrogate.name.startswith("open_clip:"):
-        return text_bank(names, surrogate.name, template=template, weights=weights)
+        return text_bank(names, surrogate.name, weights=weights)
     if surrogate.head is None or len(surrogate.head[0]) != IMAGENET_CLASSES:
         raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; use head or a bank")
     return ConceptBank(tuple(names), _head_bank(surrogate.head[0]).of(names))

@@ -50,26 +50,15 @@ def deltas_from(
     Raises InputError for a damaged file or unavailable weights, ConflictError if key or weights differ from those the
     protection was fitted with, SettingsError if a key is needed but missing.
     """
-    from pipeline.deltas.picture_deltas import (  # imported here: a run without new uploads needs none of it
-        NearestDeltas,
-        SampleDeltas,
-    )
-    from pipeline.deltas.protection import Protection, load_any_protection
+    from pipeline.deltas.load import deltas_of, load_protection  # here: a run without new uploads needs none of it
     from pipeline.surrogates.surrogate import load_surrogate
 
     check_protection(protection, has_key=key is not None)
-    loaded = load_any_protection(protection)
+    loaded = load_protection(protection)
     name, size = named_surrogate(loaded.surrogate_id)
     surrogate = load_surrogate(name, weights=weights, size=size, device=device)
-    p99 = loaded.clustering.distance_p99
-    if isinstance(loaded, Protection):
-        if loaded.needs_pixels:
-            return UploadDeltas(SampleDeltas(loaded, surrogate, device), p99)
-        with_key = loaded.with_key(key) if loaded.needs_key and key is not None else loaded
-        return UploadDeltas(NearestDeltas(with_key, surrogate), p99)
-    from pipeline.deltas.universal_deltas import UniversalDeltas
-
-    return UploadDeltas(UniversalDeltas(loaded, surrogate, small_images=small_images), p99)
+    deltas = deltas_of(protection, surrogate, key=key, device=device, small_images=small_images)
+    return UploadDeltas(deltas, loaded.clustering.distance_p99)
 
 
 def check_protection(data: bytes, *, has_key: bool) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import Reason, StoreError
 from pipeline.records import shown
-from pipeline.storage.store import Entry
+from pipeline.storage.listings import Entry
 from pipeline.uploads.names import upload_kind
 from pipeline.uploads.units import Item
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.settings import Metadata, Settings, SmallImages, check, check_least, settings_of_kind
-
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+from pipeline.settings import ApplySettings, check, check_least, settings_of_kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class UploadSettings:
+class UploadSettings(ApplySettings):
     """All settings of a run over new uploads.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
@@ -27,20 +24,11 @@ class UploadSettings:
     settle: float = 30.0  # seconds since the last change after which an upload counts as complete
     unit_images: int = 50
     unit_bytes: int = 64 * 1024 * 1024
-    encode: str = "same"
-    metadata: Metadata = "keep"
-    small_images: SmallImages = "resize"
-    keep_sidecar: Sequence[str] = ()  # in shards
-    max_pixels: int = 100_000_000
-    max_member_bytes: int = 256 * 1024 * 1024
-    max_quarantine: float = 0.01  # share of a run's images; exceeding it means exit code 3
     max_drift: float = 0.1  # share of a run's images beyond the fitted p99; exceeding it means a warning
     watch: float | None = None  # seconds between passes
     lease: float = 60.0  # seconds that a lease lasts without a heartbeat
     wait_lease: float = 0.0
     ray: bool = False
-    workers: int | None = None
-    gpus_per_worker: float = 0.0
     metrics_port: int | None = None
     metrics_linger: float | None = None
     metrics_file: str | None = None
@@ -48,6 +36,7 @@ class UploadSettings:
     debug: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least = {"settle": 0, "unit_images": 1, "unit_bytes": 1, "watch": 0.1, "lease": 1, "wait_lease": 0}
         least |= {"metrics_port": 1, "metrics_linger": 0}
         check_least(self, least)
@@ -63,46 +52,14 @@ class UploadSettings:
             "--metrics-linger keeps the metrics port open: add --metrics-port PORT",
         )
         check(self.workers is None or self.ray, "--workers sets the number of Ray processes: add --ray")
-        _ = self.pictures
-
-    @property
-    def pictures(self) -> Settings:
-        """Settings for decoding and writing each picture."""
-        return Settings(
-            encode=self.encode,
-            metadata=self.metadata,
-            small_images=self.small_images,
-            keep_sidecar=self.keep_sidecar,
-            max_pixels=self.max_pixels,
-            max_member_bytes=self.max_member_bytes,
-            max_quarantine=self.max_quarantine,
-            workers=self.workers,
-            gpus_per_worker=self.gpus_per_worker,
-        )
+        check(self.size == "native", "--size is for protect_imagenet.py; uploads keep their size")
 
     @property
     def deciding(self) -> dict[str, Any]:
         """The settings that decide output bytes; limits only decide what is refused."""
-        chosen = {name: getattr(self, name) for name in ("encode", "metadata", "small_images")}
-        return chosen | {"keep_sidecar": self.pictures.keep_sidecar}
+        return {name: getattr(self, name) for name in ("encode", "metadata", "small_images", "keep_sidecar")}
 
 
 def uploads_from(given: Mapping[str, Any]) -> UploadSettings:
     """Settings from options. Raises SettingsError for missing or unknown ones, with near matches."""
     return settings_of_kind(UploadSettings, given, required=("input", "output", "protection"))
-
-
-def parse_seconds(text: str) -> float:
-    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
-    if match is None:
-        raise ValueError(text)
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def parse_bytes(text: str) -> int:
-    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
-    if match is None:
-        raise ValueError(text)
-    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]

@@ -23,7 +23,7 @@ from pipeline.errors import InputError, Reason, StoreError
 from pipeline.fingerprint import sha256
 from pipeline.metrics import ShardCounts
 from pipeline.records import Rejection, Sample, quarantine_to_bytes, shown
-from pipeline.settings import Settings
+from pipeline.settings import ApplySettings
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import UnitCommit
 from pipeline.uploads.names import content_type, output_name, sample_name
@@ -44,7 +44,7 @@ class Places:
 
     source: Store
     output: Store
-    settings: Settings
+    settings: ApplySettings
     fingerprint: str
 
 

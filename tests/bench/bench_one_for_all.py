@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.picture_deltas import protect_pictures
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_generator import UniversalGenerator
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.generator import UniversalGenerator
+from pipeline.deltas.universal.protection import UniversalProtection
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 

@@ -33,7 +33,7 @@ from pipeline.relearning.collection import Collection, load_labelled
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import train_target
-from pipeline.relearning.training import Recipe
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn
 from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 
@@ -119,10 +119,8 @@ def ours(train: list[str], test: Collection, options: argparse.Namespace, seed: 
         clean = clean.rows(torch.arange(options.images).numpy())
     decoding = time.perf_counter() - started
     score = train_target(
-        torch.from_numpy(clean.images),
-        torch.from_numpy(clean.labels),
-        torch.from_numpy(test.images),
-        torch.from_numpy(test.labels),
+        Labelled(torch.from_numpy(clean.images), torch.from_numpy(clean.labels)),
+        ScoredOn(Labelled(torch.from_numpy(test.images), torch.from_numpy(test.labels))),
         regime=find_regime("nt"),
         seed=seed,
         target=options.target,

@@ -5,7 +5,7 @@ python tests/bench/bench_scale.py [--sizes 10000 100000 1000000] [--folder DIR]
 plan    a listing that is given -> ingredients, fingerprint, plan, run record, the bytes of plan.parquet
 resume  which shards are committed (half of them) and which are left, from an output that a killed run left behind
 start   all that a resumed job does before Ray starts: it lists the input too (`jobs.protection.prepare.prepare`)
-status  `jobs.status.status_of` when every shard is committed; reads every commit
+status  `jobs.inspection.status.status_of` when every shard is committed; reads every commit
 
 Each row is a process of its own, and the median of five where one takes less than 5 s. In DIR (default: the folder for
 temporary files) lie, for N shards, N commits of about 0.9 KB, each a file of its own; N names of input shards, 2N of
@@ -30,8 +30,8 @@ from typing import Any
 from bench_uploads import peak_mb
 from ratio import where, write
 
+from jobs.inspection.status import status_of
 from jobs.protection.prepare import committed_shards, prepare, start_run
-from jobs.status import status_of
 from pipeline import layout
 from pipeline.fingerprint import canonical, sha256
 from pipeline.records import Commit, Shard

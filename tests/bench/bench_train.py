@@ -21,8 +21,9 @@ from torch import Tensor
 from pipeline.deltas.generators import ResNetGenerator
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.fitting import proxy as proxy_module
-from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.fit import FitImages
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
@@ -125,7 +126,7 @@ def main() -> None:
     )
     means = torch.randn(CLUSTERS, surrogate.dimension)
     targets = [(cluster + 1) % CLUSTERS for cluster in range(CLUSTERS)]
-    cluster_fit = ClusterFit(0, images, surrogate, means, targets, through)
+    cluster_fit = ClusterFit(0, images, surrogate, Aims(means, targets), through)
     rows = [compare("ClusterFit", cluster_fit.advance, bare_cluster_loop(images, surrogate, batch), batch, 2, 7)]
     batch, images = 256, pictures(512, 32)
     proxy_module.LEAST_STEPS = 1  # the speed of a delta's step does not depend on how well the proxy has learned

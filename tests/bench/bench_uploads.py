@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import layout  # noqa: E402
-from pipeline.storage.store import Entry, Store  # noqa: E402
+from pipeline.storage.listings import Entry  # noqa: E402
+from pipeline.storage.store import Store  # noqa: E402
 from pipeline.uploads.ledger import Ledger, UnitCommit  # noqa: E402
 from pipeline.uploads.listing import Tally, changes  # noqa: E402
 from pipeline.uploads.segments import Row, values_of, write_segment  # noqa: E402

@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.delta import lay
-from pipeline.deltas.protection import Protection, load_protection
+from pipeline.deltas.load import load_cluster_protection
+from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import sha256
 
@@ -54,7 +55,7 @@ def texture(**changes: Any) -> Protection:
 
 def test_a_protection_comes_back_as_it_was() -> None:
     before = made(size="224")
-    after = load_protection(before.to_bytes())
+    after = load_cluster_protection(before.to_bytes())
     for name in ("method", "generator", "surrogate_id", "epsilon", "targets", "fingerprint", "licence", "size"):
         assert getattr(after, name) == getattr(before, name)
     assert after.figures == before.figures
@@ -92,7 +93,7 @@ def test_the_answer_is_the_clusters_delta_at_the_images_size() -> None:
 
 
 def test_a_texture_answers_for_each_sample_and_only_with_its_key() -> None:
-    protection = load_protection(texture().to_bytes())
+    protection = load_cluster_protection(texture().to_bytes())
     assert protection.per_sample
     with pytest.raises(SettingsError, match="add --key-file FILE"):
         protection.delta_for(0, "a", 9, 7)
@@ -136,7 +137,7 @@ def altered() -> bytes:
 )
 def test_what_is_no_protection_is_refused_in_one_line(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        load_protection(data)
+        load_cluster_protection(data)
     assert "\n" not in str(caught.value)
 
 

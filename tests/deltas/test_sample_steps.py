@@ -12,8 +12,9 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 from pipeline.clusters.clustering import Clustering, fit_clusters
+from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
-from pipeline.deltas.protection import Protection, load_protection
+from pipeline.deltas.protection import Protection
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
 from pipeline.errors import InputError, PromiseError, SettingsError
@@ -23,6 +24,8 @@ from pipeline.fitting.proxy import ProxyTraining
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.pictures.augment import ColourChanges, Views, recoloured, take
 from pipeline.records import Rejection
+from pipeline.relearning.arms import delta_tests
+from pipeline.relearning.collection import Collection
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.settings import Settings, settings_from
 from pipeline.surrogates.embed import embed_shard
@@ -200,7 +203,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bytes(fitted: FittedDeltas, 
 
 def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protection) -> None:
     data = protection.to_bytes()
-    again = load_protection(data)
+    again = load_cluster_protection(data)
     assert again.to_bytes() == data
     assert again.needs_pixels
     assert not again.needs_key
@@ -211,7 +214,7 @@ def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protecti
     with pytest.raises(PromiseError, match="sample k: its delta depends on its pixels"):
         again.delta_for(0, "k", 8, 8)
     with pytest.raises(InputError, match="not a protection file, or cut short"):
-        load_protection(data[:-100])
+        load_cluster_protection(data[:-100])
     with pytest.raises(ValueError, match="does not go with what is there"):
         replace(protection, sample=None)
 
@@ -257,3 +260,18 @@ def test_options_of_other_generators_are_refused() -> None:
     ):
         with pytest.raises(SettingsError, match=words):
             settings_from(given)
+
+
+def test_the_evaluation_gives_test_images_the_deltas_that_steps_make_for_them(fitted: FittedDeltas) -> None:
+    surrogate = load_surrogate("timm:test_resnet.random-1", weights=None, size=32, device="cpu")
+    images, keys = striped(6, seed=9), tuple("abcdef")
+    features = surrogate.embed_pictures(list(squares(images))).astype(np.float16)
+    clustering = fit_clusters([features], "features", None, CLUSTERS, restarts=1, seed=0).clustering
+    protection = fitted_protection(fitted, clustering, CHOICES, surrogate.id, "f" * 64)
+    test = Collection(images.pixels.numpy(), np.zeros(6, np.int64), keys)
+    own, wrong = delta_tests(test, SampleDeltas(protection, surrogate))
+    levels, _ = steps_of(protection).levels(squares(images), clustering.assign(features)[0].tolist(), keys)
+    pixels = images.pixels.numpy().astype(int)
+    assert np.array_equal(own, np.clip(pixels + levels, 0, 255))
+    assert np.array_equal(wrong, np.clip(pixels + np.roll(levels, 1, axis=0), 0, 255))
+    assert not np.array_equal(own, wrong)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from jobs import verify
-from jobs.status import status_of
+from jobs.inspection.status import status_of
 from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
 from tests.support import runs

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline.clusters.clustering import fit_clusters
-from pipeline.fitting.clusterwise import ProxyFit
 from pipeline.fitting.fit import FitImages, FittedDeltas
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogates.surrogate import load_surrogate
 from tests.support.real import cifar10
@@ -69,13 +70,11 @@ def protected(images: Tensor, levels: Tensor, groups: Tensor) -> Tensor:
 def learned(cifar: Cifar, images: Tensor, regime: str = "nt") -> float:
     """Accuracy in percent on clean test images after the last epoch."""
     score = train_target(
-        images,
-        cifar.labels,
-        cifar.test_images,
-        cifar.test_labels,
+        Labelled(images, cifar.labels),
+        ScoredOn(Labelled(cifar.test_images, cifar.test_labels)),
         regime=find_regime(regime),
-        epochs=EPOCHS,
         seed=0,
+        recipe=Recipe(epochs=EPOCHS),
     )
     print(f"{regime}: test {score.accuracy_last:.1%}, train {score.accuracy_train:.1%}, {score.seconds:.0f} s")
     return 100 * score.accuracy_last

@@ -15,8 +15,9 @@ from safetensors.torch import load, save
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.protection import Protection
-from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
 from pipeline.fitting.fit import Fit, FitImages
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
@@ -38,7 +39,7 @@ def images() -> FitImages:
 
 
 def proxy_fit(device: str) -> Fit:
-    return ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=12, batch_size=64), device)
+    return ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=12, batch_size=16), device)
 
 
 def cluster_fit(generator: str) -> Callable[[str], Fit]:
@@ -47,8 +48,8 @@ def cluster_fit(generator: str) -> Callable[[str], Fit]:
         settings = settings_from(
             {"generator": generator, "optimise_through": "surrogate", "steps": 6, "batch_size": 16}
         )
-        means = means_of(surrogate)
-        return ClusterFit(0, images(), surrogate, means, [1, 2, 3, 0], settings, device, width=8, blocks=1)
+        aims = Aims(means_of(surrogate), [1, 2, 3, 0])
+        return ClusterFit(0, images(), surrogate, aims, settings, device, shape=NetworkShape(8, 1))
 
     return made
 
@@ -89,7 +90,7 @@ def test_a_protection_is_laid_to_the_same_pixels_on_every_machine(device: str) -
 
 def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
     left = {}
-    for place in ("cpu", device):
+    for place in {"cpu", device}:
         fit = ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=40, batch_size=64), place)
         while not fit.is_done:
             fit.advance(50)
@@ -100,7 +101,11 @@ def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_a_fit_that_is_resumed_ends_with_the_same_bytes(name: str, device: str) -> None:
+def test_a_fit_that_is_resumed_ends_with_the_same_bytes(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for least in ("EPOCHS", "LEAST_STEPS"):
+        monkeypatch.setattr(f"pipeline.fitting.proxy.{least}", 2)  # it need not have learnt
     whole = finished(FITS[name](device))
     fit = FITS[name](device)
     fit.advance(3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ FLOAT32_ERROR = 2e-3  # of the largest feature; convolutions may use TF32 on a G
 LEAST_COSINE = 0.99  # of bfloat16 features to float32 ones
 
 
+@cache  # a tower takes longer to make than to test
 def loaded(name: str, device: str) -> Surrogate:
     if name.startswith("open_clip"):
         pytest.importorskip("open_clip")

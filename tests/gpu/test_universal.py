@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from pipeline.deltas.universal_generator import UniversalGenerator
+from pipeline.deltas.universal.generator import UniversalGenerator
 from pipeline.one_for_all.losses import LOSSES, select_concepts
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit

@@ -18,7 +18,7 @@ from tests.support import runs
 
 JOB = """
 import sys
-from jobs import cli
+from jobs.shared import cli
 from pipeline.errors import StoreError
 
 def main(argv=None):
@@ -33,6 +33,24 @@ raise SystemExit(cli.run(main))
 """
 
 
+# what each command needs to get past its options
+ENOUGH = {
+    "demo": ["--output", "o"],
+    "doctor": [],
+    "evaluate_relearning": ["--clean", "c", "--test", "t", "--output", "o"],
+    "protect_imagenet": ["--input", "i", "--output", "o"],
+    "protect_uploads": ["--input", "i", "--output", "o", "--protection", "p"],
+    "report": ["--output", "o"],
+    "status": ["--output", "o"],
+    "train_one_for_all": ["--input", "i", "--output", "o"],
+    "verify": ["--output", "o"],
+}
+HEAVY = {
+    *("torch", "torchvision", "timm", "open_clip", "kornia", "safetensors", "huggingface_hub"),
+    *("numpy", "scipy", "sklearn", "skimage", "faiss", "pandas", "pyarrow", "cv2", "PIL"),
+    *("ray", "fsspec", "s3fs", "botocore", "aiohttp", "matplotlib", "jinja2", "prometheus_client", "tqdm"),
+}
+TELLS_MODULES = "import atexit, sys\natexit.register(lambda: print('modules:', *sys.modules, file=sys.stderr))\n"
 COMMANDS = sorted(path.stem for path in (runs.ROOT / "jobs").glob("*.py") if "__main__" in path.read_text())
 
 
@@ -138,17 +156,37 @@ def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, e
     assert read_config(path, protection_parser()) == {"output": "geschützt"}
 
 
+@pytest.mark.parametrize("imported", ["yaml", "numpy"])  # with the options, and with the steps
 @pytest.mark.parametrize("started", [[f"jobs/{name}.py"] for name in COMMANDS] + [["-m", "jobs.protect_imagenet"]])
-def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path, started: list[str]) -> None:
-    (tmp_path / "numpy.py").write_text("import pathlib, time; pathlib.Path(__file__ + '.seen').touch(); time.sleep(60)")
+def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path, started: list[str], imported: str) -> None:
+    slow = "import pathlib, time; pathlib.Path(__file__ + '.seen').touch(); time.sleep(60)"
+    (tmp_path / f"{imported}.py").write_text(slow)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.ROOT}"}
-    command = [sys.executable, *started]
+    command = [sys.executable, *started, *ENOUGH[Path(started[-1].replace("jobs.", "jobs/")).stem]]
     with subprocess.Popen(command, cwd=runs.ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        runs.wait_for((tmp_path / "numpy.py.seen").exists, process)
+        runs.wait_for((tmp_path / f"{imported}.py.seen").exists, process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)
     assert said == "stopped; run the same command again to resume\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("job", COMMANDS)
+def test_help_and_wrong_flags_wait_for_no_heavy_import(job: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELLS_MODULES)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.ROOT}", "PYTHONWARNINGS": "ignore"}
+    for options, code, said in ((["--help"], 0, "usage: "), (["--hlep"], 2, "error: unknown option --hlep")):
+        command = [sys.executable, f"jobs/{job}.py", *options]
+        before = os.times()
+        done = subprocess.run(
+            command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        seconds = os.times().children_user - before.children_user
+        told, _, imported = (done.stdout + done.stderr).partition("modules: ")
+        assert done.returncode == code
+        assert told.startswith(said)
+        assert HEAVY & set(imported.split()) == set()
+        assert seconds < 1  # of the processor; 0.1 where nothing else runs
 
 
 def test_what_is_left_out_is_told_shard_by_shard_and_counted_where_there_are_many(capsys: pytest.CaptureFixture[str]):

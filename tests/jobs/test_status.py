@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.status import status_of
+from jobs.inspection.status import status_of
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.runs.run_record import Ingredients, RunRecord

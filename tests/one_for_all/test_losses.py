@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pipeline.one_for_all.losses import LOSSES, Concepts, select_by_label, select_concepts, similarities
+from pipeline.one_for_all.settings import Loss
 
 # two images; near concepts at cosines (.6, .8) and (0, .6), opposite ones at -.8 and -1
 FEATURES = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
@@ -41,7 +43,7 @@ def test_each_loss_is_what_the_hand_finds(name, expected):
 
 
 def test_every_name_of_the_methods_is_there():
-    assert set(LOSSES) == {"logratio", "paper_detached", "fixed_lambda", "code_pairs", "code_diag"}
+    assert tuple(LOSSES) == get_args(Loss) == ("logratio", "paper_detached", "fixed_lambda", "code_pairs", "code_diag")
 
 
 def random_problem(count: int = 6, size: int = 16) -> tuple[torch.Tensor, Concepts]:

@@ -15,8 +15,7 @@ from PIL import Image
 from jobs import protect_imagenet
 from jobs.protection.options import parse_settings
 from jobs.protection.prepare import prepare
-from pipeline.deltas.protection import load_any_protection
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.load import load_protection
 from tests.support import runs
 
 pytestmark = pytest.mark.ray
@@ -69,8 +68,7 @@ def protected(data: Path, trained) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_leaves_a_protection_and_a_page(data: Path, trained) -> None:
     assert trained.returncode == 0, trained.stderr
-    protection = load_any_protection((data / "u.safetensors").read_bytes())
-    assert isinstance(protection, UniversalProtection)
+    protection = load_protection((data / "u.safetensors").read_bytes())
     assert protection.figures["steps"] == 8
     assert "cosine" in trained.stdout
     assert "Cosine to the opposite concept" in (data / "u.html").read_text()
@@ -137,8 +135,8 @@ def test_the_file_alone_says_method_and_surrogate(data: Path, trained) -> None:
     given = ["--input", str(data / "other"), "--output", str(data / "planned")]
     run = prepare(parse_settings([*given, "--protection", str(data / "u.safetensors")]))
     assert run.settings.method == "one-for-all"
-    assert run.universal is not None
-    assert run.surrogate.id == run.universal.surrogate_id
+    assert run.given is not None
+    assert run.surrogate.id == run.given.surrogate_id
 
 
 @pytest.mark.slow

@@ -12,17 +12,18 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pipeline.clusters.clustering import fit_clusters
+from pipeline.deltas.load import load_cluster_protection, load_protection
 from pipeline.deltas.picture_deltas import DeltaRequest
-from pipeline.deltas.protection import load_any_protection, load_protection
-from pipeline.deltas.universal_deltas import UniversalDeltas
-from pipeline.deltas.universal_generator import BOUNDS, UniversalGenerator, bounded_output
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.generator import UniversalGenerator, bounded_output
+from pipeline.deltas.universal.shape import BOUNDS
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.one_for_all.finish import finished_protection
 from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit
 from pipeline.records import Rejection
-from pipeline.relearning.arms import universal_tests
+from pipeline.relearning.arms import delta_tests
 from pipeline.relearning.collection import Collection
 from pipeline.surrogates.concepts import ConceptBank, bank_for, class_names
 from pipeline.surrogates.surrogate import load_surrogate
@@ -211,7 +212,7 @@ def test_a_bank_of_another_surrogate_is_refused(surrogate):
 def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
     protection = protection_of(fitted(surrogate), surrogate)
     data = protection.to_bytes()
-    again = load_any_protection(data)
+    again = load_protection(data)
     assert again.to_bytes() == data
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     asked = [DeltaRequest("a", picture, 40, 50)]
@@ -222,7 +223,7 @@ def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):
 
 def test_a_universal_generator_is_no_set_of_cluster_deltas(surrogate):
     with pytest.raises(InputError, match="not the deltas of clusters"):
-        load_protection(protection_of(fitted(surrogate), surrogate).to_bytes())
+        load_cluster_protection(protection_of(fitted(surrogate), surrogate).to_bytes())
 
 
 def test_another_surrogate_is_refused(surrogate):
@@ -266,7 +267,7 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     assert np.abs(ours[0].delta.levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
 
     tested = Collection(asked[0].small.transpose(2, 0, 1)[None], np.zeros(1, np.int64), ("a",))
-    own, _ = universal_tests(tested, protection, surrogate, small_images="native")
+    own, _ = delta_tests(tested, UniversalDeltas(protection, surrogate, small_images="native"))
     assert np.array_equal(own[0], np.clip(tested.images[0] + ours[0].delta.levels.transpose(2, 0, 1), 0, 255))
 
 
@@ -318,7 +319,7 @@ def test_the_names_that_ship_are_all_there(name, count):
 
 
 def test_a_classifier_is_a_bank_of_its_own_classes(surrogate):
-    found = bank_for(None, surrogate, template="", weights=None)
+    found = bank_for(None, surrogate, weights=None)
     assert surrogate.head is not None
     assert np.array_equal(found.embeddings, surrogate.head[0])
 
@@ -326,14 +327,14 @@ def test_a_classifier_is_a_bank_of_its_own_classes(surrogate):
 def test_names_without_a_text_tower_are_looked_up_or_refused(tmp_path):
     surrogate = load_surrogate("timm:tf_efficientnet_lite0", weights=None, size=64, device="cpu")
     (tmp_path / "names.txt").write_text("beagle\nPersian cat\ntench\n")
-    found = bank_for(str(tmp_path / "names.txt"), surrogate, template="", weights=None)
+    found = bank_for(str(tmp_path / "names.txt"), surrogate, weights=None)
     assert found.names == ("beagle", "Persian cat", "tench")
     assert surrogate.head is not None
     assert np.array_equal(found.embeddings[2], surrogate.head[0][0])
     with pytest.raises(InputError, match="not in the concept bank"):
-        bank_for("cifar100", surrogate, template="", weights=None)
+        bank_for("cifar100", surrogate, weights=None)
     with pytest.raises(InputError, match="neither one of head, imagenet, cifar100, pets nor a readable file"):
-        bank_for("nowhere", surrogate, template="", weights=None)
+        bank_for("nowhere", surrogate, weights=None)
 
 
 def test_the_training_images_are_near_their_centroids(surrogate):

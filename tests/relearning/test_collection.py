@@ -50,7 +50,7 @@ def test_pictures_of_the_wanted_side_come_back_to_the_byte(tmp_path):
 @pytest.mark.parametrize("label", [None, b"cat", b"-1", b""])
 def test_a_sample_without_a_usable_label_is_refused_by_name(tmp_path, label):
     members = [("7.png", image_bytes(noise(8, 8)))] + ([] if label is None else [("7.cls", label)])
-    with pytest.raises(InputError, match=r"a\.tar: 7 has no \.cls label"):
+    with pytest.raises(InputError, match=r"a\.tar: 7 has no usable \.cls label"):
         load_labelled(written(tmp_path, members), ["a.tar"], side=32)
 
 

@@ -13,7 +13,8 @@ from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.relearning.labels.concepts import group_concepts, grouping_quality
-from pipeline.relearning.labels.labellings import check_labelling, make_labelling
+from pipeline.relearning.labels.labellings import make_labelling
+from pipeline.relearning.labels.names import parse_labelling
 from pipeline.relearning.labels.overlap import conditional_entropy, joint_counts, overlap
 from pipeline.relearning.shares import parse_share, protected_mask
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, imagenet_bank, read_bank, text_bank
@@ -310,14 +311,14 @@ def test_a_text_tower_that_is_none_is_refused():
         ("orignal", r"unknown labelling 'orignal'; choose from original, random:N.*did you mean original\?"),
         ("original:3", "write it as original"),
         ("concepts", "write it as concepts:N"),
-        ("concepts:few", "'few' is not a number of classes, 2 or more"),
-        ("random:1", "'1' is not a number of classes, 2 or more"),
+        ("concepts:few", "'few' is not a number of classes \\(2 or more\\)"),
+        ("random:1", "'1' is not a number of classes \\(2 or more\\)"),
         ("superclasses:", "write it as superclasses:FILE"),
     ],
 )
 def test_a_labelling_that_is_none_is_refused(name, message):
     with pytest.raises(SettingsError, match=message):
-        check_labelling(name)
+        parse_labelling(name)
 
 
 def test_a_labelling_says_what_it_lacks():

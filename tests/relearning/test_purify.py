@@ -23,6 +23,7 @@ from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.regimes.recovery import purify
 from pipeline.relearning.report.results import results_from_parquet, results_to_parquet
 from pipeline.relearning.train import train_target
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn
 from pipeline.relearning.trial import run_trial
 from pipeline.shards.photographs import train_squares
 from pipeline.storage.store import Store
@@ -78,7 +79,9 @@ def test_figures_are_in_every_epoch_and_a_joined_regime_trains():
     images, labels = stripes(64, 0)
     known = Knowledge(deltas=torch.ones(images.shape, dtype=torch.int16), images=images)
     regime = find_regime("self-pairs+cg", replace(known, denoisers={"self-pairs": darkening(0)}))
-    score = train_target(images, labels, *stripes(40, 1), regime=regime, epochs=2, seed=0)
+    score = train_target(
+        Labelled(images, labels), ScoredOn(Labelled(*stripes(40, 1))), regime=regime, seed=0, recipe=Recipe(epochs=2)
+    )
     assert score.regime == "self-pairs+cg"
     assert [epoch.figures["denoiser_own_db"] for epoch in score.history] == [7.5, 7.5]
 

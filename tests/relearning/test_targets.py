@@ -15,7 +15,7 @@ from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import TARGETS, build_target, check_target
 from pipeline.relearning.targets.small import SmallResNet
 from pipeline.relearning.train import train_target
-from pipeline.relearning.training import Recipe, Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 from pipeline.surrogates.surrogate import load_surrogate
 
 LITE = "timm:tf_efficientnet_lite0"
@@ -176,7 +176,12 @@ def test_a_probe_on_published_features_learns_what_it_was_shown():
     images = torch.from_numpy(rng.integers(0, 256, (64, 3, 32, 32)).astype(np.uint8))
     images[labels == 1] = images[labels == 1].float().mean((2, 3), keepdim=True).expand(-1, 3, 32, 32).to(torch.uint8)
     score = train_target(
-        images, labels, images, labels, regime=find_regime("nt"), seed=0, epochs=3, target=f"probe:{LITE}"
+        Labelled(images, labels),
+        ScoredOn(Labelled(images, labels)),
+        regime=find_regime("nt"),
+        seed=0,
+        target=f"probe:{LITE}",
+        recipe=Recipe(epochs=3),
     )
     assert score.accuracy_last == 1
 

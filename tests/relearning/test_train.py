@@ -15,14 +15,20 @@ from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 from tests.support.real import cifar10
 from tests.support.samples import stripes
 
 
 def train(images: Tensor, labels: Tensor, *, regime: str = "nt", epochs: int = 6, seed: int = 0) -> TargetScore:
     test_images, test_labels = stripes(200, seed=99)
-    return train_target(images, labels, test_images, test_labels, regime=find_regime(regime), epochs=epochs, seed=seed)
+    return train_target(
+        Labelled(images, labels),
+        ScoredOn(Labelled(test_images, test_labels)),
+        regime=find_regime(regime),
+        seed=seed,
+        recipe=Recipe(epochs=epochs),
+    )
 
 
 def test_an_easy_set_is_learnt():
@@ -63,14 +69,12 @@ def test_progress_is_told_after_every_epoch():
     images, labels = stripes(64, seed=0)
     told: list[tuple[int, int]] = []
     train_target(
-        images,
-        labels,
-        images,
-        labels,
+        Labelled(images, labels),
+        ScoredOn(Labelled(images, labels)),
         regime=Regime(),
-        epochs=2,
         seed=0,
         on_epoch=lambda training: told.append(len(training.history)),
+        recipe=Recipe(epochs=2),
     )
     assert told == [1, 2]
 
@@ -157,7 +161,13 @@ def test_class_wise_symmetric_blocks_destroy_what_a_real_set_teaches():
     blocks = np.concatenate([halves, halves[..., ::-1]], axis=3).repeat(8, axis=2).repeat(8, axis=3)
     protected = (images.numpy().astype(int) + blocks[labels.numpy()]).clip(0, 255).astype(np.uint8)
     scores = {
-        name: train_target(x, labels, test_images, test_labels, regime=Regime(), epochs=8, seed=0)
+        name: train_target(
+            Labelled(x, labels),
+            ScoredOn(Labelled(test_images, test_labels)),
+            regime=Regime(),
+            seed=0,
+            recipe=Recipe(epochs=8),
+        )
         for name, x in (("clean", images), ("control", torch.from_numpy(protected)))
     }
     assert scores["clean"].accuracy_last > 0.5
@@ -172,7 +182,12 @@ def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopp
 
     def run(**options):
         return train_target(
-            images, labels, test_images, test_labels, regime=find_regime("nt-cg"), epochs=4, seed=3, **options
+            Labelled(images, labels),
+            ScoredOn(Labelled(test_images, test_labels)),
+            regime=find_regime("nt-cg"),
+            seed=3,
+            **options,
+            recipe=Recipe(epochs=4),
         )
 
     def keep(training: Training) -> None:

@@ -49,7 +49,7 @@ def test_a_machine_and_a_folder_that_are_fine_get_ok_and_nothing_is_left_behind(
     expected = ("python", "jpg", "png", "webp", "input", "output", "commits", "scratch", "weights", "gpu", "ray")
     assert set(expected) <= set(found)
     assert "2 shards" in found["input"]
-    assert "1280 features of 64 px" in found["weights"]
+    assert "1280 features from 64 px" in found["weights"]
     assert "(as published)" in found["weights"]
     assert Store(str(tmp_path / "out")).list() == []
 
@@ -169,7 +169,7 @@ def test_little_space_is_a_warning_and_none_that_can_be_written_an_error(
 
 
 def test_scratch_must_hold_a_shard_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.storage.store import Entry
+    from pipeline.storage.listings import Entry
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checkup.shutil, "disk_usage", lambda folder: usage(10**13, 0, 10**11))

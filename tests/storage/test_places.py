@@ -135,8 +135,8 @@ def test_links_between_two_places_that_are_apart_are_refused(photos: Path, tmp_p
 def test_the_doctor_says_so_and_leaves_no_probe(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "check_space", lambda *_: [])
-    monkeypatch.setattr(doctor, "_cluster", lambda *_: [])
+    monkeypatch.setattr("jobs.inspection.checkup.check_space", lambda *_: [])
+    monkeypatch.setattr("jobs.inspection.checkup._cluster", lambda *_: [])
     (tmp_path / "safe").symlink_to(photos)
     before = tree(photos)
     assert doctor.main(["--input", str(photos), "--output", str(tmp_path / "safe")]) == 1

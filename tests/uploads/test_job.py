@@ -288,9 +288,9 @@ def test_on_ray_the_same_comes_out(tmp_path: Path) -> None:
 
 
 def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
-    from pipeline.deltas.universal_deltas import UniversalDeltas
-    from pipeline.deltas.universal_generator import UniversalGenerator
-    from pipeline.deltas.universal_protection import UniversalProtection
+    from pipeline.deltas.universal.deltas import UniversalDeltas
+    from pipeline.deltas.universal.generator import UniversalGenerator
+    from pipeline.deltas.universal.protection import UniversalProtection
 
     known = small_protection()
     generator = UniversalGenerator(small_surrogate().dimension, width=8, blocks=1)

@@ -10,11 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, SettingsError, StoreError
+from pipeline.settings import parse_bytes, parse_seconds
 from pipeline.shards.names import fault_of
-from pipeline.storage.store import Entry
+from pipeline.storage.listings import Entry
 from pipeline.uploads.listing import Known, Tally, changes
 from pipeline.uploads.names import output_name, sample_name, upload_kind
-from pipeline.uploads.settings import UploadSettings, parse_bytes, parse_seconds, uploads_from
+from pipeline.uploads.settings import UploadSettings, uploads_from
 from pipeline.uploads.units import Item, Unit, units_of
 
 NOW = 1_000_000.0

@@ -24,9 +24,10 @@ from tests.support.uploads import Job, check_all, jpeg, photos, upload
 CHILD = """
 import sys, time
 sys.path.insert(0, {root!r})
-import jobs.uploads, pipeline.uploads.transaction as transaction
-from jobs import cli, protect_uploads
-from tests.uploads import fake_deltas
+import jobs.uploads.steps, pipeline.uploads.transaction as transaction
+from jobs import protect_uploads
+from jobs.shared import cli
+from tests.support.uploads import fake_deltas
 jobs.uploads.steps.deltas_from = fake_deltas
 {more}
 sys.argv = ["protect_uploads.py", *{arguments!r}]
@@ -132,7 +133,7 @@ def test_two_without_a_lease_still_count_each_object_once(job: Job, monkeypatch:
         return result
 
     monkeypatch.setattr("jobs.uploads.steps.protect_unit", together)
-    monkeypatch.setattr("jobs.protect_uploads.stopping", _no_signals)
+    monkeypatch.setattr("jobs.uploads.steps.stopping", _no_signals)
     threads = [threading.Thread(target=lambda: codes.append(_code(job))) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -22,17 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import InputError, SettingsError, one_line
 from pipeline.fingerprint import derive, numpy_rng
 from pipeline.relearning.labels.concepts import group_concepts, grouping_quality
+from pipeline.relearning.labels.names import parse_labelling
 from pipeline.relearning.labels.overlap import conditional_entropy
 from pipeline.settings import near_matches
 from pipeline.surrogates.concepts import ConceptBank, imagenet_bank
 
-_FORMS = {
-    "original": "original",
-    "random": "random:N",
-    "groups": "groups:N",
-    "superclasses": "superclasses:FILE",
-    "concepts": "concepts:N",
-}
 _DEALS = 200
 
 
@@ -63,11 +57,6 @@ class Labelling:
         return relabelled
 
 
-def check_labelling(name: str) -> None:
-    """Raise SettingsError, with near matches, unless `name` is a valid labelling. Reads no file."""
-    _parse(name)
-
-
 def make_labelling(
     name: str,
     labels: ArrayLike,
@@ -87,7 +76,7 @@ def make_labelling(
     Raises SettingsError for an unknown name, a number that does not suit the classes, or a missing argument;
     InputError for a file that cannot be read or lacks a class.
     """
-    kind, argument = _parse(name)
+    kind, argument = parse_labelling(name)
     original = np.asarray(labels).astype(np.int64)
     num_classes = int(original.max()) + 1
     if class_names is not None:
@@ -108,20 +97,6 @@ def make_labelling(
     else:
         groups, quality = _concepts(name, class_names, bank, int(argument), seed)
     return Labelling(name, groups[original], int(groups.max()) + 1, quality, groups)
-
-
-def _parse(name: str) -> tuple[str, str]:
-    """(kind, argument); checks the syntax only."""
-    kind, _, argument = name.partition(":")
-    if kind not in _FORMS:
-        near = near_matches(kind, list(_FORMS))
-        raise SettingsError(f"unknown labelling {name!r}; choose from {', '.join(_FORMS.values())}{near}")
-    form = _FORMS[kind]
-    if (":" in form) != bool(argument):
-        raise SettingsError(f"labelling {name!r}: write it as {form}")
-    if form.endswith(":N") and (not argument.isdecimal() or int(argument) < 2):
-        raise SettingsError(f"labelling {name!r}: {argument!r} is not a number of classes (2 or more)")
-    return kind, argument
 
 
 def _random(keys: Sequence[str], clusters: ArrayLike | None, count: int, seed: int) -> NDArray[np.int64]:

@@ -6,12 +6,11 @@ with a number: 'highpass:16', 'leaked-pairs:100'.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from torchvision.transforms import v2
 
-from pipeline.errors import SettingsError
+from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge
 from pipeline.relearning.regimes.recovery.dfr import FeatureReweighting
@@ -43,7 +42,6 @@ from pipeline.relearning.regimes.views.smooth import Smoothing
 from pipeline.relearning.regimes.views.spectrum import Equalised, PeaksCut, RadialFilter
 from pipeline.relearning.regimes.views.ueraser import UEraser, UEraserLite
 from pipeline.relearning.training import Regime
-from pipeline.settings import near_matches
 
 __all__ = ["FILTERS", "NUMBERED", "REGIMES", "Knowledge", "Regime", "find_regime"]
 
@@ -114,31 +112,16 @@ def find_regime(name: str, known: Knowledge = Knowledge()) -> Regime:  # noqa: B
     known   what the adversary has besides the protected images; most regimes ignore it
     Raises SettingsError for an unknown name, with near matches, and if `known` lacks what a regime needs.
     """
-    parts = [_find_part(part, name, known) for part in name.split("+")]
-    if len(parts) > 2:
-        raise SettingsError(f"regime {name!r} joins {len(parts)} regimes; join at most two")
+    parts = [_find_part(part, known) for part in parse_regime(name)]
     return parts[0] if len(parts) == 1 else Composed(name, parts)
 
 
-def _find_part(part: str, name: str, known: Knowledge) -> Regime:
+def _find_part(part: str, known: Knowledge) -> Regime:
+    kind, _, number = part.partition(":")
     if "[" in part:
         return staged_regime(part)
-    kind, _, number = part.partition(":")
     if kind in FILTERS:
-        return _filter(kind, number, part)
+        return FILTERS[kind](float(number))
     if kind in NUMBERED:
-        if not number.isdecimal() or int(number) < 1:
-            raise SettingsError(f"regime {part!r} in {name!r}: a number is required, as in {kind}:16")
         return NUMBERED[kind](known, int(number))
-    if part not in REGIMES:
-        names = sorted([*REGIMES, *(f"{kind}:8" for kind in FILTERS), *(f"{kind}:N" for kind in NUMBERED)])
-        raise SettingsError(
-            f"unknown regime {part!r} in {name!r}; choose from {', '.join(names)}{near_matches(part, names)}"
-        )
     return REGIMES[part](known)
-
-
-def _filter(kind: str, number: str, part: str) -> Regime:
-    if not re.fullmatch(r"\d+(\.\d+)?", number) or not float(number) > 0:
-        raise SettingsError(f"regime {part!r} needs a positive number of cycles per image, e.g. {kind}:8")
-    return FILTERS[kind](float(number))

@@ -11,20 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.errors import InputError, SettingsError
-from pipeline.relearning.targets.small import SmallResNet
 from pipeline.settings import near_matches
 
-__all__ = ["TARGETS", "build_target", "check_target"]
+if TYPE_CHECKING:
+    from torch import nn
 
-Builder = Callable[[int, int, float], nn.Module]
+__all__ = ["TARGETS", "build_target", "check_target", "parse_target"]
+
+Builder: TypeAlias = "Callable[[int, int, float], nn.Module]"
 
 
-# Libraries are imported when a network is built: a driver that only checks names needs none of them.
+# Libraries, torch too, are imported where a network is built: who only checks names needs none of them.
+def _small(num_classes: int, side: int, dropout: float) -> nn.Module:
+    from pipeline.relearning.targets.small import SmallResNet
+
+    return SmallResNet(num_classes, side, dropout)
+
+
 def _published(name: str, num_classes: int, side: int, dropout: float) -> nn.Module:
     from pipeline.relearning.targets.published import build_published
 
@@ -50,7 +56,7 @@ def _pretrained(surrogate: str, is_frozen: bool, num_classes: int, side: int, dr
 
 
 TARGETS: dict[str, Builder] = {
-    "small": SmallResNet,
+    "small": _small,
     "resnet18": partial(_published, "resnet18"),
     "resnet50": partial(_published, "resnet50"),
     "vgg16": partial(_published, "vgg16_bn"),
@@ -66,19 +72,30 @@ TARGETS: dict[str, Builder] = {
 _ON_WEIGHTS = {"pretrained": False, "probe": True}  # kind -> whether the trunk is frozen
 
 
-def check_target(name: str) -> None:
-    """Raise SettingsError, with near matches, unless `name` is a known target. Reads no weights."""
+def parse_target(name: str) -> tuple[str, str]:
+    """(name, "") for a network, (kind, surrogate) for one on a surrogate's weights.
+
+    Raises SettingsError, with near matches, for anything else; does not check whether the surrogate exists.
+    """
     kind, separator, surrogate = name.partition(":")
     if separator and kind in _ON_WEIGHTS:
+        return kind, surrogate
+    if name not in TARGETS:
+        names = [*sorted(TARGETS), "pretrained:SURROGATE", "probe:SURROGATE"]
+        raise SettingsError(f"unknown target {name!r}; choose from {', '.join(names)}{near_matches(name, names)}")
+    return name, ""
+
+
+def check_target(name: str) -> None:
+    """Raise SettingsError, with near matches, unless `name` is a known target. Reads no weights."""
+    kind, surrogate = parse_target(name)
+    if kind in _ON_WEIGHTS:
         from pipeline.surrogates.pretrained import check_surrogate
 
         try:
             check_surrogate(surrogate)
         except SettingsError as error:
             raise SettingsError(f"target {name!r}: {str(error).removeprefix('--surrogate ')}") from None
-    elif name not in TARGETS:
-        names = [*sorted(TARGETS), "pretrained:SURROGATE", "probe:SURROGATE"]
-        raise SettingsError(f"unknown target {name!r}; choose from {', '.join(names)}{near_matches(name, names)}")
 
 
 def build_target(name: str, num_classes: int, side: int, *, seed: int, dropout: float = 0.0) -> nn.Module:
@@ -90,8 +107,10 @@ def build_target(name: str, num_classes: int, side: int, *, seed: int, dropout: 
     Raises SettingsError for an unknown name, with near matches, or a side the network cannot handle; InputError for
     published weights that are not available.
     """
+    import torch
+
     check_target(name)
-    kind, _, surrogate = name.partition(":")
+    kind, surrogate = parse_target(name)
     builder = partial(_pretrained, surrogate, _ON_WEIGHTS[kind]) if surrogate else TARGETS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

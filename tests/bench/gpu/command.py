@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +33,7 @@ RESULTS = ROOT / "tests" / "bench" / "results"
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "ray", "faiss-cpu", "faiss-gpu", "numpy", "pillow")
 NEEDED = ("faiss", "open_clip", "kornia", "webdataset", "safetensors", "skimage", "sklearn", "pyarrow", "fsspec")
 TOTAL_S, REHEARSAL_S = 540.0, 1200.0
+AT_ONCE = 2  # steps of a rehearsal, which measures nothing: one works while the other waits for Ray
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ STEPS = (
     Step("published", "Unlearnable Clusters as published", 40),
     Step("evaluation", "An evaluation", 120, ("ray",)),
 )
+RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 def main() -> int:
@@ -68,8 +72,9 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = about(options) | {"steps": []}
     until = time.monotonic() + (REHEARSAL_S if options.rehearse else TOTAL_S)
-    for step in [step for step in STEPS if step.name in options.steps.split(",")]:
-        record["steps"].append(taken(step, options, out, until))
+    steps = [step for step in STEPS if step.name in options.steps.split(",")]
+    for about_step in all_taken(steps, options, out, until):
+        record["steps"].append(about_step)
         write(out, record)
     failed = [step["name"] for step in record["steps"] if step["status"] != "done"]
     print(f"\n{out / 'gpu.md' if kept else ''}\n{len(record['steps']) - len(failed)} passed, {len(failed)} failed")
@@ -85,6 +90,20 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def all_taken(steps: Sequence[Step], options: argparse.Namespace, out: Path, until: float) -> Iterator[dict[str, Any]]:
+    """Take the steps, in a rehearsal some of them at once; what `taken` says of each, in their order."""
+    if not options.rehearse:
+        yield from (taken(step, options, out, until) for step in steps)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            yield from pool.map(lambda step: taken(step, options, out, until), steps)
+        finally:  # after Ctrl-C, of which the threads that wait for the steps see nothing
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                stop(process)
+
+
 def taken(step: Step, options: argparse.Namespace, out: Path, until: float) -> dict[str, Any]:
     """Take one step: what became of it, and its figures."""
     missing = [module for module in step.needs if not has(module)]
@@ -97,7 +116,7 @@ def taken(step: Step, options: argparse.Namespace, out: Path, until: float) -> d
         limit = min(REHEARSAL_S if options.rehearse else step.limit_s, until - started)
         status = ended(step, options, log, rows, limit) if limit > 5 else "skipped: no time was left"
     seconds = round(time.monotonic() - started, 1)
-    print(f"  {status}, {seconds} s", flush=True)
+    print(f"{step.title}: {status}, {seconds} s", flush=True)
     found = read_rows(rows)
     rows.unlink(missing_ok=True)
     return {"name": step.name, "title": step.title, "status": status, "seconds": seconds, "rows": found}
@@ -117,12 +136,14 @@ def ended(step: Step, options: argparse.Namespace, log: Path, rows: Path, limit:
             start_new_session=True,
             env={**os.environ, "TMPDIR": work, "HF_HUB_OFFLINE": "1"},
         )
+        RUNNING.add(process)
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             return f"stopped after its {limit:.0f} s"
         finally:
             stop(process)
+            RUNNING.discard(process)
     return "done" if code == 0 else f"failed: {last_line(log)}"
 
 

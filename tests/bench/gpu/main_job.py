@@ -21,7 +21,6 @@ from pipeline.profile import ProfileRecord, WorkerShares  # noqa: E402
 from pipeline.records import Sample  # noqa: E402
 from pipeline.settings import EMBEDDED_SURROGATE  # noqa: E402
 from pipeline.shards.tar import ShardWriter  # noqa: E402
-from pipeline.surrogates.surrogate import load_surrogate  # noqa: E402
 
 SIZES = ((500, 375), (375, 500), (640, 480), (500, 333), (1024, 768))
 CLIP = "open_clip:ViT-B-32/openai"
@@ -131,7 +130,10 @@ def shares(workers: Sequence[WorkerShares]) -> str:
 
 def limits(task: Task, size: Size, name: str, options: list[str]) -> None:
     """The surrogate alone on resident tensors, its pictures copied and resized, and the codecs alone."""
-    from limits import codecs_alone, model_alone, prepare_alone
+    from codec_limits import codecs_alone
+    from limits import model_alone, prepare_alone
+
+    from pipeline.surrogates.surrogate import load_surrogate
 
     given = dict(zip(options[::2], options[1::2], strict=True))
     weights, side = given.get("--surrogate-weights"), given.get("--surrogate-size")

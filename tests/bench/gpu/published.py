@@ -7,7 +7,7 @@ import time
 import torch
 from rows import told
 
-from pipeline.fitting.clusterwise import ClusterFit
+from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
 from pipeline.fitting.fit import FitImages
 from pipeline.settings import settings_from
 from pipeline.surrogates.surrogate import load_surrogate
@@ -26,8 +26,8 @@ def main() -> None:
     images = FitImages(pixels, torch.arange(count) % CLUSTERS)
     means = torch.randn(CLUSTERS, surrogate.dimension)
     targets = [(cluster + 1) % CLUSTERS for cluster in range(CLUSTERS)]
-    small = {"width": 4, "blocks": 1} if task.tiny else {}
-    fit = ClusterFit(0, images, surrogate, means, targets, settings, task.device, side=side, **small)
+    shape = NetworkShape(width=4, blocks=1) if task.tiny else NetworkShape()
+    fit = ClusterFit(0, images, surrogate, Aims(means, targets), settings, task.device, side=side, shape=shape)
     fit.advance(WARM_UP)
     started = time.perf_counter()
     fit.advance(steps)  # every step checks its loss, which waits for the device

@@ -6,6 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+# as make sets it: threads that wait by spinning take the processor from those they wait for
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(BENCH))
 from photo_shards import write_shards  # noqa: E402
 
-from pipeline.deltas.universal_generator import UniversalGenerator  # noqa: E402
+from pipeline.deltas.universal.generator import UniversalGenerator  # noqa: E402
 from pipeline.one_for_all.settings import BLOCKS, WIDTH, one_for_all_settings  # noqa: E402
 from pipeline.one_for_all.training import TrainingImages, UniversalFit  # noqa: E402
 from pipeline.settings import EMBEDDED_SURROGATE  # noqa: E402

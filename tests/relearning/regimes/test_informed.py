@@ -21,7 +21,7 @@ from pipeline.relearning.regimes.recovery.dfr import fit_head
 from pipeline.relearning.regimes.recovery.simclr import contrastive_loss
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Recipe, Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 from tests.support.samples import stripes
 
 
@@ -33,7 +33,14 @@ def start(regime: Regime, images: Tensor, labels: Tensor, kind: type[Training] =
 
 
 def run(regime: Regime, images: Tensor, labels: Tensor, *, epochs: int, **options: object) -> TargetScore:
-    return train_target(images, labels, *stripes(200, 9), regime=regime, epochs=epochs, seed=0, **options)
+    return train_target(
+        Labelled(images, labels),
+        ScoredOn(Labelled(*stripes(200, 9))),
+        regime=regime,
+        seed=0,
+        **options,
+        recipe=Recipe(epochs=epochs),
+    )
 
 
 # --- clean images ---------------------------------------------------------------------------------------------------
@@ -110,7 +117,9 @@ def test_clean_images_are_treated_as_test_images_are():
     clean = stripes(64, 3)
     regime = find_regime("iss-gray+early-stop", Knowledge(clean_images=clean[0], clean_labels=clean[1]))
     test = stripes(64, 3)
-    score = train_target(*stripes(64, 0), *test, regime=regime, epochs=2, seed=0)
+    score = train_target(
+        Labelled(*stripes(64, 0)), ScoredOn(Labelled(*test)), regime=regime, seed=0, recipe=Recipe(epochs=2)
+    )
     assert [epoch.figures["accuracy_clean_set"] for epoch in score.history] == [
         epoch.accuracy_test for epoch in score.history
     ]

@@ -17,7 +17,7 @@ from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.staged.progressive import ProgressiveFull, StagedOptions
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Recipe, Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 from tests.bench.controls import carrying_each, class_wise_blocks, separable
 from tests.support.real import cifar10
 from tests.support.samples import stripes
@@ -43,7 +43,13 @@ class Run:
             )
 
         self.score: TargetScore = train_target(
-            *SET, *SET, regime=find_regime(regime), epochs=epochs, seed=3, on_epoch=keep, **options
+            Labelled(*SET),
+            ScoredOn(Labelled(*SET)),
+            regime=find_regime(regime),
+            seed=3,
+            on_epoch=keep,
+            **options,
+            recipe=Recipe(epochs=epochs),
         )
 
     def weights(self, epoch: int) -> dict[str, Tensor]:
@@ -176,7 +182,7 @@ def test_st_full_then_fine_tunes_every_layer_from_a_tenth_of_the_rate_of_nt():
     results = []
     for _ in range(2):
         regime = Watched(StagedOptions(reduce="none", gamma=-math.inf))
-        score = train_target(*SET, *SET, regime=regime, epochs=4, seed=3)
+        score = train_target(Labelled(*SET), ScoredOn(Labelled(*SET)), regime=regime, seed=3, recipe=Recipe(epochs=4))
         results.append((score.accuracy_last, {n: p.clone() for n, p in regime.training.network.named_parameters()}))
         torch.manual_seed(2)  # the global generator must not matter
     assert results[0][0] == results[1][0]
@@ -203,7 +209,12 @@ def test_tsne_is_what_st_measures_on_by_default_and_the_raw_measure_stands_besid
 def test_a_set_of_one_class_is_refused_before_training():
     images = SET[0]
     with pytest.raises(InputError, match="needs at least 2 classes"):
-        train_target(images, torch.zeros(len(images), dtype=torch.long), *SET, regime=find_regime("st"), seed=0)
+        train_target(
+            Labelled(images, torch.zeros(len(images), dtype=torch.long)),
+            ScoredOn(Labelled(*SET)),
+            regime=find_regime("st"),
+            seed=0,
+        )
 
 
 def test_options_are_named_in_the_regime_and_refused_when_unknown():
@@ -253,6 +264,12 @@ def relearn(shortcut, count: int, regimes: tuple[str, ...], epochs: int) -> dict
     test_images, test_labels = cifar10("test", 1_000)
     protected = torch.from_numpy(carrying_each(images.numpy(), shortcut(labels.numpy(), 32)))
     return {
-        name: train_target(protected, labels, test_images, test_labels, regime=find_regime(name), epochs=epochs, seed=0)
+        name: train_target(
+            Labelled(protected, labels),
+            ScoredOn(Labelled(test_images, test_labels)),
+            regime=find_regime(name),
+            seed=0,
+            recipe=Recipe(epochs=epochs),
+        )
         for name in regimes
     }

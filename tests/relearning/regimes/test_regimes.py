@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from jobs.evaluation.options import evaluation_parser
 from pipeline.errors import SettingsError
 from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
-from pipeline.relearning.regimes import FILTERS, REGIMES, Knowledge, find_regime
+from pipeline.relearning.regime_names import FILTER_NAMES, NUMBERED_NAMES, REGIME_NAMES
+from pipeline.relearning.regimes import FILTERS, NUMBERED, REGIMES, Knowledge, find_regime
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.relearning.regimes.recovery.opa import linear_directions, project_out
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 
 SEES_MORE = {  # regime: what it needs beside the protected images
     "early-stop": "clean images",
@@ -67,7 +68,13 @@ def train(name: str, *, epochs: int = 1, seed: int = 0) -> TargetScore:
     images, labels = pictures(40, seed=0), torch.arange(40) % 3
     regime = find_regime(name, knowledge(images))
     test = pictures(24, seed=1)
-    return train_target(images, labels, test, torch.arange(24) % 3, regime=regime, epochs=epochs, seed=seed)
+    return train_target(
+        Labelled(images, labels),
+        ScoredOn(Labelled(test, torch.arange(24) % 3)),
+        regime=regime,
+        seed=seed,
+        recipe=Recipe(epochs=epochs),
+    )
 
 
 @pytest.mark.parametrize("name", PART)
@@ -85,6 +92,12 @@ def test_every_regime_trains_and_the_same_seed_gives_the_same_run(name):
 def test_the_help_names_every_regime():
     named = set(re.findall(r"[a-z][a-z0-9.-]*", evaluation_parser().epilog))
     assert {name.removesuffix("-train") for name in (*REGIMES, *FILTERS)} <= named
+
+
+def test_every_name_that_options_take_is_a_regime_and_every_regime_has_one():
+    assert [set(names) for names in (REGIME_NAMES, FILTER_NAMES, NUMBERED_NAMES)] == [
+        set(kind) for kind in (REGIMES, FILTERS, NUMBERED)
+    ]
 
 
 def test_two_regimes_can_be_joined():

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import train_target
-from pipeline.relearning.training import Recipe, Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 
 
 def crossed_stripes(count: int, seed: int, *, told: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,13 @@ def crossed_stripes(count: int, seed: int, *, told: float) -> tuple[Tensor, Tens
 def test_the_target_relies_on_the_harder_feature_more_than_under_ordinary_training():
     protected, misleading = crossed_stripes(512, 0, told=0.8), crossed_stripes(200, 2, told=0.0)
     ordinary, debiased = (
-        train_target(*protected, *misleading, regime=find_regime(name), seed=0, epochs=6).accuracy_last
+        train_target(
+            Labelled(*protected),
+            ScoredOn(Labelled(*misleading)),
+            regime=find_regime(name),
+            seed=0,
+            recipe=Recipe(epochs=6),
+        ).accuracy_last
         for name in ("nt", "shortcut-net")
     )
     assert ordinary < 0.2

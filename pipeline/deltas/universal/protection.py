@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
-from pipeline.deltas.universal_generator import Bound
+from pipeline.deltas.universal.shape import Bound
+from pipeline.errors import PromiseError
 from pipeline.fingerprint import sha256
 
 METHOD = "one-for-all"
@@ -44,7 +46,19 @@ class UniversalProtection:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     method = METHOD
+    generator = "universal"
     per_sample = needs_pixels = True
+    needs_key = False
+    sample = None
+    targets = ()  # nothing is moved to another cluster
+
+    def with_key(self, key: bytes) -> UniversalProtection:
+        """The same: it has no secret."""
+        return self
+
+    def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
+        """Raises PromiseError: every delta depends on the image."""
+        raise PromiseError(f"sample {key}: its delta depends on its pixels")
 
     def check_surrogate(self, surrogate_id: str) -> None:
         """Raise ConflictError unless this is the surrogate that the generator was trained with."""
@@ -64,7 +78,7 @@ class UniversalProtection:
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> UniversalProtection:
-        """The inverse of `to_bytes`, for `load_protection`. Raises KeyError for what is missing."""
+        """The inverse of `to_bytes`, for `load_cluster_protection`. Raises KeyError for what is missing."""
 
         def under(prefix: str) -> dict[str, NDArray[Any]]:
             return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

@@ -6,19 +6,14 @@ the layers are those of their released code.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.deltas.generators import ResidualBlock, bounded, double, first_layers, halve, last_layers
+from pipeline.deltas.universal.shape import BLOCKS, WIDTH, Bound
 from pipeline.fingerprint import derive
 
-Bound = Literal["eps_tanh", "tanh_clamp", "l2"]
-BOUNDS: tuple[Bound, ...] = ("eps_tanh", "tanh_clamp", "l2")
-WIDTH, BLOCKS = 64, 24
 L2_RADIUS = 16.0  # of the released code, for 3 x 224 x 224 images in [0, 1]
-STRIDE = 8  # sides must be multiples of it
 
 
 class UniversalGenerator(nn.Module):

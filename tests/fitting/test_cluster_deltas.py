@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fingerprint import derive, torch_rng
-from pipeline.fitting.clusterwise import ClusterFit, ProxyFit
+from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
 from pipeline.fitting.fit import Fit, FitImages, FittedDeltas, merge
 from pipeline.fitting.objective import feature_means
+from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.schedules import one_cycle
 from pipeline.settings import Settings
 
@@ -76,9 +77,8 @@ def cluster_fit(
     settings = Settings(
         **{"generator": "direct", "optimise_through": "surrogate", "steps": 40, "batch_size": 32} | choices
     )
-    return ClusterFit(
-        cluster, given, surrogate, means(given, surrogate), [1, 2, 0], settings, side=SIDE, width=4, blocks=1
-    )
+    aims = Aims(means(given, surrogate), [1, 2, 0])
+    return ClusterFit(cluster, given, surrogate, aims, settings, side=SIDE, shape=NetworkShape(width=4, blocks=1))
 
 
 def network_fit(**choices: Any) -> ClusterFit:
@@ -171,7 +171,7 @@ def test_train_images_cluster_uses_no_image_of_another_cluster() -> None:
         settings = Settings(
             generator="direct", optimise_through="surrogate", train_images="cluster", steps=10, batch_size=8
         )
-        fit = ClusterFit(0, which, surrogate, means(given, surrogate), [1, 2, 0], settings)
+        fit = ClusterFit(0, which, surrogate, Aims(means(given, surrogate), [1, 2, 0]), settings)
         outcome.append(finished(fit).to_bytes())
     assert outcome[0] == outcome[1]
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from pipeline.deltas.delta import levels_of
 from pipeline.deltas.picture_deltas import DeltaAnswer, DeltaRequest
-from pipeline.deltas.universal_generator import STRIDE, UniversalGenerator, bounded_output
-from pipeline.deltas.universal_protection import UniversalProtection
+from pipeline.deltas.universal.generator import UniversalGenerator, bounded_output
+from pipeline.deltas.universal.protection import UniversalProtection
+from pipeline.deltas.universal.shape import STRIDE
 from pipeline.errors import PromiseError
 from pipeline.settings import SmallImages
 from pipeline.surrogates.surrogate import Surrogate

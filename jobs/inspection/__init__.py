@@ -1,0 +1,1 @@
+"""Steps of doctor, status and verify, which look at what is there."""

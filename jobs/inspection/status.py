@@ -1,0 +1,66 @@
+"""What a run has done so far, counted from its commits or from the ledger of its uploads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pipeline import layout
+from pipeline.runs.run_record import read_run
+from pipeline.runs.totals import totals_of
+from pipeline.storage.store import Store
+from pipeline.uploads.ledger import Ledger
+from pipeline.uploads.summary import LastRun
+
+
+def status_of(output: Store) -> dict[str, Any]:
+    """Counts over all commits of an output. Raises InputError if no run has begun there."""
+    record = read_run(output)
+    totals, total = totals_of(output), record.num_shards
+    return {
+        "fingerprint": record.fingerprint,
+        "stage": _stage(output, total),
+        "shards": f"{totals.shards} of {total} committed",
+        "done": totals.shards == total,
+        "images": totals.images,
+        "quarantined": totals.quarantined,
+        "reasons": dict(sorted(totals.reasons.items())),
+        "input_bytes": totals.input_bytes,
+        "output_bytes": totals.output_bytes,
+    }
+
+
+def uploads_status_of(output: Store) -> dict[str, Any]:
+    """Counts over the ledger of an output of protect_uploads.py, and how its last run ended."""
+    ledger = Ledger(output)
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for row in ledger.rows():
+        counts["objects"] += 1
+        counts["images"] += row.protected
+        counts["quarantined"] += row.quarantined
+        counts["drifted"] += row.drifted
+        counts["input_bytes"] += row.size
+        counts["output_bytes"] += row.output_size
+        reasons[row.reason or "inside of shards"] += row.quarantined
+    last = LastRun.read(output, layout.UPLOADS_LAST_RUN)
+    return {
+        **{name: counts[name] for name in ("objects", "images", "quarantined", "drifted")},
+        "reasons": {reason: count for reason, count in sorted(reasons.items()) if count},
+        "input_bytes": counts["input_bytes"],
+        "output_bytes": counts["output_bytes"],
+        "last_run": f"{last.state} at {last.ended}, exit code {last.exit_code}" if last else "none yet",
+    }
+
+
+def _stage(output: Store, total: int) -> str:
+    """How far the run got, by what it left behind."""
+    if output.info(layout.REPORT) is not None:
+        return "report written"
+    if output.info(layout.PROTECTION) is not None:
+        return "applying"
+    if output.info(layout.CLUSTERING) is not None:
+        fitted = sum("checkpoint" not in name for name in output.names(layout.CLUSTERS))
+        return f"fitting deltas ({fitted} files finished)"
+    embedded = sum(1 for _ in output.names(layout.FEATURES))
+    return f"embedding ({embedded} of {total} shards)"

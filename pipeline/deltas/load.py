@@ -1,0 +1,112 @@
+"""Any protection's file -> the protection, and whatever answers: which deltas for these pictures?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.clusters.clustering import Clustering
+from pipeline.deltas.artefact import damaged, read_header, read_tensors
+from pipeline.deltas.picture_deltas import NearestDeltas, PictureDeltas, SampleDeltas
+from pipeline.deltas.protection import Protection
+from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.protection import METHOD, UniversalProtection
+from pipeline.errors import InputError
+from pipeline.settings import SmallImages
+from pipeline.surrogates.surrogate import Surrogate
+
+_P = TypeVar("_P", Protection, UniversalProtection)
+
+
+class AnyProtection(Protocol):
+    """What all protections are; see Protection for the meaning of the fields."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def generator(self) -> str: ...
+    @property
+    def surrogate_id(self) -> str: ...
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def clustering(self) -> Clustering: ...
+    @property
+    def targets(self) -> tuple[int, ...]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def figures(self) -> Mapping[str, Any]: ...
+    @property
+    def per_sample(self) -> bool: ...
+    @property
+    def needs_pixels(self) -> bool: ...
+    @property
+    def needs_key(self) -> bool: ...
+    @property
+    def sample(self) -> SampleGenerator | None: ...
+    @property
+    def sha256(self) -> str: ...
+    def with_key(self, key: bytes) -> AnyProtection: ...
+    def check_surrogate(self, surrogate_id: str) -> None: ...
+    def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]: ...
+    def to_bytes(self) -> bytes: ...
+
+
+def load_protection(data: bytes) -> AnyProtection:
+    """What the `to_bytes` of any protection wrote.
+
+    Raises InputError, one line, if `data` is cut short, is no protection, or is of another format version.
+    """
+    if read_header(data).get("method") == METHOD:
+        return load_universal_protection(data)
+    return load_cluster_protection(data)
+
+
+def load_cluster_protection(data: bytes) -> Protection:
+    """As load_protection; raises InputError for a universal generator too."""
+    if read_header(data).get("method") == METHOD:
+        raise InputError("a universal generator, not the deltas of clusters")
+    return _from_parts(Protection, data)
+
+
+def load_universal_protection(data: bytes) -> UniversalProtection:
+    """As load_protection; raises InputError for deltas of clusters too."""
+    if read_header(data).get("method") != METHOD:
+        raise InputError("deltas of clusters, not a universal generator")
+    return _from_parts(UniversalProtection, data)
+
+
+def _from_parts(kind: type[_P], data: bytes) -> _P:
+    try:
+        return kind.from_parts(read_header(data), read_tensors(data))
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged(error) from None
+
+
+def deltas_of(
+    data: bytes,
+    surrogate: Surrogate,
+    *,
+    key: bytes | None = None,
+    device: str = "cpu",
+    small_images: SmallImages = "resize",
+) -> PictureDeltas:
+    """What a protection's file answers with, for pictures that no stage has clustered.
+
+    surrogate     the one that the file names
+    key           secret of a texture
+    small_images  how a universal generator sees pictures of at most 64 px
+    Raises InputError for a damaged file, ConflictError if surrogate or key are others than it was fitted with.
+    """
+    if read_header(data).get("method") == METHOD:
+        return UniversalDeltas(load_universal_protection(data), surrogate, small_images=small_images)
+    protection = load_cluster_protection(data)
+    if protection.needs_pixels:
+        return SampleDeltas(protection, surrogate, device)
+    with_key = protection.with_key(key) if protection.needs_key and key is not None else protection
+    return NearestDeltas(with_key, surrogate)

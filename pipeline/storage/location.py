@@ -1,0 +1,81 @@
+"""Where a store is, and how it is spoken to: its URL, its fsspec filesystem, retries, failures of one line.
+
+Endpoint and credentials are found by fsspec and s3fs themselves (environment, profile); nothing here reads, keeps or
+prints them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import fsspec
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.errors import InputError, SettingsError, StoreError
+from pipeline.storage.failures import advice_for, line_of, may_pass
+
+_ATTEMPTS = 5
+_T = TypeVar("_T")
+
+
+class Location:
+    """A prefix in object storage or a folder. Pickles as its URL; connects where it is used.
+
+    Raises InputError for a URL scheme that is not known, and for a name that is not UTF-8.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/") or "/"
+        self._filesystem: Any = None
+        protocol, _, path = self.url.rpartition("://")
+        if not url.isprintable() and re.search("[\ud800-\udfff]", url):
+            raise InputError(f"{ascii(url)}: the name is not UTF-8, so that no record could hold it; rename it")
+        self.is_local = protocol in ("", "file", "local")
+        self.is_s3 = protocol in ("s3", "s3a")
+        try:
+            known = fsspec.get_filesystem_class(protocol or "file")
+        except (ValueError, ImportError) as error:
+            raise InputError(f"{url}: unknown or missing storage driver ({error})") from None
+        self.root = os.path.abspath(path) if self.is_local else known._strip_protocol(self.url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_filesystem": None}
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec filesystem, made once per process; s3fs is not fork-safe."""
+        if self._filesystem is None:
+            protocol = "file" if self.is_local else self.url.rpartition("://")[0]
+            self._filesystem = fsspec.filesystem(protocol, use_listings_cache=False)
+        return self._filesystem
+
+    def path(self, name: str) -> str:
+        """Full path of `name` as the filesystem wants it."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    def attempt(self, verb: str, name: str, action: Callable[[], _T]) -> _T:
+        """Run one storage call: retry what may pass, turn what may not into one line."""
+        where = f"cannot {verb} " + f"{self.url}/{name}".rstrip("/")
+        for tries in range(_ATTEMPTS):  # s3fs itself retries throttling and 5xx within each
+            try:
+                return action()
+            except FileExistsError:
+                raise
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                what = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "it is not there"
+                raise InputError(f"{where}: {what}") from None
+            except ValueError as error:  # before anything is sent: an endpoint, a region or a key that cannot be
+                raise SettingsError(f"{where}: {line_of(error)}{advice_for(error)}") from None
+            except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+                passing = may_pass(error)
+                if tries == _ATTEMPTS - 1 or not passing:
+                    failure = StoreError(f"{where}: {line_of(error)}{advice_for(error)}")
+                    failure.may_pass = passing
+                    raise failure from None
+                time.sleep(min(0.2 * 4**tries, 10))
+        raise AssertionError("unreachable")
