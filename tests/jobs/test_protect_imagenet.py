@@ -143,7 +143,7 @@ def test_a_protection_from_one_collection_protects_another(quiet: Path, tmp_path
         (["--epsilon", "16"], 2, "--epsilon must be between 0 and 1"),
         (["--clusters", "161"], 2, "the input has only 160 images; choose fewer clusters"),
         (["--clustres", "4"], 2, "unknown option --clustres; did you mean --clusters"),
-        (["--output", "IN/out"], 2, "originals are never written to"),
+        (["--output", "IN/out"], 2, "originals are never overwritten"),
         (["--surrogate", "open_clip:ViT-B-32/openai", "--surrogate-weights", "no.safetensors"], 1, "no.safetensors"),
     ],
 )
