@@ -1,19 +1,19 @@
-"""Everything that computes, and can be used from a notebook: no Ray, no flags, no printing.
+"""All computation, usable from a notebook: no Ray, no command-line flags, no printing.
 
-On top stands what every room needs: errors, records, json_record, settings, fingerprint, layout, metrics, profile,
-schedules. Below, a room imports only rooms that stand before it in this list; the last three do not know each other.
+The top level holds what every room needs: errors, records, json_record, settings, fingerprint, layout, metrics,
+profile, schedules. A room imports only rooms listed before it; the last three do not import each other.
 
-storage      where objects lie: local folders and buckets, retries, conditional writes
-pictures     one picture: formats, decoding and encoding, metadata, which member of a sample it is, views of it
-shards       inputs by URL, tar reading and writing, squares cut from samples
-surrogates   pretrained encoders, their weights, and the features they give
-clusters     from features to clusters: the space, k-means, targets
-deltas       what is added to pictures, what makes it, the protection file, and how it is laid
-fitting      how deltas and proxies are fitted to a collection
+storage      access to objects: local folders and buckets, retries, conditional writes
+pictures     one picture: formats, decoding and encoding, metadata, finding it among a sample's members, augmentation
+shards       inputs by URL, tar reading and writing, square crops of samples
+surrogates   pretrained encoders, their weights and their features
+clusters     clustering of features: the space, k-means, target clusters
+deltas       what is added to pictures, what makes it, the protection file, and applying it
+fitting      fitting deltas and proxies to a collection
 measures     what a protection does to pictures, verification of an output, estimates for a dry run
-runs         records of a run: its settings, commits and totals, and whether it may start
-report       the page that a run leaves
-one_for_all  One for All (14A): training of a universal generator
-relearning   what a collection still teaches: targets, regimes, labels, denoisers, the report and the certificate
+runs         records of a run: settings, commits, totals, and whether it may start
+report       a run's report page, and what all report pages share
+one_for_all  One for All (14A): training a universal generator
+relearning   what a model can still learn: targets, regimes, labels, denoisers, report and certificate
 uploads      new uploads, protected unit by unit, each object once
 """

@@ -1,12 +1,12 @@
-"""The tree of failures. Each is one line: what, where, and what to do next.
+"""The exception hierarchy. Every message is one line: what, where, and what to do next.
 
 ScumbleError            exit code
-├── SettingsError       2   what the user asked for cannot be: refused before any work
-├── InputError          1   what the user gave cannot be read or is not what the plan saw
+├── SettingsError       2   invalid settings, refused before any work
+├── InputError          1   input that cannot be read, or that changed since it was planned
 ├── StoreError          1   the object store refused or failed; the only one that is retried
-├── ClusterError        1   Ray or its machines failed: dead workers, no CPU, no answer
-├── ConflictError       1   two truths: digests, fingerprints, surrogates
-└── PromiseError        1   ours: a bound or a count does not hold
+├── ClusterError        1   Ray or its machines failed: dead workers, no CPU, no response
+├── ConflictError       1   records that must agree do not: digests, fingerprints, surrogates
+└── PromiseError        1   an internal guarantee does not hold: a bound or a count
 
 SampleError             never leaves the shard: it becomes a Rejection
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
+INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 
 
 class ScumbleError(Exception):
@@ -25,26 +25,26 @@ class ScumbleError(Exception):
 
 
 class SettingsError(ScumbleError):
-    """The user asked for something that cannot be; nothing was started."""
+    """The settings are invalid; nothing was started."""
 
     exit_code = 2
 
 
 class InputError(ScumbleError):
-    """The input is missing, unreadable, or changed since it was planned."""
+    """The input is missing, unreadable, or has changed since it was planned."""
 
 
 class StoreError(ScumbleError):
     """The store refused or failed.
 
-    may_pass  True if it was tried in vain for some time, as a store is that is down; False if it refused
+    may_pass  True if retries failed, as when the store is down; False if it refused
     """
 
     may_pass = False
 
 
 class ClusterError(ScumbleError):
-    """Ray or one of its machines failed; the input is not to blame, and the same command may be started again."""
+    """Ray or one of its machines failed; the input is not at fault, and the same command can be run again."""
 
 
 class ConflictError(ScumbleError):
@@ -52,30 +52,30 @@ class ConflictError(ScumbleError):
 
 
 class PromiseError(ScumbleError):
-    """A promise of ours does not hold; nothing of this shard may be published."""
+    """An internal guarantee does not hold; nothing from this shard may be published."""
 
 
-def unreadable(where: str, error: object, cure: str = "restore or remove it") -> InputError:
-    """The refusal of a file that this version would not have written; cure says what to do about it."""
-    return InputError(f"{where} is damaged, or of another version of Scumble ({one_line(error)}): {cure}")
+def unreadable(where: str, error: object, cure: str = "restore or delete it") -> InputError:
+    """The error for a file that this version would not have written; `cure` says what to do about it."""
+    return InputError(f"{where} is damaged or from another version of Scumble ({one_line(error)}): {cure}")
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """What an exception says, in one line of at most `limit` characters; its type where it says nothing."""
+    """An exception's message in one line of at most `limit` characters; its type if the message is empty."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
 def ending(error: BaseException) -> tuple[str, int]:
-    """The line and the exit code that a run ends with; of what is not ours, the line names the type."""
+    """The message and exit code that a run ends with; for foreign exceptions the message names the type."""
     if isinstance(error, ScumbleError):
         return " ".join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; start the same command again to go on", INTERRUPTED
+        return "stopped; run the same command again to resume", INTERRUPTED
     return f"{type(error).__name__}: {one_line(error)} (unexpected; --debug shows where)", ScumbleError.exit_code
 
 
 class Reason(str, Enum):
-    """Why a sample is in quarantine instead of the output."""
+    """Why a sample is in quarantine rather than in the output."""
 
     UNDECODABLE = "undecodable"
     EMPTY = "empty"
@@ -96,7 +96,7 @@ class Reason(str, Enum):
 
 
 class SampleError(Exception):
-    """One sample cannot be protected. Caught where the sample is handled and turned into a Rejection."""
+    """A sample cannot be protected. Caught where the sample is handled and turned into a Rejection."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")

@@ -1,4 +1,4 @@
-"""A frozen dataclass that is one JSON file: the same record writes it, reads it, and refuses what it is not."""
+"""Frozen dataclasses stored as JSON files: a record writes itself, reads itself, and rejects anything else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _R = TypeVar("_R", bound="JsonRecord")
 
 
 class Files(Protocol):
-    """Where records lie: what is needed of a `Store` to read them."""
+    """What is needed from a `Store` to read records."""
 
     @property
     def url(self) -> str: ...
@@ -26,27 +26,27 @@ class Files(Protocol):
 
 
 class JsonRecord:
-    """Fields are str, int, float, bool, Enum, None, Any, tuples of one type, mappings of names, other dataclasses."""
+    """Fields may be str, int, float, bool, Enum, None, Any, tuples of one type, mappings by name, or dataclasses."""
 
-    cure: ClassVar[str] = "restore or remove it"  # what to do about a file that is refused
+    cure: ClassVar[str] = "restore or delete it"  # what to do about a rejected file
 
     def to_json(self) -> dict[str, Any]:
-        """As plain objects, lists and values."""
+        """As plain dicts, lists and values."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def from_json(cls: type[_R], value: Any) -> _R:
-        """The inverse of to_json. Raises ValueError for a field that is unknown, missing or of another type."""
+        """The inverse of to_json. Raises ValueError for a field that is unknown, missing or of the wrong type."""
         made: _R = _made(cls, value, "")
         return made
 
     def to_bytes(self) -> bytes:
-        """The file; equal records give equal bytes."""
+        """The file contents; equal records give equal bytes."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls: type[_R], data: bytes, where: str) -> _R:
-        """The inverse of to_bytes. Raises InputError, one line, for what this version would not have written."""
+        """The inverse of to_bytes. Raises InputError for anything this version would not have written."""
         try:
             return cls.from_json(json.loads(data))
         except (ValueError, RecursionError) as error:
@@ -54,20 +54,20 @@ class JsonRecord:
 
     @classmethod
     def read(cls: type[_R], store: Files, name: str) -> _R | None:
-        """The record in a store; None if there is none. Raises InputError as from_bytes."""
+        """The record in a store; None if there is none. Raises InputError like from_bytes."""
         data = store.read_if_there(name)
         return None if data is None else cls.from_bytes(data, f"{store.url}/{name}")
 
 
 class CompactRecord(JsonRecord):
-    """The same without spaces: for files that are many, or compared by their bytes."""
+    """A record written without spaces: for numerous files, and for those compared byte by byte."""
 
     def to_bytes(self) -> bytes:
         return canonical(self.to_json())
 
 
 def _made(hint: Any, value: Any, path: str) -> Any:
-    """The value as `hint` says, from JSON. Raises ValueError that names the path."""
+    """Convert a JSON value to the type `hint`. Raises ValueError, naming the path."""
     kind = get_origin(hint) or hint
     if hint is Any:
         return value
@@ -76,14 +76,16 @@ def _made(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(kind) and isinstance(value, Mapping):
         return _record(kind, value, path)
     if kind is tuple and isinstance(value, list):
-        return tuple(_made(get_args(hint)[0], one, f"{path}[{i}]") for i, one in enumerate(value))
+        return tuple(_made(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if kind is Mapping and isinstance(value, Mapping):
         inner = get_args(hint)[1]
-        return {name: one if type(one) is inner else _made(inner, one, f"{path}.{name}") for name, one in value.items()}
+        return {
+            name: item if type(item) is inner else _made(inner, item, f"{path}.{name}") for name, item in value.items()
+        }
     if kind is float and type(value) is int:
         return float(value)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        value = next((one for one in kind if one.value == value), value)
+        value = next((item for item in kind if item.value == value), value)
     if type(value) is not kind:
         raise ValueError(f"{path.lstrip('.') or 'it'} is {one_line(json.dumps(value), 40)}")
     return value
@@ -99,15 +101,15 @@ def _record(kind: Any, value: Mapping[str, Any], path: str) -> Any:
             raise ValueError(f"{path}.{name} is missing".lstrip("."))
     return kind(
         **{
-            name: one if type(one) is hints[name] else _made(hints[name], one, f"{path}.{name}")
-            for name, one in value.items()
+            name: item if type(item) is hints[name] else _made(hints[name], item, f"{path}.{name}")
+            for name, item in value.items()
         }
     )
 
 
-@cache  # commits have many rows
+@cache  # cached because commits have many rows
 def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
-    """Name -> type, and the names of those without a default."""
+    """Types by field name, and the names of fields without a default."""
     hints = get_type_hints(kind)
-    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
-    return {one.name: hints[one.name] for one in fields(kind)}, needed
+    needed = [column.name for column in fields(kind) if column.default is MISSING and column.default_factory is MISSING]
+    return {column.name: hints[column.name] for column in fields(kind)}, needed

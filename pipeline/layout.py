@@ -1,4 +1,4 @@
-"""Where everything lies below an output prefix. Shards keep their names; all else is below one folder."""
+"""Paths below an output prefix. Shards keep their names; everything else is in one folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ RUN_FOLDER = "_scumble"
 RUN = f"{RUN_FOLDER}/run.json"
 STATUS = f"{RUN_FOLDER}/status.json"
 PROFILE = f"{RUN_FOLDER}/profile.json"
-PASSED_OVER = f"{RUN_FOLDER}/passed_over.jsonl"  # of the input, in the form of a quarantine
+PASSED_OVER = f"{RUN_FOLDER}/passed_over.jsonl"  # parts of the input that are not read, in quarantine format
 PLAN = f"{RUN_FOLDER}/plan.parquet"
 CLUSTERING = f"{RUN_FOLDER}/clustering.safetensors"
 PROTECTION = f"{RUN_FOLDER}/protection.safetensors"
@@ -35,12 +35,12 @@ def assignment(shard: str) -> str:
 
 
 def fitted(unit: str) -> str:
-    """A finished fit: one cluster's, or "all" where the deltas are fitted together."""
+    """A finished fit: of one cluster, or "all" if deltas are fitted jointly."""
     return f"{CLUSTERS}/{unit}.safetensors"
 
 
 def fit_checkpoint(unit: str) -> str:
-    """An unfinished fit, to go on from."""
+    """An unfinished fit, to resume from."""
     return f"{CLUSTERS}/{unit}.checkpoint.safetensors"
 
 
@@ -50,7 +50,7 @@ def commit(shard: str) -> str:
 
 
 def quarantine(shard: str) -> str:
-    """What of a shard was refused, one line a sample."""
+    """The shard's quarantine, one line per sample."""
     return f"{QUARANTINE}/{shard}.jsonl"
 
 
@@ -74,5 +74,5 @@ def upload_segment(name: str) -> str:
 
 
 def upload_quarantine(unit: str) -> str:
-    """What of a unit of new uploads was refused, one line an image."""
+    """The quarantine of a unit of new uploads, one line per image."""
     return f"{UPLOADS}/quarantine/{unit}.jsonl"

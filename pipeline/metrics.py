@@ -1,8 +1,8 @@
-"""Every metric: its name, unit, labels and meaning, in one table; and how stages report to whoever exports them.
+"""All metrics in one table, with name, unit, labels and meaning; and how stages report them.
 
-Labels take few values: a stage, a step, a reason; never the name of a shard or an image. Everything is reported once
-per shard (or unit of uploads), so that reporting costs nothing beside the work. A counter that is called `x` here is
-exported as `x_total`; Ray puts `ray_` before all names, which the PodMonitor in k8s/ takes away again.
+Labels have few values: a stage, a step, a reason, never the name of a shard or image. Everything is reported once per
+shard (or unit of uploads), so that the cost of reporting is negligible. A counter called `x` here is exported as
+`x_total`; Ray prefixes all names with `ray_`, which the PodMonitor in k8s/ removes again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STATES = ("done", "skipped", "failed")
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. kind decides what reporting does: a counter adds, a gauge sets, a histogram counts by size."""
+    """One metric; reporting adds to a counter, sets a gauge, or adds an observation to a histogram."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -32,16 +32,16 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """The name as queries use it."""
+        """The name used in queries."""
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
 
 _SHARD_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
-IMAGES = Metric("scumble_images", "counter", "images", ("stage",), "images that a stage has finished")
-BYTES = Metric("scumble_bytes", "counter", "bytes", ("stage", "direction"), "bytes of shards read (in), written (out)")
+IMAGES = Metric("scumble_images", "counter", "images", ("stage",), "images finished by a stage")
+BYTES = Metric("scumble_bytes", "counter", "bytes", ("stage", "direction"), "shard bytes read (in) and written (out)")
 SHARDS = Metric(
-    "scumble_shards", "counter", "shards", ("stage", "state"), "shards done, skipped as committed before, or failed"
+    "scumble_shards", "counter", "shards", ("stage", "state"), "shards done, skipped (already committed), or failed"
 )
 QUARANTINED = Metric(
     "scumble_quarantined_images", "counter", "images", ("stage", "reason"), "images refused, by reason code"
@@ -52,7 +52,7 @@ STAGE_SECONDS = Metric(
 SHARD_SECONDS = Metric(
     "scumble_shard_seconds", "histogram", "seconds", ("stage",), "wall seconds of one shard", _SHARD_SECONDS
 )
-QUEUE_DEPTH = Metric("scumble_queue_depth", "gauge", "shards", ("stage",), "units of a stage that are not done yet")
+QUEUE_DEPTH = Metric("scumble_queue_depth", "gauge", "shards", ("stage",), "units of a stage still to be done")
 LAST_PROGRESS = Metric(
     "scumble_last_progress_timestamp_seconds", "gauge", "seconds since 1970", (), "when a unit was last finished"
 )
@@ -62,14 +62,14 @@ CONFLICTS = Metric(
     "counter",
     "commits",
     ("stage", "outcome"),
-    "commits that somebody else had made: of equal bytes (harmless) or of different ones (an error)",
+    "commits already made by another run: with equal bytes (harmless) or different ones (an error)",
 )
 VIOLATIONS = Metric(
     "scumble_budget_violations",
     "counter",
     "shards",
     ("stage",),
-    "shards stopped because the bound of epsilon, or another promise, did not hold; must stay 0",
+    "shards stopped because the epsilon bound or another guarantee did not hold; must stay 0",
 )
 DRIFTED = Metric(
     "scumble_drifted_images",
@@ -79,13 +79,13 @@ DRIFTED = Metric(
     "images farther from their cluster than 99 % of the fitted ones; 1 % is expected",
 )
 ASSIGNED = Metric(
-    "scumble_assigned_images", "counter", "images", ("stage",), "images that were compared with a fitted protection"
+    "scumble_assigned_images", "counter", "images", ("stage",), "images compared with a fitted protection"
 )
 LAST_SUCCESS = Metric(
-    "scumble_last_success_timestamp_seconds", "gauge", "seconds since 1970", ("command",), "when a job last ended well"
+    "scumble_last_success_timestamp_seconds", "gauge", "seconds since 1970", ("command",), "when a job last succeeded"
 )
 LEASE_HELD = Metric(
-    "scumble_lease_held", "gauge", "0 or 1", ("command",), "1 if a run did nothing because another one holds the lease"
+    "scumble_lease_held", "gauge", "0 or 1", ("command",), "1 if a run did nothing because another one held the lease"
 )
 RELEARNED = Metric(
     "scumble_relearned_accuracy",
@@ -102,27 +102,28 @@ METRICS = (
 
 
 class Recorder(Protocol):
-    """Whoever exports metrics."""
+    """An exporter of metrics."""
 
     def record(self, metric: Metric, value: float, **labels: str) -> None:
-        """Add to a counter, set a gauge, or put into a histogram. A counter ignores what is not above 0."""
+        """Add to a counter, set a gauge, or observe in a histogram. Counters ignore values that are not positive."""
 
 
 class Silent:
-    """A Recorder for where nobody listens."""
+    """A Recorder that discards everything."""
 
     def record(self, metric: Metric, value: float, **labels: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What is reported of one shard, or of one unit of uploads.
+    """What is reported for one shard, or for one unit of uploads.
 
     quarantine  reason code -> images
-    seconds     step -> seconds of work; steps that are not in STEPS are left out
+    seconds     step -> seconds of work; steps not in STEPS are ignored
     elapsed     wall seconds
-    assigned    images compared with a fitted protection; drifted  those of them that resemble nothing fitted
+    assigned    images compared with a fitted protection
+    drifted     those of them that are unlike anything fitted
     """
 
     images: int
@@ -136,7 +137,7 @@ class ShardCounts:
 
 
 def report_shard(recorder: Recorder, stage: str, counts: ShardCounts) -> None:
-    """A shard is done."""
+    """Report a finished shard."""
     record = recorder.record
     record(SHARDS, 1, stage=stage, state="done")
     record(IMAGES, counts.images, stage=stage)
@@ -152,7 +153,7 @@ def report_shard(recorder: Recorder, stage: str, counts: ShardCounts) -> None:
 
 
 def report_failure(recorder: Recorder, stage: str, error: BaseException) -> None:
-    """A shard failed; what kind of failure it was decides what else is counted."""
+    """Report a failed shard; the kind of failure decides what else is counted."""
     recorder.record(SHARDS, 1, stage=stage, state="failed")
     if isinstance(error, PromiseError):
         recorder.record(VIOLATIONS, 1, stage=stage)
@@ -161,11 +162,11 @@ def report_failure(recorder: Recorder, stage: str, error: BaseException) -> None
 
 
 def report_progress(recorder: Recorder, stage: str, left: int) -> None:
-    """A unit of a stage is done; so many are left."""
+    """Report that a unit of a stage is done and `left` remain."""
     recorder.record(QUEUE_DEPTH, left, stage=stage)
     recorder.record(LAST_PROGRESS, time.time())
 
 
 def report_success(recorder: Recorder, command: str) -> None:
-    """A job has done all that it was started for."""
+    """Report that a job succeeded."""
     recorder.record(LAST_SUCCESS, time.time(), command=command)

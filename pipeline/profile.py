@@ -1,4 +1,4 @@
-"""Where the time of a stage goes: seconds of each step, per worker, as shares of the time that the worker existed."""
+"""Where a stage's time goes: time per step and worker, as shares of the stage's duration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.json_record import JsonRecord
 class StepClock:
     """Seconds of each step of one thread.
 
-    synchronise  called at the end of every step: waits for the device, which works on after a call has returned
+    synchronise  called at the end of every step, to wait for work still pending on the device
     """
 
     def __init__(self, synchronise: Callable[[], None] = lambda: None) -> None:
@@ -23,7 +23,7 @@ class StepClock:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Add the time inside the block to a step."""
+        """Add the time spent in the block to a step."""
         started = time.perf_counter()
         yield
         self._synchronise()
@@ -34,11 +34,12 @@ class StepClock:
 class Work:
     """What one worker did for one shard.
 
-    worker        the same name for all that one process did
-    began, ended  seconds since 1970
-    seconds       step -> seconds of the worker's own thread; their sum is at most ended - began
-    ahead         step -> seconds of other threads, summed over them
-    threads       number of those threads
+    worker   name of the process
+    began    seconds since 1970
+    ended    seconds since 1970
+    seconds  step -> seconds in the worker's own thread; their sum is at most ended - began
+    ahead    step -> seconds in other threads, summed
+    threads  number of those threads
     """
 
     worker: str = ""
@@ -51,13 +52,13 @@ class Work:
 
 @dataclass(frozen=True)
 class WorkerShares:
-    """Where the time of one worker went in one stage.
+    """Where one worker's time went in one stage.
 
-    seconds       of the stage
-    images_per_s  between the worker's first and its last shard
-    shares        step -> share of the stage's seconds; `start` until the first shard, each step, `other` within
-                  shards, `idle` between and after them: they add up to 1
-    threads       step -> share of the time of the threads that work ahead of the worker's own
+    seconds       duration of the stage
+    images_per_s  between the worker's first and last shard
+    shares        step -> share of the stage's duration, adding up to 1: `start` until the first shard, each step,
+                  `other` within shards, `idle` between and after them
+    threads       step -> share of the time of the read-ahead threads
     """
 
     stage: str
@@ -71,7 +72,7 @@ class WorkerShares:
 
 @dataclass(frozen=True)
 class ProfileRecord(JsonRecord):
-    """profile.json: the workers of every stage, of all starts of a run."""
+    """profile.json: the workers of every stage, over all starts of a run."""
 
     workers: tuple[WorkerShares, ...] = ()
 
@@ -79,7 +80,7 @@ class ProfileRecord(JsonRecord):
 class Profile:
     """Collects the work of one stage.
 
-    began  when the stage began, seconds since 1970: until its first shard a worker starts and loads
+    began  start of the stage, seconds since 1970; until its first shard, a worker is starting up
     """
 
     def __init__(self, stage: str, began: float) -> None:
@@ -87,12 +88,12 @@ class Profile:
         self._work: defaultdict[str, list[tuple[Work, int]]] = defaultdict(list)
 
     def add(self, work: Work, images: int) -> None:
-        """A shard is done, of so many images; one that was done already took no time and has no worker."""
+        """Record a finished shard and its number of images; ignores shards done before, which have no worker."""
         if work.worker:
             self._work[work.worker].append((work, images))
 
     def workers(self, ended: float) -> list[WorkerShares]:
-        """Of each worker, where its time went until the stage ended, in seconds since 1970."""
+        """Where each worker's time went until the end of the stage, given in seconds since 1970."""
         return [self._shares(worker, done, ended) for worker, done in sorted(self._work.items())]
 
     def _shares(self, worker: str, done: list[tuple[Work, int]], ended: float) -> WorkerShares:
@@ -116,18 +117,18 @@ class Profile:
 
 
 def as_text(workers: Sequence[WorkerShares]) -> str:
-    """The workers of one stage as a table for a terminal, shares in per cent."""
-    named = dict.fromkeys(step for one in workers for step in one.shares)
+    """One stage's workers as a text table, with shares in per cent."""
+    named = dict.fromkeys(step for worker in workers for step in worker.shares)
     steps = [step for step in named if step not in ("other", "idle")] + ["other", "idle"]
-    ahead = list(dict.fromkeys(step for one in workers for step in one.threads))
+    ahead = list(dict.fromkeys(step for worker in workers for step in worker.threads))
     lines = [["worker", "images", "images/s", *steps, *(f"{step}*" for step in ahead)]]
-    for one in workers:
-        shares = [one.shares.get(step, 0.0) for step in steps] + [one.threads.get(step, 0.0) for step in ahead]
-        counts = [f"{one.images:,}", f"{one.images_per_s:,.0f}"]
-        lines.append([one.worker[:8], *counts, *(f"{share:.1%}" for share in shares)])
+    for worker in workers:
+        shares = [worker.shares.get(step, 0.0) for step in steps] + [worker.threads.get(step, 0.0) for step in ahead]
+        counts = [f"{worker.images:,}", f"{worker.images_per_s:,.0f}"]
+        lines.append([worker.worker[:8], *counts, *(f"{share:.1%}" for share in shares)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(table + (["* of the threads that read and decode ahead"] if ahead else []))
+    return "\n".join(table + (["* in threads that read and decode ahead"] if ahead else []))
 
 
 def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

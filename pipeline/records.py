@@ -1,6 +1,6 @@
-"""The nouns that flow between the parts: frozen, checked when built, free of any computation.
+"""The records passed between rooms: frozen, checked when created, without computation.
 
-Shape letters used everywhere: B batch, C H W image, n rows, d feature, p clusters.
+Shape letters used throughout: B batch, C H W image, n rows, d feature, p clusters.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))  # of members that are images; in small letters
+IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))  # of members that are images; lower case
 _MOST_SHOWN = 4096
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A reference to one input shard, never its bytes."""
+    """A reference to one input shard, without its bytes."""
 
-    name: str  # relative to the input's root, as it will be called in the output
+    name: str  # relative to the input's root; the same in the output
     size: int  # bytes
-    etag: str  # whatever the store says of the content's version
+    etag: str  # the store's version tag for the content
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith("/") or ".." in self.name.split("/"):
@@ -38,7 +38,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: every shard of the input, and which of them are committed already."""
+    """What a run will do: every shard of the input, and which ones are already committed."""
 
     shards: tuple[Shard, ...]  # sorted by name
     fingerprint: str
@@ -58,7 +58,7 @@ class Plan:
 class Sample:
     """The members of a shard that share a key, in input order.
 
-    members maps a suffix (what follows the first dot of the base name, e.g. "jpg", "seg.png") to its bytes.
+    members  suffix (what follows the first dot of the base name, e.g. "jpg", "seg.png") -> bytes
     """
 
     key: str
@@ -70,36 +70,36 @@ class Rejection(JsonRecord):
     """One line of a quarantine file."""
 
     key: str
-    member: str  # full member name; "" where the shard as a whole is meant
+    member: str  # full member name; "" for the shard as a whole
     reason: Reason
     detail: str
 
 
 def shown(name: str) -> str:
-    """A name as it can stand in a log and in JSON, its first 4,096 letters; as it is if nothing is wrong with it."""
+    """A name made safe for logs and JSON: at most 4,096 characters, control characters and bad UTF-8 escaped."""
     text = name[:_MOST_SHOWN].encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def losses_of(shard: str, rejections: Iterable[Rejection]) -> list[str]:
-    """One line for each part of a shard that could not be read, so that nobody knows what was in it."""
-    return [f"{shard}: {one.detail}" for one in rejections if one.reason is Reason.TRUNCATED_SHARD]
+    """One line for each part of a shard that could not be read and whose contents are therefore unknown."""
+    return [f"{shard}: {rejection.detail}" for rejection in rejections if rejection.reason is Reason.TRUNCATED_SHARD]
 
 
 def quarantine_to_bytes(rejections: Iterable[Rejection]) -> bytes:
-    """A quarantine file: one JSON object a line."""
-    lines = [json.dumps(one.to_json(), sort_keys=True, ensure_ascii=False) for one in rejections]
+    """A quarantine file: one JSON object per line."""
+    lines = [json.dumps(rejection.to_json(), sort_keys=True, ensure_ascii=False) for rejection in rejections]
     return ("\n".join(lines) + "\n").encode()
 
 
 def quarantine_from_bytes(data: bytes, where: str) -> list[Rejection]:
-    """The inverse of quarantine_to_bytes. Raises InputError, which names the line, for what it did not write."""
-    lines = enumerate(data.splitlines(), start=1)  # of text it would cut at U+2028 too
+    """The inverse of quarantine_to_bytes. Raises InputError, naming the line, for anything it did not write."""
+    lines = enumerate(data.splitlines(), start=1)  # bytes, because str.splitlines also splits at U+2028
     return [Rejection.from_bytes(line, f"{where}, line {number},") for number, line in lines]
 
 
 def read_quarantine(store: Files, name: str) -> list[Rejection]:
-    """A quarantine file of a store. Raises InputError if it is not there, or damaged."""
+    """Read a quarantine file from a store. Raises InputError if it is missing or damaged."""
     return quarantine_from_bytes(store.read(name), f"{store.url}/{name}")
 
 

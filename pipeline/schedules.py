@@ -1,4 +1,4 @@
-"""How a learning rate or a step size goes over the steps, as a share of its peak."""
+"""Schedules for a learning rate or step size, as a share of its peak."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 
 def cosine(step: float, steps: float) -> float:
-    """From 1 at step 0 down to 0 at `steps`, along half a cosine."""
+    """From 1 at step 0 down to 0 at `steps`, along a half cosine."""
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def one_cycle(step: int, steps: int, warm_up: float) -> float:
-    """From a 25th up to 1 over the share `warm_up` of the steps, then down to 0, both along half a cosine."""
+    """From 1/25 up to 1 over the first `warm_up` share of the steps, then down to 0, both along a half cosine."""
     up = warm_up * steps
     if step < up:
         return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / up)) / 2

@@ -1,4 +1,4 @@
-"""What a user may choose: units, ranges, conflicts, presets. Knows no flags and no files."""
+"""User settings: units, ranges, conflicts, presets. Knows nothing of flag parsing or files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Metadata = Literal["keep", "strip-gps", "strip"]
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
-# of the fit; with `sample`, of every image
+# of the fit; for `sample`, per image
 STEPS: dict[Generator, int] = {"sample": 30, "direct": 100, "network": 100, "texture": 100}
 IMAGES_PER_CLUSTER: dict[Generator, int] = {"sample": 600, "direct": 400, "network": 400, "texture": 400}
 
@@ -53,23 +53,23 @@ PRESETS["uc-clip-paper"] = PRESETS["uc-paper"] | {"surrogate": "open_clip:RN50/o
 
 
 def runtime(default: Any) -> Any:
-    """A field that changes how a run goes, but not one output byte: left out of the fingerprint."""
+    """A field that affects how a run proceeds but not its output bytes; excluded from the fingerprint."""
     return field(default=default, metadata={"decides_bytes": False})
 
 
 class Deciding:
-    """Settings, a dataclass, of which some fields decide output bytes."""
+    """A settings dataclass in which some fields decide output bytes."""
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """The choices that decide output bytes, for the fingerprint."""
-        found = fields(self)  # type: ignore[arg-type]
-        return {f.name: getattr(self, f.name) for f in found if f.metadata.get("decides_bytes", True)}
+        """The settings that decide output bytes, for the fingerprint."""
+        columns = fields(self)  # type: ignore[arg-type]
+        return {f.name: getattr(self, f.name) for f in columns if f.metadata.get("decides_bytes", True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApplySettings(Deciding):
-    """What a protection run and a run over uploads choose alike: how pictures are read and written, and by whom.
+    """Settings shared by protection runs and runs over uploads: how pictures are read and written, and by whom.
 
     Raises SettingsError, one line that names the option, for anything out of range.
     """
@@ -78,12 +78,12 @@ class ApplySettings(Deciding):
     small_images: SmallImages = "resize"  # how a universal generator sees pictures of at most 64 px
     encode: str = "same"  # same | lossless | jpeg:QUALITY
     metadata: Metadata = "keep"
-    keep_sidecar: Sequence[str] = ()  # suffixes that leave without a look, see pipeline.pictures.members
+    keep_sidecar: Sequence[str] = ()  # suffixes passed through unchecked, see pipeline.pictures.members
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
-    max_quarantine: float = runtime(0.01)  # share of samples; more ends the run with exit code 3
-    workers: int | None = runtime(None)  # processes per stage; None = from the cluster's CPUs or GPUs
-    gpus_per_worker: float = runtime(0.0)  # the class of device is in the fingerprint, its share is not
+    max_quarantine: float = runtime(0.01)  # share of samples; exceeding it means exit code 3
+    workers: int | None = runtime(None)  # processes per stage; None = based on the cluster's CPUs or GPUs
+    gpus_per_worker: float = runtime(0.0)  # the fingerprint contains the device class, not the share
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -97,7 +97,7 @@ class ApplySettings(Deciding):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ApplySettings):
-    """Every choice of a protection run. The defaults are the preset `scumble`.
+    """All settings of a protection run. The defaults are the preset `scumble`.
 
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
     """
@@ -108,48 +108,48 @@ class Settings(ApplySettings):
     # the surrogate and its clusters
     method: Method = "uc"
     surrogate: str = DEFAULT_SURROGATE
-    surrogate_weights: str | None = runtime(None)  # the digest of the weights is in the fingerprint instead
-    surrogate_size: int | None = None  # side in pixels of what is embedded; None = as the weights were trained
-    clusters: int | None = None  # p; None = from the number of images, see clusters_for
+    surrogate_weights: str | None = runtime(None)  # the fingerprint contains the weights' digest instead
+    surrogate_size: int | None = None  # input side in pixels; None = as the weights were trained
+    clusters: int | None = None  # p; None = based on the number of images, see clusters_for
     cluster_space: ClusterSpace = "smoothed"
     restarts: int = 24
-    cluster_images: int = 50_000  # k-means fits on a hash-sample of at most this many, the rest is assigned
+    cluster_images: int = 50_000  # k-means is fitted on a hash-sample of at most this many; the rest are assigned
     # the delta
     epsilon: float = DEFAULT_EPSILON
     generator: Generator = "sample"
     optimise_through: OptimiseThrough = "proxy"
-    plain: bool = False  # without colour-robust training of proxy and delta
+    plain: bool = False  # without colour-robust training of proxies and deltas
     permutation: Permutation = "next"
     train_images: TrainImages = "all"
     distance: Distance = "l2"
     bound: Bound = "project"
-    delta_size: int | None = None  # side in pixels at which delta is made; None = pipeline.fitting.objective.delta_side
-    fit_images: int | None = 10_000  # images that deltas are fitted on; None = all
-    steps: int = 0  # of the fit; with --generator sample, of every image; 0 = STEPS of the generator
-    proxies: int = 3  # of --generator sample
-    robust_proxies: int = 1  # of them, trained on adversarial examples: against those who train so themselves
+    delta_size: int | None = None  # side of deltas in pixels; None = see pipeline.fitting.objective.delta_side
+    fit_images: int | None = 10_000  # number of images that deltas are fitted on; None = all
+    steps: int = 0  # of the fit; for --generator sample, per image; 0 = STEPS of the generator
+    proxies: int = 3  # for --generator sample
+    robust_proxies: int = 1  # of these, trained on adversarial examples, to counter adversarial training
     batch_size: int = 256
-    fit_threads: int = 2  # CPU threads of a fit; their number changes the last bits of float sums, so it decides bytes
-    step_size: float | None = None  # largest sign step of a direct delta, pixel units; None = 0.15 epsilon
-    generator_lr: float | None = None  # of Adam, for generator networks; None = 1e-4
-    key_file: str | None = runtime(None)  # secret of --generator texture; its digest is in the fingerprint
+    fit_threads: int = 2  # CPU threads of a fit; affects the last bits of float sums, hence output bytes
+    step_size: float | None = None  # largest sign step for direct deltas, pixel units; None = 0.15 epsilon
+    generator_lr: float | None = None  # Adam's, for generator networks; None = 1e-4
+    key_file: str | None = runtime(None)  # secret for --generator texture; the fingerprint contains its digest
     seed: int = 0
-    protection: str | None = runtime(None)  # apply this file instead of fitting; its digest is in the fingerprint
+    protection: str | None = runtime(None)  # apply this file instead of fitting; the fingerprint contains its digest
     # the run
     price_per_gpu_hour: float | None = runtime(None)
     price_per_cpu_hour: float | None = runtime(None)
     overwrite: bool = runtime(False)
     dry_run: bool = runtime(False)
-    profile: bool = runtime(False)  # where each worker's time goes; the GPU is waited for after every step
+    profile: bool = runtime(False)  # record where each worker's time goes; synchronises with the GPU after every step
     debug: bool = runtime(False)
-    given: frozenset[str] = runtime(frozenset())  # names of the options that the user has set, whatever their values
+    given: frozenset[str] = runtime(frozenset())  # names of options set by the user, whatever their values
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "steps" not in self.given:
             object.__setattr__(self, "steps", self.steps or STEPS[self.generator])
-        check(0 < self.epsilon < 1, f"--epsilon must lie between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
-        check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use 1/255 or more")
+        check(0 < self.epsilon < 1, f"--epsilon must be between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
+        check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use at least 1/255")
         check_least(self, _LEAST)
         self._check_conflicts()
 
@@ -163,7 +163,7 @@ class Settings(ApplySettings):
         if self.generator == "network":
             check(
                 self.optimise_through == "surrogate",
-                "--generator network is fitted per cluster through the surrogate: add --optimise-through surrogate",
+                "--generator network is fitted through the surrogate: add --optimise-through surrogate",
             )
             check(
                 self.bound != "project",
@@ -173,34 +173,33 @@ class Settings(ApplySettings):
             side = self.delta_size
             check(side is None or side % 4 == 0, "--delta-size must be a multiple of 4 for --generator network")
         if self.generator == "direct":
-            check(self.bound == "project", "--generator direct is bounded by projection: leave --bound at project")
+            check(self.bound == "project", "--generator direct is bounded by projection: use --bound project")
         if self.generator == "sample":
             check(
                 self.optimise_through == "proxy",
-                "--generator sample takes its steps through proxies: leave --optimise-through at proxy, "
-                "or add --generator direct",
+                "--generator sample optimises through proxies: use --optimise-through proxy, or add --generator direct",
             )
             side = self.delta_size
             check(side is None or side % 2 == 0, "--delta-size must be even for --generator sample")
             for name in sorted(self.given & {"distance", "bound", "batch_size"}):
-                check(False, f"{flag(name)} does nothing for --generator sample: omit it, or add --generator direct")
+                check(False, f"{flag(name)} has no effect with --generator sample: omit it, or add --generator direct")
             check(
                 self.robust_proxies <= self.proxies,
-                f"--robust-proxies {self.robust_proxies} of --proxies {self.proxies}: more than there are",
+                f"--robust-proxies {self.robust_proxies} exceeds --proxies {self.proxies}",
             )
         else:
             for name in sorted(self.given & {"proxies", "robust_proxies"}):
-                check(False, f"{flag(name)} belongs to --generator sample, not {self.generator}")
+                check(False, f"{flag(name)} only applies to --generator sample, not {self.generator}")
         if self.optimise_through == "proxy":
             check(
                 self.train_images == "all",
-                "--optimise-through proxy fits all deltas together: "
+                "--optimise-through proxy fits all deltas jointly: "
                 "--train-images cluster needs --optimise-through surrogate",
             )
         for name, generator in (("step_size", "direct"), ("generator_lr", "network")):
             check(
                 getattr(self, name) is None or self.generator == generator,
-                f"{flag(name)} belongs to --generator {generator}; it does nothing for {self.generator}",
+                f"{flag(name)} only applies to --generator {generator}, not {self.generator}",
             )
 
 
@@ -224,9 +223,9 @@ _LEAST = {
 
 
 def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settings:
-    """Settings from a preset, overlaid with layers of options; later layers win.
+    """Settings from a preset, overridden by layers of options; later layers win.
 
-    Raises SettingsError for an unknown preset or option, with near matches.
+    Raises SettingsError, with near matches, for an unknown preset or option.
     """
     check_choice("preset", preset, tuple(PRESETS))
     given = {name: value for layer in layers for name, value in layer.items()}
@@ -237,9 +236,9 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
 
 
 def settings_of_kind(kind: type[_T], options: Mapping[str, Any], required: tuple[str, ...] = ()) -> _T:
-    """Settings of one kind from options.
+    """Settings of class `kind` from options.
 
-    Raises SettingsError for an option that is unknown, with near matches, or missing, and what `kind` raises.
+    Raises SettingsError for unknown options, with near matches, for missing ones, and whatever `kind` raises.
     """
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for name in options:
@@ -251,13 +250,13 @@ def settings_of_kind(kind: type[_T], options: Mapping[str, Any], required: tuple
 
 
 def near_matches(word: str, known: list[str]) -> str:
-    """'; did you mean a, b?' or nothing."""
+    """'; did you mean a, b?' or ''."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def parse_epsilon(text: str | float) -> float:
-    """'16/255' or '0.0627', in pixel units -> float. Raises SettingsError."""
+    """'16/255' or '0.0627' -> float, in pixel units. Raises SettingsError."""
     number, slash, divisor = str(text).partition("/")
     try:
         return float(number) / (float(divisor) if slash else 1)
@@ -282,55 +281,55 @@ def parse_bytes(text: str) -> int:
 
 
 def jpeg_quality(encode: str) -> int | None:
-    """The Q of 'jpeg:Q'; None for 'same' and 'lossless'. Raises SettingsError."""
+    """Q from 'jpeg:Q'; None for 'same' and 'lossless'. Raises SettingsError."""
     if encode in ("same", "lossless"):
         return None
     match = re.fullmatch(r"jpeg:(\d{1,3})", encode)
     if match is None or not 1 <= int(match[1]) <= 100:
-        raise SettingsError(f"--encode {encode!r} is none of same, lossless, jpeg:1 … jpeg:100")
+        raise SettingsError(f"--encode {encode!r} is not one of same, lossless, jpeg:1 … jpeg:100")
     return int(match[1])
 
 
 def sidecars(suffixes: Sequence[str]) -> list[str]:
-    """Suffixes of --keep-sidecar in small letters, sorted. Raises SettingsError for one that names the image itself."""
-    found = sorted({suffix.lower().lstrip(".") for suffix in suffixes})
-    for suffix in found:
+    """Suffixes of --keep-sidecar, lower-cased and sorted. Raises SettingsError for one that denotes an image."""
+    cleaned = sorted({suffix.lower().lstrip(".") for suffix in suffixes})
+    for suffix in cleaned:
         check(
             bool(suffix) and suffix not in IMAGE_SUFFIXES,
-            f"--keep-sidecar {suffix!r} is no sidecar but the image: use a suffix of two parts, such as seg.png",
+            f"--keep-sidecar {suffix!r} denotes the image itself: use a two-part suffix, such as seg.png",
         )
-    return found
+    return cleaned
 
 
 def clusters_for(num_images: int, generator: Generator) -> int:
-    """Number of clusters for a collection: IMAGES_PER_CLUSTER each, between 10 and 40.
+    """Number of clusters for a collection: IMAGES_PER_CLUSTER each, between 10 and 40 clusters.
 
-    A delta that is seen on fewer images is not learnt before the real features: with 200 each, 4,000 images of
-    CIFAR-10 kept 51-57 % accuracy; with 400 each, 37-45 % (tests/fitting/test_effect.py). Deltas of single images do
-    better with fewer clusters: 6,000 images kept 35 % with 10 clusters, 40 % with 15, 54 % with 40.
+    A delta seen on fewer images is not learnt before the real features: training on 4,000 images of CIFAR-10 reached
+    51-57 % accuracy with 200 per cluster, 37-45 % with 400 (tests/fitting/test_effect.py). Sample-wise deltas work
+    better with fewer clusters: 6,000 images gave 35 % with 10 clusters, 40 % with 15, 54 % with 40.
     """
     return max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))
 
 
 def flag(name: str) -> str:
-    """The option of a field."""
+    """The command-line option for a field."""
     return "--" + name.replace("_", "-")
 
 
 def check(holds: bool, message: str) -> None:
-    """Raise SettingsError unless it holds."""
+    """Raise SettingsError with the message unless the condition holds."""
     if not holds:
         raise SettingsError(message)
 
 
 def check_least(settings: object, least: Mapping[str, float]) -> None:
-    """Raise SettingsError for a field below its least value; None is always allowed."""
+    """Raise SettingsError for a field below its minimum; None is always allowed."""
     for name, lowest in least.items():
         value = getattr(settings, name)
         check(value is None or value >= lowest, f"{flag(name)} must be at least {lowest}; it is {value}")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise SettingsError, with near matches, for a value that is none of the allowed."""
+    """Raise SettingsError, with near matches, for a value that is not allowed."""
     known = list(allowed)
-    check(value in known, f"{flag(name)} {value!r} is none of {', '.join(known)}{near_matches(str(value), known)}")
+    check(value in known, f"{flag(name)} {value!r} is not one of {', '.join(known)}{near_matches(str(value), known)}")

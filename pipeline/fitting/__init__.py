@@ -1,1 +1,1 @@
-"""How deltas and proxies are fitted to a collection."""
+"""Fitting deltas and proxies to a collection."""

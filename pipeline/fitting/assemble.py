@@ -1,4 +1,4 @@
-"""Fitted deltas or a secret key, and a clustering, become a protection; a clustering becomes a file."""
+"""Build a protection from fitted deltas or a secret key and a clustering; store clusterings as files."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def clustering_to_bytes(clustering: Clustering) -> bytes:
 
 
 def clustering_from_bytes(data: bytes) -> Clustering:
-    """The inverse of clustering_to_bytes. Raises InputError if `data` is no such file."""
+    """The inverse of clustering_to_bytes. Raises InputError if `data` is not such a file."""
     try:
         return Clustering.from_tensors(load(data))
     except SafetensorError as error:
-        raise InputError(f"not a clustering, or cut short: {error}; delete the file to cluster again") from None
+        raise InputError(f"not a clustering, or truncated: {error}; delete the file to cluster again") from None
 
 
 def fitted_protection(
     fitted: FittedDeltas, clustering: Clustering, settings: Settings, surrogate_id: str, fingerprint: str
 ) -> Protection:
-    """The protection of one run from the deltas of all its clusters, or from what makes them for each image."""
+    """The protection of a run, from the deltas of all its clusters or from the networks that make one per image."""
     return Protection(
         method=settings.method,
         generator=settings.generator,
@@ -66,7 +66,7 @@ def _sample_generator(fitted: FittedDeltas, settings: Settings) -> SampleGenerat
 def texture_protection(
     clustering: Clustering, settings: Settings, surrogate_id: str, fingerprint: str, key: bytes
 ) -> Protection:
-    """A protection of keyed random textures: nothing is fitted but the clusters."""
+    """A protection by keyed random textures: only the clusters are fitted."""
     targets = target_clusters(clustering.centroids, settings.permutation)
     return Protection(
         method=settings.method,
@@ -84,7 +84,7 @@ def texture_protection(
 
 
 def _figures(fitted: FittedDeltas) -> dict[str, Any]:
-    """What was seen while fitting, as JSON: one number or one curve of at most 100 points per cluster."""
+    """Figures recorded during the fit, as JSON: a number or a curve of at most 100 points per cluster."""
     figures: dict[str, Any] = {
         name: [_number(value) for value in getattr(fitted, name).tolist()]
         for name in ("moved", "before", "rms", "clamped")
@@ -97,7 +97,7 @@ def _figures(fitted: FittedDeltas) -> dict[str, Any]:
 
 
 def _curve(values: Tensor) -> list[float | None]:
-    """At most 100 points: means of equal stretches."""
+    """At most 100 points, each the mean of an equal stretch."""
     parts = np.array_split(values.double().numpy().ravel(), min(_CURVE_POINTS, values.numel()))
     return [_number(float(part.mean())) for part in parts]
 

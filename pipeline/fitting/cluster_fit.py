@@ -29,7 +29,7 @@ GENERATOR_WEIGHT_DECAY = 5e-4  # coupled, inside Adam, as in the authors' code
 
 
 class FeatureNetwork(Protocol):
-    """What a fit needs of a surrogate: differentiable features of images float [B, 3, S, S] in [0, 1]."""
+    """What a fit needs from a surrogate: differentiable features of images, float [B, 3, S, S] in [0, 1]."""
 
     def embed(self, images: Tensor, *, resize: bool = False) -> Tensor:
         """Features [B, d]; `resize` brings the images to the surrogate's input size."""
@@ -37,10 +37,10 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Aims:
-    """Where the clusters are and where they are moved.
+    """Where the clusters are, and where their images are moved.
 
     feature_means  float [p, d]: mean feature of each cluster, in the surrogate's feature space
-    targets        the target cluster of each
+    targets        target cluster of each cluster
     """
 
     feature_means: Tensor
@@ -56,18 +56,18 @@ class NetworkShape:
 
 
 class ClusterFit:
-    """Fits the delta of one cluster through the surrogate: by a generator network, or delta itself.
+    """Fits one cluster's delta through the surrogate, as a generator network or directly.
 
-    images         of all clusters, at the side of the delta or larger; larger ones are cropped at random, and
-                   centred for the final figures
-    aims           of all clusters
-    settings       generator, bound, distance, epsilon, train_images, steps, batch_size, lr, seed
-    side           of the delta in pixels; None = that of the images
-    shape          of the generator network
+    images    of all clusters, at the side of the delta or larger; larger ones are randomly cropped while fitting and
+              centre-cropped for the final figures
+    aims      of all clusters
+    settings  uses generator, bound, distance, epsilon, train_images, steps, batch_size, generator_lr, step_size, seed
+    side      of the delta in pixels; None = that of the images
+    shape     of the generator network
 
-    network  Adam 1e-4, coupled weight decay 5e-4, cosine per step to 1e-6; the clean image is cropped and
-             flipped, delta never moves (the authors' code)
-    direct   sign steps; crop and flip move image and delta together, so that delta outlives them
+    network  Adam 1e-4, coupled weight decay 5e-4, cosine per step to 1e-6; the clean image is cropped and flipped, the
+             delta never is (as in the authors' code)
+    direct   sign steps; image and delta are cropped and flipped together, so that the delta survives both
     Raises SettingsError if the cluster has no images of its own and train_images is `cluster`.
     """
 
@@ -91,7 +91,7 @@ class ClusterFit:
         self._own = images.pixels[own].to(device)
         self._pixels = self._own if settings.train_images == "cluster" else images.pixels.to(device)
         if len(self._pixels) == 0:
-            raise SettingsError(f"cluster {cluster} has no images to fit on: use --train-images all")
+            raise SettingsError(f"cluster {cluster} has no images to fit on; use --train-images all")
         epsilon, seed = settings.epsilon, settings.seed
         self._is_network = settings.generator == "network"
         self._generator: NetworkDelta | DirectDelta
@@ -150,7 +150,7 @@ class ClusterFit:
             sign_step(parameter, self._momentum, parameter.grad, size, settings.epsilon, one_channel=False)
 
     def _batch(self) -> Tensor:
-        """Indices of this step's images: shuffled epochs, the last batch of an epoch may be smaller."""
+        """Indices of this step's images; epochs are shuffled, and their last batch may be smaller."""
         settings, count = self._settings, len(self._pixels)
         epoch, batch = divmod(self._step, math.ceil(count / settings.batch_size))
         order = torch.randperm(count, generator=torch_rng(settings.seed, "order", self._cluster, epoch))
@@ -185,7 +185,7 @@ class ClusterFit:
         self._step = int(state["step"])
 
     def result(self) -> FittedDeltas:
-        assert self.is_done, "the fit is not done"
+        assert self.is_done, "the fit is not finished"
         targets = torch.full((self._centroids.shape[0],), self._target, device=self._device)
         clusters = torch.zeros(len(self._own), dtype=torch.int64, device=self._device)
         edge = (self._own.shape[2] - self._side) // 2

@@ -1,4 +1,4 @@
-"""What goes into a fit of deltas and what comes out of it, and the one interface of all fits."""
+"""Inputs and outputs of fits, and the interface they share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from pipeline.errors import ConflictError, InputError
 
 @dataclass(frozen=True)
 class FitImages:
-    """The clean images that deltas are fitted on: pixels uint8 [n, 3, S, S], clusters int64 [n]."""
+    """The clean images that deltas are fitted on.
+
+    pixels    uint8 [n, 3, S, S]
+    clusters  int64 [n]
+    """
 
     pixels: Tensor
     clusters: Tensor
@@ -26,7 +30,9 @@ class FitImages:
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or self.pixels.dtype != torch.uint8:
             raise ValueError(f"pixels must be uint8 [n, 3, S, S], not {self.pixels.dtype} {shape}")
         if self.clusters.shape != shape[:1] or self.clusters.dtype != torch.int64 or shape[0] == 0:
-            raise ValueError(f"{shape[0]} images, clusters {self.clusters.dtype} {tuple(self.clusters.shape)}")
+            raise ValueError(
+                f"{shape[0]} images need clusters int64 [n]; got {self.clusters.dtype} {tuple(self.clusters.shape)}"
+            )
 
     @property
     def side(self) -> int:
@@ -35,18 +41,19 @@ class FitImages:
 
 @dataclass(frozen=True)
 class FittedDeltas:
-    """The finished deltas of k clusters, in whole 8-bit levels, and what was seen while fitting them.
+    """The finished deltas of k clusters, in whole 8-bit levels, with figures from the fit.
 
-    clusters, targets  k cluster indices and the cluster each is moved to
-    levels   int8 [k, 3, S, S]; None where every image gets a delta of its own
-    losses   float32 [k, steps]; where a batch had no image of the cluster, the value before is repeated
-    moved    float32 [k]: share of the cluster's own protected images whose nearest centroid is the target's,
-             in the features of what delta was optimised through; nan for a cluster without images
-    before   float32 [k]: the same share of the clean images
-    rms      float32 [k]: root mean square of the levels, in 8-bit levels
-    clamped  float32 [k]: share of the values that lie on the bound
-    extra    generator weights and sigma ("<cluster>/..."), or the proxy's loss curve and accuracy ("proxy/...") and,
-             where every image gets a delta of its own, the weights of the proxies ("proxies.…")
+    clusters  k cluster indices
+    targets   the target cluster of each
+    levels    int8 [k, 3, S, S]; None if every image gets its own delta
+    losses    float32 [k, steps]; if a batch had no image of the cluster, the previous value is repeated
+    moved     float32 [k]: share of the cluster's protected images whose nearest centroid is the target's, in the
+              features of the network deltas were optimised through; nan for a cluster without images
+    before    float32 [k]: the same share for the clean images
+    rms       float32 [k]: root mean square of the delta, in 8-bit levels
+    clamped   float32 [k]: share of values at the bound
+    extra     generator weights and sigma ("<cluster>/..."), or the proxy's loss curve and accuracy ("proxy/...") and,
+              if every image gets its own delta, the weights of the proxies ("proxies.…")
     """
 
     clusters: tuple[int, ...]
@@ -68,7 +75,7 @@ class FittedDeltas:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FittedDeltas:
-        """The inverse of to_bytes. Raises InputError if `data` is no such file."""
+        """The inverse of to_bytes. Raises InputError if `data` is not such a file."""
         try:
             tensors = load(data)
             extra = {n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")}
@@ -77,16 +84,16 @@ class FittedDeltas:
             values["levels"] = tensors.get("levels")
             return cls(**values, extra=extra)
         except (SafetensorError, KeyError) as error:
-            raise InputError(f"not a file of fitted deltas, or cut short: {error}; delete it to refit") from None
+            raise InputError(f"not a file of fitted deltas, or truncated: {error}; delete it to refit") from None
 
 
 _TENSORS = ("losses", "moved", "before", "rms", "clamped")
 
 
 def merge(parts: Iterable[FittedDeltas]) -> FittedDeltas:
-    """The deltas of all clusters from files of some clusters each, ordered by cluster.
+    """Combine the deltas of several files, ordered by cluster.
 
-    Raises ConflictError if two parts hold the same cluster.
+    Raises ConflictError if two parts contain the same cluster.
     """
     ordered = sorted(parts, key=lambda part: part.clusters)
     clusters = tuple(cluster for part in ordered for cluster in part.clusters)
@@ -105,30 +112,30 @@ def merge(parts: Iterable[FittedDeltas]) -> FittedDeltas:
 
 
 class Fit(Protocol):
-    """A fit that can be stopped at any step: load(state()) in a new one goes on to bit-equal deltas."""
+    """A fit that can be stopped at any step: load(state()) in a new one resumes to bit-identical deltas."""
 
     @property
     def is_done(self) -> bool: ...
 
     @property
     def progress(self) -> float:
-        """Share of the steps done, 0 ... 1."""
+        """Share of steps done, 0 ... 1."""
 
     def advance(self, steps: int) -> None:
-        """Take at most `steps` more steps. Raises PromiseError on a loss that is not finite."""
+        """Take at most `steps` more steps. Raises PromiseError for a non-finite loss."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, as a flat dict that safetensors can hold."""
+        """Everything the next step depends on, as a flat dict for safetensors."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state`. Raises InputError if it belongs to another fit."""
+        """Resume from `state`. Raises InputError if it belongs to another fit."""
 
     def result(self) -> FittedDeltas:
-        """The finished deltas; only when is_done."""
+        """The finished deltas; call only when is_done."""
 
 
 def checkpoint(prefix: str, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters, buffers and optimiser moments of a network, on the CPU, under names that start with `prefix`."""
+    """Parameters, buffers and optimiser moments of a network, on the CPU, with names starting with `prefix`."""
     tensors = {f"{prefix}/net/{name}": value for name, value in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         for moment, value in optimiser.state.get(parameter, {}).items():
@@ -138,7 +145,7 @@ def checkpoint(prefix: str, module: nn.Module, optimiser: torch.optim.Optimizer)
 
 
 def restore(prefix: str, state: Mapping[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """The inverse of checkpoint. Copies in place: a changed memory layout could change the last bits."""
+    """The inverse of checkpoint. Copies in place, because a different memory layout could change the last bits."""
     with torch.no_grad():
         for name, value in module.state_dict().items():
             value.copy_(entry(state, f"{prefix}/net/{name}", value))
@@ -148,16 +155,16 @@ def restore(prefix: str, state: Mapping[str, Tensor], module: nn.Module, optimis
         if name.startswith(f"{prefix}/optimiser/"):
             moment, _, owner = name.removeprefix(f"{prefix}/optimiser/").partition("/")
             parameter = parameters[owner]
-            # Adam keeps its step count on the CPU; everything shaped like the parameter lies beside it.
+            # Adam keeps its step count on the CPU; whatever has the parameter's shape is on its device.
             same = value.shape == parameter.shape and moment != "step"
             kept = torch.empty_like(parameter).copy_(value) if same else value.clone()
             optimiser.state[parameter][moment] = kept.detach()
 
 
 def entry(state: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """state[name], or InputError if it is absent or has another shape than `like`."""
-    found = state.get(name)
-    if found is None or found.shape != like.shape:
-        seen = "is missing" if found is None else f"has shape {tuple(found.shape)}"
+    """state[name]; raises InputError if it is missing or its shape differs from `like`."""
+    value = state.get(name)
+    if value is None or value.shape != like.shape:
+        seen = "is missing" if value is None else f"has shape {tuple(value.shape)}"
         raise InputError(f"checkpoint of another fit: {name} {seen}, expected {tuple(like.shape)}; delete it")
-    return found
+    return value

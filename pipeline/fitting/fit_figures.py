@@ -1,4 +1,4 @@
-"""How far finished deltas move images, and the conditions under which every fit repeats itself to the bit."""
+"""How far finished deltas move images, and the settings that make fits reproducible bit by bit."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _EVALUATION_BATCH = 256
 
 
 def embed_all(embed: Callable[[Tensor], Tensor], pixels: Tensor, levels: Tensor | None, clusters: Tensor) -> Tensor:
-    """Features of uint8 pixels, clean or with their cluster's delta of whole levels [k, 3, S, S]."""
-    found = []
+    """Features of uint8 pixels, clean or with their cluster's delta in whole levels [k, 3, S, S]."""
+    features = []
     with torch.no_grad():
         for start in range(0, len(pixels), _EVALUATION_BATCH):
             batch = slice(start, start + _EVALUATION_BATCH)
             images = pixels[batch].float() / 255
             if levels is not None:
                 images = perturb(images, levels.to(images.device)[clusters[batch]].float() / 255)
-            found.append(embed(images.contiguous(memory_format=torch.channels_last)))
-    return torch.cat(found) if found else torch.zeros(0, 1, device=pixels.device)
+            features.append(embed(images.contiguous(memory_format=torch.channels_last)))
+    return torch.cat(features) if features else torch.zeros(0, 1, device=pixels.device)
 
 
 def moved_shares(features: Tensor, centroids: Tensor, targets: Tensor, clusters: Tensor) -> Tensor:
-    """Share of each cluster's images that are nearest to its target's centroid -> [p]; nan without images."""
+    """Share of each cluster's images nearest to its target's centroid, [p]; nan without images."""
     num_clusters = len(centroids)
     counts = torch.bincount(clusters, minlength=num_clusters).cpu()
     if len(features) == 0:
@@ -40,7 +40,7 @@ def moved_shares(features: Tensor, centroids: Tensor, targets: Tensor, clusters:
 
 
 def reproducible() -> AbstractContextManager[None]:
-    """cuDNN's deterministic algorithms only, and no choice by timing: a resumed fit must repeat every bit."""
+    """Only deterministic cuDNN algorithms, not chosen by timing: a resumed fit must be bit-identical."""
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     return flags
 

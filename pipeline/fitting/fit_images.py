@@ -1,4 +1,4 @@
-"""Which images deltas are fitted on, and at which size: a deterministic hash-sample, decoded once to uint8."""
+"""The images deltas are fitted on, and their size: a deterministic hash-sample, decoded once to uint8."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.settings import Settings
 from pipeline.shards.squares import square_of
 from pipeline.surrogates.features import Assignment
 
-LEAST_PER_CLUSTER = 200  # a pattern that is seen on fewer images is not learnt before the real features
+LEAST_PER_CLUSTER = 200  # a pattern seen on fewer images is not learnt before the real features
 FIT_IMAGE = "fit-image"  # purpose of the hash-sample
-CROP_MARGIN = 256 / 224  # pictures are kept so much larger where the fit crops them at random, as UC does
+CROP_MARGIN = 256 / 224  # pictures are kept this much larger if the fit crops them at random, as in UC
 
 
 def fit_shares(sizes: Mapping[int, int], fit_images: int | None) -> dict[int, float]:
-    """Share of each cluster's images to fit on: all alike, but small clusters give at least 200 images.
+    """Share of each cluster's images to fit on: equal, except that small clusters provide at least 200 images.
 
     sizes       cluster -> number of images
-    fit_images  how many in all; None = every image
+    fit_images  total number to fit on; None = all
     """
     total = sum(sizes.values())
     common = 1.0 if fit_images is None else min(1.0, fit_images / max(total, 1))
@@ -37,7 +37,7 @@ def fit_shares(sizes: Mapping[int, int], fit_images: int | None) -> dict[int, fl
 
 
 def chosen_images(assignment: Assignment, shares: Mapping[int, float], seed: int) -> dict[str, int]:
-    """Cluster of each sample of a shard that is fitted on, by key; known without the shard."""
+    """Key -> cluster of each sample of a shard to fit on, without reading the shard."""
     clusters = zip(assignment.keys, assignment.clusters.tolist(), strict=True)
     return {
         key: cluster for key, cluster in clusters if in_sample(shares[cluster], seed, FIT_IMAGE, assignment.shard, key)
@@ -49,7 +49,7 @@ def read_fit_images(
 ) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
     """Chosen pictures of one shard as (key, uint8 [side, side, 3], cluster), in input order.
 
-    Nothing is read behind the last of them: of a large collection, most shards hold few.
+    Reading stops after the last one: in a large collection, most shards contain few.
     """
     left = dict(chosen)
     for sample in samples if left else ():
@@ -62,13 +62,13 @@ def read_fit_images(
 
 
 def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
-    """Pictures from blocks with the columns pixels (bytes), cluster, shard, key, in (shard, key) order.
+    """Pictures from tables with the columns pixels (bytes), cluster, shard and key, sorted by (shard, key).
 
-    Raises InputError if there is none.
+    Raises InputError if there are none.
     """
     rows = [row for table in tables for row in table.to_pylist()]
     if not rows:
-        raise InputError("no image of the collection could be decoded, so there is nothing to fit deltas on")
+        raise InputError("none of the collection's images could be decoded, so there is nothing to fit deltas on")
     rows.sort(key=lambda row: (row["shard"], row["key"]))
     pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(side, side, 3) for row in rows])
     return FitImages(
@@ -79,7 +79,7 @@ def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
 def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:
     """Shorter sides in pixels of the usable pictures among the first `limit` samples.
 
-    Raises InputError if there is none.
+    Raises InputError if there are none.
     """
     sides: list[int] = []
     for sample in itertools.islice(samples, limit):
@@ -92,15 +92,15 @@ def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixe
             continue
         sides.append(min(picture.pixels.shape[:2]))
     if not sides:
-        raise InputError(f"none of the first {limit} samples holds an image that can be decoded")
+        raise InputError(f"none of the first {limit} samples contains an image that can be decoded")
     return sides
 
 
 def picture_side(settings: Settings, delta_side: int) -> int:
-    """Side of the pictures that deltas of `delta_side` are fitted on.
+    """Side of the pictures that deltas of side `delta_side` are fitted on.
 
-    Through the surrogate they are larger than delta, for the random crop of the authors' code (256 to 224); through
-    the proxy crop and flip move picture and delta together.
+    For generator networks they are larger than the delta, to allow the random crop of the authors' code (256 to 224);
+    otherwise picture and delta are cropped and flipped together.
     """
     crops = settings.optimise_through == "surrogate" and settings.generator == "network"
     return int(delta_side * CROP_MARGIN) if crops else delta_side

@@ -1,7 +1,7 @@
-"""The objective of Unlearnable Clusters: how far features are from the wrong centroid, and steps against it.
+"""The objective of Unlearnable Clusters: the distance of features from the wrong cluster's centroid.
 
-Zhang et al. 2023, section 3.3: delta_i drags the images of cluster i to the centroid of another cluster,
-g(mu_i), in the feature space of a frozen network; the distance d is left open there.
+Zhang et al. 2023, section 3.3: delta_i moves the images of cluster i to the centroid of another cluster, g(mu_i), in
+the feature space of a frozen network. The paper leaves the distance d open.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch.nn import functional as F
 
 from pipeline.settings import Distance, Settings
 
-PROXY_SIDES = (32, 72)  # deltas of this size survive resizing, and a proxy learns quickly at it
+PROXY_SIDES = (32, 72)  # deltas of this size survive resizing, and proxies learn quickly
 
 
 def distances(features: Tensor, aims: Tensor, distance: Distance) -> Tensor:
-    """Distance of each feature to its aim -> [B].
+    """Distance of each feature from its target, [B].
 
-    features, aims  float [B, d]
-    kl      KL(softmax aim || softmax feature), temperature 1: what the authors' code computes
-    cosine  1 - cosine similarity
-    l2      squared Euclidean distance: the geometry of k-means
+    features  float [B, d]
+    aims      float [B, d], the target of each feature
+    distance  kl      KL(softmax aim || softmax feature), temperature 1, as in the authors' code
+              cosine  1 - cosine similarity
+              l2      squared Euclidean distance, as in k-means
     """
     if distance == "kl":
         log_features, log_aims = F.log_softmax(features, 1), F.log_softmax(aims, 1)
@@ -34,7 +35,7 @@ def distances(features: Tensor, aims: Tensor, distance: Distance) -> Tensor:
 
 
 def sum_by_cluster(values: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
-    """Sums of values [B, ...] over the images of each cluster -> [p, ...], in a fixed order on every device."""
+    """Sum of values [B, ...] over each cluster's images, [p, ...], in a fixed order on every device."""
     members = F.one_hot(clusters, num_clusters).to(values.dtype)
     return (members.T @ values.reshape(len(values), -1)).reshape(num_clusters, *values.shape[1:])
 
@@ -47,18 +48,20 @@ def feature_means(features: Tensor, clusters: Tensor, num_clusters: int) -> Tens
 
 
 def is_moved(features: Tensor, centroids: Tensor, aims: Tensor) -> Tensor:
-    """bool [n]: is the nearest centroid (Euclidean) of each feature the one it was meant to move to?
+    """Whether the nearest centroid (Euclidean) of each feature is its target's, bool [n].
 
-    features [n, d]; centroids [p, d]; aims int64 [n] in 0 ... p-1
+    features   [n, d]
+    centroids  [p, d]
+    aims       int64 [n], target clusters in 0 ... p-1
     """
     return torch.cdist(features.float(), centroids.float()).argmin(1) == aims
 
 
 def delta_side(settings: Settings, surrogate_input_size: int, shorter_sides: Sequence[int]) -> int:
-    """Side in pixels at which deltas are made.
+    """Side of deltas in pixels.
 
     shorter_sides  of the images that deltas are fitted on, not empty
-    --delta-size where given; through the surrogate its input size (224 with --size 224); through the proxy the
+    This is --delta-size if given. Through the surrogate: its input size (224 with --size 224). Through the proxy: the
     median shorter side, rounded down to a multiple of 8, between 32 and 72.
     """
     if settings.delta_size is not None:

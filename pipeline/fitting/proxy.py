@@ -1,7 +1,7 @@
 """The proxy: a small network trained from scratch on the clean images to predict their cluster ids.
 
-Deltas optimised through what a new network learns first carry over to the networks that others will train,
-better than deltas optimised through a pretrained encoder, and whatever the size of the images.
+Deltas optimised through what a new network learns first transfer to networks that others train, better than deltas
+optimised through a pretrained encoder, whatever the image size.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pipeline.pictures.augment import colour_jitter, random_views, take
 from pipeline.schedules import one_cycle
 
 EPOCHS = 12
-LEAST_STEPS = 400  # fewer leave the proxy untrained on a small collection: 150 knew 83 % of 1,600 images, 600 97 %
+LEAST_STEPS = 400  # fewer underfit small collections: on 1,600 images, 150 steps reach 83 % accuracy, 600 reach 97 %
 BATCH_SIZE = 128
-SMALL_BATCH = 32  # of a collection of a few hundred images: an eighth of it, but no less than this
+SMALL_BATCH = 32  # least batch for small collections, which use an eighth of their images
 PEAK_LR = 0.15
 WARM_UP = 0.25  # share of the steps
 WEIGHT_DECAY = 5e-4
 LABEL_SMOOTHING = 0.1
 DROPOUT = 0.2
-STEP = 1.25  # of the radius: as Wong et al. take it
+STEP = 1.25  # times the radius, as in Wong et al.
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long the proxy is trained: batches of `batch` images, `per_epoch` of them, `steps` in all."""
+    """How long the proxy is trained: `steps` batches of `batch` images, `per_epoch` per epoch."""
 
     batch: int
     per_epoch: int
@@ -51,9 +51,9 @@ class Schedule:
 class ProxyTraining:
     """Trains a ProxyNetwork step by step; every draw is named by (seed, purpose, epoch or step).
 
-    colour_robust  train under colour jitter, channel shuffle and grey, as those who relearn would
-    radius         train on images moved within it to where the proxy errs, pixel units, by one step from a random
-                   start (Wong et al., ICLR 2020); 0 = on the images as they are
+    colour_robust  train under colour jitter, channel shuffling and grey, as a relearning adversary would
+    radius         train on adversarial examples within this distance, pixel units, made by one step from a random start
+                   (Wong et al., ICLR 2020); 0 = on the plain images
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ProxyTraining:
         return self.step == self.steps
 
     def advance(self) -> None:
-        """One SGD step. Raises PromiseError if the loss is not finite."""
+        """One SGD step. Raises PromiseError for a non-finite loss."""
         epoch, batch = divmod(self.step, self._schedule.per_epoch)
         order = torch.randperm(len(self._pixels), generator=torch_rng(self._seed, "proxy-order", epoch))
         chosen = order[batch * self._schedule.batch :][: self._schedule.batch].to(self._device)
@@ -109,7 +109,7 @@ class ProxyTraining:
         self.step += 1
 
     def _moved(self, images: Tensor, clusters: Tensor, keep: Tensor, rng: torch.Generator) -> Tensor:
-        """Images within the radius of those given, and within [0, 1], that the proxy gets wrong more often."""
+        """Adversarial versions of images, within the radius and [0, 1]."""
         delta = self._radius * (2 * torch.rand(images.shape, generator=rng) - 1).to(self._device)
         delta.requires_grad_()
         loss = F.cross_entropy(self.network((images + delta).clamp(0, 1), keep), clusters)
@@ -118,30 +118,30 @@ class ProxyTraining:
         return (images + stepped.clamp(-self._radius, self._radius)).clamp(0, 1)
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on."""
+        """Everything the next step depends on."""
         tensors = checkpoint("proxy", self.network, self._optimiser)
         return tensors | {"proxy/step": torch.tensor([self.step]), "proxy/losses": self.losses.clone()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state`. Raises InputError if it belongs to other images or clusters."""
+        """Resume from `state`. Raises InputError if it belongs to other images or clusters."""
         losses = entry(state, "proxy/losses", self.losses).clone()
         restore("proxy", state, self.network, self._optimiser)
         self.losses, self.step = losses, int(state["proxy/step"])
 
     def features(self, images: Tensor) -> Tensor:
-        """Features of the network as it will be attacked: frozen, batch normalisation in inference mode."""
+        """Features of the network as deltas attack it: frozen, with batch normalisation in inference mode."""
         network: ProxyNetwork = self.network
         network.eval().requires_grad_(False)
         return network.features(images)
 
     def accuracy(self, features: Tensor) -> float:
-        """Share of the clean images, given by their features [n, 192], whose cluster id the proxy predicts."""
+        """Share of the clean images, given as features [n, 192], whose cluster id the proxy predicts."""
         with torch.no_grad():
             hits = self.network.head(features).argmax(1) == self._clusters
         return float(hits.float().mean())
 
 
 def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Random crop of images [B, 3, S, S] reflected by S // 8 at the edges (4 px at 32), half of them flipped."""
+    """Random crops of images [B, 3, S, S], reflected by S // 8 at the edges (4 px at 32); half are flipped."""
     side = images.shape[2]
     return take(images, random_views(len(images), side, side, crop_padding(side), rng))

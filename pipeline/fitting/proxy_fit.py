@@ -21,12 +21,12 @@ from pipeline.settings import Settings
 
 
 class ProxyFit:
-    """Trains the proxy, then moves the deltas of all clusters at once, by sign steps on its features.
+    """Trains the proxy, then optimises all clusters' deltas at once, by sign steps on its features.
 
-    images   all clusters' images at the side of the deltas
-    settings permutation, distance, epsilon, steps, batch_size, plain, seed, step_size
-    Without `plain` the proxy learns and the deltas are fitted under colour changes, and each delta is equal in
-    all channels. Targets are chosen from the proxy's own mean feature of each cluster.
+    images    all clusters' images, at the side of the deltas
+    settings  uses permutation, distance, epsilon, steps, batch_size, plain, seed, step_size
+    Without `plain`, the proxy is trained and deltas are fitted under colour jitter, and each delta is equal in all
+    channels. Target clusters are chosen from the proxy's mean feature of each cluster.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ProxyFit:
         return self._aims
 
     def _embed(self, levels: Tensor | None) -> Tensor:
-        """Proxy features of all images, clean or with their cluster's finished delta."""
+        """Proxy features of all images, clean or with their cluster's final delta."""
         return embed_all(self._proxy.features, self._pixels, levels, self._clusters)
 
     def state(self) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class ProxyFit:
         self._step, self._aims = int(state["step"]), None
 
     def result(self) -> FittedDeltas:
-        assert self.is_done, "the fit is not done"
+        assert self.is_done, "the fit is not finished"
         with reproducible():
             levels = torch.from_numpy(quantise(self._delta.cpu(), self._settings.epsilon))
             centroids, targets = self._aim()
@@ -151,7 +151,7 @@ class ProxyFit:
 
 
 def _draw(count: int, batch_size: int, rng: torch.Generator) -> Tensor:
-    """Indices of a batch: without replacement where the images suffice."""
+    """Indices of a batch, drawn without replacement if there are enough images."""
     if count >= batch_size:
         return torch.randperm(count, generator=rng)[:batch_size]
     return torch.randint(count, (batch_size,), generator=rng)

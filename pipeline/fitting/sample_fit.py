@@ -1,4 +1,4 @@
-"""The fit of sample-wise deltas: proxies, each trained on the clusters from a start of its own, and a try of them."""
+"""The fit for sample-wise deltas: proxies trained on the clusters from different starts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pipeline.fitting.objective import feature_means
 from pipeline.fitting.proxy import ProxyTraining
 from pipeline.settings import Settings
 
-ROBUST = 0.25  # of epsilon: how far images are moved that a robust proxy is trained on; 4/255 of 16/255
-TRIED_IMAGES = 256  # that deltas are made for, to see how far they move
+ROBUST = 0.25  # times epsilon: radius of a robust proxy's adversarial examples; 4/255 for epsilon 16/255
+TRIED_IMAGES = 256  # images that deltas are made for, to measure how far they move
 
 
 class SampleFit:
-    """Trains the proxies one after the other; the deltas are made later, image by image.
+    """Trains the proxies one after the other; deltas are made later, for each image.
 
-    images    all clusters' images at the side of the deltas
-    settings  proxies, robust_proxies (the last of them), steps, plain, permutation, epsilon, seed
-    Targets are chosen from the first proxy's mean feature of each cluster.
+    images    all clusters' images, at the side of the deltas
+    settings  uses proxies, robust_proxies (the last ones), steps, plain, permutation, epsilon, seed
+    Target clusters are chosen from the first proxy's mean feature of each cluster.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SampleFit:
             proxy.load({name.removeprefix(start): value for name, value in state.items() if name.startswith(start)})
 
     def result(self) -> FittedDeltas:
-        assert self.is_done, "the fit is not done"
+        assert self.is_done, "the fit is not finished"
         settings, first, num_clusters = self._settings, self._proxies[0], self._num_clusters
         tried = _tried(self._images.clusters, num_clusters, settings.seed)
         pixels, clusters = self._images.pixels[tried], self._images.clusters[tried]
@@ -117,7 +117,7 @@ class SampleFit:
         )
 
     def _centroids(self) -> tuple[Tensor, list[float]]:
-        """Mean features of the clusters in the first proxy, and the share of images that each proxy knows."""
+        """Mean feature of each cluster in the first proxy, and the accuracy of every proxy."""
         pixels, clusters = (images.to(self._device) for images in (self._images.pixels, self._images.clusters))
         features = [embed_all(proxy.features, pixels, None, clusters) for proxy in self._proxies]
         accuracies = [proxy.accuracy(each) for proxy, each in zip(self._proxies, features, strict=True)]
@@ -133,7 +133,7 @@ class SampleFit:
 
 
 def _tried(clusters: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Rows of about TRIED_IMAGES images, as many of each cluster where it has them."""
+    """Rows of about TRIED_IMAGES images, equally many per cluster where possible."""
     order = torch.randperm(len(clusters), generator=torch_rng(seed, "tried-images"))
     each = math.ceil(TRIED_IMAGES / num_clusters)
     return torch.cat([order[clusters[order] == cluster][:each] for cluster in range(num_clusters)])

@@ -59,7 +59,7 @@ class OneForAllSettings(Deciding):
     def __post_init__(self) -> None:
         for name, allowed in {"bound": Bound, "loss": Loss, "select_by": SelectBy}.items():
             check_choice(name, getattr(self, name), get_args(allowed))
-        check(1 / 255 <= self.epsilon < 1, f"--epsilon must lie between 1/255 and 1; it is {self.epsilon:g}")
+        check(1 / 255 <= self.epsilon < 1, f"--epsilon must be between 1/255 and 1; it is {self.epsilon:g}")
         check_least(self, _LEAST)
         check(
             self.side is None or self.side % STRIDE == 0,

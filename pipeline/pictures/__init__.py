@@ -1,1 +1,1 @@
-"""One picture: its format, its decoding and encoding, and which member of a sample it is."""
+"""One picture: format, decoding and encoding, metadata, and finding it among a sample's members."""

@@ -1,8 +1,7 @@
-"""Random views of a batch: crop, flip, colour. Every draw comes from the generator that the caller names.
+"""Random views of a batch: crop, flip, colour. All draws come from the caller's generator.
 
-Gradients pass through all of them, so that a delta can be optimised over what training will do to it
-(expectation over transformation, Athalye et al. 2018). The draws are made on the CPU, so that every device
-sees the same views.
+All of them are differentiable, so that deltas can be optimised over what training will do to them (expectation over
+transformation, Athalye et al. 2018). Draws are made on the CPU, so that every device sees the same views.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as image libraries turn colour into grey
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as used by image libraries
 BRIGHTNESS = CONTRAST = 0.4
 SATURATION = 0.8
 SHUFFLE_SHARE = 0.3
@@ -22,16 +21,16 @@ GREY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Views:
-    """Which source row and column every pixel of a view shows, reflection and flip resolved: int64 [B, side]."""
+    """Source row and column of every pixel of a view, with reflection and flip resolved: int64 [B, side]."""
 
     rows: Tensor
     columns: Tensor
 
 
 def random_views(count: int, source: int, side: int, padding: int, rng: torch.Generator) -> Views:
-    """`count` random square windows of `side` px on images of `source` px, half of them flipped.
+    """`count` random square crops of `side` px from images of `source` px; half of them flipped.
 
-    padding  pixels of reflection at every edge that the window may reach into; less than `source`
+    padding  pixels of reflection padding at every edge; less than `source`
     """
     room = source + 2 * padding - side
     assert 0 <= padding < source, "reflection needs padding smaller than the image"
@@ -50,10 +49,10 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def take(images: Tensor, views: Views) -> Tensor:
-    """The views of images [B, C, S, S], any dtype -> [B, C, side, side], channels last in memory.
+    """Views of images [B, C, S, S], any dtype -> [B, C, side, side], channels last in memory.
 
-    With gradients it multiplies by selection matrices: exact as well, and its backward pass adds in a fixed
-    order on every device, which indexing does not.
+    If gradients are needed, it multiplies by selection matrices: equally exact, but unlike indexing, the backward pass
+    sums in a fixed order on every device.
     """
     rows, columns = views.rows.to(images.device), views.columns.to(images.device)
     if not images.requires_grad:
@@ -67,10 +66,10 @@ def take(images: Tensor, views: Views) -> Tensor:
 
 @dataclass(frozen=True)
 class ColourChanges:
-    """What happens to the colours of each of B images: turned about its mean grey, then mixed.
+    """Colour changes for each of B images.
 
     mix   float [B, 3, 3]: new channels from old ones
-    turn  float [B]: share of the mean grey that is added
+    turn  float [B]: share of the image's mean grey that is added
     """
 
     mix: Tensor
@@ -80,7 +79,7 @@ class ColourChanges:
 def colour_changes(count: int, rng: torch.Generator) -> ColourChanges:
     """Brightness and contrast +-40 %, saturation +-80 %, channels shuffled in 30 %, grey in 50 % of `count` images.
 
-    All five are linear but for the mean that contrast turns about, hence one 3 x 3 matrix and one offset each.
+    All five are linear apart from the mean used by contrast, hence one 3 x 3 matrix and one offset per image.
     """
     brightness = 1 + BRIGHTNESS * _symmetric(count, rng)
     contrast = 1 + CONTRAST * _symmetric(count, rng)
@@ -97,7 +96,7 @@ def colour_changes(count: int, rng: torch.Generator) -> ColourChanges:
 
 
 def recoloured(images: Tensor, changes: ColourChanges) -> Tensor:
-    """Images float [B, 3, H, W] in [0, 1] with their colours changed, clamped once at the end."""
+    """Apply colour changes to images, float [B, 3, H, W] in [0, 1], clamping once at the end."""
     mix, turn = changes.mix.to(images.device), changes.turn.to(images.device)
     mean_grey = images.mean((2, 3)) @ torch.tensor(GREY, device=images.device)
     mixed = (mix[:, :, :, None, None] * images[:, None]).sum(2) + (turn * mean_grey)[:, None, None, None]
@@ -105,7 +104,7 @@ def recoloured(images: Tensor, changes: ColourChanges) -> Tensor:
 
 
 def colour_jitter(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Images float [B, 3, H, W] in [0, 1], each with colour changes of its own."""
+    """Apply random colour changes to each image, float [B, 3, H, W] in [0, 1]."""
     return recoloured(images, colour_changes(len(images), rng))
 
 

@@ -1,4 +1,4 @@
-"""Image files before any codec sees them: what bytes begin like, what a file costs to decode, what a PNG is made of."""
+"""Inspect image files before any codec sees them: recognise formats, bound decoding cost, take PNGs apart."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from pipeline.errors import Reason, SampleError
 
 DECODED = ("JPEG", "PNG", "WEBP", "GIF")
-MAX_PROFILE_BYTES = 1 << 22  # of a colour profile; those of monitors have 3 kB, those of presses 3 MB
-_MAX_TEXT_BYTES = 1 << 20  # of EXIF and XMP, unpacked
+MAX_PROFILE_BYTES = 1 << 22  # of a colour profile; monitor profiles have 3 kB, press profiles 3 MB
+_MAX_TEXT_BYTES = 1 << 20  # of EXIF and XMP, decompressed
 _MAX_PNG_CHUNKS = 1 << 17
 _MAX_JPEG_SEGMENTS = 4096
-_MAX_JPEG_SCANS = 100  # encoders write about ten; every scan costs a pass over the whole picture
-_MAX_JPEG_JUNK = 1 << 16  # bytes between segments, which Pillow reads one by one
+_MAX_JPEG_SCANS = 100  # encoders write about ten; every scan takes a pass over the whole picture
+_MAX_JPEG_JUNK = 1 << 16  # bytes between segments, which Pillow skips one by one
 _STARTS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -49,7 +49,7 @@ _STARTS: tuple[tuple[int, bytes, str], ...] = (
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 _NETPBM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\s+)*\d+\s+\d+\s|P7\nWIDTH|P[Ff]\n\d")
 
-# Pictures as text. A run of letters shorter than a hash in hexadecimal, or a signed address, hides none.
+# Pictures as text. Runs shorter than a hexadecimal hash or a signed URL cannot hide one.
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f\x7f]")
 _DRAWING = re.compile(rb"\s*(?:/\* XPM|#define \w+_width|%!PS|%PDF)")
 _SHOWN_IN_TEXT = (b"<svg", b"data:image/", b"data:video/")
@@ -63,15 +63,15 @@ _MAX_ENCODED = 1366  # letters: 1 kB in base64
 _MAX_NUMBERS = 1024
 _MAX_ESCAPED = 16
 
-_SEGMENT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not what stands within a scan: FF 00 and restarts
+_SEGMENT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # excluding what occurs within a scan: FF 00 and restart markers
 _PICTURE_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"))
-# how a PNG's numbers are to be shown, and the size of each: nothing else fits into them
+# chunks that control how a PNG is displayed, and their exact sizes, which leave no room for anything else
 _DISPLAY_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"mDCV": 24, b"cLLI": 8}
 _DISPLAY_CHUNKS |= {b"pHYs": 9, b"oFFs": 9, b"sTER": 1}
 
 
 def kind_of(data: bytes) -> str | None:
-    """What picture, video, array or packed file `data` begins like; None if it looks like none."""
+    """The picture, video, array or archive format that `data` begins like; None if it looks like none."""
     for offset, mark, kind in _STARTS:
         if data.startswith(mark, offset) and (offset != 8 or data.startswith(b"RIFF")):
             return kind
@@ -85,52 +85,52 @@ def kind_of(data: bytes) -> str | None:
 
 
 def hidden_in(text: bytes) -> str | None:
-    """Why `text` may hold a picture; None if it is plain text that holds none.
+    """Why `text` may contain a picture; None if it is plain text without one.
 
-    Plain text has no control characters (any 8-bit encoding will do). Pictures are sought in it as drawings (SVG, XPM,
-    PostScript), in data: addresses, in base64 or hexadecimal (a known format; 1 kB of anything), in escaped bytes and
-    in 1,024 numbers up to 255 in a row. Numbers with fractions, such as embeddings, are not taken for pixels.
+    Plain text has no control characters (any 8-bit encoding is fine). It is searched for drawings (SVG, XPM,
+    PostScript), data: URLs, base64 or hexadecimal (of a known format, or 1 kB of anything), escaped bytes, and 1,024
+    consecutive numbers up to 255. Numbers with fractions, such as embeddings, are not mistaken for pixels.
     """
     if kind_of(text) is not None:
-        return f"is no text ({kind_of(text)})"
+        return f"is not text ({kind_of(text)})"
     if _CONTROL.search(text):
         return "is not plain text"
     lower = text.lower()
     if _DRAWING.match(text) or any(mark in lower for mark in _SHOWN_IN_TEXT):
-        return "holds a drawing or an image address"
+        return "contains a drawing or an image URL"
     if len(_ESCAPED.findall(text)) >= _MAX_ESCAPED:
-        return "holds escaped bytes"
+        return "contains escaped bytes"
     for run in _ENCODED.finditer(text):
         letters = re.sub(rb"\\[rn]|&#1[03];|\s", b"", run[0])
         if len(letters) >= _MIN_ENCODED and (len(letters) >= _MAX_ENCODED or _decoded_kind(letters[:64])):
-            return f"holds {len(letters):,} letters of base64 or hexadecimal"
+            return f"contains {len(letters):,} characters of base64 or hexadecimal"
     for run in _NUMBERS.finditer(text):
         if len(run[0]) >= 2 * _MAX_NUMBERS:
             numbers = [int(number) for number in re.findall(rb"\d+", run[0])]
             if len(numbers) >= _MAX_NUMBERS and max(numbers) <= 255:
-                return f"holds {len(numbers):,} numbers in a row that may be pixels"
+                return f"contains {len(numbers):,} consecutive numbers that may be pixels"
     return None
 
 
 def _decoded_kind(letters: bytes) -> str | None:
-    """What base64 or hexadecimal letters begin like once decoded."""
+    """The format that base64 or hexadecimal characters decode to, or None."""
     if re.fullmatch(rb"[0-9a-fA-F]{64}", letters):
         return kind_of(bytes.fromhex(letters.decode()))
     return kind_of(base64.b64decode(letters, b"-_"))
 
 
 def check_cost(data: bytes, kind: str) -> None:
-    """Raise SampleError TOO_COSTLY if opening or decoding would take far longer than the size of the file suggests."""
+    """Raise SampleError TOO_COSTLY if opening or decoding would take far longer than the file size suggests."""
     if kind == "JPEG":
         _check_jpeg(data)
     elif kind == "GIF" and len(data) > (1 << 16) + 4 * int.from_bytes(data[6:8], "little") * int.from_bytes(
         data[8:10], "little"
     ):
-        raise SampleError(Reason.TOO_COSTLY, f"{len(data):,} bytes are more than a still GIF of this size has")
+        raise SampleError(Reason.TOO_COSTLY, f"{len(data):,} bytes are too many for a still GIF of this size")
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Walk over the segments of the first picture, to its scans and, where they may be many, over them."""
+    """Walk through the segments of the first picture up to its scans and, if there may be many, through those."""
     end, scans, components = 2, 0, b""
     for _ in range(_MAX_JPEG_SEGMENTS):
         mark = _SEGMENT.search(data, end)
@@ -146,17 +146,17 @@ def _check_jpeg(data: bytes) -> None:
             continue
         scans += 1
         if scans > _MAX_JPEG_SCANS:
-            raise SampleError(Reason.TOO_COSTLY, f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
+            raise SampleError(Reason.TOO_COSTLY, f"a JPEG with more than {_MAX_JPEG_SCANS} scans")
         if scans == 1 and (data[at + 2 : at + 3] == components or data.count(b"\xff\xda", at) <= _MAX_JPEG_SCANS):
-            return  # not progressive, and all in the first scan, after which decoders stop
-    raise SampleError(Reason.TOO_COSTLY, f"a JPEG of more than {_MAX_JPEG_SEGMENTS:,} segments")
+            return  # not progressive, and everything is in the first scan, after which decoders stop
+    raise SampleError(Reason.TOO_COSTLY, f"a JPEG with more than {_MAX_JPEG_SEGMENTS:,} segments")
 
 
 def split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    """(A PNG with nothing in it but the picture, what its other chunks say, under Pillow's names of it).
+    """(A PNG reduced to the picture itself, the contents of its other chunks under Pillow's names).
 
-    Pillow is not shown the rest, because it refuses a picture for the size of a profile or a text. "display" holds
-    chunks that say how the numbers are to be shown. What is damaged or too large is left out.
+    The other chunks are kept from Pillow, because it rejects pictures with a large profile or text. "display" holds
+    chunks that control how the picture is displayed. Damaged or oversized chunks are omitted.
     Raises SampleError TOO_COSTLY for more than 131,072 chunks.
     """
     view, info = memoryview(data), dict[str, Any](display={})
@@ -170,7 +170,7 @@ def split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
         if kind == b"IEND" or end >= len(data):
             return b"".join(picture), info
         at = end
-    raise SampleError(Reason.TOO_COSTLY, f"a PNG of more than {_MAX_PNG_CHUNKS:,} chunks")
+    raise SampleError(Reason.TOO_COSTLY, f"a PNG with more than {_MAX_PNG_CHUNKS:,} chunks")
 
 
 def _note_chunk(info: dict[str, Any], kind: bytes, body: bytes) -> None:
@@ -187,7 +187,7 @@ def _note_chunk(info: dict[str, Any], kind: bytes, body: bytes) -> None:
     elif kind in (b"tEXt", b"zTXt") and word == b"Raw profile type exif" and "exif" not in info:
         text = (_unpacked(rest[1:], _MAX_TEXT_BYTES) if kind == b"zTXt" else rest) or b""
         try:
-            info["exif"] = bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))  # ImageMagick's way
+            info["exif"] = bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))  # as written by ImageMagick
         except ValueError:
             return
 
@@ -195,7 +195,7 @@ def _note_chunk(info: dict[str, Any], kind: bytes, body: bytes) -> None:
 def _unpacked(data: bytes, limit: int) -> bytes | None:
     unzip = zlib.decompressobj()
     try:
-        found = unzip.decompress(data, limit + 1)
+        unpacked = unzip.decompress(data, limit + 1)
     except zlib.error:
         return None
-    return found if unzip.eof and len(found) <= limit else None
+    return unpacked if unzip.eof and len(unpacked) <= limit else None

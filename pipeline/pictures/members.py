@@ -1,13 +1,13 @@
-"""Which member of a sample is its image, and what may lie beside it.
+"""Which member of a sample is its image, and which sidecars are allowed.
 
-What leaves beside an image leaves as it came, so it must hold no second, unprotected copy. A sidecar is passed on if
+Sidecars are passed through unchanged, so they must not contain a second, unprotected copy. A sidecar is passed on if
 
 - its last extension is one of TEXT_SUFFIXES, and
-- it reads as plain text that holds no picture: see `pipeline.pictures.formats.hidden_in`.
+- it is plain text without a picture in it: see `pipeline.pictures.formats.hidden_in`.
 
 Anything else (masks, thumbnails, arrays, video, archives, pickles, unknown extensions) sends the sample to quarantine,
-unless the user vouches for it with `--keep-sidecar SUFFIX`: members of that suffix, such as seg.png, are passed on
-without a look. `verify` holds an output to the same rule.
+unless the user vouches for it with `--keep-sidecar SUFFIX`: members with that suffix, such as seg.png, are passed on
+unchecked. `verify` applies the same rule to an output.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ TEXT_SUFFIXES = frozenset(
 
 
 def image_suffix(sample: Sample, keep: Collection[str] | None = None) -> str:
-    """Suffix of the one member that is the sample's image, by name.
+    """Suffix of the member that is the sample's image, judged by name.
 
-    keep  suffixes that are no image, in small letters; None = not known: of several images the one without a dot in
-          its suffix, so that what was written with --keep-sidecar can be read
-    Raises SampleError if there is none or several.
+    keep  suffixes, in lower case, that are not the image; None = unknown: among several images, choose the one without
+          a dot in its suffix, so that samples written with --keep-sidecar can be read
+    Raises SampleError if there is no image, or more than one.
     """
     images = [name for name in sample.members if extension(name) in IMAGE_SUFFIXES and name.lower() not in (keep or ())]
     if keep is None and len(images) > 1:
@@ -37,25 +37,25 @@ def image_suffix(sample: Sample, keep: Collection[str] | None = None) -> str:
     if len(images) == 1:
         return images[0]
     if images:
-        hint = f"; --keep-sidecar {images[-1].lower()} passes on a mask as it is" if "." in images[-1] else ""
+        hint = f"; --keep-sidecar {images[-1].lower()} passes on a mask unchanged" if "." in images[-1] else ""
         raise SampleError(Reason.SEVERAL_IMAGES, f"members {', '.join(images)}{hint}")
     for name, data in sample.members.items():
         if kind_of(data) is not None:
             raise SampleError(
                 Reason.UNSUPPORTED_FORMAT, f"member {name} ({kind_of(data)}) cannot be protected under this name"
             )
-    raise SampleError(Reason.NO_IMAGE, f"none of {', '.join(sample.members)} is jpg, jpeg, png or webp")
+    raise SampleError(Reason.NO_IMAGE, f"no jpg, jpeg, png or webp among {', '.join(sample.members)}")
 
 
 def check_sidecars(sample: Sample, image: str, keep: Collection[str]) -> None:
-    """Raise SampleError, naming the member, if one beside the image may not leave as it is."""
+    """Raise SampleError, naming the member, if a sidecar may not be passed on."""
     for name, data in sample.members.items():
         if name == image or name.lower() in keep:
             continue
         if kind_of(data) in DECODED:
-            raise SampleError(Reason.SEVERAL_IMAGES, f"member {name} is a picture too ({kind_of(data)})")
+            raise SampleError(Reason.SEVERAL_IMAGES, f"member {name} is also a picture ({kind_of(data)})")
         known = extension(name) in TEXT_SUFFIXES
-        why = hidden_in(data) if known else "is none of the text formats that are passed on"
+        why = hidden_in(data) if known else "is not one of the text formats that are passed on"
         if why is not None:
             raise SampleError(
                 Reason.UNKNOWN_SIDECAR, f"member {name} {why}; --keep-sidecar {name.lower()} vouches for it"
@@ -63,12 +63,12 @@ def check_sidecars(sample: Sample, image: str, keep: Collection[str]) -> None:
 
 
 def extension(suffix: str) -> str:
-    """What follows the last dot, in small letters."""
+    """What follows the last dot, in lower case."""
     return suffix.rpartition(".")[2].lower()
 
 
 def rejection_of(sample: Sample, error: SampleError) -> Rejection:
-    """The quarantine's line for a sample; it names the image member where there is one."""
+    """The quarantine entry for a sample; names the image member if there is one."""
     pictures = [suffix for suffix in sample.members if extension(suffix) in IMAGE_SUFFIXES]
     member = f"{sample.key}.{(pictures or list(sample.members))[0]}"
     return Rejection(sample.key, member, error.reason, error.detail)

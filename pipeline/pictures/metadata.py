@@ -1,8 +1,8 @@
-"""What an image file says about itself (EXIF, XMP, profile), without what would give the picture or its place away.
+"""Image metadata (EXIF, XMP, profile), cleaned of anything that would reveal the picture or, if asked, its location.
 
-EXIF and profiles are taken apart and put together again from what their directories name. So a thumbnail - a copy of
-the picture without protection - cannot hide in a second directory, a maker's note or a gap between values. Only tags of
-the standards stay, and what is text must read like text.
+EXIF and profiles are parsed and rebuilt from what their directories list, so that a thumbnail (an unprotected copy of
+the picture) cannot hide in a second directory, a maker note or a gap between values. Only standard tags are kept, and
+text must look like text.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ _PREFIX = b"Exif\0\0"
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _ORIENTATION = 0x0112
 _EXIF, _GPS, _INTEROP = 0x8769, 0x8825, 0xA005
-# Of the tags below, places that hold pictures, or positions in a file that is no more: strips, tiles, sub-directories,
-# embedded JPEGs, maker's notes; and pointers, which are made anew.
+# Excluded from the tags below: pictures, or offsets into the original file (strips, tiles, sub-directories, embedded
+# JPEGs, maker notes), and pointers, which are rebuilt.
 _DROPPED = frozenset((0x0111, 0x0117, 0x0144, 0x0145, 0x014A, 0x015B, 0x0201, 0x0202, 0x927C, _EXIF, _GPS, _INTEROP))
-_WIDE_TEXTS = range(0x9C9B, 0x9CA0)  # titles as Windows writes them
+_WIDE_TEXTS = range(0x9C9B, 0x9CA0)  # titles as written by Windows
 _TIFF_TAGS = (0x000B, *range(0x00FE, 0x0215), 0x4746, 0x4749, 0x8298, *_WIDE_TEXTS)
 _EXIF_TAGS = (0x829A, 0x829D, *range(0x8822, 0x8836), *range(0x9000, 0x9500), *range(0xA000, 0xA502))
 _UNDERSTOOD = {
-    0: frozenset((*_TIFF_TAGS, *_EXIF_TAGS)) - _DROPPED,  # cameras write both kinds of tags into both
+    0: frozenset((*_TIFF_TAGS, *_EXIF_TAGS)) - _DROPPED,  # cameras write both kinds of tags in both places
     _EXIF: frozenset((*_TIFF_TAGS, *_EXIF_TAGS)) - _DROPPED,
     _GPS: frozenset(range(0x20)),
     _INTEROP: frozenset((1, 2, 0x1000, 0x1001, 0x1002)),
 }
 _TRANSFER_FUNCTION = 0x012D
 _TEXT_TYPES = (1, 2, 6, 7, 129)
-_CHARSETS = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))  # before a user's comment
-_MAX_PLAIN_BYTES = 64  # of a value that nobody looks into
+_CHARSETS = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))  # prefixes of a user comment
+_MAX_PLAIN_BYTES = 64  # longest value that is not inspected
 _MAX_XMP_BYTES = 1 << 20
 _PICTURE_MARKS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"WEBPVP8")
 _XMP_PICTURES = (b"xmpgimg", b"thumbnail", b"hdrgm", b"gainmap", b"gimage", b"gdepth", b"container:directory")
 _XMP_BASE64_PICTURES = (b"/9j/", b"iVBORw0KGgo", b"UklGR")
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-_ICC_TAGS = {  # bytes that each may have at most
+_ICC_TAGS = {  # maximum bytes of each
     **dict.fromkeys((b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt", b"bkpt", b"lumi", b"chad", b"chrm"), 256),
     **dict.fromkeys((b"cicp", b"meas", b"view", b"tech", b"rig0", b"rig2", b"ciis", b"calt"), 256),
     **dict.fromkeys((b"desc", b"cprt", b"dmnd", b"dmdd", b"vued"), 1 << 14),
@@ -59,27 +59,27 @@ _CONTROLS = bytes((*range(32), 127))
 class _Entry(NamedTuple):
     tag: int
     type: int
-    number: int  # of values of this type
+    number: int  # number of values of this type
     value: bytes
 
 
-_Directories = dict[int, list[_Entry]]  # 0 for the first, else the tag that points to it
+_Directories = dict[int, list[_Entry]]  # 0 for the first, otherwise the tag that points to it
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """EXIF orientation, 1 to 8, from EXIF or else from XMP; 1 where neither says anything valid."""
+    """Orientation, 1 to 8, from EXIF or else XMP; 1 if neither has a valid value."""
     order, directories = _parsed(exif or b"")
     for entry in directories.get(0, []):
         if entry.tag == _ORIENTATION:
             size = _SIZES[entry.type]
             value = int.from_bytes(entry.value[:size], "little" if order == "<" else "big")
             return value if 1 <= value <= 8 else 1
-    found = _XMP_ORIENTATION.search(xmp or b"")
-    return int(found[1]) if found and 1 <= int(found[1]) <= 8 else 1
+    match = _XMP_ORIENTATION.search(xmp or b"")
+    return int(match[1]) if match and 1 <= int(match[1]) <= 8 else 1
 
 
 def with_orientation(orientation: int, *, in_exif: bool) -> tuple[bytes | None, bytes | None]:
-    """(EXIF, XMP) that say how to turn the picture, and no more; one of the two is None."""
+    """(EXIF, XMP) that contain only the orientation; one of the two is None."""
     if in_exif:
         entry = _Entry(_ORIENTATION, 3, 1, struct.pack("<H", orientation))
         return _PREFIX + b"II" + struct.pack("<HI", 42, 8) + _written({0: [entry]}, 0, 8, "<"), None
@@ -89,9 +89,9 @@ def with_orientation(orientation: int, *, in_exif: bool) -> tuple[bytes | None, 
 
 
 def clean_exif(exif: bytes, *, keep_gps: bool) -> bytes | None:
-    """EXIF without thumbnails, maker's notes and what is not understood; None if nothing is left.
+    """EXIF without thumbnails, maker notes and unknown tags; None if nothing is left.
 
-    Every other value is the same, bit for bit, the orientation too; the block begins with b"Exif\\0\\0".
+    All other values, including the orientation, are unchanged; the block begins with b"Exif\\0\\0".
     """
     order, directories = _parsed(exif)
     if not keep_gps:
@@ -103,7 +103,7 @@ def clean_exif(exif: bytes, *, keep_gps: bool) -> bytes | None:
 
 
 def clean_xmp(xmp: bytes, *, keep_gps: bool) -> bytes | None:
-    """XMP as it is; None if it may hold pictures, is no UTF-8 text, is too long, or names a place and must not."""
+    """XMP unchanged; None if it may hold pictures, is not UTF-8, is too long, or has a location not to be kept."""
     if len(xmp) > _MAX_XMP_BYTES:
         return None
     try:
@@ -119,10 +119,10 @@ def clean_xmp(xmp: bytes, *, keep_gps: bool) -> bytes | None:
 
 
 def clean_icc(icc: bytes, *, space: bytes) -> bytes | None:
-    """A colour profile without private tags, gaps and what comes behind it; None if it is broken or of other colours.
+    """A colour profile without private tags, gaps and trailing data; None if it is invalid or for another colour space.
 
-    space  b"GRAY" or b"RGB ": the colours that the pixels have
-    A profile that holds nothing else stays as it is, to the byte.
+    space  b"GRAY" or b"RGB ": the pixels' colour space
+    A profile without any of these is returned unchanged.
     """
     size, count = (int.from_bytes(icc[at : at + 4], "big") for at in (0, _ICC_HEADER))
     whole, start = icc[:size], _ICC_HEADER + 4 + 12 * count
@@ -140,7 +140,7 @@ def clean_icc(icc: bytes, *, space: bytes) -> bytes | None:
     for (at, length), tags in parts.items():
         table += b"".join(tag + struct.pack(">II", start + len(pool), length) for tag in tags)
         pool += whole[at : at + length] + bytes(-length % 4)
-    header = whole[4:84] + bytes(_ICC_HEADER - 84)  # the digest of what it was, and reserved bytes, are cleared
+    header = whole[4:84] + bytes(_ICC_HEADER - 84)  # clear the old digest and reserved bytes
     body = header + struct.pack(">I", len(table) // 12) + table + pool
     return struct.pack(">I", 4 + len(body)) + body if parts else None
 
@@ -152,7 +152,7 @@ def _is_understood(tag: bytes, value: bytes) -> bool:
 
 
 def _leaves_no_gap(parts: list[tuple[int, int]], size: int) -> bool:
-    """True if the parts (offset, length), in order, cover all of a profile but for padding."""
+    """True if the parts (offset, length), in order, cover the whole profile except for padding."""
     end = 0
     for at, length in [*parts, (size, 0)]:
         if at - end > 3:
@@ -162,7 +162,7 @@ def _leaves_no_gap(parts: list[tuple[int, int]], size: int) -> bool:
 
 
 def _parsed(exif: bytes) -> tuple[str, _Directories]:
-    """Byte order and directories of an EXIF block; no directories if it is broken."""
+    """Byte order and directories of an EXIF block; no directories if it is invalid."""
     while exif.startswith(_PREFIX):
         exif = exif[len(_PREFIX) :]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2], "")
@@ -173,7 +173,7 @@ def _parsed(exif: bytes) -> tuple[str, _Directories]:
         return order, {}
     directories: _Directories = {}
     pending = [(0, offset)]
-    left = len(exif)  # values that overlap could otherwise be copied a million times
+    left = len(exif)  # otherwise overlapping values could be copied a million times
     while pending:
         name, offset = pending.pop()
         entries = _entries(exif, offset, order)
@@ -189,7 +189,7 @@ def _parsed(exif: bytes) -> tuple[str, _Directories]:
 
 
 def _is_plain(entry: _Entry) -> bool:
-    """True if no picture hides in a value: it is short, or text."""
+    """True if a value cannot hide a picture because it is short, or text."""
     if len(entry.value) <= _MAX_PLAIN_BYTES:
         return True
     if any(mark in entry.value for mark in _PICTURE_MARKS):
@@ -207,8 +207,8 @@ def _is_plain(entry: _Entry) -> bool:
 
 
 def _entries(exif: bytes, offset: int, order: str) -> list[_Entry]:
-    """The readable entries of the directory at `offset`; each tag once."""
-    found: dict[int, _Entry] = {}
+    """The readable entries of the directory at `offset`, each tag once."""
+    entries: dict[int, _Entry] = {}
     if offset + 2 > len(exif):
         return []
     (count,) = struct.unpack_from(order + "H", exif, offset)
@@ -217,12 +217,12 @@ def _entries(exif: bytes, offset: int, order: str) -> list[_Entry]:
         size = _SIZES.get(kind, 0) * number
         at = start + 8 if size <= 4 else struct.unpack_from(order + "I", exif, start + 8)[0]
         if size and at + size <= len(exif):
-            found.setdefault(tag, _Entry(tag, kind, number, exif[at : at + size]))
-    return list(found.values())
+            entries.setdefault(tag, _Entry(tag, kind, number, exif[at : at + size]))
+    return list(entries.values())
 
 
 def _written(directories: _Directories, name: int, at: int, order: str) -> bytes:
-    """Bytes of a directory that begins at `at`, its values and the directories below it."""
+    """Bytes of a directory at offset `at`, with its values and sub-directories."""
     children = {0: (_EXIF, _GPS), _EXIF: (_INTEROP,)}.get(name, ())
     entries = list(directories[name])
     entries += [_Entry(tag, 4, 1, b"") for tag in children if directories.get(tag)]

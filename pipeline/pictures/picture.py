@@ -1,4 +1,4 @@
-"""Encoded bytes <-> pictures: what is decoded, what is refused, and what is kept of a file when it is written."""
+"""Encoded bytes <-> pictures: what is decoded, what is refused, and what is kept when writing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipeline.pictures.formats import DECODED, check_cost, kind_of, split_png
 from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
 from pipeline.settings import Metadata, jpeg_quality
 
-# Sizes are checked here, against --max-pixels, before anything is decoded; Pillow's own limit would refuse what
-# the user allows. What it warns of beside that (broken EXIF, odd palettes) is no news to who started a run.
+# Sizes are checked against --max-pixels before anything is decoded; Pillow's own limit might refuse what the user
+# allows. Its other warnings (broken EXIF, odd palettes) are of no use to whoever started a run.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -30,24 +30,26 @@ _JPEG_QUALITY = 95
 _MAX_JPEG_EXIF = 65_533  # bytes of one JPEG segment
 _MAX_JPEG_XMP = 65_533 - 29
 _MAX_RESIZED_PIXELS = 1 << 22
-_JFIF = b"JFIF"  # in Picture.display, beside names of PNG chunks: unit (1 byte) and density of a JPEG
-_JFIF_AT = 13  # of these in a file that Pillow wrote
+_JFIF = b"JFIF"  # in Picture.display, next to PNG chunk names: density unit (1 byte) and density of a JPEG
+_JFIF_AT = 13  # their offset in a file written by Pillow
 _PNG_HEADER = 33  # bytes
-_SPREAD = {"L;2": (3, 85), "L;4": (15, 17)}  # samples below 8 bits: which bits count, and what Pillow makes of one
-_SRGB_GAMMA = range(45_000, 46_001)  # 1/2.2, as gAMA has it
+_SPREAD = {"L;2": (3, 85), "L;4": (15, 17)}  # samples below 8 bits: significant bits, and Pillow's scale factor
+_SRGB_GAMMA = range(45_000, 46_001)  # 1/2.2 in gAMA units
 _SRGB_CHRM = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image and what is needed to write it back.
+    """A decoded image and what is needed to write it again.
 
     pixels  uint8 [H, W, C] as they are stored, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB)
             or 4 (RGBA)
-    format  JPEG, PNG or WEBP: what it is written as unless told otherwise
-    exif, xmp, icc  metadata without thumbnails and what is not understood; icc fits C
-    display  what else says how the numbers are to be shown: PNG chunk -> data, and the density of a JPEG
-    orientation  1 to 8, as EXIF or XMP have it: how the pixels are turned to be upright
+    format  JPEG, PNG or WEBP: the output format by default
+    exif    cleaned, see clean_exif
+    icc     cleaned, see clean_icc; matches C
+    xmp     cleaned, see clean_xmp
+    display  other display information: PNG chunk -> data, and the density of a JPEG
+    orientation  EXIF orientation, 1 to 8: how to turn the pixels upright
     """
 
     pixels: NDArray[np.uint8]
@@ -60,33 +62,33 @@ class Picture:
 
     @property
     def upright(self) -> NDArray[np.uint8]:
-        """The pixels as they are seen, a view."""
+        """The upright pixels, as a view."""
         return turned(self.pixels, self.orientation)
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Height and width as they are seen."""
+        """Height and width when upright."""
         height, width = self.upright.shape[:2]
         return height, width
 
 
 def turned(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """[H, W, …] turned as an EXIF orientation asks for, a view."""
+    """[H, W, …] turned according to an EXIF orientation, as a view."""
     if orientation >= 5:
         array = array.swapaxes(0, 1)
     return array[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
 def stored(upright: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """The inverse of `turned`: what belongs to upright pixels, such as a delta, in the layout of the stored ones."""
+    """The inverse of `turned`: brings upright data, such as a delta, into the layout of the stored pixels."""
     return turned(upright, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
-    """The picture in `data`, whatever its name says; a still GIF becomes what `suffix` (e.g. "png") names.
+    """Decode the picture in `data`, whatever its name; a still GIF gets the format that `suffix` (e.g. "png") names.
 
-    Grey stays grey, 16 bits become 8 (x / 257, rounded; colour: the upper byte), palettes become RGB or RGBA,
-    CMYK becomes RGB. Of a multi-picture JPEG the first is taken, the rest dropped.
+    Grey stays grey, 16 bits become 8 (x / 257, rounded; for colour, the upper byte), palettes become RGB or RGBA, CMYK
+    becomes RGB. Only the first picture of a multi-picture JPEG is used.
     Raises SampleError: EMPTY, UNSUPPORTED_FORMAT, TOO_MANY_PIXELS and TOO_COSTLY (before anything is decoded),
     ANIMATED, UNDECODABLE.
     """
@@ -113,10 +115,10 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
 
 
 def decode_rgb(data: bytes, *, at_least: int, max_pixels: int, suffix: str) -> NDArray[np.uint8]:
-    """Upright RGB pixels for a surrogate, uint8 [H, W, 3]; the same refusals as `decode`.
+    """Decode to upright RGB pixels for a surrogate, uint8 [H, W, 3]; raises like `decode`.
 
-    JPEGs come at the smallest DCT scale whose shorter side is still >= `at_least`. Grey is repeated; alpha is
-    dropped, not laid over a background, because that is what a reader that converts to RGB sees.
+    JPEGs are decoded at the smallest DCT scale whose shorter side is still >= `at_least`. Grey is repeated; alpha is
+    dropped rather than composited, because that is what readers that convert to RGB see.
     """
     with _around_pillow():
         image, data = _opened(data, max_pixels)
@@ -137,25 +139,25 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def squeezed(picture: Picture, side: int) -> NDArray[np.uint8]:
-    """All of the upright picture in a square, RGB uint8 [side, side, 3]: from its full pixels, so always the same."""
+    """The whole upright picture squeezed into a square, RGB uint8 [side, side, 3]; always from its full resolution."""
     return square(_rgb(picture.upright), side)
 
 
 def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """RGB pixels uint8 [H, W, 3], squeezed to uint8 [side, side, 3]."""
+    """Squeeze RGB pixels, uint8 [H, W, 3], to uint8 [side, side, 3]."""
     if pixels.shape[:2] == (side, side):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, str | None]:
-    """The picture's file, and the suffix that it must have (None: as it was).
+    """Encode a picture; returns the file and the suffix it needs (None: unchanged).
 
     how       same (JPEG quality 95, 4:4:4; PNG; WebP lossless) | lossless (PNG) | jpeg:QUALITY (4:4:4)
-    metadata  keep | strip-gps | strip; orientation, colour profile and what else says how to show the numbers are
-              always kept. EXIF or XMP that outgrow what a JPEG can hold are left out.
-    Equal pictures give equal bytes. Raises SampleError UNSUPPORTED_FORMAT for transparency or another gamma in a
-    JPEG, or a side that the format cannot hold.
+    metadata  keep | strip-gps | strip; orientation, colour profile and other display information are always kept.
+              EXIF or XMP too large for a JPEG are dropped.
+    Equal pictures give equal bytes. Raises SampleError UNSUPPORTED_FORMAT for transparency or a non-sRGB gamma in a
+    JPEG, or a side too long for the format.
     """
     quality = jpeg_quality(how)
     kind = picture.format if how == "same" else "PNG" if how == "lossless" else "JPEG"
@@ -165,7 +167,7 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
         raise SampleError(Reason.UNSUPPORTED_FORMAT, "a JPEG cannot keep the picture's gamma and primaries")
     side = {"JPEG": 65_500, "WEBP": 16_383}.get(kind, 1 << 31)
     if max(picture.pixels.shape[:2]) > side:
-        raise SampleError(Reason.UNSUPPORTED_FORMAT, f"a side is longer than the {side} pixels of {kind}")
+        raise SampleError(Reason.UNSUPPORTED_FORMAT, f"a side is longer than the {side} pixels that {kind} allows")
     options = _metadata_options(picture, kind, metadata)
     if kind == "JPEG":
         options |= {"quality": quality or _JPEG_QUALITY, "subsampling": 0}
@@ -179,9 +181,9 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
 
 
 def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Picture:
-    """The shorter side made `shorter` (bilinear), then the centre `side` x `side`, as the paper's code does.
+    """Resize the shorter side to `shorter` (bilinear), then centre-crop `side` x `side`, as in the paper's code.
 
-    Smaller pictures are enlarged; the stored layout stays.
+    Smaller pictures are enlarged; the stored layout is kept.
     Source: the transforms of Zhang et al. 2023 (torchvision's Resize, CenterCrop).
     """
     upright = picture.upright
@@ -192,7 +194,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
     if full[0] * full[1] <= _MAX_RESIZED_PIXELS:
         resized = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
         resized = resized.crop((left, top, left + side, top + side))
-    else:  # 60,000 x 1 pixels must not become 15,000,000 x 256: compute the part that stays
+    else:  # 60,000 x 1 pixels must not become 15,000,000 x 256: compute only the part that is kept
         y, x = height / full[0], width / full[1]
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
@@ -202,7 +204,7 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
 
 @contextmanager
 def _around_pillow() -> Iterator[None]:
-    """Whatever goes wrong in a codec is the sample's fault, except for want of memory."""
+    """Treat any failure in a codec as the sample's fault, except running out of memory."""
     try:
         yield
     except (SampleError, MemoryError):
@@ -213,14 +215,14 @@ def _around_pillow() -> Iterator[None]:
 
 
 def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
-    """The image's header, read and judged, and the file that it was read from; no pixel is decoded yet."""
+    """Open an image and check its header, without decoding pixels; returns it and the file it reads from."""
     if not data:
-        raise SampleError(Reason.EMPTY, "the member has no bytes")
+        raise SampleError(Reason.EMPTY, "the member is empty")
     kind = kind_of(data)
     if kind not in DECODED:
-        raise SampleError(Reason.UNSUPPORTED_FORMAT, f"the bytes are {kind or 'no image'}, not JPEG, PNG or WebP")
+        raise SampleError(Reason.UNSUPPORTED_FORMAT, f"the content is {kind or 'not an image'}, not JPEG, PNG or WebP")
     if kind == "WEBP":
-        _check_size(_webp_size(data), max_pixels)  # opening one allocates its canvas
+        _check_size(_webp_size(data), max_pixels)  # opening it allocates its canvas
     check_cost(data, kind)
     info: dict[str, Any] = {}
     if kind == "PNG":
@@ -237,13 +239,11 @@ def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
-        raise SampleError(
-            Reason.TOO_MANY_PIXELS, f"{size[0]}x{size[1]} pixels are more than --max-pixels {max_pixels:,}"
-        )
+        raise SampleError(Reason.TOO_MANY_PIXELS, f"{size[0]}x{size[1]} pixels exceed --max-pixels {max_pixels:,}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height from a WebP's header; zeros if it has none."""
+    """Width and height from a WebP header; zeros if it has none."""
     chunk = data[12:16]
     if chunk == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -254,7 +254,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of an image of any mode, as it is stored; `data` is its file."""
+    """Stored pixels, uint8 [H, W, C], of an image in any mode; `data` is its file."""
     clear = image.info.get("transparency") if image.mode in ("1", "L", "I;16", "RGB") else None
     rawmode = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     image.load()
@@ -263,7 +263,7 @@ def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     pixels = _plain(image)
     if clear is None:
         return pixels
-    # one colour of a PNG is transparent: compared here, because Pillow does not do it with the samples of the file
+    # a PNG with one transparent colour: compared here, because Pillow does not compare the file's original samples
     if image.mode == "I;16":
         opaque = np.asarray(image) != clear
     elif rawmode == "RGB;16B":
@@ -277,7 +277,7 @@ def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
 
 
 def _plain(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of a loaded image; the one transparent colour that a PNG may name is not looked at."""
+    """uint8 [H, W, C] of a loaded image, ignoring a PNG's single transparent colour."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         wide = np.asarray(image).astype(np.int32)
         return ((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8)[:, :, None]
@@ -291,7 +291,7 @@ def _plain(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _is_srgb(display: Mapping[bytes, bytes]) -> bool:
-    """True if a reader that takes the numbers for sRGB, as of a JPEG without a profile, shows the same picture."""
+    """True if a reader that assumes sRGB, as for a JPEG without a profile, shows the same picture."""
     if b"cICP" in display:
         return display[b"cICP"][:2] == b"\1\x0d"
     primaries = struct.unpack(">8I", display.get(b"cHRM", struct.pack(">8I", *_SRGB_CHRM)))
@@ -302,7 +302,7 @@ def _is_srgb(display: Mapping[bytes, bytes]) -> bool:
 
 
 def _shown(data: bytes, kind: str, picture: Picture) -> bytes:
-    """The file with what says how its numbers are to be shown, as far as the format can."""
+    """The file with display information added, as far as the format supports it."""
     chunks = dict(picture.display)
     density = chunks.pop(_JFIF, b"")
     if kind == "JPEG":
@@ -313,7 +313,7 @@ def _shown(data: bytes, kind: str, picture: Picture) -> bytes:
     if density and (physical := _physical(density)):
         chunks[b"pHYs"] = physical
     if picture.icc:
-        chunks.pop(b"sRGB", None)  # a PNG has either
+        chunks.pop(b"sRGB", None)  # a PNG has one or the other
     made = b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks.items()
@@ -322,7 +322,7 @@ def _shown(data: bytes, kind: str, picture: Picture) -> bytes:
 
 
 def _density(physical: bytes | None) -> bytes:
-    """Unit and density of a JPEG for a PNG's pHYs, in whole dots per inch; nothing where they do not fit."""
+    """JPEG density unit and density for a PNG's pHYs, in whole dots per inch; empty if they do not fit."""
     across, down, unit = struct.unpack(">IIB", physical) if physical else (0, 0, 0)
     if unit == 1:
         across, down = round(across * 0.0254), round(down * 0.0254)
@@ -334,7 +334,7 @@ def _density(physical: bytes | None) -> bytes:
 
 
 def _physical(density: bytes) -> bytes | None:
-    """A PNG's pHYs for unit and density of a JPEG; None where they say nothing."""
+    """A PNG's pHYs for a JPEG's density unit and density; None if they carry no information."""
     unit, across, down = struct.unpack(">BHH", density)
     if unit > 2 or min(across, down) == 0 or (unit, across, down) == (0, 1, 1):
         return None
@@ -343,7 +343,7 @@ def _physical(density: bytes) -> bytes | None:
 
 
 def _metadata_options(picture: Picture, kind: str, metadata: Metadata) -> dict[str, Any]:
-    """Options of Pillow's `save` that carry what is kept of EXIF, XMP and ICC."""
+    """Options for Pillow's `save` with the EXIF, XMP and ICC data to keep."""
     exif, xmp = picture.exif, picture.xmp
     if metadata == "strip":
         exif = xmp = None
@@ -353,7 +353,7 @@ def _metadata_options(picture: Picture, kind: str, metadata: Metadata) -> dict[s
     if kind == "JPEG":
         exif = exif if exif and len(exif) <= _MAX_JPEG_EXIF else None
         xmp = xmp if xmp and len(xmp) <= _MAX_JPEG_XMP else None
-    if picture.orientation != orientation_of(exif, xmp):  # what said so has gone
+    if picture.orientation != orientation_of(exif, xmp):  # the data that contained it was dropped
         in_exif = orientation_of(picture.exif, None) != 1
         turning = with_orientation(picture.orientation, in_exif=in_exif)
         exif, xmp = turning[0] or exif, turning[1] or xmp

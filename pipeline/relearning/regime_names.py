@@ -1,4 +1,4 @@
-"""How regimes are written, without the regimes: options are checked before torch is imported."""
+"""Names of regimes, kept apart so that options can be checked without importing torch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NUMBERED_NAMES = ("leaked-pairs",)
 
 
 def parse_regime(name: str) -> list[str]:
-    """The regimes that `name` joins by '+', from left to right.
+    """The regimes joined by '+' in `name`, from left to right.
 
-    Raises SettingsError, with near matches, for one that does not exist or lacks its number; what stands in brackets
-    is checked when the regime is made.
+    Raises SettingsError, with near matches, for one that does not exist or lacks its number; options in brackets are
+    checked when the regime is created.
     """
     parts = name.split("+")
     for part in parts:
@@ -51,4 +51,4 @@ def _check_part(part: str, name: str) -> None:
             [*REGIME_NAMES, *(f"{kind}:8" for kind in FILTER_NAMES), *(f"{kind}:N" for kind in NUMBERED_NAMES)]
         )
         near = near_matches(part, names)
-        raise SettingsError(f"unknown regime {part!r} in {name!r}: none of {', '.join(names)}{near}")
+        raise SettingsError(f"unknown regime {part!r} in {name!r}; choose from {', '.join(names)}{near}")

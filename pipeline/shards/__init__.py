@@ -1,1 +1,1 @@
-"""Shards of samples: listed, read, written."""
+"""Shards of samples: listing, reading and writing."""

@@ -1,8 +1,8 @@
-"""The bytes of a tar archive, plain or packed by gzip -> its members' headers, one after the other, never seeking.
+"""The bytes of a tar archive, plain or gzipped -> its members' headers, one by one, without seeking.
 
-`tarfile` takes a damaged header for the end of the archive, reads no further than one archive of several that were
-joined, and reads extended headers of any size into memory; here nothing of that goes unnoticed. Behind what is damaged,
-the next header whose checksum holds is looked for.
+`tarfile` mistakes a damaged header for the end of the archive, reads only the first of several concatenated archives,
+and reads extended headers of any size into memory. Here all of these are detected, and after damage, reading resumes at
+the next header with a valid checksum.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 16
 _READ_BYTES = 4 * _CHUNK
-_MAX_READ_BYTES = 256 * _CHUNK  # at once: what a header claims is not believed before it has arrived
-_MAX_HEADER_BYTES = 1 << 20  # of one extended header: a long name or pax records
-_MAX_PADDING_BYTES = 1 << 20  # behind an end mark; more zeros are a hole where something was
+_MAX_READ_BYTES = 256 * _CHUNK  # at once: a size claimed by a header is not trusted until the bytes arrive
+_MAX_HEADER_BYTES = 1 << 20  # limit for one extended header: a long name or pax records
+_MAX_PADDING_BYTES = 1 << 20  # after an end mark; more zeros than this indicate lost data
 _MAGIC, _MAGIC_AT = b"ustar", 257
 
 FILE, _SPARSE, FOLDER, LABEL, END, _OTHER = "file", "sparse file", "folder", "volume label", "end mark", "other"
@@ -30,11 +30,14 @@ _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
 
 
 class Damaged(Exception):
-    """Nothing after this point of the stream can be read."""
+    """The stream cannot be read beyond this point."""
 
 
 class _BadHeader(Exception):
-    """What stands where a header should; begun  its bytes, in which another header may begin"""
+    """Something that is not a valid header.
+
+    begun  its bytes, within which another header may start
+    """
 
     def __init__(self, what: str, begun: bytes = b"") -> None:
         super().__init__(what)
@@ -42,22 +45,25 @@ class _BadHeader(Exception):
 
 
 class Gap(NamedTuple):
-    """A part of the archive that could not be read, with more behind it or not; what  where, how much, and why."""
+    """A part of the archive that could not be read.
+
+    what  where, how much, and why
+    """
 
     what: str
 
 
 class Member(NamedTuple):
-    """One member of an archive, as its header describes it; or an end mark, which another archive may follow."""
+    """A member as described by its header, or an end mark, after which another archive may follow."""
 
-    name: str  # bytes that are not UTF-8 are lone surrogates
+    name: str  # bytes that are not UTF-8 become lone surrogates
     kind: str
-    size: int  # bytes of its body
+    size: int  # of its body, in bytes
     what: str  # the kind, for people
 
 
 class _Blocks:
-    """A stream of which only `read` is known, so that nothing can seek or close it, read in large blocks."""
+    """Buffers a stream in large blocks; only knows its `read`, so it cannot seek or close it."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._more = read
@@ -65,17 +71,17 @@ class _Blocks:
         self._at = 0
 
     def starts_with(self, mark: bytes) -> bool:
-        """Look ahead; to be called before anything is read."""
+        """Peek at the start; call before reading anything."""
         while len(self._block) < len(mark) and (block := self._more(_READ_BYTES)):
             self._block += block
         return self._block.startswith(mark)
 
     def unread(self, data: bytes) -> None:
-        """Let `data` be what is read next."""
+        """Push `data` back, to be read next."""
         self._block, self._at = data + self._block[self._at :], 0
 
     def read(self, size: int) -> bytes:
-        """`size` bytes, fewer only at the end."""
+        """`size` bytes, or fewer at the end."""
         end = self._at + size
         if end <= len(self._block):
             data = self._block[self._at : end]
@@ -93,14 +99,14 @@ class _Blocks:
 
 
 class Source:
-    """The bytes of the archive, unpacked if need be: as many as asked for, or Damaged. `at` counts those taken."""
+    """The archive's bytes, decompressed if needed: exactly as many as requested, or Damaged. `at` is the position."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.at = 0
         self._blocks = self._packed = _Blocks(stream.read)
         if self._blocks.starts_with(b"\x1f\x8b"):
             packed = cast(IO[bytes], self._packed)
-            # read1: what was unpacked before the damage must arrive before the error
+            # read1: what was decompressed before the damage must arrive before the error
             self._blocks = _Blocks(gzip.GzipFile(fileobj=packed, mode="rb").read1)
 
     def _read(self, size: int) -> bytes:
@@ -108,19 +114,21 @@ class Source:
             data = self._blocks.read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             left = sum(map(len, iter(lambda: self._packed.read(_READ_BYTES), b"")))
-            at = f"near byte {self.at:,} of what it holds"
-            raise Damaged(f"is damaged or cut {at}: {error}; {left:,} more packed bytes were not read") from None
+            at = f"near uncompressed byte {self.at:,}"
+            raise Damaged(
+                f"is damaged or truncated {at}: {error}; {left:,} more compressed bytes were not read"
+            ) from None
         self.at += len(data)
         return data
 
     def take(self, size: int) -> bytes:
         data = self._read(size)
         if len(data) != size:
-            raise Damaged(f"ends at byte {self.at:,}, where {size - len(data):,} more bytes should follow")
+            raise Damaged(f"ends at byte {self.at:,}, with at least {size - len(data):,} bytes missing")
         return data
 
     def skip_body(self, size: int) -> bytes:
-        """Pass over a member's body and its padding; how it begins, up to 512 bytes."""
+        """Skip a member's body and padding; returns the body's first bytes, up to 512."""
         left = size + -size % BLOCK
         begun = self.take(min(left, BLOCK))
         left -= len(begun)
@@ -129,7 +137,7 @@ class Source:
         return begun[:size]
 
     def skip_zeros(self) -> int:
-        """Pass over whole blocks of zeros, and over zeros at the end; how many bytes that were."""
+        """Skip whole blocks of zeros, and zeros at the end; returns the number of bytes skipped."""
         start = self.at
         while data := self._read(_CHUNK):
             if data.count(0) != len(data):
@@ -139,15 +147,15 @@ class Source:
         return self.at - start
 
     def has_more(self) -> bool:
-        """True unless all is read."""
+        """False at the end of the stream."""
         data = self._read(1)
         self._unread(data)
         return bool(data)
 
     def find_header(self, begun: bytes) -> bool:
-        """Go to the next header, of any place, whose checksum holds; False if there is none, and all is read.
+        """Advance to the next valid header at any offset; False if there is none, with the stream then exhausted.
 
-        begun  what was taken last and is looked through again, but for its first byte
+        begun  the bytes taken last, searched again from their second byte
         """
         self._unread(begun[1:])
         window = b""
@@ -168,7 +176,7 @@ class Source:
 
 
 def members_of(source: Source) -> Iterator[Member | Gap]:
-    """Yield header after header, and what lies between them unread; the caller takes or skips each body."""
+    """Yield members, and gaps that could not be read; the caller takes or skips each member's body."""
     shared: dict[bytes, bytes] = {}
     while True:
         start = source.at
@@ -177,7 +185,7 @@ def members_of(source: Source) -> Iterator[Member | Gap]:
         except _BadHeader as error:
             more = source.find_header(error.begun)
             where = f"bytes {start:,} to {source.at - 1:,} ({source.at - start:,} bytes)"
-            yield Gap(f"is damaged: {where} are no members of a tar archive and were not read ({error})")
+            yield Gap(f"is damaged: {where} are not valid tar members and were not read ({error})")
             if not more:
                 return
             continue
@@ -186,13 +194,13 @@ def members_of(source: Source) -> Iterator[Member | Gap]:
             shared = {}
             zeros = source.skip_zeros()
             if zeros > _MAX_PADDING_BYTES:
-                yield Gap(f"is damaged: {zeros:,} bytes from {start:,} on are zeros, more than an archive ends with")
+                yield Gap(f"is damaged: {zeros:,} bytes from {start:,} on are zeros, too many for an end of archive")
             if not source.has_more():
                 return
 
 
 def _next_member(source: Source, shared: dict[bytes, bytes]) -> Member:
-    """The next header, with those that extend it. `shared` holds what global ones say of all members behind them."""
+    """The next header with its extended headers. `shared` holds records from global ones, for all later members."""
     own: dict[bytes, bytes] = {}
     while True:
         block = source.take(BLOCK)
@@ -213,7 +221,7 @@ def _next_member(source: Source, shared: dict[bytes, bytes]) -> Member:
                 own |= _pax_records(data)
             continue
         if kind == b"S" and block[482]:
-            while source.take(BLOCK)[504]:  # the rest of a sparse file's map
+            while source.take(BLOCK)[504]:  # the rest of the sparse map
                 pass
         return _member(block, kind, size, shared | own if shared or own else {})
 
@@ -227,10 +235,10 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
     name = records.get(b"GNU.sparse.name") or records.get(b"path") or name
     if digits := records.get(b"size"):
         if not re.fullmatch(rb"[0-9]{1,18}", digits):
-            raise _BadHeader("a size that is not a number")
+            raise _BadHeader("an invalid size")
         size = int(digits)
     if kind == b"\0" and name.endswith(b"/"):
-        kind = b"5"  # how tar marked folders before 1988
+        kind = b"5"  # how pre-POSIX tar marked directories
     what = _KINDS.get(kind, _OTHER)
     if what == FILE and any(record.startswith(b"GNU.sparse.") for record in records):
         what = _SPARSE
@@ -240,14 +248,14 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
 
 
 def _size(block: bytes) -> int:
-    """Size field of a header whose checksum holds. Raises _BadHeader."""
+    """Size field of a header with a valid checksum. Raises _BadHeader."""
     try:
         expected = _number(block[148:156])
         unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
         if expected != unsigned:
             negative = sum(byte > 127 for byte in block[:148] + block[156:])
             if expected != unsigned - 256 * negative:  # some old writers summed signed bytes
-                raise ValueError("a header's checksum is wrong")
+                raise ValueError("a wrong header checksum")
         return _number(block[124:136])
     except ValueError as error:
         raise _BadHeader(str(error), block) from None
@@ -264,26 +272,26 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
         if value >= 1 << 60:
-            raise ValueError("a size that cannot be")
+            raise ValueError("an impossible size")
         return value
     digits = field.split(b"\0", 1)[0].strip()
     if digits.isdigit() and b"8" not in digits and b"9" not in digits:
         return int(digits, 8)
     if digits:
-        raise ValueError("a header's number is none")
+        raise ValueError("an invalid number in a header")
     return 0
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """Keyword -> value of pax records `length keyword=value newline`."""
+    """Keyword -> value from pax records `length keyword=value newline`."""
     records = {}
     position = 0
     while position < len(data) and data[position]:
-        found = _PAX_LENGTH.match(data, position)
-        end = position + int(found[1]) if found else 0
-        if found is None or end <= found.end() or end > len(data) or data[end - 1 : end] != b"\n":
+        prefix = _PAX_LENGTH.match(data, position)
+        end = position + int(prefix[1]) if prefix else 0
+        if prefix is None or end <= prefix.end() or end > len(data) or data[end - 1 : end] != b"\n":
             raise _BadHeader("a damaged extended header")
-        keyword, _, value = data[found.end() : end - 1].partition(b"=")
+        keyword, _, value = data[prefix.end() : end - 1].partition(b"=")
         records[keyword] = value
         position = end
     return records

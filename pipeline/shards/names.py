@@ -1,4 +1,4 @@
-"""Names of objects: which is a shard, and which are never read or written."""
+"""Object names: which are shards, and which are never read or written."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _CUT_BY_S3FS = "?versionId="
 
 
 def is_shard(name: str) -> bool:
-    """True for the name of a tar that can be read, whatever the case of its letters."""
+    """True for the name of a readable tar, ignoring case."""
     return name.lower().endswith(SHARD_SUFFIXES)
 
 
 def fault_of(name: str) -> tuple[Reason, str] | None:
-    """Why an object of this name is never read or written, or None."""
+    """Why an object with this name is never read or written, or None."""
     parts = name.split("/")
     if ".." in parts or "." in parts or "" in parts:
-        return Reason.UNSAFE_NAME, "the name leaves its prefix, or would be another one in a folder"
+        return Reason.UNSAFE_NAME, "the name leaves its prefix, or would change in a file system"
     if _UNSAFE.search(name):
-        return Reason.UNSAFE_NAME, "the name holds a backslash or a control character"
+        return Reason.UNSAFE_NAME, "the name contains a backslash or a control character"
     if _CUT_BY_S3FS in name:
-        return Reason.UNSAFE_NAME, f"the name holds {_CUT_BY_S3FS}, which clients take for a version and cut off"
+        return Reason.UNSAFE_NAME, f"the name contains {_CUT_BY_S3FS}, which clients mistake for a version and strip"
     if _NOT_UTF8.search(name):
         return Reason.UNUSABLE_NAME, "the name is not UTF-8"
     return None

@@ -1,7 +1,7 @@
-"""A small real collection without any download: patches of photographs that ship inside our dependencies' wheels.
+"""A small real collection without downloads: patches of photographs that ship with our dependencies.
 
-Every photograph is cut along a grid into cells; whole cells belong to training or to test, and a patch never leaves
-its cell, so that no pixel of a test patch is ever seen in training. A patch's label is the photograph it was cut from.
+Every photograph is divided into a grid of cells. Each cell belongs to either training or test, and a patch never leaves
+its cell, so that no test pixel is ever seen in training. A patch's label is the photograph it was cut from.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ PHOTOGRAPHS = (
 TRAIN_PER_PHOTOGRAPH = 100
 TEST_PER_PHOTOGRAPH = 30
 SAMPLES_PER_SHARD = 256
-_CELL = 96  # pixels: about this long is a cell's side, and no photograph has more than 5 x 5 of them
-_LEAST_CROP = 0.5  # of the cell's shorter side
+_CELL = 96  # approximate cell side in pixels; at most 5 x 5 cells per photograph
+_LEAST_CROP = 0.5  # least patch side, as a share of the cell's shorter side
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One square cut from a photograph, before it is resized."""
+    """A square cut from a photograph, before resizing."""
 
     photograph: str
     split: str  # "train" | "test"
@@ -67,7 +67,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class DemoCollection:
-    """Where the shards lie, and what the labels mean: label i is the photograph `classes[i]`."""
+    """The location of the shards, and the classes: label i is the photograph `classes[i]`."""
 
     folder: Path
     train: tuple[Path, ...]
@@ -79,7 +79,7 @@ class DemoCollection:
 
 @cache
 def photograph(name: str) -> NDArray[np.uint8]:
-    """One of PHOTOGRAPHS as uint8 [H, W, 3] or, if it is grey, [H, W]; read from installed wheels only."""
+    """One of PHOTOGRAPHS, uint8 [H, W, 3] or, if grey, [H, W]; read only from installed packages."""
     if name in ("china", "flower"):
         pixels = load_sample_image(f"{name}.jpg")
     elif name == "motorcycle":
@@ -90,9 +90,9 @@ def photograph(name: str) -> NDArray[np.uint8]:
 
 
 def plan_patches(*, seed: int) -> list[Patch]:
-    """Every patch of the collection, the same for every side and on every machine.
+    """All patches of the collection, the same for every side and on every machine.
 
-    Patches of one photograph and split are dealt to that split's cells in turn; position and scale are drawn per patch.
+    A photograph's patches are dealt in turn to the cells of their split; position and scale are random per patch.
     """
     return [
         _draw_patch(name, split, number, cells[number % len(cells)], seed)
@@ -106,10 +106,10 @@ def plan_patches(*, seed: int) -> list[Patch]:
 def write_demo_collection(folder: Path, *, seed: int, side: int = 64) -> DemoCollection:
     """Write train-00000N.tar and test-00000N.tar to `folder`: 1,600 and 480 images of side x side pixels, 16 classes.
 
-    Members of a sample: KEY.jpg (quality 95, 4:4:4) or KEY.png, drawn per sample, grey where the photograph is;
-    KEY.cls (label); KEY.json (photograph, x, y, side of the cut). The same seed and side give the same bytes. A shard
-    that is already there with these bytes is left alone, any other is replaced whole. Raises OSError if `folder`
-    cannot be written.
+    Members of a sample: KEY.jpg (quality 95, 4:4:4) or KEY.png, chosen at random, grey if the photograph is;
+    KEY.cls (label); KEY.json (photograph, x, y, side of the patch). The same seed and side give the same bytes. An
+    existing identical shard is left alone, any other is replaced atomically. Raises OSError if `folder` is not
+    writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     patches = plan_patches(seed=seed)
@@ -122,14 +122,14 @@ def write_demo_collection(folder: Path, *, seed: int, side: int = 64) -> DemoCol
 
 
 def train_squares(side: int, *, seed: int) -> NDArray[np.uint8]:
-    """All training patches in colour, without a file's losses: uint8 [1600, 3, side, side]."""
+    """All training patches in colour, without compression losses: uint8 [1600, 3, side, side]."""
     patches = [patch for patch in plan_patches(seed=seed) if patch.split == "train"]
     squares = [np.asarray(_square(patch, side).convert("RGB")) for patch in patches]
     return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2))
 
 
 def _cells(name: str, split: str) -> list[tuple[int, int, int, int]]:
-    """Cells (top, left, bottom, right) of a split: every fourth along a knight's move is test, the others train."""
+    """Cells (top, left, bottom, right) of a split: every fourth, in a knight's-move pattern, is test."""
     height, width = photograph(name).shape[:2]
     rows, columns = (max(2, min(5, length // _CELL)) for length in (height, width))
     tops = [height * row // rows for row in range(rows + 1)]

@@ -1,4 +1,4 @@
-"""Pictures to train on: squares of the samples of a shard, decoded once; what cannot be read is left out and named."""
+"""Training pictures: square crops of a shard's samples, decoded once; unreadable samples are left out and named."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from pipeline.shards.inputs import said_of
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Samples of a shard that could not be read: how many, and a line that names the shard and the first of them."""
+    """Samples of a shard that could not be read.
+
+    said  a line that names the shard and the first of them
+    """
 
     count: int
     said: str
 
 
 def square_of(sample: Sample, side: int, *, max_pixels: int, keep_sidecar: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """The middle of a sample's picture, resized (bicubic): uint8 [side, side, 3]. Raises SampleError."""
+    """The central square of a sample's picture, resized bicubically: uint8 [side, side, 3]. Raises SampleError."""
     suffix = image_suffix(sample, keep_sidecar)
     pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=max_pixels, suffix=suffix)
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
@@ -39,9 +42,9 @@ def squares_of(
     side: int,
     max_pixels: int,
 ) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
-    """The samples whose keys are wanted, each with its square.
+    """Samples with a wanted key, each with its square.
 
-    rejections  is given what cannot be read of the wanted samples, and every damaged part of the shard
+    rejections  receives wanted samples that cannot be read, and every damaged part of the shard
     """
     for sample in samples:
         if isinstance(sample, Rejection):
@@ -57,17 +60,17 @@ def squares_of(
 
 
 def left_out(shard: str, rejections: list[Rejection]) -> tuple[LeftOut, ...]:
-    """What to say of a shard that is otherwise used; nothing where all of it could be read.
+    """A summary of what could not be read of a shard; empty if everything could.
 
-    Raises InputError for a damaged shard: nobody knows what was in it.
+    Raises InputError for a damaged shard, whose lost contents are unknown.
     """
     if lost := losses_of(shard, rejections):
-        raise InputError(f"{lost[0]}; restore the shard, or leave it out")
+        raise InputError(f"{lost[0]}; restore the shard or remove it")
     return (LeftOut(len(rejections), f"{shard}: {said_of(rejections)}"),) if rejections else ()
 
 
 def stacked(squares: list[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]:
-    """uint8 [n, 3, side, side] of squares."""
+    """Stack squares into uint8 [n, 3, side, side]."""
     if not squares:
         return np.zeros((0, 3, side, side), np.uint8)
     return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2))

@@ -1,7 +1,7 @@
-"""Tar streams <-> samples: strict rules for members, fixed metadata for what is written.
+"""Tar streams <-> samples, with strict rules for members and fixed metadata when writing.
 
-The reader trusts nothing: it never seeks, holds one sample at a time, follows no link, and a member that breaks
-a rule costs its sample, not the shard.
+The reader trusts nothing: it never seeks, holds one sample at a time and follows no links. A member that breaks a rule
+costs its sample, not the shard.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from pipeline.storage.streams import HashedFile
 
 _ZEROS = bytes(BLOCK)
 _MAX_NAME_BYTES = 4096
-_MAX_MEMBERS = 1000  # of one sample
-_MAX_SAMPLE = 4  # bytes of one sample, as a multiple of max_member_bytes
+_MAX_MEMBERS = 1000  # per sample
+_MAX_SAMPLE = 4  # limit on a sample's bytes, as a multiple of max_member_bytes
 _WRITE_BYTES = 1 << 18
-_JOINED_BYTES = 1 << 15  # to copy less than this costs less than to handle its pieces one by one
-_WRITE_PARTS = 900  # of one call; 1024 is what Linux allows
-_GZIP_LEVEL = 1  # images do not shrink; higher levels cost more time than their encoding
+_JOINED_BYTES = 1 << 15  # below this, copying is cheaper than handling pieces separately
+_WRITE_PARTS = 900  # per call; Linux allows 1024
+_GZIP_LEVEL = 1  # images hardly compress; higher levels would take longer than encoding
 
 _NOTES = (b"\x00\x05\x16\x07", b"\x00\x00\x00\x01Bud1")  # AppleDouble; .DS_Store
-_ORDINARY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_./-]*")  # breaks no rule that looks at single characters
+_ORDINARY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_./-]*")  # satisfies every rule about single characters
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 
 
 def read_samples(stream: IO[bytes], *, max_member_bytes: int) -> Iterator[Sample | Rejection]:
-    """Yield the samples of a tar or tar.gz stream in input order; what breaks a rule is a Rejection instead.
+    """Yield the samples of a tar or tar.gz stream in input order, or a Rejection for what breaks a rule.
 
-    stream            binary, read forwards only; it is not closed
-    max_member_bytes  a larger member is skipped unread, and its sample rejected
+    stream            binary, read forwards only, not closed
+    max_member_bytes  larger members are skipped unread, and their samples rejected
 
-    A sample is a run of adjacent members with one key: the path up to the first dot of the base name; the rest
-    after that dot is the suffix. There is one Rejection per sample, for the first rule that one of its members
-    breaks, and one per member that has no key. Folders, volume labels and what a Mac notes beside a file are skipped.
-    A key that comes back after another is rejected; its first run has been yielded by then. Archives that were joined
-    are read one after the other. Damaged or missing bytes never raise: each such place is one Rejection
-    TRUNCATED_SHARD, which says where and how much was not read; every sample before and behind it is yielded, but for
-    those next to it, which may lack members. Errors of `stream` itself (a store that fails) pass through.
+    A sample is a run of adjacent members with the same key: the path up to the first dot of the base name; the part
+    after that dot is the suffix. There is one Rejection per sample, for the first rule that any of its members breaks,
+    and one per member without a key. Folders, volume labels and macOS metadata files are skipped. A key that returns
+    after another one is rejected; its first run has been yielded by then. Concatenated archives are read one after the
+    other. Damaged or missing bytes never raise: each such place yields one TRUNCATED_SHARD Rejection that says where
+    and how much was not read; all samples before and after it are yielded, except those next to it, which may lack
+    members. Errors from `stream` itself (a failing store) propagate.
     """
     group: _Group | None = None
     seen: set[bytes] = set()
@@ -89,7 +89,7 @@ def read_samples(stream: IO[bytes], *, max_member_bytes: int) -> Iterator[Sample
 
 
 def _torn(group: _Group | None, name: str, what: str) -> Iterator[Rejection]:
-    """The line for a damaged place; the sample that it cuts is lost with it, unless it was rejected before."""
+    """The rejection for a damaged place, which includes the interrupted sample unless that was already rejected."""
     key = member = ""
     if group is not None and group.rejection is not None:
         yield group.rejection
@@ -99,24 +99,24 @@ def _torn(group: _Group | None, name: str, what: str) -> Iterator[Rejection]:
 
 
 def _is_note(name: str, begun: bytes) -> bool:
-    """True for what a Mac writes beside files (`._a.jpg`, `.DS_Store`), known by its first bytes too."""
+    """True for macOS metadata files (`._a.jpg`, `.DS_Store`), confirmed by their first bytes."""
     return name.rpartition("/")[2].startswith(".") and begun.startswith(_NOTES)
 
 
 def is_packed(shard: str) -> bool:
-    """True if a shard of this name is written through gzip."""
+    """True if a shard with this name is gzipped."""
     return shard.lower().endswith((".gz", ".tgz"))
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, suffix) of a member name: cut at the first dot of its base name; the suffix may be empty."""
+    """(key, suffix) of a member name, split at the first dot of its base name; the suffix may be empty."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix
 
 
 class _Group:
-    """The sample that is being read."""
+    """The sample being read."""
 
     def __init__(self, key: str, max_member_bytes: int, *, known: bool, torn: bool) -> None:
         self.key = key
@@ -127,22 +127,22 @@ class _Group:
         self._left = _MAX_SAMPLE * max_member_bytes
 
     def accepts(self, name: str, suffix: str, size: int, fault: tuple[Reason, str] | None) -> bool:
-        """True if the member may be read; otherwise the sample is rejected, and what was read of it let go."""
+        """True if the member may be read; otherwise rejects the sample and discards what was read of it."""
         if self.rejection is not None:
             return False
         self._left -= size
         if self._torn:
-            fault = Reason.TRUNCATED_SHARD, "it follows a damaged part of the shard, so that it may lack members"
+            fault = Reason.TRUNCATED_SHARD, "it follows a damaged part of the shard and may lack members"
         elif self._known:
-            fault = Reason.INTERLEAVED_KEY, "this key was in the shard before, with another key between"
+            fault = Reason.INTERLEAVED_KEY, "this key already occurred in the shard, before another key"
         elif fault is None and suffix.casefold() in self._suffixes:
-            fault = Reason.DUPLICATE_MEMBER, "two members of the sample have this name (case aside)"
+            fault = Reason.DUPLICATE_MEMBER, "two members of the sample have this name (ignoring case)"
         elif fault is None and (self._left < 0 or len(self._suffixes) >= _MAX_MEMBERS):
-            fault = Reason.TOO_LARGE, "the sample has too many or too large members together"
+            fault = Reason.TOO_LARGE, "the sample's members are too many or too large in total"
         if fault is not None:
             self.rejection = Rejection(shown(self.key), shown(name), *fault)
             self.members = {}
-        self._suffixes.add(suffix.casefold())  # readers compare suffixes without case
+        self._suffixes.add(suffix.casefold())  # readers compare suffixes case-insensitively
         return fault is None
 
     def result(self) -> Sample | Rejection:
@@ -158,30 +158,30 @@ def _fault(member: Member, key: str, suffix: str, max_member_bytes: int) -> tupl
     plain = _ORDINARY.fullmatch(name) is not None and ".." not in name and len(name) <= _MAX_NAME_BYTES
     plain = plain and _has_key(key, suffix) and not suffix.startswith("__")
     if plain and member.kind == FILE and member.size <= max_member_bytes:
-        return None  # nearly always; the rest says what is wrong
+        return None  # the usual case; the rest says what is wrong
     if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
         return Reason.UNSAFE_NAME, "the name is absolute"
     if ".." in name.split("/"):
         return Reason.UNSAFE_NAME, "the name leaves its folder"
     if _UNSAFE.search(name):
-        return Reason.UNSAFE_NAME, "the name holds a backslash or a control character"
+        return Reason.UNSAFE_NAME, "the name contains a backslash or a control character"
     if member.kind != FILE:
         return Reason.NOT_A_FILE, f"the member is a {member.what}"
     if not _has_key(key, suffix):
-        return Reason.UNUSABLE_NAME, "the name has no extension, or nothing before it"
+        return Reason.UNUSABLE_NAME, "the name has no extension, or nothing before the extension"
     if suffix.startswith("__"):
-        return Reason.UNUSABLE_NAME, "suffixes that begin with __ belong to the readers of shards"
+        return Reason.UNUSABLE_NAME, "suffixes that begin with __ are reserved by shard readers"
     if len(name.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
         return Reason.UNUSABLE_NAME, f"the name is longer than {_MAX_NAME_BYTES} bytes"
     if re.search("[\ud800-\udfff]", name):
         return Reason.UNUSABLE_NAME, "the name is not UTF-8"
     if member.size > max_member_bytes:
-        return Reason.TOO_LARGE, f"{member.size:,} bytes are more than --max-member-bytes {max_member_bytes:,}"
+        return Reason.TOO_LARGE, f"{member.size:,} bytes exceed --max-member-bytes {max_member_bytes:,}"
     return None
 
 
 def _remember(key: str, seen: set[bytes]) -> bool:
-    """True if `key` was here before; 8 bytes of hash are kept for each, whatever its length."""
+    """True if `key` was seen before; keeps an 8-byte hash per key, whatever its length."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     known = digest in seen
     seen.add(digest)
@@ -189,11 +189,11 @@ def _remember(key: str, seen: set[bytes]) -> bool:
 
 
 class ShardWriter:
-    """Writes samples to a local file as a tar whose bytes depend on the samples alone.
+    """Writes samples to a local file as a tar whose bytes depend only on the samples.
 
     Members keep their order; mtime, owner and mode are fixed, the format is GNU: byte for byte what webdataset's
-    TarWriter makes of the same members (which it would sort). `sha256`, `size` and `num_members` are true after
-    `close()`; a `with` block that fails leaves an unfinished file without a digest.
+    TarWriter makes of the same members (which it would sort). `sha256`, `size` and `num_members` are valid after
+    `close()`; a failed `with` block leaves an unfinished file without a digest.
     """
 
     def __init__(self, path: Path, *, compressed: bool) -> None:
@@ -202,12 +202,12 @@ class ShardWriter:
         self.size = 0
         self._file = HashedFile(path)
         self._gzip = gzip.GzipFile("", "wb", _GZIP_LEVEL, cast(IO[bytes], self._file), mtime=0) if compressed else None
-        self._parts: list[bytes] = []  # not written yet: one call for many costs less than one for each
+        self._parts: list[bytes] = []  # not written yet: one call for many is cheaper than one each
         self._waiting = 0
         self._archived = 0
 
     def write(self, sample: Sample) -> None:
-        """Append the sample's members, in their order."""
+        """Append the sample's members, in order."""
         pieces: list[bytes] = []
         for suffix, data in sample.members.items():
             pieces += header(f"{sample.key}.{suffix}", len(data)), data, _ZEROS[: -len(data) % BLOCK]
@@ -219,7 +219,7 @@ class ShardWriter:
             self._flush()
 
     def close(self) -> None:
-        """Finish the archive; size and digest are known then."""
+        """Finish the archive and set size and digest."""
         if self.sha256:
             return
         self._add(bytes(2 * BLOCK))
@@ -258,9 +258,9 @@ class ShardWriter:
 
 
 def header(name: str, size: int) -> bytes:
-    """GNU header of a file of `size` bytes: mode 0644, owner 0, mtime 0.
+    """GNU header for a file of `size` bytes: mode 0644, owner 0, mtime 0.
 
-    The ordinary case is put together here in a tenth of the time that tarfile takes for it.
+    The usual case is assembled here in a tenth of the time tarfile takes.
     """
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > 100 or size >= 1 << 33:
@@ -273,10 +273,10 @@ def header(name: str, size: int) -> bytes:
 
 
 def _fixed() -> tuple[tuple[bytes, bytes, bytes], int]:
-    """What all ordinary headers share: between name and size, between size and checksum, behind; and its sum."""
+    """What all usual headers share: between name and size, between size and checksum, and after it; and their sum."""
     empty = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
     between = empty[100:124], empty[135:148], empty[154:]
-    places = 8 * ord(" ") - sum(empty[154:156])  # a checksum counts its own eight places as spaces
+    places = 8 * ord(" ") - sum(empty[154:156])  # the checksum field itself counts as eight spaces
     return between, sum(map(sum, between)) + places
 
 

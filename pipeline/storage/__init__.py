@@ -1,1 +1,1 @@
-"""Where objects lie: folders, buckets, and what goes wrong with them."""
+"""Access to objects in folders and buckets, and how it can fail."""

@@ -1,4 +1,4 @@
-"""Calls to a bucket that s3fs has no name for: pages in order, one version made, read or replaced, its clock."""
+"""S3 calls that s3fs does not offer: ordered pages, conditional reads and writes, the server's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 def page(filesystem: Any, start: str, token: str) -> tuple[list[dict[str, Any]], str | None]:
     """Up to 1000 objects whose paths begin with `start` ("bucket/a/b"), in byte order, and the next page's token.
 
-    token  of the page before, "" for the first; the last has None
+    token  from the previous page, "" for the first page; the last page returns None
     """
     bucket, prefix = _split(start)
     options = {"ContinuationToken": token} if token else {}
@@ -23,13 +23,13 @@ def page(filesystem: Any, start: str, token: str) -> tuple[list[dict[str, Any]],
 
 
 def clock(filesystem: Any, root: str) -> float:
-    """Seconds since the epoch, as the server tells the time."""
+    """The server's time, in seconds since the epoch."""
     bucket, prefix = _split(root)
     return _date(filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
 
 
 def get(filesystem: Any, path: str, etag: str | None = None) -> tuple[bytes, str, float] | None:
-    """Content, etag and age in seconds by the server's clock, in one answer; None if it is not the version `etag`."""
+    """Content, etag and age in seconds by the server's clock, in one request; None if the version is not `etag`."""
     bucket, key = _split(path)
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
     try:
@@ -43,17 +43,20 @@ def get(filesystem: Any, path: str, etag: str | None = None) -> tuple[bytes, str
 
 
 def head(filesystem: Any, path: str) -> tuple[int, str, float]:
-    """Bytes, etag and seconds since the epoch of an object, in one request. Raises FileNotFoundError."""
+    """Size in bytes, etag and modification time (seconds since the epoch) of an object, in one request.
+
+    Raises FileNotFoundError.
+    """
     bucket, key = _split(path)
     answer = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
     return int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"].timestamp()
 
 
 def create(filesystem: Any, path: str, data: bytes) -> None:
-    """Put an object if there is none of that name. Raises FileExistsError if another one is there.
+    """Create an object if it does not exist. Raises FileExistsError if a different one exists.
 
-    What stands there tells a refusal from a success whose answer was lost, and from a conflict that will pass. It is
-    asked after every failure: Ceph's 412 reaches us as EINVAL.
+    After any failure the object is read back, to tell a refusal from a success whose response was lost, and from a
+    transient conflict. This is done after every failure, because Ceph's 412 reaches us as EINVAL.
     """
     try:
         filesystem.pipe_file(path, data, mode="create")
@@ -62,17 +65,19 @@ def create(filesystem: Any, path: str, data: bytes) -> None:
             there = filesystem.cat_file(path)
         except FileNotFoundError:
             if was_refused(error):
-                raise OSError(errno.EAGAIN, "conflict with another request, although nothing is there") from error
-            raise error from error.__cause__  # botocore's own, which tells whether it may pass
+                raise OSError(
+                    errno.EAGAIN, "conflict with another request, although the object does not exist"
+                ) from error
+            raise error from error.__cause__  # botocore's error, which tells whether it is transient
         if there != data:
             raise FileExistsError(path) from error
 
 
 def replace(filesystem: Any, path: str, data: bytes, etag: str) -> str | None:
-    """The new etag; None if what is there is not the version `etag`.
+    """Replace the version `etag`; returns the new etag, or None if the current version is another one.
 
-    Two things are cleared up by reading back: a success whose answer was lost, which looks like a refusal when s3fs
-    sends it again, and Ceph's gateway, which takes the etag's quotes for a part of it when something is put.
+    Reading back resolves two cases: a success whose response was lost, which looks like a refusal when s3fs retries,
+    and Ceph's gateway, which takes the etag's quotes as part of it on writes.
     """
     bucket, key = _split(path)
     for condition in (f'"{etag}"', etag):
@@ -89,35 +94,35 @@ def replace(filesystem: Any, path: str, data: bytes, etag: str) -> str | None:
 
 
 def was_refused(error: BaseException) -> bool:
-    """True if a condition did not hold, however the server's word for it was translated."""
+    """True if a condition did not hold, whatever the error code was translated to."""
     return code_of(error) in _REFUSED
 
 
 def code_of(error: BaseException) -> str:
-    """The server's word for an error, e.g. AccessDenied; "" if no server has answered."""
+    """The server's error code, e.g. AccessDenied; "" if there was no response."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def http_status(error: BaseException) -> int | None:
-    """HTTP status of an error; None if no server has answered."""
+    """HTTP status of an error; None if there was no response."""
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return None if status is None else int(status)
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """botocore's own, which s3fs hides behind an OSError."""
-    found: dict[str, Any] = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return found
+    """botocore's response, which s3fs hides behind an OSError."""
+    response: dict[str, Any] = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return response
 
 
-def entries(found: list[dict[str, Any]], root: str) -> Iterator[tuple[str, int, str, float]]:
-    """(name below the root, bytes, etag, seconds since the epoch) of a page; markers of folders are left out."""
+def entries(objects: list[dict[str, Any]], root: str) -> Iterator[tuple[str, int, str, float]]:
+    """(name below the root, bytes, etag, seconds since the epoch) for each object of a page, without folder markers."""
     prefix = root.partition("/")[2]
     base = len(prefix) + 1 if prefix else 0
-    for one in found:
-        key = one["Key"]
+    for item in objects:
+        key = item["Key"]
         if not key.endswith("/"):
-            yield key[base:], int(one["Size"]), one["ETag"].strip('"'), one["LastModified"].timestamp()
+            yield key[base:], int(item["Size"]), item["ETag"].strip('"'), item["LastModified"].timestamp()
 
 
 def _split(path: str) -> tuple[str, str]:

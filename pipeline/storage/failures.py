@@ -1,4 +1,4 @@
-"""What a failed call to a store means: in which words it said so, what to do about it, and whether it may pass."""
+"""Interpret failed store calls: the message, what to do about it, and whether it is transient."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ _PASSING = (
 )
 _PASSING_ERRNOS = {errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
 _PASSING_CODES = {"RequestTimeout", "SlowDown", "Throttling", "OperationAborted", "ConditionalRequestConflict", "409"}
-_PASSING_CODES |= {"InternalError", "ServiceUnavailable"}  # also in the body of a 200
+_PASSING_CODES |= {"InternalError", "ServiceUnavailable"}  # also in the body of a 200 response
 _CREDENTIALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
 
 
 def line_of(error: BaseException) -> str:
-    """What the store, the system or the library said, in one line; the store's code where the words lack it."""
+    """The message of the store, system or library in one line, with the store's error code if it is missing."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{os.strerror(errno.ENOSPC)}: make room there, then start the same command again"
+        return f"{os.strerror(errno.ENOSPC)}: free some space, then run the same command again"
     code, text = buckets.code_of(error), one_line(error)
     return (f"{code}: {text}" if code and code not in text else text)[:200]
 
 
 def advice_for(error: BaseException) -> str:
-    """What to do about it, where that can be told from the kind of the failure."""
+    """What to do about a failure, if its kind tells."""
     code = buckets.code_of(error)
     if code == "InvalidObjectState":
-        return "; the object is archived: restore it, then start again"
+        return "; the object is archived: restore it, then run again"
     if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
         return "; set AWS_ACCESS_KEY_ID …"
     if code in _CREDENTIALS or (isinstance(error, PermissionError) and error.errno is None):
         return "; access denied: check the credentials of this environment"
     if isinstance(error, PermissionError):
-        return "; check the owner and the mode of it and of its folder"
+        return "; check the owner and permissions of the file and its folder"
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-        return "; an endpoint, such as AWS_ENDPOINT_URL, begins with http:// or https://"
+        return "; endpoints, such as AWS_ENDPOINT_URL, must begin with http:// or https://"
     return ""
 
 
 def may_pass(error: BaseException) -> bool:
-    """Timeouts, broken connections, throttling and 5xx pass; a full disk or a refused request does not."""
+    """True for transient failures: timeouts, broken connections, throttling and 5xx; not a full disk or a refusal."""
     status = buckets.http_status(error)
     if status is not None:
         return status >= 500 or status == 429 or buckets.code_of(error) in _PASSING_CODES

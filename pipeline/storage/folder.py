@@ -1,4 +1,4 @@
-"""What object stores do by themselves, for a folder on disk: a listing in their order, a real compare-and-swap."""
+"""What object stores provide, for a folder on disk: listings in byte order, compare-and-swap."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
-# name below the root, bytes, seconds since the epoch, microseconds of the last change of the inode (which nobody can
-# set back, as a copy with its times is: a replaced file is another one), whether it is a plain file
+# name below the root, bytes, mtime in seconds, ctime in microseconds (which, unlike mtime, cannot be set, so a replaced
+# file always differs), whether it is a regular file
 Found = tuple[str, int, float, int, bool]
 
 
 def walk_folder(root: str) -> Iterator[Found]:
-    """Every file below `root`, in the order of their whole names, as an object store lists them.
+    """Every file below `root`, sorted by full name as in an object store.
 
-    Links are not followed but named, as files that are none. What vanishes meanwhile is left out. Names of one
-    folder are held at a time, and of those above it. Raises OSError, so that a part is never taken for the whole.
+    Links are not followed but listed as non-regular files. Files that vanish meanwhile are omitted. Only the names of
+    the current folder and those above it are held in memory. Raises OSError rather than returning a partial listing.
     """
     folders = [_children(root, "")]
     while folders:
@@ -30,47 +30,47 @@ def walk_folder(root: str) -> Iterator[Found]:
                 if is_folder:
                     folders.append(_children(entry.path, name))
                     break
-                found = entry.stat(follow_symlinks=False)
+                seen = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            yield _found(name, found)
+            yield _found(name, seen)
         else:
             folders.pop()
 
 
 def _children(folder: str, name: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
-    """Of one folder, sorted; a folder's name is compared with the slash that follows it in whole names."""
+    """Entries of one folder, sorted as in full names: a folder's name compares with its trailing slash."""
     with os.scandir(folder) as entries:
-        found = [
+        children = [
             (f"{name}{entry.name}/", entry, True)
             if entry.is_dir(follow_symlinks=False)
             else (name + entry.name, entry, False)
             for entry in entries
         ]
-    found.sort(key=itemgetter(0))
-    return iter(found)
+    children.sort(key=itemgetter(0))
+    return iter(children)
 
 
 def names_below(root: str, under: str) -> Iterator[str]:
-    """Name below `root` of every file below its folder `under`, in no order; none where that is not there.
+    """Names, relative to `root`, of all files below its folder `under`, unsorted; empty if that does not exist.
 
-    No file is looked at. Links are not followed but named.
+    Files are not stat'ed. Links are not followed but listed.
     """
     for name, _ in _below(root, under):
         yield name
 
 
 def files_below(root: str, under: str) -> Iterator[Found]:
-    """As names_below, with what a look at each file says: of a link, what it leads to, if that is there."""
+    """Like names_below, with a stat of each file; for a link, of its target if that exists."""
     for name, entry in _below(root, under):
         try:
-            found = entry.stat()
+            seen = entry.stat()
         except OSError:
             try:
-                found = entry.stat(follow_symlinks=False)
+                seen = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-        yield _found(name, found)
+        yield _found(name, seen)
 
 
 def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -91,7 +91,7 @@ def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def lookup(path: str, name: str) -> Found:
-    """What a look at one file says. Raises FileNotFoundError for a folder."""
+    """Stat one file. Raises FileNotFoundError for a folder."""
     seen = os.stat(path)
     if stat.S_ISDIR(seen.st_mode):
         raise FileNotFoundError(path)
@@ -103,16 +103,16 @@ def _found(name: str, seen: os.stat_result) -> Found:
 
 
 def make(folder: Path) -> list[Path]:
-    """Make a folder; which ones hold a new name once a file is put there: it, and those that new folders lie in."""
-    fresh = [one for one in (folder, *folder.parents) if not one.exists()]
+    """Create a folder; returns the folders to sync after adding a file: it, and the parents of newly created ones."""
+    fresh = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return [folder, *(one.parent for one in fresh)]
+    return [folder, *(parent.parent for parent in fresh)]
 
 
 def sync(folders: list[Path]) -> None:
-    """Flush the names in folders to disk; some filesystems over a network cannot and need not."""
-    for one in folders:
-        opened = os.open(one, os.O_RDONLY)
+    """Flush directory entries to disk; some network file systems cannot and need not."""
+    for folder in folders:
+        opened = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(opened)
         except OSError as error:
@@ -123,19 +123,19 @@ def sync(folders: list[Path]) -> None:
 
 
 def link(source: str, target: str) -> None:
-    """Give a file a second name if there is none of that name yet. Raises FileExistsError."""
+    """Hard-link a file unless the target exists. Raises FileExistsError."""
     try:
         os.link(source, target)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        what = "this filesystem has no hard links, which commits need: choose an --output on another one"
+        what = "this file system has no hard links, which commits need: choose an --output on another one"
         raise OSError(errno.ENOTSUP, what) from error
 
 
 def longest(folder: str) -> tuple[int, int]:
-    """Bytes of the longest file name, and of the longest path, that the disk of a folder takes."""
-    there = next(str(one) for one in (Path(folder), *Path(folder).parents) if one.is_dir())
+    """Maximum length in bytes of a file name and of a path, on a folder's file system."""
+    there = next(str(parent) for parent in (Path(folder), *Path(folder).parents) if parent.is_dir())
     return os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX") - 1
 
 
@@ -146,7 +146,7 @@ def read(path: str) -> bytes:
 
 
 def moved(source: Path, target: Path) -> bool:
-    """True if the file could be renamed; between two filesystems it has to be copied."""
+    """True if the file could be renamed; across file systems it has to be copied."""
     try:
         os.rename(source, target)
     except OSError:
@@ -155,20 +155,20 @@ def moved(source: Path, target: Path) -> bool:
 
 
 def read_settled(path: str, etag: str, etag_of: Callable[[Found], str]) -> bytes | None:
-    """The bytes of a file if it is the version `etag` before and after they are read; None if not, or if it is gone."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # what became a fifo must not be waited for
+    """A file's contents if its version is `etag` both before and after reading; otherwise None."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # do not block if it has become a fifo
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
             return None
         data = file.read()
         after = os.fstat(file.fileno())
     now = os.stat(path)
-    seen = {etag_of(_found("", one)) for one in (before, after, now)}
+    seen = {etag_of(_found("", stats)) for stats in (before, after, now)}
     return data if seen == {etag} and len(data) == now.st_size and before.st_ino == now.st_ino else None
 
 
 def read_seen(path: str, scratch: Path) -> tuple[bytes, str, float]:
-    """Content, its digest, and its age in seconds by the clock of the disk itself, which may be another machine's."""
+    """Content, digest, and age in seconds by the disk's clock, which may be another machine's."""
     with open(path, "rb") as file:
         data = file.read()
         modified = os.fstat(file.fileno()).st_mtime
@@ -176,7 +176,7 @@ def read_seen(path: str, scratch: Path) -> tuple[bytes, str, float]:
 
 
 def clock(scratch: Path) -> float:
-    """What time it is for a disk: the modification time of a file made now."""
+    """A disk's current time: the modification time of a file created now."""
     scratch.mkdir(parents=True, exist_ok=True)
     probe = scratch / f"clock-{uuid.uuid4().hex}"
     try:
@@ -187,9 +187,9 @@ def clock(scratch: Path) -> float:
 
 
 def swap(path: str, wanted: str, lock: Path, publish: Callable[[], None]) -> bool:
-    """Call `publish` if the file's content has the digest `wanted`; nobody else who swaps it comes between.
+    """Call `publish` if the file's content has the digest `wanted`, atomically with respect to other swaps.
 
-    The lock is the kernel's: it ends with the process that holds it, however that ends.
+    It is a kernel lock, released when the process that holds it ends, however it ends.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as held:
@@ -205,5 +205,5 @@ def swap(path: str, wanted: str, lock: Path, publish: Callable[[], None]) -> boo
 
 
 def digest(data: bytes) -> str:
-    """Version of a file's content: two writes within one tick of the clock differ too."""
+    """Version of a file's content; also distinguishes two writes within one clock tick."""
     return hashlib.sha256(data).hexdigest()

@@ -1,7 +1,7 @@
-"""Where a store is, and how it is spoken to: its URL, its fsspec filesystem, retries, failures of one line.
+"""A store's location and how it is accessed: URL, fsspec filesystem, retries, one-line errors.
 
-Endpoint and credentials are found by fsspec and s3fs themselves (environment, profile); nothing here reads, keeps or
-prints them.
+fsspec and s3fs find endpoint and credentials themselves (environment, profile); nothing here reads, keeps or prints
+them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _T = TypeVar("_T")
 
 
 class Location:
-    """A prefix in object storage or a folder. Pickles as its URL; connects where it is used.
+    """A prefix in object storage, or a folder. Pickles as its URL; connects where it is used.
 
-    Raises InputError for a URL scheme that is not known, and for a name that is not UTF-8.
+    Raises InputError for an unknown URL scheme and for a name that is not UTF-8.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,7 +34,7 @@ class Location:
         self._filesystem: Any = None
         protocol, _, path = self.url.rpartition("://")
         if not url.isprintable() and re.search("[\ud800-\udfff]", url):
-            raise InputError(f"{ascii(url)}: the name is not UTF-8, so that no record could hold it; rename it")
+            raise InputError(f"{ascii(url)}: the name is not UTF-8 and cannot be stored in records; rename it")
         self.is_local = protocol in ("", "file", "local")
         self.is_s3 = protocol in ("s3", "s3a")
         try:
@@ -48,18 +48,18 @@ class Location:
 
     @property
     def filesystem(self) -> Any:
-        """The fsspec filesystem, made once per process; s3fs is not fork-safe."""
+        """The fsspec filesystem, created once per process because s3fs is not fork-safe."""
         if self._filesystem is None:
             protocol = "file" if self.is_local else self.url.rpartition("://")[0]
             self._filesystem = fsspec.filesystem(protocol, use_listings_cache=False)
         return self._filesystem
 
     def path(self, name: str) -> str:
-        """Full path of `name` as the filesystem wants it."""
+        """Full path of `name` for the filesystem."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def attempt(self, verb: str, name: str, action: Callable[[], _T]) -> _T:
-        """Run one storage call: retry what may pass, turn what may not into one line."""
+        """Run one storage call: retry transient failures, turn others into one-line errors."""
         where = f"cannot {verb} " + f"{self.url}/{name}".rstrip("/")
         for tries in range(_ATTEMPTS):  # s3fs itself retries throttling and 5xx within each
             try:
@@ -67,9 +67,9 @@ class Location:
             except FileExistsError:
                 raise
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                what = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "it is not there"
+                what = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "not found"
                 raise InputError(f"{where}: {what}") from None
-            except ValueError as error:  # before anything is sent: an endpoint, a region or a key that cannot be
+            except ValueError as error:  # raised before anything is sent: an invalid endpoint, region or key
                 raise SettingsError(f"{where}: {line_of(error)}{advice_for(error)}") from None
             except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
                 passing = may_pass(error)

@@ -1,6 +1,6 @@
-"""Is the output the input by another name? Folders are compared as what they are, buckets by what lies in them.
+"""Detect an output that is the input under another name, comparing folders by identity and buckets by content.
 
-A link, `..`, a bind mount, another case of letters or an alias of a bucket spells one place in two ways.
+Links, `..`, bind mounts, case-insensitive names and bucket aliases can all spell the same place in two ways.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def check_apart(source: Store, output: Store, shards: Iterable[str] = (), *, may_hold: bool = False) -> None:
-    """Raise SettingsError if the output is the input, lies inside it, or holds it; nothing is written to find out.
+    """Raise SettingsError if the output is the input, is inside it, or contains it; writes nothing to find out.
 
-    shards    names, as far as they are known: of each, the original must not be a link into the output, and its
-              folder in the output must not be a link out of it
-    may_hold  True if the input may lie inside the output, which then only gets files of other names
+    shards    names, if known: none may be a link into the output, and their folders in the output must not be links
+              that lead out of it
+    may_hold  True if the input may be inside the output, which then only receives files with other names
     """
     if source.is_local and output.is_local:
         ours, theirs = _path_of(output.root), _path_of(source.root)
@@ -34,25 +34,25 @@ def check_apart(source: Store, output: Store, shards: Iterable[str] = (), *, may
         touching = source.is_local == output.is_local and _share_keys(source, output, may_hold=may_hold)
     if touching:
         raise SettingsError(
-            f"--output {output.url} and --input {source.url} overlap, whatever they are called: originals are never "
-            "written to; choose another --output"
+            f"--output {output.url} and --input {source.url} overlap: originals are never overwritten; "
+            "choose another --output"
         )
 
 
 def _path_of(folder: str) -> list[set[Hashable]]:
-    """The folder, then each one above it, each as all that it is known by: real path, inode, and place on its device.
+    """The folder and each of its parents, each as a set of identities: real path, inode, and location on its device.
 
-    A folder that is bind-mounted elsewhere has its inode there, but other folders above it; its place on the device
-    tells what it lies in.
+    A bind-mounted folder keeps its inode but has different parents; its location on the device reveals the original
+    ones.
     """
     real = os.path.realpath(folder)
-    found: list[set[Hashable]] = [_known_by(real)]
+    identities: list[set[Hashable]] = [_known_by(real)]
     device, place = _place_on_device(real)
     for above in Path(real).parents:
-        found.append(_known_by(str(above)))
-    found += [{(device, str(above))} for above in Path(place).parents if device]
-    found[0] |= {(device, place)} if device else set()
-    return found
+        identities.append(_known_by(str(above)))
+    identities += [{(device, str(above))} for above in Path(place).parents if device]
+    identities[0] |= {(device, place)} if device else set()
+    return identities
 
 
 def _known_by(real: str) -> set[Hashable]:
@@ -64,7 +64,7 @@ def _known_by(real: str) -> set[Hashable]:
 
 
 def _place_on_device(real: str) -> tuple[str, str]:
-    """("major:minor", path below that device's own root); ("", "") where the kernel does not tell."""
+    """("major:minor", path below the device's root); ("", "") if the kernel does not say."""
     try:
         rows = [line.split(" ", 5)[2:5] for line in _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()]
     except OSError:
@@ -72,14 +72,14 @@ def _place_on_device(real: str) -> tuple[str, str]:
     best = ("", "", "")
     for device, root, mounted in rows:
         at = _unescaped(mounted)
-        if len(at) >= len(best[2]) and (real + "/").startswith(at.rstrip("/") + "/"):  # the last one hides the others
+        if len(at) >= len(best[2]) and (real + "/").startswith(at.rstrip("/") + "/"):  # later mounts hide earlier ones
             best = device, _unescaped(root), at
     device, root, at = best
     return device, os.path.normpath(f"{root.rstrip('/')}/{real[len(at) :].lstrip('/')}") if device else ""
 
 
 def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _check_links(source: Store, output: Store, ours: set[Hashable], shards: Iterable[str]) -> None:
@@ -89,7 +89,7 @@ def _check_links(source: Store, output: Store, ours: set[Hashable], shards: Iter
         path = source.path(name)
         if os.path.islink(path) and ours & set().union(*_path_of(path)):
             raise SettingsError(
-                f"--input {path} is a link into --output {output.url}: originals are never written to; "
+                f"--input {path} is a link into --output {output.url}: originals are never overwritten; "
                 "choose another --output"
             )
     for folder in sorted(folders | {RUN_FOLDER}):
@@ -97,7 +97,7 @@ def _check_links(source: Store, output: Store, ours: set[Hashable], shards: Iter
 
 
 def _share_keys(source: Store, output: Store, *, may_hold: bool) -> bool:
-    """True if one prefix begins with the other and both lie in one bucket, be it under two names."""
+    """True if one prefix contains the other and both are in the same bucket, even under different names."""
     ours, theirs = (f"{store.root.rstrip('/')}/" for store in (output, source))
     if output.is_s3 and source.is_s3 and ours.partition("/")[0] != theirs.partition("/")[0]:
         if not _is_alias(source, output):
@@ -107,15 +107,15 @@ def _share_keys(source: Store, output: Store, *, may_hold: bool) -> bool:
 
 
 def _is_alias(source: Store, output: Store) -> bool:
-    """True if the first object of the input is, with its etag and time, in the output's bucket too."""
+    """True if the input's first object is also in the output's bucket, with the same etag and time."""
     try:
         first = next(source.walk(), None)
         key = source.path(first.name).partition("/")[2] if first else ""
         seen = Store(f"s3://{output.root.partition('/')[0]}").info(key) if key else None
         return first is not None and seen is not None and _version(first) == _version(seen)
     except (InputError, StoreError):
-        return False  # another bucket need not let us read it
+        return False  # we may lack read access to another bucket
 
 
 def _version(entry: Entry) -> tuple[int, str, int]:
-    return entry.size, entry.etag, int(entry.modified)  # one answer has whole seconds, the other fractions
+    return entry.size, entry.etag, int(entry.modified)  # whole seconds, because not every API returns fractions

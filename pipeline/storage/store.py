@@ -1,7 +1,6 @@
-"""The one door to storage: read, put, and writes that are refused where another was first.
+"""All access to storage: reads, writes, and conditional writes.
 
-Every failure leaves as a StoreError or InputError of one line. What lies there is listed by `listings`; how a call is
-made, and made again, stands in `location`.
+Every failure becomes a one-line StoreError or InputError. `listings` lists objects; `location` makes and retries calls.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from pipeline.storage import buckets, folder
 from pipeline.storage.listings import Listings, file_entry
 from pipeline.storage.streams import PatientReader
 
-MAX_KEY_BYTES = 1024  # of S3
+MAX_KEY_BYTES = 1024  # S3's limit
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An object's content with the word for exactly this version, and its age in seconds by the store's own clock."""
+    """An object's content, its version, and its age in seconds by the store's own clock."""
 
     data: bytes
     etag: str
@@ -33,13 +32,13 @@ class Seen:
 
 
 class Store(Listings):
-    """A prefix in object storage or a folder. Pickles as its URL; connects where it is used.
+    """A prefix in object storage, or a folder. Pickles as its URL; connects where it is used.
 
-    Raises InputError for a URL scheme that is not known, and for a name that is not UTF-8.
+    Raises InputError for an unknown URL scheme and for a name that is not UTF-8.
     """
 
     def open(self, name: str) -> IO[bytes]:
-        """A stream of the object's bytes, read ahead in blocks of 8 MiB; a read that fails on the way is repeated."""
+        """A stream of the object's bytes, read ahead in blocks of 8 MiB; failed reads are retried."""
         stream: IO[bytes] = self.attempt(
             "open", name, lambda: self.filesystem.open(self.path(name), "rb", block_size=8 << 20)
         )
@@ -48,31 +47,31 @@ class Store(Listings):
     def open_version(self, name: str, etag: str) -> IO[bytes]:
         """A stream of one version of an object.
 
-        Raises InputError (changed-input) if it is not the version that was planned.
+        Raises InputError (changed-input) if the current version is another one.
         """
         now = self.info(name)
         if now is None or now.etag != etag:
-            seen = "is gone" if now is None else f"is now {now.etag}, planned as {etag}"
-            raise InputError(f"changed-input: {self.url}/{name} {seen}; start again with a new --output to plan anew")
+            seen = "is gone" if now is None else f"is now {now.etag}, but was planned as {etag}"
+            raise InputError(f"changed-input: {self.url}/{name} {seen}; use a new --output to plan again")
         return self.open(name)
 
     def read(self, name: str) -> bytes:
-        """All bytes of an object. Raises InputError if it is not there."""
+        """All bytes of an object. Raises InputError if it does not exist."""
         if self.is_local:  # fsspec takes twice as long for small files
             return self.attempt("read", name, partial(folder.read, self.path(name)))
-        alone = {"max_concurrency": 1} if self.is_s3 else {}  # otherwise s3fs asks for the size first
+        alone = {"max_concurrency": 1} if self.is_s3 else {}  # otherwise s3fs requests the size first
         data: bytes = self.attempt("read", name, lambda: self.filesystem.cat_file(self.path(name), **alone))
         return data
 
     def read_if_there(self, name: str) -> bytes | None:
-        """All bytes of an object, or None if there is none, in one request."""
+        """All bytes of an object, or None if it does not exist, in one request."""
         try:
             return self.read(name)
         except InputError:
             return None
 
     def read_if(self, name: str, etag: str) -> bytes | None:
-        """All bytes of one version of an object; None if it is gone, or another one before they are all read."""
+        """All bytes of one version of an object; None if it is gone or changes while being read."""
         try:
             if self.is_local:
                 return self.attempt("read", name, lambda: folder.read_settled(self.path(name), etag, _etag_of))
@@ -86,7 +85,7 @@ class Store(Listings):
         return data if now is not None and now.etag == etag else None
 
     def look(self, name: str) -> Seen | None:
-        """An object that `replace_if` may replace; None if it is not there."""
+        """An object with the version that `replace_if` needs; None if it does not exist."""
         self._needs_conditions()
         try:
             if self.is_local:
@@ -97,9 +96,9 @@ class Store(Listings):
         return Seen(*got) if got else None
 
     def replace_if(self, name: str, data: bytes, etag: str) -> str | None:
-        """Replace one version of an object, as `look` has seen it; the new version, or None if it is another by now.
+        """Replace the version of an object seen by `look`; returns the new version, or None if it has changed.
 
-        An answer that was lost on the way is cleared up by reading back, so that `data` should be unlike any other.
+        If the response was lost, the object is read back, so `data` should be unique.
         """
         self._needs_conditions()
         if self.is_local:
@@ -113,7 +112,7 @@ class Store(Listings):
             return None
 
     def put(self, name: str, data: bytes, content_type: str | None = None) -> None:
-        """Write an object whole, replacing what was there; no reader ever sees a part of it."""
+        """Write an object atomically, replacing any existing one."""
         if self.is_local:
             self.attempt("write", name, lambda: self._publish(name, data, os.replace))
         else:
@@ -121,16 +120,16 @@ class Store(Listings):
             self.attempt("write", name, lambda: self.filesystem.pipe_file(self.path(name), data, **options))
 
     def put_file(self, name: str, source: Path) -> None:
-        """Upload a local file whole; it may have been moved away afterwards."""
+        """Upload a local file atomically; the local file may be gone afterwards."""
         if self.is_local:
             self.attempt("write", name, lambda: self._publish(name, source, os.replace))
         else:
             self.attempt("write", name, lambda: self.filesystem.put_file(str(source), self.path(name)))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object if there is none of that name; True if it was us.
+        """Create an object if it does not exist; True if we created it.
 
-        An answer that was lost on the way is cleared up by reading back: equal bytes count as ours.
+        If the response was lost, the object is read back: equal bytes count as ours.
         """
         try:
             if self.is_local:
@@ -142,16 +141,16 @@ class Store(Listings):
             return False
 
     def honours_create(self) -> bool:
-        """True if a second create of one name is refused; some stores ignore the condition."""
+        """True if creating an existing object is refused; some stores ignore the condition."""
         name = f"{RUN_FOLDER}/probe-{uuid.uuid4().hex}"
-        first = self.create(name, b"1")  # where that fails, there is nothing to delete
+        first = self.create(name, b"1")  # if this fails, there is nothing to delete
         try:
             return first and not self.create(name, b"2")
         finally:
             self.delete([name])
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are not there are no error."""
+        """Delete objects; missing ones are ignored."""
         for name in names:
             try:
                 self.attempt("delete", name, partial(self.filesystem.rm_file, self.path(name)))
@@ -159,7 +158,7 @@ class Store(Listings):
                 continue
 
     def _publish(self, name: str, content: bytes | Path, publish: Callable[[str, str], None]) -> None:
-        """Write beside the run's records, flush to disk, then appear under the real name in one step."""
+        """Write to a scratch file, flush it to disk, then make it appear under its real name atomically."""
         target = Path(self.path(name))
         self.check_folder(name.rpartition("/")[0])
         made = folder.make(target.parent)
@@ -177,31 +176,31 @@ class Store(Listings):
                 out.flush()
                 os.fsync(out.fileno())
             publish(str(temporary), str(target))
-            folder.sync(made)  # the new name itself, which a crash would take back
+            folder.sync(made)  # the directory entry, which a crash could otherwise lose
         finally:
             temporary.unlink(missing_ok=True)
 
     def check_folder(self, name: str) -> None:
-        """Raise SettingsError if a folder of this store is a link that leads out of it: originals may lie there."""
+        """Raise SettingsError if a folder of this store is a link that leads out of it, perhaps to originals."""
         real, root = os.path.realpath(self.path(name)), os.path.realpath(self.root)
         if real != root and not real.startswith(root.rstrip("/") + "/"):
-            raise SettingsError(f"{self.path(name)} leads to {real}, out of {self.root}: remove that link")
+            raise SettingsError(f"{self.path(name)} leads to {real}, outside {self.root}: remove that link")
 
     def too_long(self, name: str) -> str:
-        """Why an object of this name cannot be written, by the store's own limits; "" if it can."""
+        """Why the store's limits prevent writing an object with this name; "" if they do not."""
         path = self.path(name)
         if not self.is_local:
             size = len(path.partition("/")[2].encode())
-            return f"a key of {size:,} bytes, {MAX_KEY_BYTES:,} are allowed" if size > MAX_KEY_BYTES else ""
+            return f"a key of {size:,} bytes exceeds the limit of {MAX_KEY_BYTES:,}" if size > MAX_KEY_BYTES else ""
         part, whole = self._longest
-        size, asked = max(len(one.encode()) for one in name.split("/")), len(path.encode())
+        size, asked = max(len(component.encode()) for component in name.split("/")), len(path.encode())
         if size > part:
-            return f"a name of {size:,} bytes, a folder there can hold {part:,}"
-        return f"a path of {asked:,} bytes, {whole:,} are allowed" if asked > whole else ""
+            return f"a name of {size:,} bytes exceeds the limit of {part:,}"
+        return f"a path of {asked:,} bytes exceeds the limit of {whole:,}" if asked > whole else ""
 
     @cached_property
     def _longest(self) -> tuple[int, int]:
-        """Bytes of a file's name, and of a path, that the folder's file system takes."""
+        """Maximum bytes of a file name and of a path on the folder's file system."""
         return folder.longest(self.root)
 
     @property
@@ -213,11 +212,11 @@ class Store(Listings):
             raise StoreError(f"{self.url}: only folders and s3:// can replace one version of an object")
 
 
-def _etag_of(found: folder.Found) -> str:
-    return file_entry(*found).etag
+def _etag_of(entry: folder.Found) -> str:
+    return file_entry(*entry).etag
 
 
 def file_at(url: str) -> tuple[Store, str]:
-    """The store and the name in it that the URL or path of one file means."""
+    """The store and object name for the URL or path of a file."""
     folder, slash, name = url.rpartition("/")
     return Store(folder or slash or "."), name

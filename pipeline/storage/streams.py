@@ -1,4 +1,4 @@
-"""Streams that count and hash what passes through them, or that try again: nothing is read twice for its digest."""
+"""Streams that count and hash what passes through them, or that retry reads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 _FILE_BUFFER = 1 << 19
-_WRITE_PARTS = 900  # of one call; 1024 is what Linux allows
+_WRITE_PARTS = 900  # per call; Linux allows 1024
 _DRAIN_BYTES = 1 << 20
 
 
 class HashingReader(io.RawIOBase):
-    """A readable stream that knows the size and SHA-256 of what was read through it so far."""
+    """A readable stream that tracks the size and SHA-256 of what has been read through it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.size = 0
@@ -33,7 +33,7 @@ class HashingReader(io.RawIOBase):
         return len(data)
 
     def drain(self) -> None:
-        """Read to the end: what lies behind an archive's end is part of the file too."""
+        """Read to the end: whatever follows an archive's end is part of the file too."""
         block = bytearray(_DRAIN_BYTES)
         while self.readinto(block):
             continue
@@ -44,9 +44,9 @@ class HashingReader(io.RawIOBase):
 
 
 class PatientReader(io.RawIOBase):
-    """A readable stream whose reads are left to `attempt`, which may repeat one that failed.
+    """A readable stream that reads through `attempt`, which may retry failed reads.
 
-    stream  stays where it was when a read of it fails, as those of fsspec do
+    stream  must keep its position when a read fails, as fsspec's streams do
     """
 
     def __init__(self, stream: IO[bytes], attempt: Callable[[Callable[[], bytes]], bytes]) -> None:
@@ -78,7 +78,7 @@ class PatientReader(io.RawIOBase):
 
 
 class HashedFile(io.RawIOBase):
-    """A new file that knows its size and SHA-256 while it is written."""
+    """A new file that tracks its size and SHA-256 while being written."""
 
     def __init__(self, path: Path) -> None:
         self.digest = hashlib.sha256()
@@ -89,12 +89,12 @@ class HashedFile(io.RawIOBase):
         return True
 
     def take_note(self, data: bytes) -> None:
-        """Hash what will be written later, now that it still is in the processor's cache."""
+        """Hash data to be written later, while it is still in the CPU cache."""
         self.digest.update(data)
         self.size += len(data)
 
     def write_noted(self, parts: list[bytes]) -> None:
-        """Write what was noted, in the same order, without joining it."""
+        """Write what was noted, in the same order, without concatenating it."""
         for start in range(0, len(parts), _WRITE_PARTS):
             some = parts[start : start + _WRITE_PARTS]
             written = os.writev(self._file.fileno(), some)

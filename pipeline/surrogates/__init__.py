@@ -1,1 +1,1 @@
-"""Pretrained encoders, and the features they give."""
+"""Pretrained encoders and their features."""

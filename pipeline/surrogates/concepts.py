@@ -1,8 +1,8 @@
-"""A bank of concepts, name -> embedding: what deltas are aimed at, and what label names are grouped by.
+"""Concept banks, name -> embedding: targets for deltas, and a basis for grouping class names.
 
 file       safetensors: embeddings [m, d]; names as a JSON list in the metadata
-text       the text tower of an open_clip model
-built in   the last layer of the classifier shipped here: its weights of a class are the class's embedding
+text       from the text tower of an open_clip model
+built in   the last layer of the bundled classifier: a class's weights serve as its embedding
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True, eq=False)
 class ConceptBank:
-    """names [m], each perhaps several synonyms between commas; embeddings float32 [m, d], d >= 1.
+    """Named embeddings.
 
-    Raises InputError for shapes that do not fit and embeddings that are not finite.
+    names       [m]; each may list several synonyms, separated by commas
+    embeddings  float32 [m, d], d >= 1
+    Raises InputError for mismatched shapes and non-finite embeddings.
     """
 
     names: tuple[str, ...]
@@ -43,33 +45,35 @@ class ConceptBank:
     def __post_init__(self) -> None:
         shape = self.embeddings.shape
         if len(shape) != 2 or shape[0] != len(self.names) or not self.embeddings.size:
-            raise InputError(f"a concept bank has one embedding per name: {len(self.names)} names, embeddings {shape}")
+            raise InputError(
+                f"a concept bank needs one embedding per name; it has {len(self.names)} names and embeddings {shape}"
+            )
         if not np.isfinite(self.embeddings).all():
-            raise InputError("the embeddings of a concept bank must be finite")
+            raise InputError("a concept bank's embeddings must be finite")
 
     def of(self, class_names: Sequence[str]) -> NDArray[np.float32]:
         """Embedding of each class name, [k, d].
 
-        The mean over all concepts with that name; else with that synonym; else with a synonym that ends in that word
-        ('dog' finds 'Eskimo dog'). Case, hyphens and underscores do not count.
-        Raises InputError, with near matches, for names that the bank does not have.
+        This is the mean over all concepts with that name; failing that, with that synonym; failing that, with a synonym
+        ending in it ('dog' matches 'Eskimo dog'). Case, hyphens and underscores are ignored.
+        Raises InputError, with near matches, for names not in the bank.
         """
         tiers = self._tiers()
-        found, missing = [], []
+        embeddings, missing = [], []
         for name in class_names:
             rows = next((tier[_plain(name)] for tier in tiers if _plain(name) in tier), None)
             if rows is None:
                 missing.append(name)
             else:
-                found.append(self.embeddings[rows].mean(axis=0))
+                embeddings.append(self.embeddings[rows].mean(axis=0))
         if missing:
             shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
             near = near_matches(_plain(missing[0]), list(tiers[1]))
             raise InputError(f"{len(missing)} of {len(class_names)} classes are not in the concept bank: {shown}{near}")
-        return np.stack(found)
+        return np.stack(embeddings)
 
     def _tiers(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, list[int]]]:
-        """Rows by whole name, by synonym, and by every ending of a synonym."""
+        """Rows by full name, by synonym, and by every ending of a synonym."""
         whole: dict[str, list[int]] = {}
         synonyms: dict[str, list[int]] = {}
         endings: dict[str, list[int]] = {}
@@ -79,13 +83,13 @@ class ConceptBank:
             words = [part.split() for part in parts]
             for part in parts:
                 synonyms.setdefault(part, []).append(row)
-            for ending in {" ".join(one[start:]) for one in words for start in range(1, len(one))}:
+            for ending in {" ".join(synonym[start:]) for synonym in words for start in range(1, len(synonym))}:
                 endings.setdefault(ending, []).append(row)
         return whole, synonyms, endings
 
 
 def read_bank(path: Path) -> ConceptBank:
-    """The bank of a safetensors file. Raises InputError for a file that is none."""
+    """Read a bank from a safetensors file. Raises InputError for any other file."""
     try:
         with safe_open(path, framework="numpy") as file:
             names = json.loads((file.metadata() or {})["names"])
@@ -94,21 +98,21 @@ def read_bank(path: Path) -> ConceptBank:
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         reason = one_line(error, 160)
         raise InputError(
-            f"{path} is no concept bank (tensor embeddings, JSON list names in metadata): {reason}"
+            f"{path} is not a concept bank (tensor `embeddings`, JSON list `names` in the metadata): {reason}"
         ) from None
 
 
 def bank_bytes(bank: ConceptBank) -> bytes:
-    """The bank as a file that `read_bank` reads."""
+    """The bank as file contents for `read_bank`."""
     return save({"embeddings": np.ascontiguousarray(bank.embeddings)}, {"names": json.dumps(bank.names)})
 
 
 @lru_cache(maxsize=1)
 def imagenet_bank() -> ConceptBank:
-    """The thousand classes of ImageNet-1k, by WordNet id and synonyms, without any file or network.
+    """The thousand classes of ImageNet-1k, by WordNet id and synonyms, without extra files or network access.
 
-    Embeddings are the rows of the last layer of the classifier shipped here, [1000, 1280]: classes that look alike lie
-    close, which serves where no text tower is at hand but is not the papers' text embedding.
+    Embeddings are the last-layer rows of the bundled classifier, [1000, 1280]: classes that look alike lie close. This
+    is a substitute when no text tower is available, not the papers' text embedding.
     """
     from pipeline.surrogates.pretrained import build_tower
 
@@ -120,20 +124,20 @@ def imagenet_bank() -> ConceptBank:
 def text_bank(
     names: Sequence[str], tower: str, *, template: str = TEMPLATE, weights: Path | None = None
 ) -> ConceptBank:
-    """Names in the joint space of an open_clip model, not normalised (as the released code of Chen et al. 2024).
+    """Embed names in the joint space of an open_clip model, not normalised (as in the code of Chen et al. 2024).
 
-    tower     open_clip:MODEL/PRETRAINED; random-SEED for untrained weights
-    template  what is encoded; {} stands for the name, underscores in it become spaces
-    Raises SettingsError for an unknown tower or a template without {}, InputError for weights that cannot be had.
+    tower     open_clip:MODEL/PRETRAINED; PRETRAINED may be random-SEED for untrained weights
+    template  the text to encode; {} is replaced by the name, with underscores as spaces
+    Raises SettingsError for an unknown tower or a template without {}, InputError for unavailable weights.
     """
     import open_clip
 
     from pipeline.surrogates.pretrained import check_surrogate, weights_file
 
     if "{}" not in template:
-        raise SettingsError(f"template {template!r} has no {{}} for the name")
+        raise SettingsError(f"template {template!r} lacks a {{}} for the name")
     if not tower.startswith("open_clip:"):
-        raise SettingsError(f"text tower {tower!r} is not like open_clip:ViT-B-32/openai")
+        raise SettingsError(f"text tower {tower!r} is not of the form open_clip:ViT-B-32/openai")
     check_surrogate(tower)
     model, _, tag = tower.removeprefix("open_clip:").partition("/")
     path = None if tag.startswith("random-") else weights_file(tower, weights)
@@ -153,25 +157,27 @@ def text_bank(
 
 
 def class_names(source: str) -> list[str]:
-    """Names, one a line, of a text file or of what ships here: imagenet, cifar100, pets. Raises InputError."""
+    """Names from a text file, one per line, or a built-in list: imagenet, cifar100, pets. Raises InputError."""
     path = NAMES / f"{source}.txt" if source in SHIPPED else Path(source)
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(("head", *SHIPPED))
-        raise InputError(f"--concepts {source}: neither {known} nor a file of names ({error})") from None
+        raise InputError(
+            f"--concepts {source}: neither one of {known} nor a readable file of names ({error})"
+        ) from None
     if len(set(names)) < 2:
-        raise InputError(f"--concepts {source}: at least two different names are needed")
+        raise InputError(f"--concepts {source}: at least two distinct names are needed")
     return names
 
 
 def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) -> ConceptBank:
     """The bank that a universal generator is trained with, in the surrogate's own embedding space.
 
-    source  head: the rows of the surrogate's classifier; a bank of *.safetensors; else names (see `class_names`),
-            encoded by the surrogate's text tower, or looked up among the classes of an ImageNet classifier.
-            None: head where there is one, else imagenet.
-    Raises SettingsError if the surrogate has neither a classifier nor a text tower, InputError for other files.
+    source  head: the rows of the surrogate's classifier; *.safetensors: a bank; otherwise names (see `class_names`),
+            encoded by the surrogate's text tower or looked up among the classes of an ImageNet classifier.
+            None: head if there is one, else imagenet.
+    Raises SettingsError if the surrogate has neither a classifier nor a text tower, InputError for unusable files.
     """
     if source is not None and source.endswith(".safetensors"):
         return read_bank(Path(source))
@@ -179,17 +185,17 @@ def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) 
         if surrogate.head is not None:
             return _head_bank(surrogate.head[0])
         if source == "head":
-            raise SettingsError(f"--concepts head: {surrogate.name} is no classifier; give names or a bank")
+            raise SettingsError(f"--concepts head: {surrogate.name} is not a classifier; use names or a bank")
     names = class_names(source or "imagenet")
     if surrogate.name.startswith("open_clip:"):
         return text_bank(names, surrogate.name, weights=weights)
     if surrogate.head is None or len(surrogate.head[0]) != IMAGENET_CLASSES:
-        raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; give head or a bank")
+        raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; use head or a bank")
     return ConceptBank(tuple(names), _head_bank(surrogate.head[0]).of(names))
 
 
 def _head_bank(rows: NDArray[np.float32]) -> ConceptBank:
-    """The classes of a classifier; by their names if it is one of ImageNet-1k."""
+    """The classes of a classifier, with their names if it is an ImageNet-1k one."""
     if len(rows) != IMAGENET_CLASSES:
         return ConceptBank(tuple(f"class {number}" for number in range(len(rows))), rows)
     return ConceptBank(_imagenet_names(), rows)

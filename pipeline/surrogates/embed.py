@@ -1,4 +1,4 @@
-"""One shard of samples -> features: decoded in threads ahead of the surrogate, in micro-batches of bounded size."""
+"""Features of one shard: samples are decoded in threads ahead of the surrogate, in micro-batches of bounded size."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.profile import StepClock
 from pipeline.records import Features, Rejection, Sample
 from pipeline.surrogates.surrogate import Surrogate
 
-PIXELS_AHEAD = 32_000_000  # decoded pixels that may wait for the surrogate, and of a micro-batch
-BYTES_AHEAD = 64 * 1024 * 1024  # encoded bytes of a chunk that is read at a time
+PIXELS_AHEAD = 32_000_000  # limit on decoded pixels waiting for the surrogate, and per micro-batch
+BYTES_AHEAD = 64 * 1024 * 1024  # encoded bytes read per chunk
 
 Pixels = NDArray[np.uint8]
 Outcome = tuple[str, Pixels] | Rejection
@@ -29,10 +29,11 @@ Outcome = tuple[str, Pixels] | Rejection
 
 @dataclass
 class EmbedSeconds:
-    """Where the time of a shard went.
+    """Where a shard's time went.
 
-    read, decode  of the threads that work ahead of the caller's, summed over them
-    steps         of the caller's thread: wait (for pictures), copy (to the device), resize, model
+    read    seconds in read-ahead threads, summed
+    decode  seconds in decoder threads, summed
+    steps   seconds in the caller's thread: wait (for pictures), copy (to the device), resize, model
     """
 
     read: float = 0.0
@@ -51,12 +52,12 @@ def embed_shard(
     keep_sidecar: Collection[str] = (),
     exact_clock: bool = False,
 ) -> tuple[Features, list[Rejection], EmbedSeconds]:
-    """Features of a shard's usable samples and the rejection of every other, both in input order.
+    """Features of a shard's usable samples and rejections of the others, both in input order.
 
-    exact_clock  wait for the GPU at the end of every step, so that each is charged its own time; a little slower
-    Memory does not grow with the shard but for the features: the samples and decoded pictures of about two
-    micro-batches are held, each batch of at most `batch_size` pictures and PIXELS_AHEAD pixels (or one picture).
-    Whatever `samples` raises ends the shard.
+    exact_clock  synchronise with the GPU after every step, so that each is charged its own time; slightly slower
+    Apart from the features, memory does not grow with the shard: samples and decoded pictures of about two
+    micro-batches are held, each of at most `batch_size` pictures and PIXELS_AHEAD pixels (or one picture). Exceptions
+    from `samples` propagate.
     """
     seconds = EmbedSeconds()
     clock = surrogate.clock(exact=exact_clock)
@@ -80,7 +81,7 @@ def _next(batches: Iterator[list[tuple[str, Pixels]]], clock: StepClock) -> list
 def _batches(
     outcomes: Iterable[Outcome], rejections: list[Rejection], batch_size: int
 ) -> Iterator[list[tuple[str, Pixels]]]:
-    """Micro-batches, bounded by count and by pixels; rejections are put aside."""
+    """Micro-batches, bounded by count and by pixels; rejections are collected separately."""
     batch: list[tuple[str, Pixels]] = []
     num_pixels = 0
     for outcome in outcomes:
@@ -104,13 +105,13 @@ def _num_pixels(outcome: Outcome) -> int:
 
 
 class _Decoder:
-    """Decodes samples in threads, some way ahead of who reads the outcomes, in their order."""
+    """Decodes samples in threads, a limited way ahead of the consumer, preserving order."""
 
     def __init__(self, at_least: int, max_pixels: int, seconds: EmbedSeconds, keep: Collection[str]) -> None:
         self._at_least, self._max_pixels, self._seconds, self._keep = at_least, max_pixels, seconds, keep
         self._changed = threading.Condition()
         self._pixels_waiting = 0
-        self._next = 0  # number of the outcome that is read next
+        self._next = 0  # index of the outcome that is consumed next
         self._stopped = False
 
     def decoded(self, samples: Iterable[Sample | Rejection], batch_size: int, threads: int) -> Iterator[Outcome]:
@@ -128,7 +129,7 @@ class _Decoder:
                 pool.shutdown(cancel_futures=True)
 
     def _read(self, samples: Iterable[Sample | Rejection], count: int) -> Iterator[Sample | Rejection]:
-        """The samples, read one chunk ahead in a thread of its own."""
+        """The samples, read one chunk ahead in a separate thread."""
         source = iter(samples)
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._chunk, source, count)
@@ -149,7 +150,7 @@ class _Decoder:
         return chunk
 
     def _decode(self, number: int, item: Sample | Rejection) -> Outcome:
-        """Wait until there is room, then decode; the outcome that is read next never waits."""
+        """Wait until there is room, then decode; the next outcome to be consumed never waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._pixels_waiting < PIXELS_AHEAD or number == self._next or self._stopped)
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Features and assignments of one shard <-> Parquet bytes. Equal contents give equal bytes."""
+"""Features and assignments of one shard <-> Parquet bytes; equal contents give equal bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Assignment:
     shard: str
     keys: tuple[str, ...]
     clusters: NDArray[np.int32]  # [n]
-    distance: NDArray[np.float32]  # [n], Euclidean, to the centroid of its cluster
+    distance: NDArray[np.float32]  # [n], Euclidean, to the cluster's centroid
 
     def __post_init__(self) -> None:
         if not len(self.keys) == len(self.clusters) == len(self.distance):
@@ -29,7 +29,7 @@ class Assignment:
 
 
 def features_to_parquet(features: Features, *, surrogate_id: str, fingerprint: str) -> bytes:
-    """Columns key (string) and feature (fixed-size list of float16); the origin is in the file's metadata."""
+    """Columns key (string) and feature (fixed-size list of float16), with the origin in the metadata."""
     rows, dimension = features.values.shape
     values = pa.array(np.ascontiguousarray(features.values, dtype=np.float16).ravel())
     lists = pa.FixedSizeListArray.from_arrays(values, dimension)
@@ -38,7 +38,7 @@ def features_to_parquet(features: Features, *, surrogate_id: str, fingerprint: s
 
 
 def features_from_parquet(data: bytes) -> Features:
-    """The inverse of `features_to_parquet`. Raises InputError if `data` is no such file."""
+    """The inverse of `features_to_parquet`. Raises InputError if `data` is not such a file."""
     table, origin = _read(data, ("key", "feature"))
     dimension = table.schema.field("feature").type.list_size
     column = table.column("feature").combine_chunks()
@@ -47,7 +47,7 @@ def features_from_parquet(data: bytes) -> Features:
 
 
 def feature_keys(data: bytes) -> tuple[str, ...]:
-    """The keys alone, without reading a feature. Raises InputError as `features_from_parquet`."""
+    """Only the keys, without reading features. Raises InputError like `features_from_parquet`."""
     return _texts(_read(data, ("key",))[0])
 
 
@@ -62,7 +62,7 @@ def assignment_to_parquet(assignment: Assignment) -> bytes:
 
 
 def assignment_from_parquet(data: bytes) -> Assignment:
-    """The inverse of `assignment_to_parquet`. Raises InputError if `data` is no such file."""
+    """The inverse of `assignment_to_parquet`. Raises InputError if `data` is not such a file."""
     table, origin = _read(data, ("key", "cluster", "distance"))
     clusters, distance = (table.column(name).to_numpy() for name in ("cluster", "distance"))
     return Assignment(origin["shard"], _texts(table), clusters, distance)
@@ -90,9 +90,11 @@ def _read(data: bytes, columns: tuple[str, ...]) -> tuple[pa.Table, dict[str, st
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"not a Parquet file, or cut short: {error}; delete it to make it again") from None
+        raise InputError(f"not a Parquet file, or truncated: {error}; delete it and it will be made again") from None
     metadata: dict[bytes, Any] = table.schema.metadata or {}
     origin = {name.decode(): value.decode() for name, value in metadata.items()}
     if table.column_names != list(columns) or "shard" not in origin:
-        raise InputError(f"a Parquet file without the columns {', '.join(columns)}: it was not made here; delete it")
+        raise InputError(
+            f"a Parquet file without the columns {', '.join(columns)}, so not written by Scumble; delete it"
+        )
     return table, origin

@@ -1,9 +1,9 @@
-"""The name of a surrogate -> its image tower, its weights' own preprocessing and, of a classifier, its last layer.
+"""Surrogate name -> its image tower, the weights' own preprocessing and, for a classifier, the last layer.
 
     open_clip:MODEL/PRETRAINED    torchvision:MODEL/WEIGHTS    timm:MODEL or timm:MODEL.TAG
 
-Weights come from a file, from this package, or from the library's own cache (which may fetch them); nothing is ever
-unpickled. PRETRAINED, WEIGHTS or TAG `random-SEED` gives untrained weights, for tests and for measuring speed.
+Weights come from a file, from this package, or from the library's cache (which may download them); nothing is ever
+unpickled. `random-SEED` as PRETRAINED, WEIGHTS or TAG gives untrained weights, for tests and benchmarks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ EMBEDDED_SHA256 = "bfe99bcbadd301f3584cbbff6f61da7b8151477fce702885d3fedf29b80dc
 
 @dataclass(frozen=True)
 class Tower:
-    """A network that ends in its features [B, d].
+    """A network that outputs features [B, d].
 
-    head  weight [k, d] and bias [k] of the classifier that was cut off, or None
+    head  weight [k, d] and bias [k] of the classifier that was removed, or None
     """
 
     network: nn.Module
@@ -45,8 +45,8 @@ class Tower:
 
 
 def check_surrogate(name: str) -> None:
-    """Raises SettingsError, with near matches, unless `name` is a surrogate that could be built. Reads no weights."""
-    if name == EMBEDDED_SURROGATE:  # known without asking its library, which takes seconds to import
+    """Raise SettingsError, with near matches, unless `name` is a known surrogate. Reads no weights."""
+    if name == EMBEDDED_SURROGATE:  # known without importing its library, which takes seconds
         return
     kind, model, tag = _split(name)
     known = library(kind).models()
@@ -61,10 +61,10 @@ def check_surrogate(name: str) -> None:
 
 
 def build_tower(name: str, *, weights: Path | None, size: int | None) -> Tower:
-    """The image tower of `name` on the CPU, with weights from the file `weights` or from where the library keeps them.
+    """Build the image tower of `name` on the CPU, with weights from a file or from where the library keeps them.
 
-    Raises SettingsError for an unknown name or a size that the network cannot take, InputError for weights that
-    cannot be had or do not fit, ConflictError if the weights shipped here were altered.
+    Raises SettingsError for an unknown name or an unsuitable size, InputError for weights that are unavailable or do
+    not fit, ConflictError if the bundled weights were altered.
     """
     check_surrogate(name)
     kind, model, tag = _split(name)
@@ -85,23 +85,25 @@ def _misfit(name: str, path: Path | None, size: int | None, error: Exception) ->
     if size is not None:
         return SettingsError(f"--surrogate-size {size} does not suit {name}: {reason}")
     if path is None:
-        return SettingsError(f"--surrogate {name} cannot be built: {reason}")
+        return SettingsError(f"cannot build --surrogate {name}: {reason}")
     return InputError(f"{path} does not hold the weights of {name} as safetensors or a plain state dict: {reason}")
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """(kind, model, tag); the tag of timm may be empty."""
+    """(kind, model, tag); timm's tag may be empty."""
     kind, _, rest = name.partition(":")
     kinds = list(LIBRARIES)
     if kind not in kinds or not rest:
         raise SettingsError(
-            f"--surrogate {name!r} is none of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, timm:MODEL"
+            f"--surrogate {name!r} is not one of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, timm:MODEL"
             + near_matches(kind, kinds)
         )
     model, separator, tag = rest.partition("." if kind == "timm" else "/")
     if kind != "timm" and not (separator and tag):
         tags = library(kind).tags(model) if model in library(kind).models() else []
-        raise SettingsError(f"--surrogate {name!r} lacks the weights: {kind}:{model}/WEIGHTS{_listed(tags)}")
+        raise SettingsError(
+            f"--surrogate {name!r} does not name its weights: use {kind}:{model}/WEIGHTS{_listed(tags)}"
+        )
     return kind, model, tag
 
 
@@ -111,26 +113,26 @@ def _listed(tags: list[str]) -> str:
 
 
 def weights_file(name: str, weights: Path | None) -> Path:
-    """The file with the weights of `name`: given, shipped, cached or fetched.
+    """The file with the weights of `name`: given, bundled, cached or downloaded.
 
-    Raises InputError if it is not here and cannot be fetched.
+    Raises InputError if it is not available and cannot be downloaded.
     """
     if weights is not None:
         if not weights.is_file():
-            raise InputError(f"--surrogate-weights {weights}: there is no such file")
+            raise InputError(f"--surrogate-weights {weights}: file not found")
         return weights
     if name == EMBEDDED_SURROGATE:
         if not EMBEDDED_WEIGHTS.is_file() or sha256(EMBEDDED_WEIGHTS.read_bytes()) != EMBEDDED_SHA256:
-            raise ConflictError(f"{EMBEDDED_WEIGHTS} is missing or not as published; install scumble again")
+            raise ConflictError(f"{EMBEDDED_WEIGHTS} is missing or altered; reinstall scumble")
         return EMBEDDED_WEIGHTS
     kind, model, tag = _split(name)
     try:
         return Path(library(kind).fetch(model, tag))
     except (OSError, EntryNotFoundError, RuntimeError) as error:
         raise InputError(
-            f"the weights of {name} are not on this machine and could not be fetched ({one_line(error, 160)}): get "
-            f"them elsewhere ({library(kind).source(model, tag)}) and give --surrogate-weights FILE, "
-            f"or take --surrogate {EMBEDDED_SURROGATE}, which needs no file"
+            f"the weights of {name} are not on this machine and could not be downloaded ({one_line(error, 160)}): "
+            f"download them elsewhere ({library(kind).source(model, tag)}) and pass --surrogate-weights FILE, "
+            f"or use --surrogate {EMBEDDED_SURROGATE}, which is bundled"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The surrogate: the pretrained encoder whose features are moved. Images in [0, 1] in, features [B, d] out.
+"""The surrogate: the pretrained encoder whose features deltas move. Takes images in [0, 1], returns features [B, d].
 
 Shape letters: B batch, H W picture, S input size, d feature.
 """
@@ -26,7 +26,7 @@ __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate"
 
 
 class SurrogateSettings(Protocol):
-    """The part of a run's settings that says which surrogate it takes."""
+    """The part of a run's settings that selects the surrogate."""
 
     @property
     def surrogate(self) -> str: ...
@@ -37,7 +37,7 @@ class SurrogateSettings(Protocol):
 
 
 def surrogate_for(settings: SurrogateSettings, device: str) -> Surrogate:
-    """The surrogate that the settings name, on `device`; raises as load_surrogate does."""
+    """The surrogate named in the settings, on `device`; raises like load_surrogate."""
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     return load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device=device)
 
@@ -46,10 +46,10 @@ def load_surrogate(name: str, *, weights: Path | None, size: int | None, device:
     """A surrogate by name, ready on `device`.
 
     name     open_clip:MODEL/PRETRAINED | torchvision:MODEL/WEIGHTS | timm:MODEL
-    weights  a safetensors file, or a .pt file of nothing but tensors; None = where the library keeps them
-    size     side in pixels of what is embedded; None = as the weights were trained
-    Raises SettingsError for an unknown name or a size that the network cannot take, InputError for weights that
-    cannot be had or do not fit, ConflictError if the weights shipped here were altered.
+    weights  a safetensors file, or a .pt file containing only tensors; None = where the library keeps them
+    size     input side in pixels; None = as the weights were trained
+    Raises SettingsError for an unknown name or an unsuitable size, InputError for weights that are unavailable or do
+    not fit, ConflictError if the bundled weights were altered.
     """
     return Surrogate(name, build_tower(name, weights=weights, size=size), device)
 
@@ -57,12 +57,15 @@ def load_surrogate(name: str, *, weights: Path | None, size: int | None, device:
 class Surrogate:
     """A frozen encoder in eval mode.
 
-    id              what a protection must match: name, digest of the weights, preprocessing, as canonical JSON
-    input_size      S, the side that the network sees
+    id              what a protection must match: name, weights digest and preprocessing, as canonical JSON
+    input_size      S, the network's input side
+    resize          shorter side before the centre crop
     dimension       d
-    mean, std, interpolation  as the weights' own configuration says
+    mean            per channel, from the weights' configuration
+    std             per channel, from the weights' configuration
+    interpolation   bicubic or bilinear, from the weights' configuration
     head            weight float32 [k, d] and bias [k] that turn features into class scores, or None
-    weights_sha256  of the weights' file
+    weights_sha256  of the weights file
     """
 
     def __init__(self, name: str, tower: Tower, device: str) -> None:
@@ -87,16 +90,16 @@ class Surrogate:
     def clock(self, *, exact: bool = False) -> StepClock:
         """A clock for `prepare` and `embed_pictures`.
 
-        exact  wait for the GPU at the end of every step; else what it still does is counted in the step that waits
+        exact  synchronise with the GPU after every step; otherwise its pending work is charged to the step that waits
         """
         return StepClock(torch.cuda.synchronize) if exact and self.device.type == "cuda" else StepClock()
 
     def prepare(self, pictures: Sequence[NDArray[np.uint8]], clock: StepClock | None = None) -> Tensor:
-        """Pictures uint8 [H, W, 3] of any size -> float32 [B, 3, S, S] in [0, 1] on the device.
+        """Pictures uint8 [H, W, 3], any size -> float32 [B, 3, S, S] in [0, 1] on the device.
 
-        Each is resized with antialiasing, rounded to 8 bits as Pillow does, and cropped at the centre; a picture
-        smaller than S is enlarged.
-        clock  gets the steps `copy` (to the device) and `resize`
+        Each is resized with antialiasing, rounded to 8 bits as Pillow does, and centre-cropped; pictures smaller than S
+        are enlarged.
+        clock  records the steps `copy` (to the device) and `resize`
         """
         clock = clock or StepClock()
         with clock.step("copy"):
@@ -111,7 +114,7 @@ class Surrogate:
         height, width = pixels.shape[2:]
         size = self._size_before_crop(height, width)
         if size != (height, width):
-            # The CPU has a fast kernel for 8 bits; the GPU has none, so there it is rounded afterwards.
+            # The CPU has a fast 8-bit kernel; the GPU has none, so the result is rounded afterwards.
             wide = pixels if self.device.type == "cpu" else pixels.float()
             resized = functional.interpolate(wide, size, mode=self.interpolation, antialias=True)
             pixels = resized if self.device.type == "cpu" else resized.round_().clamp_(0, 255).to(torch.uint8)
@@ -125,11 +128,11 @@ class Surrogate:
         return int(self.resize * height / shorter), int(self.resize * width / shorter)
 
     def embed(self, images: Tensor, *, resize: bool = False) -> Tensor:
-        """Features float32 [B, d] of images float [B, 3, S, S] in [0, 1]; differentiable in `images`.
+        """Features, float32 [B, d], of images, float [B, 3, S, S] in [0, 1]; differentiable.
 
-        resize  bring images [B, 3, s, s] of another side to S, bilinearly
-        Features are what enters the classifier (Zhang et al. 2023, section 3.3); of CLIP the joint embedding, not
-        normalised. Raises ValueError for another shape.
+        resize  resize images [B, 3, s, s] to S bilinearly
+        Features are the classifier's input (Zhang et al. 2023, section 3.3) or, for CLIP, the joint embedding, not
+        normalised. Raises ValueError for any other shape.
         """
         if resize and images.shape[-2:] != (self.input_size, self.input_size):
             smaller = images.shape[-1] > self.input_size
@@ -145,10 +148,10 @@ class Surrogate:
     def embed_pictures(
         self, pictures: Sequence[NDArray[np.uint8]], clock: StepClock | None = None
     ) -> NDArray[np.float32]:
-        """Features float32 [n, d] of pictures uint8 [H, W, 3]; in bfloat16 on a GPU.
+        """Features, float32 [n, d], of pictures, uint8 [H, W, 3]; computed in bfloat16 on a GPU.
 
-        clock  gets the steps `copy`, `resize` and `model`
-        Raises PromiseError if a feature is not finite.
+        clock  records the steps `copy`, `resize` and `model`
+        Raises PromiseError for non-finite features.
         """
         clock = clock or StepClock()
         with torch.inference_mode(), self._half_precision():
@@ -156,7 +159,7 @@ class Surrogate:
             with clock.step("model"):
                 features = self.embed(images).cpu().numpy()
         if not np.isfinite(features).all():
-            raise PromiseError(f"{self.name} gives features that are not finite: its weights are damaged")
+            raise PromiseError(f"{self.name} returned non-finite features: its weights are damaged")
         return np.asarray(features, dtype=np.float32)
 
     def _half_precision(self) -> contextlib.AbstractContextManager[object]:
@@ -165,7 +168,7 @@ class Surrogate:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _probe(self) -> int:
-        """d, from one grey image; a network that cannot take S fails here."""
+        """d, from embedding a grey image; a network that cannot handle S fails here."""
         try:
             with torch.inference_mode():
                 grey = torch.full((1, 3, self.input_size, self.input_size), 0.5, device=self.device)
@@ -175,12 +178,12 @@ class Surrogate:
             raise SettingsError(f"--surrogate-size {self.input_size} does not suit {self.name}: {reason}") from None
         if features.ndim != 2:
             raise SettingsError(
-                f"--surrogate {self.name}: its output {tuple(features.shape)} is not one feature per image"
+                f"--surrogate {self.name}: its output {tuple(features.shape)} is not one feature vector per image"
             )
         return int(features.shape[1])
 
 
 def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("a GPU was asked for, but torch sees none; leave --gpus-per-worker at 0 or use another node")
+        raise InputError("a GPU was requested, but torch sees none; leave --gpus-per-worker at 0 or use another node")
     return torch.device(name)

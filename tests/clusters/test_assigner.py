@@ -175,6 +175,6 @@ def test_too_few_images_and_damaged_features_end_in_one_line(cluster: None, file
         cluster_collection(files, names, 1000, Settings(restarts=1), None, workers=1)
     assert str(caught.value) == ("cannot form 1000 clusters from 683 usable images; lower --clusters to at most 683")
     damaged = Files(files.contents | {names[1]: b"PAR1"})
-    with pytest.raises(ScumbleError, match="not a Parquet file, or cut short") as failed:
+    with pytest.raises(ScumbleError, match="not a Parquet file, or truncated") as failed:
         cluster_collection(damaged, names, 5, Settings(restarts=1), None, workers=1)
     assert "\n" not in str(failed.value)

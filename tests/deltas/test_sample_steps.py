@@ -248,12 +248,15 @@ def test_uploads_and_a_run_make_the_same_bytes() -> None:
 
 def test_options_of_other_generators_are_refused() -> None:
     for given, words in (
-        ({"generator": "sample", "distance": "l2"}, "--distance does nothing for --generator sample"),
+        ({"generator": "sample", "distance": "l2"}, "--distance has no effect with --generator sample"),
         ({"generator": "sample", "delta_size": 33}, "--delta-size must be even"),
-        ({"generator": "sample", "optimise_through": "surrogate"}, "leave --optimise-through at proxy"),
-        ({"generator": "direct", "proxies": 2}, "--proxies belongs to --generator sample, not direct"),
-        ({"generator": "direct", "robust_proxies": 1}, "--robust-proxies belongs to --generator sample, not direct"),
-        ({"proxies": 2, "robust_proxies": 3}, "--robust-proxies 3 of --proxies 2"),
+        ({"generator": "sample", "optimise_through": "surrogate"}, "use --optimise-through proxy"),
+        ({"generator": "direct", "proxies": 2}, "--proxies only applies to --generator sample, not direct"),
+        (
+            {"generator": "direct", "robust_proxies": 1},
+            "--robust-proxies only applies to --generator sample, not direct",
+        ),
+        ({"proxies": 2, "robust_proxies": 3}, "--robust-proxies 3 exceeds --proxies 2"),
     ):
         with pytest.raises(SettingsError, match=words):
             settings_from(given)

@@ -175,8 +175,8 @@ def test_a_full_output_disk_is_one_line_that_names_it_and_with_room_the_next_sta
     done = job(quiet, output)
     line = check_failed_whole(quiet, output, done)
     assert line == (
-        f"error: cannot write {output}/{HUGE}: No space left on device: make room there, "
-        "then start the same command again"
+        f"error: cannot write {output}/{HUGE}: No space left on device: free some space, "
+        "then run the same command again"
     )
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     again = job(quiet, output)

@@ -231,7 +231,7 @@ def test_files_of_single_clusters_make_one_whole() -> None:
     assert torch.equal(whole.levels[2], parts[0].levels[0])
     with pytest.raises(ConflictError, match="fitted twice"):
         merge([parts[0], parts[0]])
-    with pytest.raises(InputError, match="not a file of fitted deltas, or cut short"):
+    with pytest.raises(InputError, match="not a file of fitted deltas, or truncated"):
         FittedDeltas.from_bytes(parts[0].to_bytes()[:-10])
 
 

@@ -72,7 +72,7 @@ def run(tmp_path: Path, body: str, *options: str, **environment: str) -> subproc
         ("raise TypeError('not ours\\n  at all')", 1, "error: TypeError: not ours at all (unexpected; "),
         ("raise KeyError", 1, "error: KeyError: KeyError (unexpected; --debug shows where)"),
         ("raise MemoryError", 1, "error: MemoryError: MemoryError (unexpected; "),
-        ("raise KeyboardInterrupt", 130, "stopped; start the same command again to go on"),
+        ("raise KeyboardInterrupt", 130, "stopped; run the same command again to resume"),
         (
             "from threading import Thread; t = Thread(target=int, args='x'); t.start(); t.join()",
             0,
@@ -168,7 +168,7 @@ def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path, started: list
         runs.wait_for((tmp_path / f"{imported}.py.seen").exists, process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)
-    assert said == "stopped; start the same command again to go on\n"
+    assert said == "stopped; run the same command again to resume\n"
     assert process.returncode == 130
 
 

@@ -52,7 +52,7 @@ def test_a_run_that_is_not_understood_is_not_resumed_but_may_be_overwritten(tmp_
     record.write_text(content)
     options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--clusters", "2"]
     options += ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64"]
-    with pytest.raises(InputError, match="run.json is damaged, or of another version of Scumble"):
+    with pytest.raises(InputError, match="run.json is damaged or from another version of Scumble"):
         prepare(parse_settings(options))
     assert len(prepare(parse_settings([*options, "--overwrite"])).plan.left) == 1
     assert not record.exists()

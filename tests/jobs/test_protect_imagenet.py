@@ -140,10 +140,10 @@ def test_a_protection_from_one_collection_protects_another(quiet: Path, tmp_path
     [
         (["--input", "nowhere"], 1, "nowhere: no shards"),
         (["--surrogate", "timm:tf_efficientnet_lite9"], 2, "did you mean tf_efficientnet_lite"),
-        (["--epsilon", "16"], 2, "--epsilon must lie between 0 and 1"),
+        (["--epsilon", "16"], 2, "--epsilon must be between 0 and 1"),
         (["--clusters", "161"], 2, "the input has only 160 images; choose fewer clusters"),
         (["--clustres", "4"], 2, "unknown option --clustres; did you mean --clusters"),
-        (["--output", "IN/out"], 2, "originals are never written to"),
+        (["--output", "IN/out"], 2, "originals are never overwritten"),
         (["--surrogate", "open_clip:ViT-B-32/openai", "--surrogate-weights", "no.safetensors"], 1, "no.safetensors"),
     ],
 )
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_a_run_with_130_and_one_line_at_every_stage(tmp_path: Path, 
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
         assert process.wait(timeout=60) == 130
     said = (tmp_path / "stderr").read_text()
-    assert said.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in said
     assert (tmp_path / "out/_scumble" / left_behind).exists() == (left_behind != "features")
     status = json.loads((tmp_path / "out/_scumble/status.json").read_text())

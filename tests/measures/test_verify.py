@@ -170,5 +170,5 @@ def test_a_sidecar_that_may_not_leave_is_found_even_where_it_is_as_in_the_input(
 
     assert problems()[0].startswith("one.tar key b: several-images: members png, seg.png")
     (found,) = problems("seg.png")
-    assert found.startswith("one.tar key b: unknown-sidecar: member ppm is none of the text formats")
+    assert found.startswith("one.tar key b: unknown-sidecar: member ppm is not one of the text formats")
     assert problems("seg.png", "ppm") == []

@@ -333,7 +333,7 @@ def test_names_without_a_text_tower_are_looked_up_or_refused(tmp_path):
     assert np.array_equal(found.embeddings[2], surrogate.head[0][0])
     with pytest.raises(InputError, match="not in the concept bank"):
         bank_for("cifar100", surrogate, weights=None)
-    with pytest.raises(InputError, match="neither head, imagenet, cifar100, pets nor a file"):
+    with pytest.raises(InputError, match="neither one of head, imagenet, cifar100, pets nor a readable file"):
         bank_for("nowhere", surrogate, weights=None)
 
 
@@ -361,5 +361,5 @@ def test_what_a_training_cannot_read_is_left_out_and_named_and_a_damaged_shard_r
     assert squares(samples, share=0.0).left_out == ()  # what is not asked for is not missed
     cut = read(tar_bytes(members)[:700])
     assert isinstance(cut[-1], Rejection)
-    with pytest.raises(InputError, match=r"^in/a\.tar: the shard ends at .*; restore the shard, or leave it out$"):
+    with pytest.raises(InputError, match=r"^in/a\.tar: the shard ends at .*; restore the shard or remove it$"):
         squares(cut, share=0.0)

@@ -67,7 +67,7 @@ def test_what_is_vouched_for_passes_and_nothing_else() -> None:
         checked({"jpg": PNG, "seg.png": PNG, "mask.png": PNG})
     with pytest.raises(SampleError, match="members jpg, mask.png"):
         checked({"jpg": PNG, "seg.png": PNG, "mask.png": PNG}, "seg.png")
-    with pytest.raises(SampleError, match="member pkl is none of the text formats .*; --keep-sidecar pkl"):
+    with pytest.raises(SampleError, match="member pkl is not one of the text formats .*; --keep-sidecar pkl"):
         checked({"jpg": PNG, "pkl": b"", "npy": b""}, "npy")
 
 

@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path):
 def test_a_damaged_shard_is_refused_because_nobody_knows_what_was_in_it(tmp_path):
     store = written(tmp_path, [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")])
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
-    with pytest.raises(InputError, match=r"a\.tar: the shard ends at .*; restore the shard, or leave it out$"):
+    with pytest.raises(InputError, match=r"a\.tar: the shard ends at .*; restore the shard or remove it$"):
         load_labelled(store, ["a.tar"], side=32)
 
 

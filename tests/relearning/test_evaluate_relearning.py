@@ -159,7 +159,7 @@ def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_th
     again.send_signal(signal.SIGINT)
     said = again.communicate(timeout=120)[1]
     assert again.returncode == 130
-    assert said.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     for output in ("killed", "quiet"):
         assert subprocess.run(command(tmp_path / output), capture_output=True, check=False).returncode == 0
     rows = {name: sorted((tmp_path / name / "trials").glob("*.json")) for name in ("killed", "quiet")}

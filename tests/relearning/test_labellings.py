@@ -259,9 +259,9 @@ def test_a_bank_goes_through_a_file_and_other_files_are_refused(tmp_path):
     assert (again.embeddings == far_groups().embeddings).all()
     for content in (b"no bank", b""):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is no concept bank"):
+        with pytest.raises(InputError, match="is not a concept bank"):
             read_bank(path)
-    with pytest.raises(InputError, match="is no concept bank"):
+    with pytest.raises(InputError, match="is not a concept bank"):
         read_bank(tmp_path / "none")
     with pytest.raises(InputError, match="one embedding per name: 1 names"):
         ConceptBank(("a",), np.zeros((2, 3), np.float32))
@@ -299,7 +299,7 @@ def test_a_text_tower_gives_what_open_clip_gives():
 
 
 def test_a_text_tower_that_is_none_is_refused():
-    with pytest.raises(SettingsError, match="not like open_clip:ViT-B-32/openai"):
+    with pytest.raises(SettingsError, match="not of the form open_clip:ViT-B-32/openai"):
         text_bank(["oak"], "timm:tf_efficientnet_lite0")
     with pytest.raises(SettingsError, match="has no {} for the name"):
         text_bank(["oak"], "open_clip:ViT-S-32-alt/random-0", template="a photo")
@@ -308,7 +308,7 @@ def test_a_text_tower_that_is_none_is_refused():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("orignal", r"unknown labelling 'orignal': none of original, random:N.*did you mean original\?"),
+        ("orignal", r"unknown labelling 'orignal'; choose from original, random:N.*did you mean original\?"),
         ("original:3", "write it as original"),
         ("concepts", "write it as concepts:N"),
         ("concepts:few", "'few' is not a number of classes \\(2 or more\\)"),

@@ -194,5 +194,5 @@ def test_the_row_of_another_trial_or_a_damaged_one_is_refused_in_one_line(tmp_pa
         read_row(store, trial)
     line = str(caught.value)
     assert len(line.splitlines()) == 1
-    assert line.startswith(f"{store.url}/{trial.result} is damaged, or of another version of Scumble (")
+    assert line.startswith(f"{store.url}/{trial.result} is damaged or from another version of Scumble (")
     assert line.endswith("): restore it, or delete it to run that trial again")

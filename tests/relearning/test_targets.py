@@ -187,11 +187,13 @@ def test_a_probe_on_published_features_learns_what_it_was_shown():
 
 
 def test_a_target_that_is_none_is_refused_with_near_matches():
-    with pytest.raises(SettingsError, match=r"unknown target 'resnet-18': none of .*; did you mean resnet18, resnet50"):
+    with pytest.raises(
+        SettingsError, match=r"unknown target 'resnet-18'; choose from .*; did you mean resnet18, resnet50"
+    ):
         build_target("resnet-18", 10, 32, seed=0)
     with pytest.raises(SettingsError, match=r"^target 'probe:timm:tf_efficientnet_lit0': .* no model .*did you mean"):
         check_target("probe:timm:tf_efficientnet_lit0")
-    with pytest.raises(SettingsError, match=r"^target 'pretrained:resnet18': .* is none of open_clip:MODEL"):
+    with pytest.raises(SettingsError, match=r"^target 'pretrained:resnet18': .* is not one of open_clip:MODEL"):
         check_target("pretrained:resnet18")
     with pytest.raises(SettingsError, match="patches of 16 px, but 72 px is not a multiple"):
         build_target("vit-14a", 10, 72, seed=0)

@@ -60,8 +60,8 @@ def ends_with_a_line(store: Store, name: str, *mains: Callable[[list[str] | None
         line = said.splitlines()[-1]
         assert (code, said.count("error: ")) == (1, 1), said
         assert line.startswith(f"error: {store.url}/{name}"), said
-        assert " is damaged, or of another version of Scumble (" in line
-        assert re.search(r"\): (restore or remove|delete) it", line)
+        assert " is damaged or from another version of Scumble (" in line
+        assert re.search(r"\): (restore or delete|delete) it", line)
 
 
 def test_a_whole_output_is_reported(output: Store) -> None:
@@ -100,5 +100,5 @@ def test_damaged_scores(output: Store, damage: Callable[[bytes], bytes]) -> None
 def test_a_quarantine_comes_back_and_the_line_that_is_none_is_named() -> None:
     data = quarantine_to_bytes(REJECTED)
     assert quarantine_from_bytes(data, "file") == REJECTED
-    with pytest.raises(Exception, match=r'^file, line 2, is damaged, .* \(reason is "odd"\): restore or remove it$'):
+    with pytest.raises(Exception, match=r'^file, line 2, is damaged .* \(reason is "odd"\): restore or delete it$'):
         quarantine_from_bytes(data.replace(b"animated", b"odd"), "file")

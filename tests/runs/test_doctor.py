@@ -93,7 +93,7 @@ def test_an_unknown_option_ends_with_2_and_a_near_match() -> None:
 def test_a_damaged_record_of_a_run_is_an_error_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Store(str(tmp_path)).put(layout.RUN, b"[]")
     assert doctor.main(["--output", str(tmp_path)]) == 1
-    assert f"{layout.RUN} is damaged, or of another version of Scumble" in lines(capsys)["output"]
+    assert f"{layout.RUN} is damaged or from another version of Scumble" in lines(capsys)["output"]
 
 
 @pytest.mark.s3
@@ -142,7 +142,7 @@ def test_weights_that_do_not_fit_or_are_not_there_are_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
-    for file, words in (("w.safetensors", "does not hold the weights of"), ("none", "there is no such file")):
+    for file, words in (("w.safetensors", "does not hold the weights of"), ("none", "file not found")):
         assert doctor.main(["--surrogate", LITE, "--surrogate-weights", str(tmp_path / file)]) == 1
         assert words in lines(capsys)["weights"]
 

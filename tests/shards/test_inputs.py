@@ -112,7 +112,7 @@ def test_a_relative_pattern_begins_here(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert names(resolve_input("*.tar")) == ["t-0.tar"]
     assert names(resolve_input("sub/*")) == ["t-1.tar"]
-    with pytest.raises(InputError, match="bucket cannot be a pattern"):
+    with pytest.raises(InputError, match="bucket name cannot be a pattern"):
         resolve_input("s3://b*/x")
 
 
@@ -126,7 +126,7 @@ def test_keys_that_no_folder_could_hold_are_left_out_and_said(bucket: str, tmp_p
     assert passed_over(found.passed_over) == dict.fromkeys(["/a.tar", "x//b.tar"], "unsafe-name")
     fitting = without_unwritable(found, Store(str(tmp_path / "out")), layout.assignment)
     assert names(fitting) == ["a.tar"]
-    assert fitting.passed_over[-1].detail == "in the output: a.tar is a shard, no folder"
+    assert fitting.passed_over[-1].detail == "in the output: a.tar is a shard, not a folder"
     assert names(without_unwritable(found, Store(f"{bucket}/out"), layout.assignment)) == ["a.tar", "a.tar/f.tar"]
 
 
@@ -146,16 +146,16 @@ def test_names_that_grow_too_long_are_left_out_before_the_start(
     put(Store(str(tmp_path / "in")), *long, "é" * 122 + ".tar")
     found = without_unwritable(resolve_input(str(tmp_path / "in")), output, layout.assignment)
     assert names(found) == [long[0]]
-    assert all("bytes, a folder there can hold 255" in one.detail for one in found.passed_over)
+    assert all("bytes exceeds the limit of 255" in one.detail for one in found.passed_over)
     for shard in names(found):
         output.put(layout.assignment(shard), b"")
         output.put(layout.quarantine(shard), b"")
     monkeypatch.setattr(folder, "longest", lambda _: (143, 4095))  # as encrypted home folders have it
-    with pytest.raises(InputError, match="no shard can be written"):
+    with pytest.raises(InputError, match="none of its shards can be written"):
         without_unwritable(resolve_input(str(tmp_path / "in")), Store(str(tmp_path / "out")), layout.assignment)
-    assert "4,095 are allowed" in Store(str(tmp_path)).too_long("d/" * 2100 + "a.tar")
+    assert "exceeds the limit of 4,095" in Store(str(tmp_path)).too_long("d/" * 2100 + "a.tar")
     assert Store("s3://bucket/p").too_long("d/" * 500 + "a.tar") == ""
-    assert "1,024 are allowed" in Store("s3://bucket/p").too_long("d/" * 512 + "a.tar")
+    assert "exceeds the limit of 1,024" in Store("s3://bucket/p").too_long("d/" * 512 + "a.tar")
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp//x", "127.0.0.1"])

@@ -162,7 +162,7 @@ def test_a_key_that_comes_back_is_refused_the_second_time() -> None:
     items = read(tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3"), ("c.jpg", b"4")]))
     assert keys(items) == ["a", "b", "c"]
     assert [item for item in items if isinstance(item, Rejection)] == [
-        Rejection("a", "a.cls", Reason.INTERLEAVED_KEY, "this key was in the shard before, with another key between")
+        Rejection("a", "a.cls", Reason.INTERLEAVED_KEY, "this key already occurred in the shard, before another key")
     ]
 
 
@@ -250,8 +250,8 @@ def test_flipped_bytes_in_a_header_cost_what_is_next_to_them_and_no_more() -> No
     assert keys(items) == ["c", "d"]
     detail = next(item.detail for item in items if isinstance(item, Rejection))
     assert detail == (
-        "the shard is damaged: bytes 2,560 to 3,583 (1,024 bytes) are no members of a tar archive and were not read "
-        "(a header's checksum is wrong)"
+        "the shard is damaged: bytes 2,560 to 3,583 (1,024 bytes) are not valid tar members and were not read "
+        "(a wrong header checksum)"
     )
 
 
@@ -324,11 +324,11 @@ def test_more_zeros_than_an_archive_ends_with_are_a_hole() -> None:
 def test_a_cut_names_its_place_and_what_is_missing() -> None:
     (item,) = [one for one in read(tar_bytes(GOOD)[:700]) if isinstance(one, Rejection)]
     assert (item.key, item.member) == ("a", "a.jpg")
-    assert item.detail == "the shard ends at byte 700, where 512 more bytes should follow"
+    assert item.detail == "the shard ends at byte 700, with at least 512 bytes missing"
     packed = tar_bytes([("a.jpg", random.Random(0).randbytes(100_000))], "w:gz")
     torn = packed[:60_000] + b"xxxx" + packed[60_004:]
     (item,) = [one for one in read(torn + bytes(10)) if isinstance(one, Rejection)]
-    assert "more packed bytes were not read" in item.detail
+    assert "more compressed bytes were not read" in item.detail
 
 
 def test_what_a_mac_writes_beside_files_and_volume_labels_are_no_samples() -> None:

@@ -62,14 +62,14 @@ def test_a_shard_without_usable_samples_keeps_its_dimension() -> None:
 
 @pytest.mark.parametrize("end", [0, 100, -1000])
 def test_a_file_cut_short_is_refused(data: bytes, end: int) -> None:
-    with pytest.raises(InputError, match="not a Parquet file, or cut short"):
+    with pytest.raises(InputError, match="not a Parquet file, or truncated"):
         features_from_parquet(data[:end])
 
 
 def test_a_flipped_bit_in_the_features_is_noticed(features: Features, data: bytes) -> None:
     at = data.index(features.values[150].tobytes())
     damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-    with pytest.raises(InputError, match="not a Parquet file, or cut short"):
+    with pytest.raises(InputError, match="not a Parquet file, or truncated"):
         features_from_parquet(damaged)
 
 

@@ -163,7 +163,7 @@ def test_altered_weights_of_the_package_are_refused(monkeypatch: pytest.MonkeyPa
     altered = tmp_path / "weights.safetensors"
     altered.write_bytes(pretrained.EMBEDDED_WEIGHTS.read_bytes()[:-1] + b"x")
     monkeypatch.setattr(pretrained, "EMBEDDED_WEIGHTS", altered)
-    with pytest.raises(ConflictError, match="missing or not as published; install scumble again"):
+    with pytest.raises(ConflictError, match="missing or altered; reinstall scumble"):
         load_surrogate(EMBEDDED, weights=None, size=None, device="cpu")
 
 
@@ -212,7 +212,7 @@ def test_weights_of_another_network_are_refused(name: str) -> None:
 def test_a_weights_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_surrogate(EMBEDDED, weights=tmp_path / "no.pt", size=None, device="cpu")
-    assert str(caught.value) == f"--surrogate-weights {tmp_path / 'no.pt'}: there is no such file"
+    assert str(caught.value) == f"--surrogate-weights {tmp_path / 'no.pt'}: file not found"
 
 
 def test_torchvision_features_are_the_input_of_the_last_linear_layer(pictures: list[NDArray[np.uint8]]) -> None:
@@ -281,8 +281,8 @@ def test_untrained_weights_belong_to_their_seed(tiny_clip: str) -> None:
     [
         (
             "clip:ViT-B-32",
-            "--surrogate 'clip:ViT-B-32' is none of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, timm:MODEL; "
-            "did you mean open_clip?",
+            "--surrogate 'clip:ViT-B-32' is not one of open_clip:MODEL/PRETRAINED, torchvision:MODEL/WEIGHTS, "
+            "timm:MODEL; did you mean open_clip?",
         ),
         (
             "open_clip:ViT-B-23/openai",
@@ -295,7 +295,7 @@ def test_untrained_weights_belong_to_their_seed(tiny_clip: str) -> None:
         ),
         (
             "torchvision:resnet50",
-            "--surrogate 'torchvision:resnet50' lacks the weights: torchvision:resnet50/WEIGHTS; "
+            "--surrogate 'torchvision:resnet50' does not name its weights: use torchvision:resnet50/WEIGHTS; "
             "it has IMAGENET1K_V1, IMAGENET1K_V2",
         ),
         (
@@ -342,10 +342,10 @@ def test_weights_that_cannot_be_had_are_named_with_the_way_out(name: str, source
         with pytest.raises(InputError) as caught:
             load_surrogate(name, weights=None, size=None, device="cpu")
     text = str(caught.value)
-    assert text.startswith(f"the weights of {name} are not on this machine and could not be fetched (")
+    assert text.startswith(f"the weights of {name} are not on this machine and could not be downloaded (")
     assert text.endswith(
-        f"): get them elsewhere ({source}) and give --surrogate-weights FILE, "
-        "or take --surrogate timm:tf_efficientnet_lite0, which needs no file"
+        f"): download them elsewhere ({source}) and pass --surrogate-weights FILE, "
+        "or use --surrogate timm:tf_efficientnet_lite0, which is bundled"
     )
 
 

@@ -196,7 +196,7 @@ def test_times_and_sizes_are_read_as_people_write_them() -> None:
         ({"workers": 2}, "add --ray"),
         ({"dry_run": True, "watch": 1.0}, "omit --watch"),
         ({"setle": 1}, "did you mean settle"),
-        ({"encode": "gif"}, "--encode 'gif' is none of same, lossless, jpeg:1"),
+        ({"encode": "gif"}, "--encode 'gif' is not one of same, lossless, jpeg:1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(given: dict[str, object], message: str) -> None:

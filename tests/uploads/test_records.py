@@ -84,8 +84,8 @@ def test_a_damaged_commit_is_refused_by_name_whoever_reads_the_ledger(
         lambda: ledger.commit(UnitCommit("u1", "ffff", ROWS)),
     ):
         line = refused(read)
-        assert line.startswith(f"{store.url}/{name} is damaged, or of another version of Scumble (")
-        assert line.endswith("): restore or remove it")
+        assert line.startswith(f"{store.url}/{name} is damaged or from another version of Scumble (")
+        assert line.endswith("): restore or delete it")
     assert store.read(name) == damage(COMMIT)
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_manifest_is_refused_by_name_and_left_as_it_is(
         ledger.manifest,
     ):
         line = refused(read)
-        assert line.startswith(f"{store.url}/{layout.UPLOADS_LEDGER} is damaged, or of another version of Scumble (")
+        assert line.startswith(f"{store.url}/{layout.UPLOADS_LEDGER} is damaged or from another version of Scumble (")
         assert line.endswith("): restore it; without it, everything would be protected again")
     assert store.read(layout.UPLOADS_LEDGER) == damage(MANIFEST)
     assert store.read(layout.upload_commit("u1")) == COMMIT
@@ -125,7 +125,7 @@ def test_every_command_over_a_damaged_ledger_ends_with_one_line_and_exit_code_1(
     job: Job, name: str, data: bytes, damage: Callable[[bytes], bytes]
 ) -> None:
     job.output.put(name, damage(data))
-    line = f"error: {job.output.url}/{name} is damaged, or of another version of Scumble ("
+    line = f"error: {job.output.url}/{name} is damaged or from another version of Scumble ("
     for main, arguments in (
         (protect_uploads.main, job.arguments()),
         (protect_uploads.main, job.arguments("--dry-run")),
@@ -148,7 +148,7 @@ def test_a_damaged_segment_is_refused_by_name(job: Job, damage: Callable[[bytes]
     for main, arguments in ((protect_uploads.main, job.arguments()), (status.main, ["--output", job.output.url])):
         code, said = refusal(main, *arguments)
         assert (code, len(said.splitlines())) == (1, 1), said
-        assert said.startswith(f"error: {job.output.url}/{name} is damaged, or of another version of Scumble (")
+        assert said.startswith(f"error: {job.output.url}/{name} is damaged or from another version of Scumble (")
         assert said.endswith("): restore it; without ledger.json, everything would be protected again\n")
 
 

@@ -94,7 +94,7 @@ def test_a_damaged_record_is_refused_in_one_line(job: Job, name: str, command: A
     before = job.output.read(name)
     job.output.put(name, b'{"epsilon": "much"}')
     try:
-        with pytest.raises(InputError, match=rf"^{job.output.url}/{name} is damaged, or of another version"):
+        with pytest.raises(InputError, match=rf"^{job.output.url}/{name} is damaged or from another version"):
             command.main(["--output", job.output.url])
     finally:
         job.output.put(name, before)

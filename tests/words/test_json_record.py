@@ -59,7 +59,7 @@ def test_every_field_that_is_missing_strange_or_of_another_type_is_refused_by_na
     fields = record.to_json()
     for name, value in fields.items():
         wrong = {**fields, name: 7 if value is None or isinstance(value, str | dict | list) else "seven"}
-        with pytest.raises(InputError, match=rf"^file is damaged, or of another version of Scumble \({name} is "):
+        with pytest.raises(InputError, match=rf"^file is damaged or from another version of Scumble \({name} is "):
             type(record).from_bytes(json.dumps(wrong).encode(), "file")
     with pytest.raises(InputError, match=rf"\(more is unknown\): {record.cure}$"):
         type(record).from_bytes(json.dumps(fields | {"more": 1}).encode(), "file")
@@ -72,7 +72,7 @@ def test_every_field_that_is_missing_strange_or_of_another_type_is_refused_by_na
 def test_what_is_no_record_at_all_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(InputError) as caught:
         RunStatus.from_bytes(data, "s3://bucket/status.json")
-    assert str(caught.value).startswith("s3://bucket/status.json is damaged, or of another version")
+    assert str(caught.value).startswith("s3://bucket/status.json is damaged or from another version")
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -32,7 +32,7 @@ def test_the_table_names_every_step_once() -> None:
     head, *rows, note = as_text(profile.workers(ended=1.0)).splitlines()
     assert head.split() == ["worker", "images", "images/s", "start", "model", "put", "other", "idle", "decode*"]
     assert rows[0].split() == ["aaaaaaaa", "1,000", "1,000", "0.0%", "100.0%", "0.0%", "0.0%", "0.0%", "100.0%"]
-    assert note == "* of the threads that read and decode ahead"
+    assert note == "* in threads that read and decode ahead"
 
 
 def test_a_clock_charges_a_step_with_what_its_device_still_does() -> None:

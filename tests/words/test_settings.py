@@ -24,7 +24,7 @@ def test_other_epsilons_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("epsilon", [0, -1, 1, 16])
 def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
-    with pytest.raises(SettingsError, match="--epsilon must lie between 0 and 1"):
+    with pytest.raises(SettingsError, match="--epsilon must be between 0 and 1"):
         Settings(epsilon=epsilon)
 
 
@@ -32,18 +32,18 @@ def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
     ("options", "message"),
     [
         ({"encode": "jpeg:101"}, "jpeg:1 … jpeg:100"),
-        ({"encode": "jpg"}, "none of same, lossless"),
-        ({"distance": "l1"}, "--distance 'l1' is none of kl, cosine, l2"),
+        ({"encode": "jpg"}, "is not one of same, lossless"),
+        ({"distance": "l1"}, "--distance 'l1' is not one of kl, cosine, l2"),
         ({"clusters": 1}, "--clusters must be at least 2; it is 1"),
         ({"generator": "texture"}, "needs --key-file"),
         ({"generator": "network"}, "add --optimise-through surrogate"),
         ({"generator": "network", "optimise_through": "surrogate", "delta_size": 33}, "multiple of 4"),
         ({"train_images": "cluster"}, "needs --optimise-through surrogate"),
-        ({"generator": "direct", "bound": "tanh_clamp"}, "leave --bound at project"),
-        ({"generator_lr": 1e-3}, "--generator-lr belongs to --generator network; it does nothing for sample"),
+        ({"generator": "direct", "bound": "tanh_clamp"}, "use --bound project"),
+        ({"generator_lr": 1e-3}, "--generator-lr only applies to --generator network, not sample"),
         (
             {"generator": "network", "optimise_through": "surrogate", "step_size": 0.01},
-            "--step-size belongs to --generator direct",
+            "--step-size only applies to --generator direct",
         ),
         ({"max_quarantine": 2}, "share between 0 and 1"),
     ],
@@ -58,7 +58,7 @@ def test_what_cannot_be_is_refused_in_one_line(options: dict[str, object], messa
 def test_an_unknown_option_is_answered_with_near_matches() -> None:
     with pytest.raises(SettingsError, match="unknown option 'epsilonn'; did you mean epsilon"):
         settings_from({"epsilonn": 1})
-    with pytest.raises(SettingsError, match="--preset 'uc' is none of"):
+    with pytest.raises(SettingsError, match="--preset 'uc' is not one of"):
         settings_from(preset="uc")
 
 

@@ -1,4 +1,4 @@
-"""How labellings are written: options are checked before anything that makes one is imported."""
+"""Names of labellings, kept apart so that options can be checked without heavy imports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FORMS = {
 
 
 def parse_labelling(name: str) -> tuple[str, str]:
-    """(kind, argument) of a labelling. Raises SettingsError, with near matches, unless it is one. Reads no file."""
+    """(kind, argument) of a labelling's name. Raises SettingsError, with near matches, if invalid. Reads no file."""
     kind, _, argument = name.partition(":")
     if kind not in _FORMS:
         near = near_matches(kind, list(_FORMS))
-        raise SettingsError(f"unknown labelling {name!r}: none of {', '.join(_FORMS.values())}{near}")
+        raise SettingsError(f"unknown labelling {name!r}; choose from {', '.join(_FORMS.values())}{near}")
     form = _FORMS[kind]
     if (":" in form) != bool(argument):
         raise SettingsError(f"labelling {name!r}: write it as {form}")

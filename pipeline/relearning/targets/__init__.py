@@ -73,21 +73,21 @@ _ON_WEIGHTS = {"pretrained": False, "probe": True}  # kind -> whether the trunk 
 
 
 def parse_target(name: str) -> tuple[str, str]:
-    """(name, "") of a network, or what is done with a surrogate's weights, and the surrogate's name.
+    """(name, "") for a network, (kind, surrogate) for one on a surrogate's weights.
 
-    Raises SettingsError, with near matches, for what is neither; whether there is such a surrogate is not asked.
+    Raises SettingsError, with near matches, for anything else; does not check whether the surrogate exists.
     """
     kind, separator, surrogate = name.partition(":")
     if separator and kind in _ON_WEIGHTS:
         return kind, surrogate
     if name not in TARGETS:
         names = [*sorted(TARGETS), "pretrained:SURROGATE", "probe:SURROGATE"]
-        raise SettingsError(f"unknown target {name!r}: none of {', '.join(names)}{near_matches(name, names)}")
+        raise SettingsError(f"unknown target {name!r}; choose from {', '.join(names)}{near_matches(name, names)}")
     return name, ""
 
 
 def check_target(name: str) -> None:
-    """Raises SettingsError, with near matches, unless `name` is a target that could be built. Reads no weights."""
+    """Raise SettingsError, with near matches, unless `name` is a known target. Reads no weights."""
     kind, surrogate = parse_target(name)
     if kind in _ON_WEIGHTS:
         from pipeline.surrogates.pretrained import check_surrogate

@@ -1,11 +1,11 @@
-"""Image towers by library; each of these modules is imported only when a surrogate of its library is asked for.
+"""Image towers by library; a library's module is imported only when one of its surrogates is used.
 
-Every module of a library has the same five functions:
+Every module has the same five functions:
 models()             names of the networks it can build
-tags(model)          names of the weights that it knows for one
+tags(model)          names of the published weights of a network
 source(model, tag)   where those weights are published
-fetch(model, tag)    path of their file in the library's own cache, fetched if it is not there; OSError if it cannot be
-assemble(...)        the network that ends in its features, how it wants its input, and the classifier cut off it
+fetch(model, tag)    path of their file in the library's cache, downloaded if needed; OSError if that fails
+assemble(...)        the network that outputs features, its preprocessing, and the classifier removed from it
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ LIBRARIES = {"open_clip": "clip", "torchvision": "vision", "timm": "timm_models"
 
 
 def library(kind: str) -> Any:
-    """The module of `open_clip`, `torchvision` or `timm`."""
+    """The module for `open_clip`, `torchvision` or `timm`."""
     return import_module(f"pipeline.surrogates.towers.{LIBRARIES[kind]}")

@@ -1,4 +1,4 @@
-"""What the towers of all libraries share: how input is prepared, weights read, and a classifier kept."""
+"""What all libraries' towers share: preprocessing, reading weights, and keeping the classifier."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RANDOM = re.compile(r"random-(\d+)")  # the tag of untrained weights
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes an input: shorter side to `resize`, centre crop of `size`, (x - mean) / std.
+    """How a picture becomes an input: resize the shorter side to `resize`, centre-crop `size`, (x - mean) / std.
 
-    squash  resize both sides to `size` instead and crop nothing
+    squash  resize both sides to `size` instead, without cropping
     """
 
     size: int
@@ -31,7 +31,7 @@ class Preprocessing:
     squash: bool = False
 
     def at(self, size: int | None) -> Preprocessing:
-        """The same for another input size, with the same share cropped away."""
+        """The same for another input size, cropping the same share."""
         return self if size is None else replace(self, size=size, resize=round(size * self.resize / self.size))
 
 
@@ -39,7 +39,7 @@ Assembled = tuple[nn.Module, Preprocessing, tuple[NDArray[np.float32], NDArray[n
 
 
 def fetch_url(url: str) -> str:
-    """The file in torch's cache, fetched and checked against the digest in its name if it is not there yet."""
+    """Path of the file in torch's cache; downloaded and checked against the digest in its name if needed."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def fetch_url(url: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from safetensors or from a .pt file that holds nothing but tensors."""
+    """Tensors by name, from safetensors or a .pt file containing only tensors."""
     if path.suffix == ".safetensors":
         return dict(load_file(path))
     loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,11 +57,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def interpolation(name: str) -> str:
-    """What the weights were trained with, of those that we resize with."""
+    """The weights' interpolation if supported, else bicubic."""
     return name if name in ("bicubic", "bilinear") else "bicubic"
 
 
 def head_of(layer: nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weight [k, d] and bias [k] of a classifier."""
+    """Weight [k, d] and bias [k] of a classifier, float32."""
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float()
     return layer.weight.detach().float().numpy().copy(), bias.numpy().copy()

@@ -11,7 +11,7 @@ from pipeline.surrogates.towers.base import Assembled, Preprocessing, interpolat
 
 
 def models() -> list[str]:
-    """Names of the models that the library knows."""
+    """Names of the models the library knows."""
     return list(open_clip.list_models())
 
 
@@ -21,14 +21,14 @@ def tags(model: str) -> list[str]:
 
 
 def source(model: str, tag: str) -> str:
-    """Where the weights come from, for the message that asks for them."""
+    """Where the weights are published, for error messages."""
     config = open_clip.get_pretrained_cfg(model, tag)
     hub = config.get("hf_hub", "").rstrip("/")
     return f"{hub}, open_clip_model.safetensors" if hub else str(config.get("url"))
 
 
 def fetch(model: str, tag: str) -> str:
-    """Path of the weights' file in the library's cache, downloaded if it is not there yet."""
+    """Path of the weights file in the library's cache, downloaded if needed."""
     return str(download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
 
 
@@ -38,7 +38,7 @@ def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assem
     whole = open_clip.create_model(
         model,
         pretrained=None if path is None else str(path),
-        force_quick_gelu=config.get("quick_gelu", False),  # OpenAI's weights are quietly wrong without it
+        force_quick_gelu=config.get("quick_gelu", False),  # OpenAI's weights are silently wrong without it
         force_image_size=size,
         pretrained_image=False,
         pretrained_text=False,
@@ -46,7 +46,7 @@ def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assem
     )
     mode = config.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
-        raise ValueError(f"its resize mode {mode!r} is not supported")
+        raise ValueError(f"resize mode {mode!r} is not supported")
     side = whole.visual.image_size
     side = int(side[0] if isinstance(side, (tuple, list)) else side)
     preprocessing = Preprocessing(

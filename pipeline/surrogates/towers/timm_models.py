@@ -22,7 +22,7 @@ from pipeline.surrogates.towers.base import (
 
 
 def models() -> list[str]:
-    """Names of the models that the library knows."""
+    """Names of the models the library knows."""
     return list(timm.list_models())
 
 
@@ -32,17 +32,17 @@ def tags(model: str) -> list[str]:
 
 
 def source(model: str, tag: str) -> str:
-    """Where the weights come from, for the message that asks for them."""
-    found = timm.get_pretrained_cfg(_full_name(model, tag))
-    return f"{found.hf_hub_id or found.url}, model.safetensors"
+    """Where the weights are published, for error messages."""
+    config = timm.get_pretrained_cfg(_full_name(model, tag))
+    return f"{config.hf_hub_id or config.url}, model.safetensors"
 
 
 def fetch(model: str, tag: str) -> str:
-    """Path of the weights' file in the library's cache, downloaded if it is not there yet."""
+    """Path of the weights file in the library's cache, downloaded if needed."""
     config = timm.get_pretrained_cfg(_full_name(model, tag))
     if not config.hf_hub_id:
         if not config.url:
-            raise FileNotFoundError("no weights were ever published")
+            raise FileNotFoundError("no weights have been published")
         return fetch_url(config.url)
     repository, _, revision = config.hf_hub_id.partition("@")
     for filename in (config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"):
@@ -54,7 +54,7 @@ def fetch(model: str, tag: str) -> str:
 
 
 def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assembled:
-    """The network with its classifier cut off."""
+    """The network without its classifier."""
     name = _full_name(model, tag)
     config = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"img_size": size} if size is not None and config.fixed_input_size else {}

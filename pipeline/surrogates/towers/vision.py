@@ -17,7 +17,7 @@ from pipeline.surrogates.towers.base import (
     read_weights,
 )
 
-# What torchvision itself sets when it loads these networks' ImageNet weights.
+# What torchvision itself sets when loading ImageNet weights for these networks.
 _OPTIONS = {
     "googlenet": {"transform_input": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
@@ -25,7 +25,7 @@ _OPTIONS = {
 
 
 def models() -> list[str]:
-    """Names of the models that the library knows."""
+    """Names of the models the library knows."""
     return list(published.list_models(module=published))
 
 
@@ -35,17 +35,17 @@ def tags(model: str) -> list[str]:
 
 
 def source(model: str, tag: str) -> str:
-    """Where the weights come from, for the message that asks for them."""
+    """Where the weights are published, for error messages."""
     return str(published.get_model_weights(model)[tag].url)
 
 
 def fetch(model: str, tag: str) -> str:
-    """Path of the weights' file in the library's cache, downloaded if it is not there yet."""
+    """Path of the weights file in the library's cache, downloaded if needed."""
     return fetch_url(published.get_model_weights(model)[tag].url)
 
 
 def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assembled:
-    """The network with its last linear layer cut off."""
+    """The network without its last linear layer."""
     available = published.get_model_weights(model)
     transform = (available.DEFAULT if RANDOM.fullmatch(tag) else available[tag]).transforms()
     network = published.get_model(model, weights=None, **_OPTIONS.get(model, {}))
@@ -60,7 +60,7 @@ def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assem
     )
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not layers or layers[-1][1].out_features != len(available.DEFAULT.meta["categories"]):
-        raise ValueError("it does not end in a linear layer; take another network")
+        raise ValueError("the network does not end in a linear layer; use another one")
     name, last = layers[-1]
     network.set_submodule(name, nn.Identity())
     return network, preprocessing.at(size), head_of(last)
