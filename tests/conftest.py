@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from pipeline.storage.store import Store
+from tests.support.data import set_at_hand
 
 if TYPE_CHECKING:
     from tests.support.uploads import Job
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,12 +60,15 @@ def _ray_folder() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder of real sets; a test that needs it is skipped, and says so, where it is not there."""
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip("the real data sets are not beside this checkout")
-    return folder
+def native_uploads() -> Path:
+    """Folder of files as people upload them, broken ones too; without it the test is skipped."""
+    return set_at_hand("native")
+
+
+@pytest.fixture(scope="session")
+def imagenette() -> Path:
+    """Folder of the Imagenette shards; without it the test is skipped."""
+    return set_at_hand("imagenette")
 
 
 @pytest.fixture(scope="session")

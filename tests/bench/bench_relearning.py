@@ -1,7 +1,6 @@
 """Speed and accuracy of training targets against a plain DataLoader loop:
 
-  python tests/bench/bench_relearning.py --train 'cifar10-train-*.tar.gz' --test 'cifar10-test-*.tar.gz' \\
-      [--target resnet18] [--epochs 2] [--images 2000] [--seeds 1] [--device cuda]
+  python tests/bench/bench_relearning.py [--target resnet18] [--epochs 2] [--images 2000] [--seeds 1] [--device cuda]
 
 Ours: `train_target` on arrays that were decoded once, the decoding counted. Plain: webdataset, PIL decode in every
 epoch, torchvision's crop (reflect 4) and flip and normalisation image by image, a DataLoader with a worker per CPU,
@@ -38,6 +37,7 @@ from pipeline.shards.inputs import resolve_input
 from pipeline.storage.store import Store
 
 SIDE, BATCH = 32, 128
+CIFAR10 = "data/cifar10"  # made by tests/make_data.py
 NEEDED = {"cpu": 3.0, "cuda": 5.0}
 STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 AUGMENT = transforms.Compose(
@@ -132,8 +132,8 @@ def ours(train: list[str], test: Collection, options: argparse.Namespace, seed: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--test", required=True)
+    parser.add_argument("--train", default=f"{CIFAR10}/cifar10-train-*.tar.gz")
+    parser.add_argument("--test", default=f"{CIFAR10}/cifar10-test-*.tar.gz")
     parser.add_argument("--target", default="resnet18")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--images", type=int, default=0, help="of the training set (default: all)")

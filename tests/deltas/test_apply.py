@@ -311,9 +311,9 @@ PASSED_OVER = {".DS_Store"}  # what a Mac keeps beside files is no sample
 
 
 @pytest.mark.parametrize("how", ["same", "lossless"])
-def test_every_real_upload_ends_protected_or_with_its_reason(tmp_path: Path, shared_data: Path, how: str) -> None:
-    files = {f["path"]: f["expect"] for f in json.loads((shared_data / "native/manifest.json").read_text())["files"]}
-    with tarfile.open(shared_data / "native/native-uploads.tar") as tar:
+def test_every_real_upload_ends_protected_or_with_its_reason(tmp_path: Path, native_uploads: Path, how: str) -> None:
+    files = {f["path"]: f["expect"] for f in json.loads((native_uploads / "manifest.json").read_text())["files"]}
+    with tarfile.open(native_uploads / "native-uploads.tar") as tar:
         originals = {path: tar.extractfile(path).read() for path in files}  # type: ignore[union-attr]
     names = {}  # member name in the shard -> path: every file is a sample of its own, in a folder of its own
     for index, path in enumerate(files):

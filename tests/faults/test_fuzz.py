@@ -140,9 +140,9 @@ def test_no_mutated_shard_gets_anything_past_the_rules(sandbox: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def natives(shared_data: Path) -> dict[str, bytes]:
+def natives(native_uploads: Path) -> dict[str, bytes]:
     """Name -> a real upload."""
-    with tarfile.open(shared_data / "native/native-uploads.tar") as tar:
+    with tarfile.open(native_uploads / "native-uploads.tar") as tar:
         return {info.name: cast(IO[bytes], tar.extractfile(info)).read() for info in tar if info.isreg()}
 
 

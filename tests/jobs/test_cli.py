@@ -159,7 +159,8 @@ def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, e
 @pytest.mark.parametrize("imported", ["yaml", "numpy"])  # with the options, and with the steps
 @pytest.mark.parametrize("started", [[f"jobs/{name}.py"] for name in COMMANDS] + [["-m", "jobs.protect_imagenet"]])
 def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path, started: list[str], imported: str) -> None:
-    slow = "import pathlib, time; pathlib.Path(__file__ + '.seen').touch(); time.sleep(60)"
+    # in short sleeps: a signal between the last look at signals and one long sleep would not be seen before its end
+    slow = "import pathlib, time\npathlib.Path(__file__ + '.seen').touch()\nfor _ in range(1200): time.sleep(0.05)"
     (tmp_path / f"{imported}.py").write_text(slow)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.ROOT}"}
     command = [sys.executable, *started, *ENOUGH[Path(started[-1].replace("jobs.", "jobs/")).stem]]

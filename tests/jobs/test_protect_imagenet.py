@@ -194,12 +194,12 @@ def test_a_run_from_bucket_to_bucket_and_its_secrets_stay_out_of_every_file(buck
 
 @pytest.mark.slow
 def test_uploads_of_all_kinds_end_in_the_output_or_in_quarantine_with_a_reason(
-    shared_data: Path, tmp_path: Path
+    native_uploads: Path, tmp_path: Path
 ) -> None:
     runs.write_collection(tmp_path / "in", shards=2)
-    uploads = json.loads((shared_data / "native/manifest.json").read_text())["files"]
+    uploads = json.loads((native_uploads / "manifest.json").read_text())["files"]
     with (
-        tarfile.open(shared_data / "native/native-uploads.tar") as given,
+        tarfile.open(native_uploads / "native-uploads.tar") as given,
         tarfile.open(tmp_path / "in/uploads.tar", "w") as tar,
     ):
         for number, entry in enumerate(uploads):

@@ -210,10 +210,10 @@ def test_a_thin_picture_is_cropped_as_any_other_without_being_enlarged_whole() -
 # ---- real uploads
 
 
-def test_every_real_upload_decodes_as_its_manifest_says(shared_data: Path) -> None:
+def test_every_real_upload_decodes_as_its_manifest_says(native_uploads: Path) -> None:
     import tarfile
 
-    folder = shared_data / "native"
+    folder = native_uploads
     files = json.loads((folder / "manifest.json").read_text())["files"]
     with tarfile.open(folder / "native-uploads.tar") as tar:
         for entry in files:
@@ -238,10 +238,10 @@ def test_every_real_upload_decodes_as_its_manifest_says(shared_data: Path) -> No
                     decode(data, max_pixels=100_000_000, suffix="jpg")
 
 
-def test_a_real_position_is_gone_after_strip_gps(shared_data: Path) -> None:
+def test_a_real_position_is_gone_after_strip_gps(native_uploads: Path) -> None:
     import tarfile
 
-    with tarfile.open(shared_data / "native" / "native-uploads.tar") as tar:
+    with tarfile.open(native_uploads / "native-uploads.tar") as tar:
         data = tar.extractfile("phone/DSCN0012.jpg").read()  # type: ignore[union-attr]
     assert reopened(data).getexif().get_ifd(ExifTags.IFD.GPSInfo)
     picture = decode(data, max_pixels=LIMIT, suffix="jpg")

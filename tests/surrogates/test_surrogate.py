@@ -367,12 +367,12 @@ def test_a_gpu_that_is_not_there_is_said(embedded: Surrogate) -> None:
 
 
 @pytest.mark.slow
-def test_the_embedded_surrogate_knows_imagenette(embedded: Surrogate, shared_data: Path) -> None:
+def test_the_embedded_surrogate_knows_imagenette(embedded: Surrogate, imagenette: Path) -> None:
     """The accuracy that the card states: 195 of 280 right among 1,000 classes."""
     assert embedded.head is not None
     right = right_of_ten = total = 0
     pending: list[tuple[NDArray[np.uint8], int]] = []
-    with tarfile.open(shared_data / "imagenette" / "imagenette144-test-000000.tar") as tar:
+    with tarfile.open(imagenette / "imagenette144-test-000000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     for name, data in members.items():
         if name.endswith(".json"):
