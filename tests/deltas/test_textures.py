@@ -100,7 +100,7 @@ def test_bands_are_distinct_and_well_apart(key: bytes, clusters: int) -> None:
 
 
 def test_more_clusters_than_bands_are_refused() -> None:
-    with pytest.raises(SettingsError, match="--clusters must be at most 40; it is 41"):
+    with pytest.raises(SettingsError, match="--clusters must be at most 40, not 41"):
         bands_for(KEY, 41)
 
 
