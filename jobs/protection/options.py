@@ -87,7 +87,12 @@ def _surrogate(parser: Parser) -> None:
         "built in and needs no download",
     )
     add("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
-    add("--surrogate-size", type=int, metavar="PIXELS", help="side of embedded images (default: as it was trained)")
+    add(
+        "--surrogate-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of embedded images (default: 160 for images below 96 pixels, else as it was trained)",
+    )
     add("--clusters", type=int, metavar="P", help="number of clusters (default: one per 600 images, between 10 and 40)")
     add("--cluster-images", type=int, metavar="N", help="fit k-means on at most N images, assign the rest")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +11,11 @@ from jobs.shared import cli
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import AnyProtection, load_protection
-from pipeline.errors import ConflictError, SettingsError
+from pipeline.errors import ConflictError, SampleError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.layout import RUN_FOLDER
+from pipeline.pictures.members import image_suffix
+from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.commits import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of, read_run
@@ -21,7 +24,9 @@ from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
 from pipeline.shards.tar import read_samples
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
-from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
+from pipeline.surrogates.surrogate import SMALL_SIDE, Surrogate, check_surrogate, size_for, surrogate_for
+
+_LOOKED_AT = 16  # images that tell whether a collection is one of small images
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def prepare(settings: Settings) -> Run:
     if given is not None:
         settings = _as_fitted(settings, given)
     _check_enough_images(settings, source, shards)
-    surrogate = surrogate_for(settings, "cpu")
+    settings, surrogate = _with_surrogate(settings, source, shards)
     if given is not None:
         given.check_surrogate(surrogate.id)
     ingredients = ingredients_of(
@@ -141,6 +146,32 @@ def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
     if "surrogate_size" not in settings.given and chosen.get("surrogate", settings.surrogate) == name:
         chosen["surrogate_size"] = size
     return replace(settings, **chosen)
+
+
+def _with_surrogate(settings: Settings, source: Store, shards: list[Shard]) -> tuple[Settings, Surrogate]:
+    """The surrogate, and the settings with the side at which it sees images where the user leaves that open."""
+    if settings.surrogate_size is None and settings.size == "native" and settings.protection is None:
+        size = size_for(_shorter_sides(settings, source, shards[0]))
+        if size is not None and surrogate_for(settings, "cpu").is_convolutional:
+            settings = replace(settings, surrogate_size=size)
+    return settings, surrogate_for(settings, "cpu")
+
+
+def _shorter_sides(settings: Settings, source: Store, shard: Shard) -> list[int]:
+    """Shorter sides in pixels of the first images of a shard that can be read, large ones at a smaller scale."""
+    sides: list[int] = []
+    limit = settings.max_pixels
+    with source.open(shard.name) as stream:
+        for sample in read_samples(stream, max_member_bytes=settings.max_member_bytes):
+            if isinstance(sample, Rejection):
+                continue
+            with contextlib.suppress(SampleError):
+                suffix = image_suffix(sample, settings.keep_sidecar)
+                pixels = decode_rgb(sample.members[suffix], at_least=SMALL_SIDE, max_pixels=limit, suffix=suffix)
+                sides.append(min(pixels.shape[:2]))
+            if len(sides) == _LOOKED_AT:
+                break
+    return sides
 
 
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:
