@@ -70,7 +70,7 @@ def ending(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ScumbleError):
         return " ".join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; start the same command again to go on", INTERRUPTED
+        return "stopped; run the same command again to resume", INTERRUPTED
     return f"{type(error).__name__}: {one_line(error)} (unexpected; --debug shows where)", ScumbleError.exit_code
 
 

@@ -33,7 +33,7 @@ _CREDENTIALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "
 def line_of(error: BaseException) -> str:
     """What the store, the system or the library said, in one line; the store's code where the words lack it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{os.strerror(errno.ENOSPC)}: make room there, then start the same command again"
+        return f"{os.strerror(errno.ENOSPC)}: make room there, then run the same command again"
     code, text = buckets.code_of(error), one_line(error)
     return (f"{code}: {text}" if code and code not in text else text)[:200]
 

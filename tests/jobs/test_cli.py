@@ -72,7 +72,7 @@ def run(tmp_path: Path, body: str, *options: str, **environment: str) -> subproc
         ("raise TypeError('not ours\\n  at all')", 1, "error: TypeError: not ours at all (unexpected; "),
         ("raise KeyError", 1, "error: KeyError: KeyError (unexpected; --debug shows where)"),
         ("raise MemoryError", 1, "error: MemoryError: MemoryError (unexpected; "),
-        ("raise KeyboardInterrupt", 130, "stopped; start the same command again to go on"),
+        ("raise KeyboardInterrupt", 130, "stopped; run the same command again to resume"),
         (
             "from threading import Thread; t = Thread(target=int, args='x'); t.start(); t.join()",
             0,
@@ -150,7 +150,7 @@ def test_no_promise_of_the_command_line_hangs_on_assert() -> None:
 def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes("output: geschützt\n".encode(encoding))
-    with pytest.raises(SettingsError, match=rf"--config {path}: not UTF-8; save it again as that"):
+    with pytest.raises(SettingsError, match=rf"--config {path}: not UTF-8; save it as UTF-8"):
         read_config(path, protection_parser())
     path.write_bytes("output: geschützt\n".encode("utf-8-sig"))
     assert read_config(path, protection_parser()) == {"output": "geschützt"}
@@ -167,7 +167,7 @@ def test_ctrl_c_during_the_imports_is_one_line_too(tmp_path: Path, started: list
         runs.wait_for((tmp_path / f"{imported}.py.seen").exists, process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)
-    assert said == "stopped; start the same command again to go on\n"
+    assert said == "stopped; run the same command again to resume\n"
     assert process.returncode == 130
 
 
@@ -195,4 +195,4 @@ def test_what_is_left_out_is_told_shard_by_shard_and_counted_where_there_are_man
     assert print_left_out([LeftOut(700, f"{n}.tar: 700 not read") for n in range(7)]) == 4900
     lines = capsys.readouterr().err.splitlines()
     assert lines[:5] == [f"warning: {n}.tar: 700 not read" for n in range(5)]
-    assert lines[5:] == ["warning: 4,900 samples of 7 shards in all were not read"]
+    assert lines[5:] == ["warning: 4,900 samples in 7 shards were not read"]

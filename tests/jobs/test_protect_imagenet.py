@@ -235,7 +235,7 @@ def test_ctrl_c_ends_a_run_with_130_and_one_line_at_every_stage(tmp_path: Path, 
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
         assert process.wait(timeout=60) == 130
     said = (tmp_path / "stderr").read_text()
-    assert said.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in said
     assert (tmp_path / "out/_scumble" / left_behind).exists() == (left_behind != "features")
     status = json.loads((tmp_path / "out/_scumble/status.json").read_text())
