@@ -1,4 +1,4 @@
-"""Holds a protection: one shard in, one committed shard out, by the transaction of six steps.
+"""Holds a protection: one shard in, one committed shard out, in a transaction of six steps.
 
 1 a commit exists: done          4 the output grows in local scratch, hashed while it is written
 2 open the planned version       5 put output, put quarantine, create the commit
@@ -83,7 +83,7 @@ class Protector:
         return self._commit(shard, writer, outcome, seconds)
 
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
-        """Step 3: the clusters are known, because the stages before have assigned every image."""
+        """Step 3: the clusters are known, because earlier stages have assigned every image."""
         clusters, settings = self._clusters(shard), self.context.settings
         if isinstance(self.deltas, LaidDeltas):
             return protect_shard(samples, writer, self.deltas, clusters, settings=settings)
@@ -98,7 +98,7 @@ class Protector:
         return write_protected((one if isinstance(one, Rejection) else (one.done, one.cluster) for one in made), writer)
 
     def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
-        """Publish the quarantine, then the commit; meet whoever was first."""
+        """Publish the quarantine, then the commit; compare with a commit that was faster."""
         if outcome.rejections:
             self.context.output.put(layout.quarantine(shard.name), quarantine_to_bytes(outcome.rejections))
         commit = Commit(
@@ -143,7 +143,7 @@ class Protector:
 
 @contextlib.contextmanager
 def scratch_for(shard: Shard) -> Iterator[Path]:
-    """A folder for the output while it grows. Raises StoreError, which says where, if there is no room for it."""
+    """A folder for the growing output. Raises StoreError, which says where, if there is no room for it."""
     try:
         with tempfile.TemporaryDirectory(prefix="scumble-") as folder:
             yield Path(folder)
@@ -151,6 +151,6 @@ def scratch_for(shard: Shard) -> Iterator[Path]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreError(
-            f"cannot write {shard.name} into scratch {tempfile.gettempdir()}: {error.strerror}; make room there for a "
-            "shard of each worker, or set TMPDIR to another disk, then start the same command again"
+            f"cannot write {shard.name} to scratch space {tempfile.gettempdir()}: {error.strerror}; make room for one "
+            "shard per worker, or set TMPDIR to another disk, then run the same command again"
         ) from None

@@ -1,6 +1,6 @@
-"""Holds a universal generator and its surrogate: one shard in, one committed shard out, by the same transaction.
+"""Holds a universal generator and its surrogate: one shard in, one committed shard out, in the same transaction.
 
-No stage comes before it: every image is embedded here, and its nearest centroid is noted beside the shard.
+It needs no earlier stage: every image is embedded here, and its nearest centroid is written beside the shard.
 """
 
 from __future__ import annotations

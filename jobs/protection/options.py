@@ -1,4 +1,4 @@
-"""The flags of a protection run, written out and grouped. What they mean together is settled in pipeline.settings."""
+"""The flags of a protection run, in groups; pipeline.settings defines what they mean together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pixels(text: str) -> float:
 
 
 def protection_parser() -> Parser:
-    """All options of a protection run; none has a default here, so that what was given can be told apart."""
+    """All options of a protection run; none has a default here, so that it is known which ones were given."""
     usage = "protect_imagenet.py --input URL --output URL [options]"
     parser = Parser(
         prog="protect_imagenet.py",

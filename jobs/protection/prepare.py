@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here, before Ray starts: settings, input, output, weights, keys."""
+"""Whatever can be refused is refused here, before Ray starts: settings, input, output, weights, keys."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Run:
 def prepare(settings: Settings) -> Run:
     """List the input once, check everything, compute the fingerprint, find the commits.
 
-    Raises a ScumbleError of one line for whatever would break the run later.
+    Raises a one-line ScumbleError for anything that would break the run later.
     """
     check_surrogate(settings.surrogate)
     output = Store(settings.output)
@@ -95,21 +95,21 @@ def prepare(settings: Settings) -> Run:
 
 
 def start_run(run: Run) -> None:
-    """Write what the run is into the output, so that nobody else writes something different there."""
+    """Write the record of the run into the output, so that no other run can write there."""
     if not run.output.honours_create():
-        cli.warn(f"{run.settings.output} does not honour create-if-absent: never run two jobs on it at once")
+        cli.warn(f"{run.settings.output} does not support create-if-absent: never run two jobs on it at once")
     if run.output.create(layout.RUN, run.record.to_bytes()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
     else:
         check_same_run(read_run(run.output), run.record, run.settings.output)
     if run.passed_over:
         run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
-    else:  # what a start before has noted may be gone
+    else:  # what an earlier start noted may be obsolete
         run.output.delete([layout.PASSED_OVER])
 
 
 def is_left(run: Run) -> bool:
-    """True unless an earlier start has committed every shard and looked at what it wrote."""
+    """True unless an earlier start has committed and measured every shard."""
     return bool(run.plan.left) or run.output.info(layout.GALLERY) is None
 
 
@@ -117,28 +117,28 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtecti
     if settings.protection is None:
         if settings.method == "one-for-all":
             raise SettingsError(
-                "--method one-for-all applies what jobs/train_one_for_all.py has trained: add --protection FILE"
+                "--method one-for-all applies a generator from jobs/train_one_for_all.py: add --protection FILE"
             )
         return None, None
     store, name = file_at(settings.protection)
     data = store.read(name)
     protection = load_protection(data)
     if "method" in settings.given and protection.method != settings.method:
-        raise SettingsError(f"{settings.protection} is a protection of method {protection.method}: omit --method")
+        raise SettingsError(f"{settings.protection} was made with method {protection.method}: omit --method")
     if "epsilon" in settings.given and settings.epsilon != protection.epsilon:
         raise SettingsError(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
-            f"{protection.epsilon * 255:g}/255; omit --epsilon, or fit anew"
+            f"{protection.epsilon * 255:g}/255; omit --epsilon, or fit a new one"
         )
     if protection.needs_key:
         if key is None:
-            raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
+            raise SettingsError(f"{settings.protection} needs the secret that it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
 
 
 def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
-    """The settings with what a protection decides: method, epsilon, and the surrogate unless the user names one."""
+    """The settings with what the protection dictates: method, epsilon, and the surrogate unless the user names one."""
     name, size = named_surrogate(given.surrogate_id)
     chosen: dict[str, Any] = {"method": given.method, "epsilon": given.epsilon}
     if "surrogate" not in settings.given:
@@ -175,7 +175,7 @@ def _shorter_sides(settings: Settings, source: Store, shard: Shard) -> list[int]
 
 
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:
-    """Read until there are as many samples as clusters; most often the first few members settle it."""
+    """Read until there are as many samples as clusters; usually the first few members settle it."""
     if settings.clusters is None or settings.protection is not None:
         return
     count = 0
@@ -189,17 +189,19 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
 
 
 def committed_shards(settings: Settings, output: Store, record: RunRecord, shards: Sequence[Shard]) -> list[str]:
-    """Names of the shards that the output has commits for, after making sure that the output is this run's.
+    """Names of the shards with a commit in the output, after making sure that the output belongs to this run.
 
     shards  of the input
     """
     is_ours, names = output.info(layout.RUN) is not None, {shard.name for shard in shards}
-    if not is_ours and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
-        raise ConflictError(f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output")
+    if not is_ours and (stranger := _first_held(output, names)):  # it may be the input under another name
+        raise ConflictError(
+            f"{settings.output} holds {stranger}, which no run of Scumble wrote: choose another --output"
+        )
     if settings.overwrite:
         if not settings.dry_run:
             old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
-            output.delete(sorted(old, key=layout.RUN.__eq__))  # last, what says that the rest is of a run of ours
+            output.delete(sorted(old, key=layout.RUN.__eq__))  # last, the record that marks the rest as ours
         return []
     if is_ours:
         check_same_run(read_run(output), record, settings.output)
@@ -208,5 +210,5 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, shard
 
 
 def _first_held(output: Store, names: Set[str]) -> str | None:
-    """The first of the names, in their order, that the output has an object of."""
+    """The first of the names, in sorted order, that exists in the output."""
     return min((name for name in output.names() if name in names), default=None)

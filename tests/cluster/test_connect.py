@@ -106,7 +106,9 @@ def joined(address: str, *, seconds: float) -> subprocess.CompletedProcess[str]:
 def test_the_address_of_a_dashboard_is_refused_at_once_with_what_to_do(address: str) -> None:
     done = joined(address, seconds=60)
     assert done.stderr == ""
-    assert done.stdout.startswith(f"RAY_ADDRESS={address} is a dashboard's address: set it to HOST:PORT of the head")
+    assert done.stdout.startswith(
+        f"RAY_ADDRESS={address} is the address of a dashboard: set it to HOST:PORT of the head"
+    )
 
 
 @pytest.mark.ray

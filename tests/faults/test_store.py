@@ -276,7 +276,7 @@ def test_a_run_over_a_store_that_fails_ends_with_the_bytes_of_a_quiet_run(
     done = job(quiet, filled + "/in", filled + "/out", **endpoint(server.url))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "does not honour" not in done.stderr
+    assert "does not support" not in done.stderr
     assert {kind: count for kind, count in at_least.items() if server.made[kind] < count} == {}, server.made
     check_equals_quiet(quiet, filled, capsys)
 

@@ -24,7 +24,7 @@ def test_another_epsilon_than_that_of_a_given_protection_is_refused(tmp_path: Pa
     options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--protection", str(file)]
     with pytest.raises(SettingsError) as caught:
         prepare(parse_settings([*options, "--epsilon", epsilon]))
-    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; omit --epsilon, or fit anew")
+    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; omit --epsilon, or fit a new one")
     (tmp_path / "settings.yaml").write_text(f"epsilon: {epsilon}\n")
     with pytest.raises(SettingsError, match="was made for 8/255"):
         prepare(parse_settings([*options, "--config", str(tmp_path / "settings.yaml")]))
