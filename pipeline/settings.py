@@ -266,18 +266,18 @@ def parse_epsilon(text: str | float) -> float:
 
 def parse_seconds(text: str) -> float:
     """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
+    if match is None:
         raise ValueError(text)
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def parse_bytes(text: str) -> int:
     """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
+    if match is None:
         raise ValueError(text)
-    return int(found[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[found[2]]
+    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]
 
 
 def jpeg_quality(encode: str) -> int | None:

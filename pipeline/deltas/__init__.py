@@ -1,1 +1,1 @@
-"""What is added to a picture: deltas, what makes them, and the protection file that holds it."""
+"""Deltas: how they are made, added to pictures, and stored in the protection file."""

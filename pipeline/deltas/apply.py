@@ -1,4 +1,4 @@
-"""A protection and a sample -> the protected sample, or the reason why there is none."""
+"""Apply a protection to samples: each one is protected, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Item = TypeVar("_Item")
 
 
 class DeltaSource(Protocol):
-    """Whatever answers: which delta for this sample?"""
+    """Anything that can give the delta of a sample."""
 
     @property
     def epsilon(self) -> float:
@@ -31,16 +31,16 @@ class DeltaSource(Protocol):
 
     @property
     def per_sample(self) -> bool:
-        """True if the answer depends on the key, so that keeping it is of no use."""
+        """True if the delta depends on the key, so that caching it is pointless."""
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """int16 [height, width, 3], whole 8-bit levels within epsilon."""
 
 
 class LaidDeltas:
-    """Deltas of a source, laid for pictures of any size and orientation; the most recent ones are kept.
+    """Deltas of a source, resized to pictures of any size and orientation, with a cache of the most recent.
 
-    max_bytes  of what is kept; nothing is where every sample has a delta of its own
+    max_bytes  size of the cache; not used if every sample has its own delta
     """
 
     def __init__(self, source: DeltaSource, max_bytes: int = 256 * 1024 * 1024) -> None:
@@ -50,7 +50,7 @@ class LaidDeltas:
         self._kept: OrderedDict[tuple[int, int, int, int], LaidDelta] = OrderedDict()
 
     def delta_for(self, cluster: int, key: str, height: int, width: int, orientation: int = 1) -> LaidDelta:
-        """The source's delta for an upright picture of this size, in the layout of its stored pixels."""
+        """The source's delta for an upright picture of this size, in the orientation of its stored pixels."""
         place = (cluster, height, width, orientation)
         kept = self._kept.get(place)
         if kept is not None:
@@ -69,7 +69,7 @@ class LaidDeltas:
 
 @dataclass(frozen=True)
 class ProtectedSample:
-    """A sample whose image carries its delta, and what that cost."""
+    """A sample with its delta added, and the cost of doing so."""
 
     sample: Sample
     max_abs_delta: int  # largest |x' - x| before encoding, in 8-bit levels
@@ -80,7 +80,7 @@ class ProtectedSample:
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """What became of a shard's samples: every one of them is counted in exactly one of the two numbers."""
+    """The outcome of a shard: every sample is either protected or rejected, never both."""
 
     num_protected: int
     rejections: tuple[Rejection, ...]
@@ -102,7 +102,7 @@ class ShardOutcome:
 
 @dataclass(frozen=True)
 class Opened:
-    """A sample whose image was decoded, and the time that it took."""
+    """A sample with its image decoded, and the seconds that took."""
 
     sample: Sample
     suffix: str
@@ -111,9 +111,9 @@ class Opened:
 
 
 def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
-    """The sample with its image decoded, at the size that it will be written in.
+    """Decode a sample's image, at the size in which it will be written.
 
-    Raises SampleError, also for a sidecar that may not leave as it is.
+    Raises SampleError, also for a sidecar that may not be passed on.
     """
     started = time.perf_counter()
     suffix = image_suffix(sample, settings.keep_sidecar)
@@ -125,7 +125,7 @@ def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
 
 
 def protect_sample(sample: Sample, deltas: LaidDeltas, cluster: int, *, settings: ApplySettings) -> ProtectedSample:
-    """The sample with the delta of its cluster in its image; all other members to the byte, in their order.
+    """Add the delta of its cluster to a sample's image; all other members keep their bytes and their order.
 
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
     """
@@ -149,7 +149,7 @@ def close_sample(
     marks.append(time.perf_counter())
     encoded, ending = encode(replace(picture, pixels=pixels), how=settings.encode, metadata=settings.metadata)
     marks.append(time.perf_counter())
-    # no other member can have the new name: it would have been a second image
+    # no other member can have the new name: open_sample would have rejected it as a second image
     renamed = _renamed(opened.suffix, ending)
     members = {
         renamed if name == opened.suffix else name: encoded if name == opened.suffix else data
@@ -161,7 +161,7 @@ def close_sample(
 
 
 def _renamed(suffix: str, ending: str | None) -> str:
-    """`suffix` with the extension that the new bytes need; as it is if it fits already."""
+    """`suffix` with the extension of the new format; unchanged if it already fits."""
     old = extension(suffix)
     if ending is None or old == ending or (old, ending) == ("jpeg", "jpg"):
         return suffix
@@ -176,10 +176,10 @@ def protect_shard(
     *,
     settings: ApplySettings,
 ) -> ShardOutcome:
-    """Protect sample after sample and write them; nothing but counts and rejections is kept.
+    """Protect and write samples one at a time; only counts and rejections are kept in memory.
 
-    clusters  key -> cluster. A sample without one is rejected: it could not be embedded.
-    Raises PromiseError if a bound does not hold; nothing of the shard may be published then.
+    clusters  key -> cluster; a sample without one is rejected, because it could not be embedded
+    Raises PromiseError if a bound does not hold; the shard must not be published then.
     """
     return write_protected(_one_by_one(samples, deltas, clusters, settings), writer)
 
@@ -201,9 +201,9 @@ def _one_by_one(
 
 
 def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], writer: ShardWriter) -> ShardOutcome:
-    """Write protected samples, each with its cluster, and count what became of all; rejections are kept.
+    """Write protected samples, each with its cluster, and count outcomes; rejections are kept.
 
-    The time that is in no stage of a sample was spent reading.
+    Time outside a sample's stages counts as reading.
     """
     rejections: list[Rejection] = []
     used: Counter[int] = Counter()
@@ -237,7 +237,7 @@ def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], 
 
 
 def _timed(results: Iterable[_Item], seconds: defaultdict[str, float]) -> Iterator[_Item]:
-    """The same; the time that it takes to get them is added to seconds["read"]."""
+    """Pass items through and add the time spent waiting for each to seconds["read"]."""
     iterator = iter(results)
     while True:
         start = time.perf_counter()
@@ -254,6 +254,8 @@ def cluster_of(sample: Sample, clusters: Mapping[str, int], settings: ApplySetti
     if cluster is None:
         suffix = image_suffix(sample, settings.keep_sidecar)
         check_sidecars(sample, suffix, settings.keep_sidecar)
-        decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)  # for the better reason
+        decode(
+            sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix
+        )  # raises the more specific reason, if any
         raise SampleError(Reason.UNDECODABLE, "the sample was not embedded, so it has no cluster")
     return cluster

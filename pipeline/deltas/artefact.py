@@ -1,4 +1,4 @@
-"""What all protections are on disk: one safetensors file with one JSON header, which names a surrogate."""
+"""The file format of all protections: one safetensors file whose JSON header names the surrogate."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from safetensors.numpy import load, save
 from pipeline.errors import ConflictError, InputError, one_line
 from pipeline.fingerprint import canonical
 
-_ENTRY = "scumble"  # one metadata entry: the library writes several in no fixed order
+_ENTRY = "scumble"  # a single metadata entry, because the library writes several in no fixed order
 _LENGTH_BYTES = 8
-_FORMAT = 1  # of the file
+_FORMAT = 1  # version of the file format
 
 
 def artefact_to_bytes(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """One file; equal contents give equal bytes. `header` must be JSON; the format version is added."""
+    """The bytes of the file; equal contents give equal bytes. `header` must be JSON; the format version is added."""
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     return save(whole, metadata={_ENTRY: canonical({**header, "format_version": _FORMAT}).decode()})
 
 
 def read_header(data: bytes) -> dict[str, Any]:
-    """The header alone, in an instant. Raises InputError if `data` is no protection or of another format version."""
+    """Read only the header. Raises InputError if `data` is not a protection or has another format version."""
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
         metadata = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])["__metadata__"]
@@ -35,12 +35,12 @@ def read_header(data: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(error) from None
     if version != _FORMAT:
-        raise InputError(f"a protection of format {version}; this version reads format {_FORMAT}")
+        raise InputError(f"the protection has format {version}, but this version of Scumble reads format {_FORMAT}")
     return header
 
 
 def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays. Raises InputError if `data` is no such file, or cut short."""
+    """Read the arrays. Raises InputError if `data` is not a protection file or is truncated."""
     try:
         return dict(load(data))
     except (SafetensorError, ValueError) as error:
@@ -48,9 +48,9 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
 
 
 def damaged(error: Exception) -> InputError:
-    """The one line for a file that cannot be read."""
+    """The error for a file that cannot be read."""
     reason = one_line(error, 120)
-    return InputError(f"not a protection file, or cut short ({reason}); copy it again or fit a new one")
+    return InputError(f"not a protection file, or truncated ({reason}); copy it again or fit a new one")
 
 
 def named_surrogate(surrogate_id: str) -> tuple[str, int]:
@@ -59,11 +59,11 @@ def named_surrogate(surrogate_id: str) -> tuple[str, int]:
         identity = json.loads(surrogate_id)
         return str(identity["name"]), int(identity["size"])
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"the protection names no surrogate that can be loaded: {surrogate_id[:80]!r}") from None
+        raise InputError(f"the protection names an unknown surrogate: {surrogate_id[:80]!r}") from None
 
 
 def check_same_surrogate(named: str, given: str) -> None:
-    """Raise ConflictError unless the surrogate at hand is the one that the protection names."""
+    """Raise ConflictError unless the `given` surrogate is the one that the protection names."""
     if given != named:
         raise ConflictError(
             f"the protection was fitted for surrogate {named}, not {given}: "

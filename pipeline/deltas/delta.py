@@ -1,6 +1,6 @@
-"""The one place where a delta meets an image: whole levels, laid at the image's size, added, clipped, checked.
+"""Round a delta to whole levels, resize it to the image, add it, clip and check: the only code that does so.
 
-Deltas are whole 8-bit levels before they are added to 8-bit pixels, so no rounding can break the bound.
+Deltas are whole 8-bit levels before they are added to 8-bit pixels, so rounding cannot break the bound.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pipeline.errors import PromiseError, SettingsError
 
-_ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough to stay in the processor's cache
+_ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough for the CPU cache
 
 
 def levels_of(epsilon: float) -> int:
     """Whole 8-bit levels inside the bound: 16 for 16/255. Raises SettingsError above 127/255."""
     levels = math.floor(epsilon * 255 + 1e-6)
     if not 0 <= levels <= 127:
-        raise SettingsError(f"--epsilon {epsilon:g} is more than a delta can carry; use 127/255 or less")
+        raise SettingsError(f"--epsilon {epsilon:g} is too large: use 127/255 or less")
     return levels
 
 
@@ -38,18 +38,18 @@ def quantise(delta: Tensor | NDArray[np.float32], epsilon: float) -> NDArray[np.
     bound = levels_of(epsilon)
     values = delta.detach().cpu().float().numpy() if isinstance(delta, Tensor) else np.asarray(delta)
     if not np.isfinite(values).all():
-        raise PromiseError("a delta holds values that are not finite; its fitting has diverged")
+        raise PromiseError("a delta has non-finite values; its fitting diverged")
     whole: NDArray[np.int8] = np.clip(np.rint(values * np.float32(255)), -bound, bound).astype(np.int8)
     return whole
 
 
 def lay(levels: NDArray[np.int8], height: int, width: int, epsilon: float) -> NDArray[np.int16]:
-    """The delta at an image's own size: bilinear with pixel centres aligned, rounded half to even.
+    """Resize a delta to an image: bilinear with pixel centres aligned, rounded half to even.
 
     levels   int8 [3, S, S], whole 8-bit levels
     returns  int16 [height, width, 3], whole 8-bit levels; `levels` itself, transposed, if the sizes agree
-    Where a side shrinks, the filter is widened (antialias), or single pixels of the delta would stand for many.
-    Raises PromiseError if a value leaves the bound.
+    Sides that shrink are antialiased; otherwise single pixels of the delta would stand for many.
+    Raises PromiseError if a value exceeds the bound.
     """
     side_y, side_x = levels.shape[1:]
     if (height, width) == (side_y, side_x):
@@ -61,15 +61,15 @@ def lay(levels: NDArray[np.int8], height: int, width: int, epsilon: float) -> ND
         resized = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
         laid = np.ascontiguousarray(np.rint(resized[0].numpy()).transpose(1, 2, 0), dtype=np.int16)
     if max(int(laid.max()), -int(laid.min())) > levels_of(epsilon):
-        raise PromiseError(f"a delta laid at {height}x{width} leaves the bound of {levels_of(epsilon)} levels")
+        raise PromiseError(f"a delta resized to {height}x{width} exceeds the bound of {levels_of(epsilon)} levels")
     return laid
 
 
 def _enlarged(levels: NDArray[np.int8], height: int, width: int) -> NDArray[np.int16]:
     """Bilinear enlargement, columns first, then rows in blocks.
 
-    The same values as torch's F.interpolate (rounding of exact ties aside), in less time and in memory for the
-    result alone; numpy's arithmetic here does not depend on the processor.
+    Same values as torch's F.interpolate, except for the rounding of exact ties, but faster and with memory only for
+    the result; numpy's arithmetic here does not depend on the CPU.
     """
     channels, side_y, side_x = levels.shape
     flat = np.ascontiguousarray(levels.transpose(1, 2, 0), dtype=np.float32).reshape(side_y, -1)
@@ -91,16 +91,16 @@ def _enlarged(levels: NDArray[np.int8], height: int, width: int) -> NDArray[np.i
 
 
 def _neighbours(size: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """For each of `size` places: the source index before it, and the share of the one after it."""
+    """For each of `size` positions: the source index before it, and the weight of the index after it."""
     place = np.clip((np.arange(size) + 0.5) * (source / size) - 0.5, 0, source - 1)
     before = np.minimum(place.astype(np.intp), source - 2)
     return before, (place - before).astype(np.float32)
 
 
 class LaidDelta:
-    """A delta at an image's own size and in its stored layout: the only place where a delta meets an image.
+    """A delta at an image's own size and in its stored orientation, ready to be added.
 
-    Raises PromiseError for levels of another shape, or of more than 127.
+    Raises PromiseError for levels of another shape or above 127.
     """
 
     def __init__(self, levels: NDArray[np.int16]) -> None:
@@ -108,7 +108,7 @@ class LaidDelta:
         if levels.ndim != 3 or levels.shape[2] != 3:
             raise PromiseError(f"a delta of shape {levels.shape} is not [H, W, 3]")
         if max(int(levels.max(initial=0)), -int(levels.min(initial=0))) > 127:
-            raise PromiseError("a delta of more than 127 levels cannot be added")
+            raise PromiseError("a delta cannot have more than 127 levels")
         self._up, self._down = np.maximum(levels, 0).astype(np.uint8), np.maximum(-levels, 0).astype(np.uint8)
 
     @property
@@ -123,11 +123,11 @@ class LaidDelta:
     def added_to(self, pixels: NDArray[np.uint8], epsilon: float) -> tuple[NDArray[np.uint8], int]:
         """Pixels plus delta, clipped to 0 … 255, and the largest |result - pixels| in 8-bit levels.
 
-        pixels   uint8 [H, W, C]: grey, grey + alpha, RGB or RGBA; H and W as the delta's, because broadcasting would
-                 hide a wrong delta. Alpha stays; grey takes the mean of the delta's three channels, rounded half to
-                 even, and so stays grey.
+        pixels   uint8 [H, W, C]: grey, grey + alpha, RGB or RGBA; H and W must equal the delta's, because
+                 broadcasting would hide a wrong delta. Alpha is unchanged; grey gets the mean of the delta's three
+                 channels, rounded half to even, and so stays grey.
         epsilon  bound on |result - pixels| in [0, 1] pixel units, e.g. 16/255
-        Raises PromiseError, naming the pixel, if the result leaves the bound. Source: Zhang et al. 2023, section 3.3.
+        Raises PromiseError, naming the pixel, if the result exceeds the bound. Source: Zhang et al. 2023, section 3.3.
         """
         if pixels.ndim != 3 or pixels.shape[:2] != self._up.shape[:2] or not 1 <= pixels.shape[2] <= 4:
             raise PromiseError(f"a delta of shape {self._up.shape} does not fit pixels of shape {pixels.shape}")
@@ -146,7 +146,7 @@ class LaidDelta:
         return changed, largest
 
     def _for_channels(self, channels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """What is added to and taken from pixels of so many channels, uint8 [H, W, channels]; nothing for alpha."""
+        """Levels to add to and subtract from `channels`-channel pixels, each uint8 [H, W, channels]; 0 for alpha."""
         if channels == 3:
             return self._up, self._down
         if channels == 4:
@@ -158,7 +158,7 @@ class LaidDelta:
 
 
 def perturb(images: Tensor, delta: Tensor) -> Tensor:
-    """Images plus delta, clamped to [0, 1], differentiable: what fitting sees (Zhang et al. 2023, section 3.3).
+    """Images plus delta, clamped to [0, 1], differentiable, as used while fitting (Zhang et al. 2023, section 3.3).
 
     images  float [B, 3, H, W] in [0, 1]
     delta   float [B, 3, H, W] or [3, H, W], pixel units

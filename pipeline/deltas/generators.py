@@ -1,4 +1,4 @@
-"""What a delta is made by: the generator network of Unlearnable Clusters, or delta itself as the parameter."""
+"""Parametrisations of a delta: the generator network of Unlearnable Clusters, or the delta itself."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class ResNetGenerator(nn.Module):
     """The encoder-decoder of Generative Adversarial Perturbations (Poursaeed et al., CVPR 2018).
 
     Unlearnable Clusters (Zhang et al., CVPR 2023, section 3.3) fits one per cluster. With width 64 and 6 blocks
-    it has 7,841,411 parameters. Batch normalisation always uses the statistics of the map at hand, so that the
-    same sigma gives the same delta at any time.
+    it has 7,841,411 parameters. Batch normalisation always uses the statistics of the current input, so that
+    the same sigma always gives the same delta.
 
     forward: sigma [1, 3, S, S], S a multiple of 4 and at least 8 -> the values before tanh, same shape.
     """
@@ -78,7 +78,7 @@ class ResNetGenerator(nn.Module):
 
 
 class NetworkDelta(nn.Module):
-    """A generator and its own noise sigma ~ U(0, 1), drawn once: forward() -> delta float32 [3, side, side]."""
+    """A generator and its noise input sigma ~ U(0, 1), drawn once: forward() -> delta float32 [3, side, side]."""
 
     sigma: Tensor
 
@@ -95,7 +95,7 @@ class NetworkDelta(nn.Module):
     ) -> None:
         super().__init__()
         self.epsilon, self.bound = epsilon, bound
-        # torch initialises layers from its global generator: fork it, so that nothing else sees the seed.
+        # torch initialises layers from its global generator: fork it, so that nothing else is affected by the seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "generator", cluster))
             self.generator = ResNetGenerator(width, blocks)
@@ -107,9 +107,9 @@ class NetworkDelta(nn.Module):
 
 
 class DirectDelta(nn.Module):
-    """Delta itself as the parameter, started at uniform(-epsilon/2, epsilon/2): forward() -> [count, 3, S, S].
+    """The delta itself as parameter, initialised uniformly in ±epsilon/2: forward() -> [count, 3, S, S].
 
-    one_channel  start equal in all channels; the sign steps of a colour-robust fit keep it so
+    one_channel  start equal in all channels, which the sign steps of a colour-robust fit preserve
     """
 
     def __init__(
@@ -127,16 +127,16 @@ class DirectDelta(nn.Module):
 def bounded(raw: Tensor, epsilon: float, bound: Bound) -> Tensor:
     """Raw generator output -> delta with |delta| <= epsilon.
 
-    tanh_clamp  clamp(tanh): the paper's; no gradient where |tanh| > epsilon, about 9 of 10 pixels at the start
+    tanh_clamp  clamp(tanh), as in the paper: no gradient where |tanh| > epsilon, about 9 of 10 pixels at the start
     eps_tanh    epsilon * tanh: no dead zone
-    clamp_ste   tanh_clamp going forward, tanh alone going back (straight-through)
+    clamp_ste   tanh_clamp in the forward pass, tanh in the backward pass (straight-through)
     """
     squashed = torch.tanh(raw)
     if bound == "eps_tanh":
         return epsilon * squashed
     clamped = squashed.clamp(-epsilon, epsilon)
     if bound == "clamp_ste":
-        # (squashed - squashed) is exactly zero, so the value stays exactly the clamped one.
+        # (squashed - squashed) is exactly zero, so the value is exactly the clamped one.
         return clamped.detach() + (squashed - squashed.detach())
     if bound == "tanh_clamp":
         return clamped

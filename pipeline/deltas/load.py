@@ -1,4 +1,4 @@
-"""Any protection's file -> the protection, and whatever answers: which deltas for these pictures?"""
+"""Load protection files of any kind, and the deltas that they give to new pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _P = TypeVar("_P", Protection, UniversalProtection)
 
 
 class AnyProtection(Protocol):
-    """What all protections are; see Protection for the meaning of the fields."""
+    """Common interface of all protections; the fields are explained in Protection."""
 
     @property
     def method(self) -> str: ...
@@ -58,9 +58,9 @@ class AnyProtection(Protocol):
 
 
 def load_protection(data: bytes) -> AnyProtection:
-    """What the `to_bytes` of any protection wrote.
+    """Load what `to_bytes` of any protection wrote.
 
-    Raises InputError, one line, if `data` is cut short, is no protection, or is of another format version.
+    Raises InputError, one line, if `data` is truncated, not a protection, or of another format version.
     """
     if read_header(data).get("method") == METHOD:
         return load_universal_protection(data)
@@ -70,14 +70,14 @@ def load_protection(data: bytes) -> AnyProtection:
 def load_cluster_protection(data: bytes) -> Protection:
     """As load_protection; raises InputError for a universal generator too."""
     if read_header(data).get("method") == METHOD:
-        raise InputError("a universal generator, not the deltas of clusters")
+        raise InputError("this is a universal generator, not cluster deltas")
     return _from_parts(Protection, data)
 
 
 def load_universal_protection(data: bytes) -> UniversalProtection:
-    """As load_protection; raises InputError for deltas of clusters too."""
+    """As load_protection; raises InputError for cluster deltas too."""
     if read_header(data).get("method") != METHOD:
-        raise InputError("deltas of clusters, not a universal generator")
+        raise InputError("these are cluster deltas, not a universal generator")
     return _from_parts(UniversalProtection, data)
 
 
@@ -96,12 +96,12 @@ def deltas_of(
     device: str = "cpu",
     small_images: SmallImages = "resize",
 ) -> PictureDeltas:
-    """What a protection's file answers with, for pictures that no stage has clustered.
+    """The deltas that a protection file gives to pictures that no stage has clustered.
 
-    surrogate     the one that the file names
-    key           secret of a texture
+    surrogate     the surrogate that the file names
+    key           secret of a texture protection
     small_images  how a universal generator sees pictures of at most 64 px
-    Raises InputError for a damaged file, ConflictError if surrogate or key are others than it was fitted with.
+    Raises InputError for a damaged file, ConflictError if surrogate or key differ from those it was fitted with.
     """
     if read_header(data).get("method") == METHOD:
         return UniversalDeltas(load_universal_protection(data), surrogate, small_images=small_images)

@@ -1,4 +1,4 @@
-"""Deltas for pictures that no earlier stage has seen: embedded, sent to the nearest cluster, protected, in one pass."""
+"""Deltas for pictures that no earlier stage has seen: embed, find the nearest cluster and protect in one pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.records import Rejection, Sample
 from pipeline.settings import ApplySettings
 from pipeline.surrogates.surrogate import Surrogate
 
-PIXELS_AT_ONCE = 64_000_000  # of a batch: its decoded pictures are all held
+PIXELS_AT_ONCE = 64_000_000  # limit per batch, whose decoded pictures are all in memory
 
 Pixels = NDArray[np.uint8]
 
@@ -31,12 +31,12 @@ Pixels = NDArray[np.uint8]
 class DeltaRequest:
     """One picture that needs a delta.
 
-    small   uint8 [h, w, 3], what is embedded: the picture, perhaps decoded at a smaller scale; None if `cluster` is
-            given
-    height, width  of the upright picture
-    square  uint8 [S, S, 3], all of the picture squeezed to the side that the deltas ask for; None if they ask for none
-    cluster  where the picture was embedded and assigned before
-    orientation  1 to 8: how the stored pixels are turned to be upright
+    small        uint8 [h, w, 3], the picture to embed, perhaps decoded at a smaller scale; None if `cluster` is given
+    height       of the upright picture, pixels
+    width        of the upright picture, pixels
+    square       uint8 [S, S, 3], the whole picture squeezed to PictureDeltas.side; None if that is None
+    cluster      of a picture that was embedded and assigned before; None otherwise
+    orientation  EXIF orientation of the stored pixels, 1 to 8
     """
 
     key: str
@@ -56,8 +56,9 @@ class DeltaRequest:
 class DeltaAnswer:
     """The delta of one picture.
 
-    delta     in the layout of the stored pixels, within epsilon
-    cluster   the nearest centroid; distance  how far it is: far beyond what was fitted means drift
+    delta     in the orientation of the stored pixels, within epsilon
+    cluster   the cluster with the nearest centroid
+    distance  to that centroid; much larger than in the fitted images means drift
     """
 
     delta: LaidDelta
@@ -66,7 +67,7 @@ class DeltaAnswer:
 
 
 class PictureDeltas(Protocol):
-    """Whatever answers: which deltas for these pictures?"""
+    """Anything that can give the deltas of new pictures."""
 
     @property
     def epsilon(self) -> float:
@@ -80,12 +81,12 @@ class PictureDeltas(Protocol):
     def side(self) -> int | None:
         """Side in pixels of the squares that deltas are made from; None if they do not depend on the picture."""
 
-    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
+    def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         """One answer each."""
 
 
 class NearestDeltas:
-    """The delta of the cluster whose centroid is nearest (Zhang et al. 2023): nothing is clustered again.
+    """The delta of the nearest cluster (Zhang et al. 2023), without clustering again.
 
     Raises ConflictError if the surrogate is not the one that the protection was fitted with.
     """
@@ -95,20 +96,22 @@ class NearestDeltas:
         self.epsilon, self.at_least, self.side = protection.epsilon, surrogate.resize, None
         self._protection, self._surrogate, self._laid = protection, surrogate, LaidDeltas(protection)
 
-    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
-        clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
+    def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
+        clusters, distances = nearest_clusters(requests, self._protection, self._surrogate)
         return [
             DeltaAnswer(
-                self._laid.delta_for(cluster, one.key, one.height, one.width, one.orientation), cluster, distance
+                self._laid.delta_for(cluster, request.key, request.height, request.width, request.orientation),
+                cluster,
+                distance,
             )
-            for one, cluster, distance in zip(asked, clusters, distances, strict=True)
+            for request, cluster, distance in zip(requests, clusters, distances, strict=True)
         ]
 
 
 class SampleDeltas:
     """A delta for each picture, made by steps on its own pixels towards the target of its cluster.
 
-    surrogate  tells the cluster of pictures that come without one; None if they all have one
+    surrogate  embeds the pictures that have no cluster yet; None if all have one
     Raises ConflictError if the surrogate is not the one that the protection was fitted with.
     """
 
@@ -121,36 +124,36 @@ class SampleDeltas:
         self._protection, self._surrogate = protection, surrogate
         self._steps = SampleSteps(protection.sample, protection.targets, protection.epsilon, device)
 
-    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
-        clusters, distances = nearest_clusters(asked, self._protection, self._surrogate)
-        squares = np.stack([one.square for one in asked if one.square is not None])
-        levels, _ = self._steps.levels(squares, clusters, [one.key for one in asked])
+    def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
+        clusters, distances = nearest_clusters(requests, self._protection, self._surrogate)
+        squares = np.stack([request.square for request in requests if request.square is not None])
+        levels, _ = self._steps.levels(squares, clusters, [request.key for request in requests])
         return [
-            DeltaAnswer(one.laid(lay(own, one.height, one.width, self.epsilon)), cluster, distance)
-            for one, own, cluster, distance in zip(asked, levels, clusters, distances, strict=True)
+            DeltaAnswer(request.laid(lay(delta, request.height, request.width, self.epsilon)), cluster, distance)
+            for request, delta, cluster, distance in zip(requests, levels, clusters, distances, strict=True)
         ]
 
 
 def nearest_clusters(
-    asked: Sequence[DeltaRequest], protection: Protection, surrogate: Surrogate | None
+    requests: Sequence[DeltaRequest], protection: Protection, surrogate: Surrogate | None
 ) -> tuple[list[int], list[float]]:
-    """Cluster and distance of each picture: as given, at distance nan, else those of the nearest centroid."""
-    clusters = [-1 if one.cluster is None else one.cluster for one in asked]
-    distances = [float("nan")] * len(asked)
-    left = [row for row, one in enumerate(asked) if one.cluster is None]
-    if left:
+    """Cluster and distance of each picture: as given, with distance nan, or else of the nearest centroid."""
+    clusters = [-1 if request.cluster is None else request.cluster for request in requests]
+    distances = [float("nan")] * len(requests)
+    unassigned = [row for row, request in enumerate(requests) if request.cluster is None]
+    if unassigned:
         assert surrogate is not None
-        features = surrogate.embed_pictures([small for row in left if (small := asked[row].small) is not None])
-        # as the stage `embed` stores them, so that one picture has one cluster whichever way it comes
-        found = protection.clustering.assign(features.astype(np.float16))
-        for row, cluster, distance in zip(left, *found, strict=True):
+        features = surrogate.embed_pictures([small for row in unassigned if (small := requests[row].small) is not None])
+        # float16 as stored by the stage `embed`, so that a picture has the same cluster either way
+        assigned = protection.clustering.assign(features.astype(np.float16))
+        for row, cluster, distance in zip(unassigned, *assigned, strict=True):
             clusters[row], distances[row] = int(cluster), float(distance)
     return clusters, distances
 
 
 @dataclass(frozen=True)
 class ProtectedPicture:
-    """A sample whose image carries the delta that was chosen for it."""
+    """A protected sample, with the cluster of its delta and the distance to it."""
 
     done: ProtectedSample
     cluster: int
@@ -166,29 +169,29 @@ def protect_pictures(
     threads: int = 1,
     clusters: Mapping[str, int] | None = None,
 ) -> Iterator[ProtectedPicture | Rejection]:
-    """Every sample protected or rejected, in input order; read, embedded and encoded batch by batch.
+    """Protect or reject every sample, in input order; read, embedded and encoded batch by batch.
 
-    batch_size  pictures that are embedded at once; fewer if they have more than PIXELS_AT_ONCE pixels together
-    threads     that decode and encode a batch
-    clusters    key -> cluster; a sample without one is rejected. None: nothing was embedded before
-    The first results come before the second batch is read. Raises PromiseError if a bound does not hold.
+    batch_size  pictures to embed at once; fewer if together they exceed PIXELS_AT_ONCE pixels
+    threads     threads that decode and encode a batch
+    clusters    key -> cluster; a sample without one is rejected. None: pictures are embedded here
+    The first results are available before the second batch is read. Raises PromiseError if a bound does not hold.
     """
     with ThreadPoolExecutor(threads) as pool:
         opener = _Opener(settings, deltas, clusters)
         for batch in _batches(samples, batch_size):
             opened = list(pool.map(opener.open, batch))
-            usable = [one for one in opened if not isinstance(one, Rejection)]
+            usable = [result for result in opened if not isinstance(result, Rejection)]
             started = time.perf_counter()
-            answers = deltas.for_pictures([asked for _, asked in usable]) if usable else []
+            answers = deltas.for_pictures([request for _, request in usable]) if usable else []
             spent = (time.perf_counter() - started) / max(1, len(usable))
             closing = iter(
                 [
-                    pool.submit(_close, one, answer, deltas.epsilon, settings, spent)
-                    for (one, _), answer in zip(usable, answers, strict=True)
+                    pool.submit(_close, picture, answer, deltas.epsilon, settings, spent)
+                    for (picture, _), answer in zip(usable, answers, strict=True)
                 ]
             )
-            for one in opened:
-                yield one if isinstance(one, Rejection) else next(closing).result()
+            for result in opened:
+                yield result if isinstance(result, Rejection) else next(closing).result()
 
 
 class _Opener:
@@ -209,7 +212,7 @@ class _Opener:
             return rejection_of(item, error)
 
     def _small(self, opened: Opened) -> Pixels:
-        """The picture as the stage `embed` sees it, from the file again only where that decodes it at another scale."""
+        """The picture as the stage `embed` sees it; decoded again only if that uses another scale."""
         settings, at_least = self._settings, self._deltas.at_least
         small = rgb_of(opened.picture, at_least=at_least) if settings.size == "native" else None
         if small is not None:
@@ -229,7 +232,7 @@ def _close(
 
 
 def _batches(items: Iterable[Sample | Rejection], batch_size: int) -> Iterator[list[Sample | Rejection]]:
-    """Batches bounded by count and by the bytes of their files: a decoded picture is some 10 times as large."""
+    """Batches limited in count and in file size; a decoded picture is about 10 times as large as its file."""
     batch: list[Sample | Rejection] = []
     size = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""The fitted artefact of clusters, to and from one safetensors file. It answers: which delta for this sample?"""
+"""The protection fitted to clusters, and its safetensors file. It gives the delta of each sample."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fing
 
 @dataclass(frozen=True, eq=False)
 class Protection:
-    """All that is needed to protect more images, but for the secret key of a texture.
+    """Everything needed to protect more images, except the secret key of a texture.
 
     surrogate_id  of the encoder that `clustering` belongs to: name, digest of the weights, preprocessing
     epsilon       bound on |delta|, pixel units
     targets       the target cluster of each cluster
-    levels        int8 [p, 3, S, S], whole 8-bit levels; None for a texture and where `sample` is given
-    sample        what makes the delta of each image from the image itself; None for all others
-    key_sha256    digest of the texture's secret key; None for all others
+    levels        int8 [p, 3, S, S], whole 8-bit levels; None for a texture or if `sample` is given
+    sample        makes the delta of each image from the image itself; None for other generators
+    key_sha256    digest of a texture's secret key; None for other generators
     fingerprint   of the run that fitted it
-    licence       one line: what the surrogate's and the images' terms mean for this file
-    figures       what was measured while fitting, as JSON: moved, before, ... (report only)
-    key           the secret, in memory only: never written, never shown
-    Raises ValueError if the parts do not fit each other.
+    licence       one line: how the terms of the surrogate and the images affect this file
+    figures       measurements from fitting, as JSON: moved, before, ... (report only)
+    key           the secret, in memory only: never written or shown
+    Raises ValueError if the parts are inconsistent.
     """
 
     method: str
@@ -57,40 +57,40 @@ class Protection:
     def __post_init__(self) -> None:
         num_clusters = len(self.clustering.centroids)
         if sorted(self.targets) != list(range(num_clusters)):
-            raise ValueError(f"targets {self.targets} are no permutation of {num_clusters} clusters")
+            raise ValueError(f"targets {self.targets} are not a permutation of {num_clusters} clusters")
         has = (self.key_sha256 is not None, self.sample is not None, self.levels is not None)
         if has != (self.generator == "texture", self.generator == "sample", self.generator in ("direct", "network")):
-            raise ValueError(f"{self.generator} does not go with what is there: key, proxies, levels: {has}")
+            raise ValueError(f"generator {self.generator} does not match its parts (key, proxies, levels): {has}")
         if self.levels is None:
             return
         if self.levels.ndim != 4 or self.levels.shape[:2] != (num_clusters, 3) or self.levels.dtype != np.int8:
             raise ValueError(f"levels {self.levels.dtype} {self.levels.shape} do not fit {num_clusters} clusters")
         if np.abs(self.levels.astype(np.int16)).max() > levels_of(self.epsilon):
-            raise ValueError(f"a delta leaves the bound of {levels_of(self.epsilon)} levels")
+            raise ValueError(f"a delta exceeds the bound of {levels_of(self.epsilon)} levels")
 
     @property
     def per_sample(self) -> bool:
-        """True if every sample has a delta of its own, so that keeping it for the next one is of no use."""
+        """True if every sample has its own delta, so that caching it is pointless."""
         return self.levels is None
 
     @property
     def needs_key(self) -> bool:
-        """True if it answers only after `with_key`."""
+        """True if `with_key` must be called before `delta_for`."""
         return self.key_sha256 is not None
 
     @property
     def needs_pixels(self) -> bool:
-        """True if the delta depends on the image itself, so that delta_for cannot tell it."""
+        """True if the delta depends on the image itself, so that delta_for raises PromiseError."""
         return self.sample is not None
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """The delta of the sample called `key`: int16 [height, width, 3], whole 8-bit levels within epsilon.
 
-        Raises SettingsError if the secret key is needed and absent, PromiseError if there is no such cluster, or if
+        Raises SettingsError if the secret key is needed but missing, PromiseError if there is no such cluster or if
         the delta depends on the image.
         """
         if not 0 <= cluster < len(self.targets):
-            raise PromiseError(f"sample {key}: cluster {cluster} of {len(self.targets)} does not exist")
+            raise PromiseError(f"sample {key}: cluster {cluster} does not exist; there are {len(self.targets)}")
         if self.needs_pixels:
             raise PromiseError(f"sample {key}: its delta depends on its pixels")
         if self.levels is None:
@@ -104,16 +104,16 @@ class Protection:
         return bands_for(self.key, len(self.targets))
 
     def with_key(self, key: bytes) -> Protection:
-        """The same protection, able to answer. Raises ConflictError for another secret than it was made with."""
+        """The same protection with its secret key. Raises ConflictError if it was made with another key."""
         if check_key(key) != self.key_sha256:
             raise ConflictError(
-                f"the key has digest {sha256(key)[:12]}, the protection was made with "
+                f"the key has digest {sha256(key)[:12]}, but the protection was made with "
                 f"{(self.key_sha256 or 'none')[:12]}: give the --key-file of that run"
             )
         return replace(self, key=key)
 
     def check_surrogate(self, surrogate_id: str) -> None:
-        """Raise ConflictError unless features of this surrogate are what the centroids were made of."""
+        """Raise ConflictError unless the centroids were computed from features of this surrogate."""
         check_same_surrogate(self.surrogate_id, surrogate_id)
 
     def to_bytes(self) -> bytes:
@@ -135,7 +135,7 @@ class Protection:
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Protection:
-        """The inverse of `to_bytes`. Raises KeyError, ValueError or TypeError for parts of something else."""
+        """The inverse of `to_bytes`. Raises KeyError, ValueError or TypeError for anything else."""
         clustering = {n.removeprefix("clustering."): a for n, a in tensors.items() if n.startswith("clustering.")}
         return cls(
             **{name: header[name] for name in _FIELDS},

@@ -1,4 +1,4 @@
-"""The proxy as a network; how it is trained stands in `pipeline.fitting.proxy`."""
+"""The network of a proxy; `pipeline.fitting.proxy` trains it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WIDTH = 192  # of the features
-LARGE_SIDE = 64  # from here on the first convolution halves the resolution
+LARGE_SIDE = 64  # from this size on, the first convolution halves the resolution
 
 
 class ProxyNetwork(nn.Module):
@@ -31,13 +31,13 @@ class ProxyNetwork(nn.Module):
         self.head = nn.Linear(WIDTH, num_clusters)
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features float32 [B, 192]: what deltas move. Batches alike on every device class."""
+        """Penultimate features float32 [B, 192], which deltas move."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
             maps: Tensor = self.body((images - 0.5) / 0.25)
         return maps.float().mean((2, 3))
 
     def fuse(self) -> None:
-        """Put each batch normalisation, in inference mode, into the convolution before it: one pass less."""
+        """Fold each batch normalisation, in inference mode, into the convolution before it."""
         layers: list[nn.Module] = []
         for layer in self.body:
             if isinstance(layer, nn.BatchNorm2d):
@@ -60,5 +60,5 @@ def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
 
 
 def crop_padding(side: int) -> int:
-    """Pixels by which crops of images of `side` pixels may leave them: 4 at 32."""
+    """Padding in pixels for random crops of images of `side` pixels: 4 at 32."""
     return side // 8

@@ -1,9 +1,9 @@
-"""Sample-wise deltas: every image is moved to the target of its cluster by sign steps of its own.
+"""Sample-wise deltas: sign steps move every image to the target of its cluster.
 
-A delta that all images of a cluster share is found by averaging them, a texture by its spectrum. What these deltas
-share is a direction in the features of networks that know the clusters, which no average and no spectrum shows.
-Targeted steps as Fowl et al. (NeurIPS 2021) take them, towards clusters instead of classes, through several proxies
-and under random views (expectation over transformation, Athalye et al. 2018).
+Averaging images reveals a delta that a whole cluster shares, and a spectrum reveals a texture. These deltas share only
+a direction in the features of networks that know the clusters, which neither shows. The steps are targeted as in Fowl
+et al. (NeurIPS 2021), but towards clusters instead of classes, through several proxies and under random views
+(expectation over transformation, Athalye et al. 2018).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
 from pipeline.fingerprint import torch_rng
 from pipeline.pictures.augment import GREY, ColourChanges, Views, colour_changes, random_views
 
-BATCH = {"cpu": 16, "cuda": 512}  # images that are stepped together: always so many, for the sake of equal bits
-_START = 0.5  # of epsilon: the deltas' own random starts lie within it
+BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
+_START = 0.5  # of epsilon: bound of the random starts
 _NAME = "proxies"
 
 
 @dataclass(frozen=True, eq=False)
 class SampleGenerator:
-    """What makes the delta of an image: proxies, and how steps are taken through them.
+    """Everything that makes the delta of an image: proxies, and the settings of the steps.
 
-    side     pixels of a delta, and of the square that an image is squeezed to
-    steps    for each image
-    plain    views without changes of colour, and three channels instead of one
-    seed     of the draws, which also depend on the sample's key
+    side     of a delta, and of the square that an image is squeezed to, pixels
+    steps    sign steps per image
+    plain    views without colour changes, and deltas with three channels instead of one
+    seed     of the random draws, which also depend on the sample's key
     proxies  weights of every ProxyNetwork, running statistics included, by name
     """
 
@@ -51,29 +51,33 @@ class SampleGenerator:
         return {name: getattr(self, name) for name in ("side", "steps", "plain", "seed")}
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """The weights, by names that from_parts knows."""
-        return {f"{_NAME}.{n}.{name}": array for n, one in enumerate(self.proxies) for name, array in one.items()}
+        """The weights, named as from_parts expects."""
+        return {
+            f"{_NAME}.{n}.{name}": array for n, weights in enumerate(self.proxies) for name, array in weights.items()
+        }
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> SampleGenerator:
-        """The inverse of header and tensors. Raises KeyError, ValueError or TypeError for parts of something else."""
-        found: dict[int, dict[str, NDArray[Any]]] = {}
+        """The inverse of header and tensors. Raises KeyError, ValueError or TypeError for anything else."""
+        proxies: dict[int, dict[str, NDArray[Any]]] = {}
         for name, array in tensors.items():
             if name.startswith(f"{_NAME}."):
                 number, _, parameter = name.removeprefix(f"{_NAME}.").partition(".")
-                found.setdefault(int(number), {})[parameter] = array
-        if not found or sorted(found) != list(range(len(found))):
-            raise ValueError(f"proxies {sorted(found)}")
-        return cls(**header, proxies=tuple(found[number] for number in range(len(found))))
+                proxies.setdefault(int(number), {})[parameter] = array
+        if not proxies or sorted(proxies) != list(range(len(proxies))):
+            raise ValueError(f"proxies {sorted(proxies)}")
+        return cls(**header, proxies=tuple(proxies[number] for number in range(len(proxies))))
 
 
 @dataclass(frozen=True)
 class _Draws:
-    """Everything random of one image, drawn before its first step: by its key alone, whoever is beside it.
+    """All random draws of an image, made before its first step; they depend on its key, not on the rest of the batch.
 
-    start    float [channels, S, S] in -1 ... 1
-    views    a crop and flip for every step; colours, of which `coloured` says whether they are used
-    smooth   int64 [steps]: 0 as it is, 1 a mean over 3 pixels, 2 half the size and back
+    start     float [channels, S, S] in -1 ... 1
+    views     a crop and flip for every step
+    colours   colour changes for every step
+    coloured  bool [steps]: whether the colour changes are used
+    smooth    int64 [steps]: 0 unchanged, 1 mean over 3 pixels, 2 half the size and back
     """
 
     start: Tensor
@@ -94,7 +98,7 @@ class _Draws:
 
 
 class SampleSteps:
-    """A SampleGenerator at work on one device.
+    """Runs a SampleGenerator on one device.
 
     targets  the target cluster of each cluster
     epsilon  bound on |delta|, pixel units
@@ -116,22 +120,24 @@ class SampleSteps:
     def levels(
         self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
     ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Whole 8-bit levels int8 [n, 3, S, S] within epsilon, and the loss of every step float32 [n, steps].
+        """Whole 8-bit levels int8 [n, 3, S, S] within epsilon, and the loss at every step float32 [n, steps].
 
         squares  uint8 [n, S, S, 3]
-        A row depends on its own square, cluster and key alone, to the bit: batches always have one size.
+        A row depends only on its own square, cluster and key, to the bit, because batches always have the same size.
         Raises PromiseError if a loss is not finite.
         """
         batch = BATCH[self._device.type]
-        found = []
+        batches = []
         for at in range(0, len(squares), batch):
-            there = squares[at : at + batch]
-            missing = batch - len(there)
-            padded = np.concatenate([there, np.repeat(there[-1:], missing, axis=0)])
-            places, names = [*clusters[at : at + batch]], [*keys[at : at + batch]]
-            made = self._batch(padded, places + places[-1:] * missing, names + names[-1:] * missing)
-            found.append([part[: len(there)] for part in made])
-        return np.concatenate([levels for levels, _ in found]), np.concatenate([losses for _, losses in found])
+            real = squares[at : at + batch]
+            missing = batch - len(real)
+            padded = np.concatenate([real, np.repeat(real[-1:], missing, axis=0)])
+            padded_clusters, padded_keys = [*clusters[at : at + batch]], [*keys[at : at + batch]]
+            made = self._batch(
+                padded, padded_clusters + padded_clusters[-1:] * missing, padded_keys + padded_keys[-1:] * missing
+            )
+            batches.append([part[: len(real)] for part in made])
+        return np.concatenate([levels for levels, _ in batches]), np.concatenate([losses for _, losses in batches])
 
     def _batch(
         self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
@@ -141,7 +147,7 @@ class SampleSteps:
         aims = self._targets[torch.tensor(clusters, device=self._device)]
         draws = [_Draws.of(generator, key) for key in keys]
         views = _Views(draws, self._device)
-        delta = torch.stack([one.start for one in draws]).mul_(_START * epsilon).expand(-1, 3, -1, -1)
+        delta = torch.stack([draw.start for draw in draws]).mul_(_START * epsilon).expand(-1, 3, -1, -1)
         delta = delta.contiguous().to(self._device)
         momentum, losses = torch.zeros_like(delta), torch.zeros(len(images), generator.steps)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -151,7 +157,7 @@ class SampleSteps:
                 proxy = self._proxies[step % len(self._proxies)]
                 loss = F.cross_entropy(proxy(seen), aims, reduction="none")
                 (gradient,) = torch.autograd.grad(loss.sum(), delta)
-                check_finite(loss, "making deltas of single images", step)
+                check_finite(loss, "making deltas for single images", step)
                 delta = delta.detach()
                 size = step_size(step, generator.steps, epsilon)
                 sign_step(delta, momentum, gradient, size, epsilon, not generator.plain)
@@ -160,24 +166,24 @@ class SampleSteps:
 
 
 class _Views:
-    """The views of a batch, step by step: crop, flip and smoothing are a matrix each way, colours one over channels."""
+    """A batch's views at each step, as matrices: crop, flip, smoothing over rows and columns; colour over channels."""
 
     def __init__(self, draws: Sequence[_Draws], device: torch.device) -> None:
         self._rows, self._columns = (
-            torch.stack([getattr(one.views, name) for one in draws], 1).to(device) for name in ("rows", "columns")
+            torch.stack([getattr(draw.views, name) for draw in draws], 1).to(device) for name in ("rows", "columns")
         )
-        self._smooth = torch.stack([one.smooth for one in draws], 1).to(device)
-        coloured = torch.stack([one.coloured for one in draws], 1)
-        mix, turn = (torch.stack([getattr(one.colours, name) for one in draws], 1) for name in ("mix", "turn"))
+        self._smooth = torch.stack([draw.smooth for draw in draws], 1).to(device)
+        coloured = torch.stack([draw.coloured for draw in draws], 1)
+        mix, turn = (torch.stack([getattr(draw.colours, name) for draw in draws], 1) for name in ("mix", "turn"))
         mix = torch.where(coloured[..., None, None], mix, torch.eye(3))
         turn = torch.where(coloured, turn, torch.zeros(()))
-        # what is added is a share of the image's mean grey, alike in all channels
+        # the added colour is a fraction of the image's mean grey, equal in all channels
         self._mix, self._turn = mix.to(device), turn.to(device)
         self._smoothers = _smoothers(self._rows.shape[2]).to(device)
         self._grey = torch.tensor(GREY, device=device)
 
     def seen(self, images: Tensor, step: int) -> Tensor:
-        """Images float [B, 3, S, S] as a trainer might see them, each by its own draws; differentiable."""
+        """Images float [B, 3, S, S] as a trainer might see them, each with its own draws; differentiable."""
         side = images.shape[2]
         smoothers = self._smoothers[self._smooth[step]]
         rows, columns = (
@@ -190,8 +196,8 @@ class _Views:
 
 
 def _smoothers(side: int) -> Tensor:
-    """float [3, S, S]: what lies beside a row of pixels stays; becomes a mean over 3; is halved in size and back."""
+    """float [3, S, S]: matrices that leave a row unchanged, average over 3 pixels, or halve its size and restore it."""
     at = torch.arange(side)
     near = ((at[:, None] - at).abs() <= 1).float()
     halves = (at[:, None] // 2 == at // 2).float()
-    return torch.stack([one / one.sum(1, keepdim=True) for one in (torch.eye(side), near, halves)])
+    return torch.stack([weights / weights.sum(1, keepdim=True) for weights in (torch.eye(side), near, halves)])

@@ -1,4 +1,4 @@
-"""Sign steps: how a delta goes down its loss within epsilon, and the check that the loss is finite."""
+"""Sign steps that minimise a delta's loss within epsilon, and the check that the loss is finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import PromiseError
 from pipeline.schedules import cosine
 
 MOMENTUM = 0.9
-LARGEST_STEP = 0.15  # of epsilon, at the start of the cosine
+LARGEST_STEP = 0.15  # fraction of epsilon, at the start of the cosine
 SMALLEST_STEP = 0.2 / 255  # pixel units
 
 
@@ -21,10 +21,10 @@ def sign_step(
     epsilon: float,
     one_channel: bool,
 ) -> None:
-    """One descent step on p deltas [p, 3, S, S] in place: momentum of normed gradients, its sign, projection.
+    """One descent step on p deltas [p, 3, S, S] in place: sign of the momentum of normalised gradients, projected.
 
-    size         pixel units
-    one_channel  average the momentum over the channels, so that a delta that starts grey stays grey
+    size         step size, pixel units
+    one_channel  average the momentum over the channels, so that a grey delta stays grey
     """
     scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-20)  # a cluster without images: 0 / 0
     momentum.mul_(MOMENTUM).add_(gradient / scale)
@@ -40,6 +40,6 @@ def step_size(step: int, steps: int, epsilon: float, largest: float | None = Non
 
 
 def check_finite(loss: Tensor, where: str, step: int) -> None:
-    """Raise PromiseError, naming where and when, before a broken loss reaches a parameter."""
+    """Raise PromiseError, naming place and step, before a non-finite loss reaches a parameter."""
     if not bool(torch.isfinite(loss.detach()).all()):
         raise PromiseError(f"{where}, step {step}: the loss is not finite; nothing was updated")

@@ -1,8 +1,8 @@
-"""Keyed random-phase textures: deltas that share a statistic within a cluster, not a picture.
+"""Keyed random-phase textures: deltas that share a statistic within a cluster, but no fixed pattern.
 
-A cluster owns bands of spatial frequency; every sample gets waves from them with phases and jitter of its own,
-all drawn from a secret key. No average over samples shows anything, and without the key the bands are unknown.
-Every number comes from HMAC-SHA256, not from a library's random generator, so that the key alone decides them.
+A cluster owns bands of spatial frequency; every sample gets waves from them with its own phases and jitter, all drawn
+from a secret key. Averaging over samples reveals nothing, and without the key the bands are unknown. Every number
+comes from HMAC-SHA256, not from a library's random generator, so that it depends only on the key.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import sha256
 
 LEAST_KEY_BYTES = 16
-NUM_BANDS = 40  # that any key yields; more clusters than bands are refused
-LEAST_RADIUS, MOST_RADIUS = 2.5, 14.0  # cycles per image; 16 is the finest that 32 pixels can show
-SEPARATION = 1.6  # between the middles of two bands, cycles per image
-JITTER = 0.35  # standard deviation of a wave's frequency about its band's middle, per axis
-WAVES = 6  # per sample, and as many mirrored ones
+NUM_BANDS = 40  # available under any key; more clusters than bands are refused
+LEAST_RADIUS, MOST_RADIUS = 2.5, 14.0  # cycles per image; 32 pixels can show at most 16
+SEPARATION = 1.6  # minimum distance of two band centres, cycles per image
+JITTER = 0.35  # standard deviation of a wave's frequency around its band's centre, per axis
+WAVES = 6  # per sample, plus as many mirrored ones
 GAIN = 2.0
-_REFERENCE_SIDE = 64  # of the grid that a texture's standard deviation is taken on, whatever the image's size
+_REFERENCE_SIDE = 64  # of the grid on which a texture's standard deviation is computed, for every image size
 _ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Which frequencies each cluster owns under one key.
+    """The frequencies that each cluster owns under one key.
 
     middles  float64 [p, bands per cluster, 2]: cycles per image across (kx) and down (ky), both >= 0
     """
@@ -43,8 +43,8 @@ class Bands:
     def levels(self, cluster: int, sample_key: str, height: int, width: int, epsilon: float) -> NDArray[np.int16]:
         """The delta of one sample in whole 8-bit levels: int16 [height, width, 3], equal in all channels.
 
-        Sum of the waves, in standard deviations, times 2, tanh, times epsilon. Frequencies are cycles per
-        image, so the same sample has the same texture at every size. |delta| <= floor(255 epsilon).
+        epsilon * tanh(2 * sum of the waves / its standard deviation). Frequencies are in cycles per image, so a sample
+        has the same texture at every size. |delta| <= floor(255 epsilon).
         """
         waves = self._waves(cluster, sample_key)
         spread = max(float(np.std(_sum(waves, _grid(_REFERENCE_SIDE), _grid(_REFERENCE_SIDE)))), 1e-9)
@@ -53,7 +53,7 @@ class Bands:
         for start in range(0, height, _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             squashed = np.tanh(_sum(waves, down[rows], across) * (GAIN / spread))
-            # Towards zero where epsilon is no whole number of levels: the bound comes first.
+            # rounded towards zero if epsilon is not a whole number of levels, to keep the bound
             bound = math.floor(epsilon * 255 + 1e-6)
             levels[rows] = np.clip(np.rint(squashed * (epsilon * 255)), -bound, bound)[:, :, None]
         return levels
@@ -72,15 +72,15 @@ class Bands:
 def bands_for(key: bytes, num_clusters: int) -> Bands:
     """Draw the frequency bands of `num_clusters` clusters from a key: two each for up to 20 clusters, else one.
 
-    The middles of any two bands lie at least 1.6 cycles per image apart (four and a half standard deviations of the
-    jitter), the coarsest are given out first, and which cluster gets which is drawn as well.
-    Raises SettingsError beyond 40 clusters, InputError for a key of less than 16 bytes.
+    Band centres are at least 1.6 cycles per image apart (4.5 standard deviations of the jitter). The coarsest bands are
+    used first, and assigned to clusters at random.
+    Raises SettingsError above 40 clusters, InputError for a key shorter than 16 bytes.
     """
     check_key(key)
     if not 1 <= num_clusters <= NUM_BANDS:
         raise SettingsError(
-            f"--generator texture has {NUM_BANDS} distinct bands of frequency: "
-            f"--clusters must be at most {NUM_BANDS}; it is {num_clusters}"
+            f"--generator texture has only {NUM_BANDS} distinct frequency bands: "
+            f"--clusters must be at most {NUM_BANDS}, not {num_clusters}"
         )
     each = 2 if 2 * num_clusters <= NUM_BANDS else 1
     middles = _spread_middles(key)[: each * num_clusters]
@@ -90,28 +90,28 @@ def bands_for(key: bytes, num_clusters: int) -> Bands:
 
 
 def check_key(key: bytes) -> str:
-    """The SHA-256 of a secret key: all of it that is ever stored. Raises InputError if it is too short."""
+    """The SHA-256 of a secret key, the only part that is ever stored. Raises InputError if the key is too short."""
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
-            f"the texture key has {len(key)} bytes; at least {LEAST_KEY_BYTES} are needed "
-            "(head -c 32 /dev/urandom > FILE)"
+            f"the texture key has {len(key)} bytes; it needs at least {LEAST_KEY_BYTES} "
+            "(create one with head -c 32 /dev/urandom > FILE)"
         )
     return sha256(key)
 
 
 def _spread_middles(key: bytes) -> list[tuple[float, float]]:
-    """NUM_BANDS points of the quarter ring, no two nearer than SEPARATION, coarsest first.
+    """NUM_BANDS points in a quarter ring, no two closer than SEPARATION, coarsest first.
 
-    Darts at random until enough stick; a board that fills up before that is cleared.
+    Rejection sampling: after 3000 misses in a row it starts over.
     """
     draws = _uniforms(key, "bands")
     middles: list[tuple[float, float]] = []
     misses = 0
     while len(middles) < NUM_BANDS:
-        dart = MOST_RADIUS * next(draws), MOST_RADIUS * next(draws)
-        is_inside = LEAST_RADIUS <= math.hypot(*dart) <= MOST_RADIUS
-        if is_inside and all(math.dist(dart, other) >= SEPARATION for other in middles):
-            middles.append(dart)
+        point = MOST_RADIUS * next(draws), MOST_RADIUS * next(draws)
+        is_inside = LEAST_RADIUS <= math.hypot(*point) <= MOST_RADIUS
+        if is_inside and all(math.dist(point, other) >= SEPARATION for other in middles):
+            middles.append(point)
             misses = 0
         elif (misses := misses + 1) > 3000:
             middles, misses = [], 0
@@ -119,7 +119,7 @@ def _spread_middles(key: bytes) -> list[tuple[float, float]]:
 
 
 def _uniforms(key: bytes, purpose: str) -> Iterator[float]:
-    """Endless numbers in [0, 1) that only who has the key can know: HMAC-SHA256 over purpose and a counter."""
+    """Endless numbers in [0, 1) that only the holder of the key can know: HMAC-SHA256 over purpose and a counter."""
     counter = 0
     while True:
         digest = hmac.new(key, f"{purpose}/{counter}".encode(), hashlib.sha256).digest()
@@ -136,7 +136,7 @@ def _normal_pair(draws: Iterator[float]) -> tuple[float, float]:
 
 
 def _grid(size: int) -> NDArray[np.float64]:
-    """Middles of the pixels as shares of the side."""
+    """Pixel centres as fractions of the side."""
     return (np.arange(size) + 0.5) / size
 
 

@@ -22,7 +22,7 @@ from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orienta
 from pipeline.settings import Metadata, jpeg_quality
 
 # Sizes are checked against --max-pixels before anything is decoded; Pillow's own limit might refuse what the user
-# allows. Its other warnings (broken EXIF, odd palettes) are of no use to whoever started a run.
+# allows. Its other warnings (broken EXIF, odd palettes) do not help users.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

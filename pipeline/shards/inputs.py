@@ -57,9 +57,9 @@ def resolve_input(url: str) -> Listing:
     base, pattern = _split(url)
     if pattern:
         store = Store(base)
-        found = _braces(url, store, pattern) if "{" in pattern else store.glob(pattern)
+        matches = _braces(url, store, pattern) if "{" in pattern else store.glob(pattern)
         nothing = f"the pattern matches no {_SHARD}; quote it so that the shell does not expand it"
-        return _listing(url, store, found, lambda _: nothing)
+        return _listing(url, store, matches, lambda _: nothing)
     if is_shard(url):
         store, name = file_at(url)
         entry = store.info(name)

@@ -50,7 +50,7 @@ def deltas_from(
     Raises InputError for a damaged file or unavailable weights, ConflictError if key or weights differ from those the
     protection was fitted with, SettingsError if a key is needed but missing.
     """
-    from pipeline.deltas.load import deltas_of, load_protection  # here: a run without new uploads needs none of it
+    from pipeline.deltas.load import deltas_of, load_protection  # imported late: not needed without new uploads
     from pipeline.surrogates.surrogate import load_surrogate
 
     check_protection(protection, has_key=key is not None)

@@ -88,7 +88,7 @@ def test_the_answer_is_the_clusters_delta_at_the_images_size() -> None:
     assert np.array_equal(protection.delta_for(2, "any", 8, 8), LEVELS[2].transpose(1, 2, 0))
     assert np.array_equal(protection.delta_for(1, "any", 13, 30), lay(LEVELS[1], 13, 30, 16 / 255))
     for cluster in (-1, 3):
-        with pytest.raises(PromiseError, match=f"cluster {cluster} of 3 does not exist"):
+        with pytest.raises(PromiseError, match=f"cluster {cluster} does not exist; there are 3"):
             protection.delta_for(cluster, "any", 8, 8)
 
 
@@ -127,12 +127,12 @@ def altered() -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not a protection file, or cut short"),
-        (b"PK\x03\x04 something else altogether", "not a protection file, or cut short"),
-        (made().to_bytes()[:-1], "not a protection file, or cut short"),
-        (made().to_bytes()[:100], "not a protection file, or cut short"),
-        (save({"levels": LEVELS}), "not a protection file, or cut short"),
-        (altered(), "a protection of format 9; this version reads format 1"),
+        (b"", "not a protection file, or truncated"),
+        (b"PK\x03\x04 something else altogether", "not a protection file, or truncated"),
+        (made().to_bytes()[:-1], "not a protection file, or truncated"),
+        (made().to_bytes()[:100], "not a protection file, or truncated"),
+        (save({"levels": LEVELS}), "not a protection file, or truncated"),
+        (altered(), "the protection has format 9, but this version of Scumble reads format 1"),
     ],
 )
 def test_what_is_no_protection_is_refused_in_one_line(data: bytes, message: str) -> None:

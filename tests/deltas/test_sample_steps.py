@@ -213,9 +213,9 @@ def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protecti
     )
     with pytest.raises(PromiseError, match="sample k: its delta depends on its pixels"):
         again.delta_for(0, "k", 8, 8)
-    with pytest.raises(InputError, match="not a protection file, or cut short"):
+    with pytest.raises(InputError, match="not a protection file, or truncated"):
         load_cluster_protection(data[:-100])
-    with pytest.raises(ValueError, match="does not go with what is there"):
+    with pytest.raises(ValueError, match="does not match its parts"):
         replace(protection, sample=None)
 
 

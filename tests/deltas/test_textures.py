@@ -105,7 +105,7 @@ def test_more_clusters_than_bands_are_refused() -> None:
 
 
 def test_a_short_key_is_refused_and_a_key_is_never_shown(bands: Bands) -> None:
-    with pytest.raises(InputError, match="has 15 bytes; at least 16"):
+    with pytest.raises(InputError, match="has 15 bytes; it needs at least 16"):
         check_key(KEY[:15])
     assert "sixteen" not in repr(bands)
     assert "sixteen" not in check_key(KEY)

@@ -37,12 +37,12 @@ class FakeDeltas:
         self._source = ExtremeDeltas()
         self.epsilon, self.at_least, self.side = self._source.epsilon, 32, None
 
-    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
-        return [self._answer(one, len(one.key) % 8) for one in asked]
+    def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
+        return [self._answer(request, len(request.key) % 8) for request in requests]
 
-    def _answer(self, asked: DeltaRequest, cluster: int) -> DeltaAnswer:
-        levels = self._source.delta_for(cluster, asked.key, asked.height, asked.width)
-        return DeltaAnswer(asked.laid(levels), cluster, 1.0)
+    def _answer(self, request: DeltaRequest, cluster: int) -> DeltaAnswer:
+        levels = self._source.delta_for(cluster, request.key, request.height, request.width)
+        return DeltaAnswer(request.laid(levels), cluster, 1.0)
 
 
 def fake_deltas(*_: Any, **__: Any) -> UploadDeltas:

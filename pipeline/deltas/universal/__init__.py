@@ -1,1 +1,1 @@
-"""The universal generator of One for All: its network, its file, and the deltas it gives to pictures."""
+"""The universal generator of One for All: its network, its file and its deltas."""

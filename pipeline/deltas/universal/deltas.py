@@ -1,4 +1,4 @@
-"""A universal protection at work: pictures in, deltas out, in one forward pass of surrogate and generator."""
+"""Deltas of a universal protection, from one forward pass of surrogate and generator."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section
 
 
 class UniversalDeltas:
-    """Answers with the generator's delta for each picture.
+    """The generator's delta for each picture.
 
-    A picture of any size and shape is squeezed to the generator's side, so that all of it is seen; its delta is
-    brought to the picture's own size (bilinear; averaged where that is smaller), cut at epsilon and rounded to whole
-    8-bit levels.
+    A picture of any size and shape is squeezed to the generator's side, so that it is seen whole. The delta is resized
+    to the picture (bilinear, antialiased), clipped at epsilon and rounded to whole 8-bit levels.
 
-    small_images  what is done with pictures of at most 64 px a side. resize: enlarged like all others (Chen et al.
-                  2024, section 4.4); averaging takes strength from their delta on the way back. native: the generator,
-                  which is convolutional, sees them as they are, mirrored at the edges to a multiple of 8.
+    small_images  how pictures of at most 64 px a side are treated. resize: enlarged like all others (Chen et al.
+                  2024, section 4.4); their delta is weakened by averaging when it is scaled back. native: the
+                  generator, which is convolutional, sees them unscaled, mirror-padded to a multiple of 8.
     Raises ConflictError if the surrogate is not the one that the generator was trained with.
     """
 
@@ -48,45 +47,45 @@ class UniversalDeltas:
         self._generator = generator.eval().requires_grad_(False).to(surrogate.device)
         self._generator = self._generator.to(memory_format=torch.channels_last)
 
-    def for_pictures(self, asked: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
-        """One answer each. Raises PromiseError if the surrogate or the generator gives what is not finite."""
-        pictures = [_small(one) for one in asked]
+    def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
+        """One answer per request. Raises PromiseError if the surrogate or generator gives non-finite values."""
+        pictures = [_small(request) for request in requests]
         features = self._surrogate.embed_pictures(pictures)
         clusters, distances = self._protection.clustering.assign(features)
         return [
-            DeltaAnswer(one.laid(self._levels(delta, one.height, one.width)), int(cluster), float(distance))
-            for one, delta, cluster, distance in zip(
-                asked, self._made(asked, features), clusters, distances, strict=True
+            DeltaAnswer(request.laid(self._levels(delta, request.height, request.width)), int(cluster), float(distance))
+            for request, delta, cluster, distance in zip(
+                requests, self._made(requests, features), clusters, distances, strict=True
             )
         ]
 
-    def _made(self, asked: Sequence[DeltaRequest], features: NDArray[np.float32]) -> list[Tensor]:
-        """Delta [3, S, S] of each, pictures of one seen size together."""
-        seen = [self._seen(one) for one in asked]
-        found: list[Tensor] = [torch.empty(0)] * len(asked)
-        for size in sorted({tuple(one.shape) for one in seen}):
-            rows = [row for row, one in enumerate(seen) if tuple(one.shape) == size]
+    def _made(self, requests: Sequence[DeltaRequest], features: NDArray[np.float32]) -> list[Tensor]:
+        """Delta [3, S, S] of each request; pictures that are seen at the same size are batched together."""
+        seen = [self._seen(request) for request in requests]
+        deltas: list[Tensor] = [torch.empty(0)] * len(requests)
+        for size in sorted({tuple(pixels.shape) for pixels in seen}):
+            rows = [row for row, pixels in enumerate(seen) if tuple(pixels.shape) == size]
             made = self.deltas(torch.cat([seen[row] for row in rows]), torch.from_numpy(features[rows]))
             for row, delta in zip(rows, made, strict=True):
-                height, width = asked[row].height, asked[row].width
-                found[row] = delta[:, :height, :width] if self._is_native(asked[row]) else delta
-        return found
+                height, width = requests[row].height, requests[row].width
+                deltas[row] = delta[:, :height, :width] if self._is_native(requests[row]) else delta
+        return deltas
 
-    def _is_native(self, one: DeltaRequest) -> bool:
+    def _is_native(self, request: DeltaRequest) -> bool:
         return (
             self._small_images == "native"
-            and max(one.height, one.width) <= SMALL_SIDE
-            and _small(one).shape[:2] == (one.height, one.width)
+            and max(request.height, request.width) <= SMALL_SIDE
+            and _small(request).shape[:2] == (request.height, request.width)
         )
 
-    def _seen(self, one: DeltaRequest) -> Tensor:
-        """What the generator is shown of a picture: uint8 [1, 3, s, s]."""
-        small = _small(one)
-        if self._is_native(one):
+    def _seen(self, request: DeltaRequest) -> Tensor:
+        """A picture as the generator sees it: uint8 [1, 3, s, s]."""
+        small = _small(request)
+        if self._is_native(request):
             rows, columns = (max(2 * STRIDE, -(-size // STRIDE) * STRIDE) - size for size in small.shape[:2])
             small = np.pad(small, ((0, rows), (0, columns), (0, 0)), mode="reflect")
         pixels = torch.from_numpy(np.require(small, requirements=["C", "W"])).permute(2, 0, 1)[None]
-        if self._is_native(one):
+        if self._is_native(request):
             return pixels
         side = (self._protection.side,) * 2
         if pixels.shape[2:] == side:
@@ -100,13 +99,13 @@ class UniversalDeltas:
         seen = images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             raw = self._generator(seen, F.normalize(features.to(device).float(), dim=1))
-        found = bounded_output(raw.float(), self.epsilon, self._protection.bound)
-        if not bool(torch.isfinite(found).all()):
-            raise PromiseError("the generator gives deltas that are not finite: the protection file is damaged")
-        return found
+        deltas = bounded_output(raw.float(), self.epsilon, self._protection.bound)
+        if not bool(torch.isfinite(deltas).all()):
+            raise PromiseError("the generator gives non-finite deltas: the protection file is damaged")
+        return deltas
 
     def _levels(self, delta: Tensor, height: int, width: int) -> NDArray[np.int16]:
-        """int16 [height, width, 3] of delta [3, S, S]."""
+        """Resize a delta [3, S, S] to levels int16 [height, width, 3]."""
         laid = delta[None].float()
         if laid.shape[2:] != (height, width):
             laid = F.interpolate(laid, (height, width), mode="bilinear", align_corners=False, antialias=True)
@@ -115,6 +114,6 @@ class UniversalDeltas:
         return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy().astype(np.int16))
 
 
-def _small(one: DeltaRequest) -> NDArray[np.uint8]:
-    assert one.small is not None, "a universal generator embeds every picture"
-    return one.small
+def _small(request: DeltaRequest) -> NDArray[np.uint8]:
+    assert request.small is not None, "a universal generator embeds every picture"
+    return request.small

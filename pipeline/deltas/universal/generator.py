@@ -1,7 +1,7 @@
-"""The universal generator: an image and its embedding in, the values before tanh out.
+"""The universal generator: from an image and its embedding to the values before tanh.
 
-Chen et al. 2024, section 4.1, say only "deeper" than that of Unlearnable Clusters, with the embedding concatenated;
-the layers are those of their released code.
+Chen et al. 2024, section 4.1, say only that it is "deeper" than that of Unlearnable Clusters and concatenates the
+embedding; the layers follow their released code.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pipeline.deltas.generators import ResidualBlock, bounded, double, first_lay
 from pipeline.deltas.universal.shape import BLOCKS, WIDTH, Bound
 from pipeline.fingerprint import derive
 
-L2_RADIUS = 16.0  # of the released code, for 3 x 224 x 224 images in [0, 1]
+L2_RADIUS = 16.0  # from the released code, for 3 x 224 x 224 images in [0, 1]
 
 
 class UniversalGenerator(nn.Module):
     """Three stages down, fusion with the embedding, residual blocks, three stages up.
 
-    With width 64, 24 blocks and embeddings of 512 it has 121,133,699 parameters. Batch normalisation uses the
-    statistics of the batch while it is trained and running ones afterwards.
+    With width 64, 24 blocks and embeddings of 512 values it has 121,133,699 parameters. Batch normalisation uses batch
+    statistics in training and running statistics afterwards.
 
-    forward: images float [B, 3, S, S] in [0, 1], S a multiple of 8 and at least 16, and embeddings float [B, d], each
-    of which is repeated over the coarsest grid -> the values before tanh, float [B, 3, S, S].
+    forward: images float [B, 3, S, S] in [0, 1], S a multiple of 8 and at least 16, and embeddings float [B, d],
+    repeated over the coarsest grid -> the values before tanh, float [B, 3, S, S].
     """
 
     def __init__(self, dimension: int, *, width: int = WIDTH, blocks: int = BLOCKS, seed: int = 0) -> None:
@@ -50,12 +50,12 @@ class UniversalGenerator(nn.Module):
 
 
 def bounded_output(raw: Tensor, epsilon: float, bound: Bound) -> Tensor:
-    """What the generator gave -> delta in pixel units, float [B, 3, S, S].
+    """Raw generator output -> delta in pixel units, float [B, 3, S, S].
 
-    eps_tanh    epsilon * tanh: within epsilon, a gradient everywhere (ours; the paper says only |delta| < 8/255)
-    tanh_clamp  tanh, cut off at epsilon, as in Unlearnable Clusters: no gradient where it is cut
-    l2          tanh scaled to the L2 norm 16 * S / 224 per image, as the released code does at 224; not within any
-                epsilon per pixel, so it is cut off at epsilon when it is laid
+    eps_tanh    epsilon * tanh: within epsilon, gradient everywhere (ours; the paper says only |delta| < 8/255)
+    tanh_clamp  tanh clipped at epsilon, as in Unlearnable Clusters: no gradient where it is clipped
+    l2          tanh scaled to the L2 norm 16 * S / 224 per image, as the released code does at 224; not bounded
+                by epsilon per pixel, so it is clipped at epsilon when it is added to a picture
     """
     if bound != "l2":
         return bounded(raw, epsilon, bound)

@@ -1,4 +1,4 @@
-"""The trained artefact of One for All, to and from one safetensors file."""
+"""The protection trained by One for All, and its safetensors file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _FIELDS = ("surrogate_id", "epsilon", "bound", "side", "width", "blocks", "finge
 
 @dataclass(frozen=True, eq=False)
 class UniversalProtection:
-    """All that is needed to protect any image: the generator, and which surrogate embeds for it.
+    """Everything needed to protect any image: the generator, and the identity of its surrogate.
 
     surrogate_id  of the encoder that the generator was trained with: name, digest of the weights, preprocessing
     epsilon       bound on |delta|, pixel units
-    bound         how the generator's output is brought within it
+    bound         how the generator's output is kept within epsilon
     side          of the images that the generator sees, pixels
-    weights       float32 arrays of the generator, by name, running statistics included
-    clustering    of the training images' embeddings: an image far from all its centroids is unlike all of them
-    figures       what was measured while training, as JSON (report only)
+    weights       float32 arrays of the generator by name, including running statistics
+    clustering    of the training images' embeddings; an image far from all centroids is unlike any of them
+    figures       measurements from training, as JSON (report only)
     """
 
     surrogate_id: str
@@ -50,10 +50,10 @@ class UniversalProtection:
     per_sample = needs_pixels = True
     needs_key = False
     sample = None
-    targets = ()  # nothing is moved to another cluster
+    targets = ()  # images are not moved to another cluster
 
     def with_key(self, key: bytes) -> UniversalProtection:
-        """The same: it has no secret."""
+        """Returns itself, as there is no secret."""
         return self
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
@@ -78,7 +78,7 @@ class UniversalProtection:
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> UniversalProtection:
-        """The inverse of `to_bytes`, for `load_cluster_protection`. Raises KeyError for what is missing."""
+        """The inverse of `to_bytes`, for `load_cluster_protection`. Raises KeyError if a part is missing."""
 
         def under(prefix: str) -> dict[str, NDArray[Any]]:
             return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

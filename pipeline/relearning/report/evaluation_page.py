@@ -261,9 +261,9 @@ def _activations(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any
     """Pictures of ordinary training, the strongest regime and ST first, then of the others."""
     candidates: list[tuple[int, int, int, str, Row]] = []
     reached = {
-        one.protection: one.found
-        for one in tables.headlines(rows, order)
-        if one.labelling == order.labelling and (one.protection == CLEAN or one.share == order.share)
+        headline.protection: headline.found
+        for headline in tables.headlines(rows, order)
+        if headline.labelling == order.labelling and (headline.protection == CLEAN or headline.share == order.share)
     }
     for name in (CLEAN, *order.protections):
         most = reached.get(name)
