@@ -22,7 +22,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 from types import SimpleNamespace
 import ray
 from ray.cluster_utils import Cluster
-from actors.connect import connected, workers_for, workers_now
+from actors.cluster.connect import connected, workers_for, workers_now
 from pipeline.errors import ClusterError
 few = {"num_cpus": 1, "object_store_memory": 80_000_000}
 cluster = Cluster(initialize_head=True, head_node_args=few | {"include_dashboard": False, "temp_dir": sys.argv[1]})

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 import ray
 from ray.exceptions import ActorUnavailableError
-import actors.stream
+import actors.cluster.stream
 import actors.uploader
-from actors.attendance import signing
-from actors.batches import ShardDone, done_columns, done_of, shards_of
-from actors.connect import Workers, connected
-from actors.failures import Failure
-from actors.stream import collected, over_shards
+from actors.cluster.attendance import signing
+from actors.cluster.batches import ShardDone, done_columns, done_of, shards_of
+from actors.cluster.connect import Workers, connected
+from actors.cluster.failures import Failure
+from actors.cluster.stream import collected, over_shards
 from actors.uploader import over_units
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.records import Shard
