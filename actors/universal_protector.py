@@ -12,7 +12,7 @@ import torch
 
 from actors.cluster.batches import RunContext
 from actors.cluster.metrics import actor_recorder
-from actors.protector import Protector
+from actors.protector import Protector, transaction_of
 from pipeline import layout
 from pipeline.deltas.apply import ProtectedSample, ShardOutcome, write_protected
 from pipeline.deltas.load import load_universal_protection
@@ -36,7 +36,7 @@ class UniversalProtector(Protector):
         protection = load_universal_protection(context.output.read(layout.PROTECTION))
         settings = context.settings
         surrogate = surrogate_for(settings, context.device)
-        self.protection_sha256 = protection.sha256
+        self.transaction = transaction_of(context, protection.sha256)
         self.universal = UniversalDeltas(protection, surrogate, small_images=settings.small_images)
 
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:

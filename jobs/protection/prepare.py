@@ -17,7 +17,7 @@ from pipeline.layout import RUN_FOLDER
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
-from pipeline.runs.commits import make_plan, plan_to_parquet
+from pipeline.runs.plan import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
