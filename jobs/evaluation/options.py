@@ -7,8 +7,9 @@ from typing import Any
 
 from jobs.shared.cli import Parser, defaults_of, given_options
 from pipeline.errors import SettingsError
-from pipeline.relearning.evaluation import PRESETS, RECIPES, EvaluationSettings, evaluation_from
+from pipeline.relearning.evaluation import EvaluationSettings, evaluation_from
 from pipeline.relearning.labels.names import parse_labelling
+from pipeline.relearning.presets import PRESETS, RECIPES
 from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.targets import parse_target
 
