@@ -1,1 +1,1 @@
-"""What runs in Ray: holds models and data, computes nothing of its own."""
+"""What runs in Ray: holds models and data; the computation itself is in pipeline."""

@@ -1,7 +1,7 @@
 """The cluster stage on Ray: actors hold slices of features and answer with sums; only centroids travel.
 
-Shards are dealt to at most SLICES slices by their place in the plan, whatever the number of workers, and partial sums
-are added in slice order: any number of workers finds the same centroids to the bit.
+Shards are split into at most SLICES slices in plan order, whatever the number of workers, and partial sums are added in
+slice order: any number of workers finds bit-identical centroids.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads a shard's features from a run's output; travels to the actors."""
+    """Reads the features of a shard from the output of a run; is sent to the actors."""
 
     store: Store
 
@@ -57,7 +57,7 @@ class FeatureReader:
 
 @dataclass(frozen=True)
 class ClusteredCollection:
-    """A clustering, its report, and the assignment of every fitted image where those are kept."""
+    """A clustering, its report, and the assignments of the fitted images if they are kept."""
 
     clustering: Clustering
     report: ClusterReport
@@ -65,13 +65,13 @@ class ClusteredCollection:
 
 
 def slices_of(shards: Sequence[str]) -> list[list[str]]:
-    """Shards in plan order, dealt to at most SLICES runs of neighbours."""
+    """Shards in plan order, split into at most SLICES runs of neighbours."""
     parts = np.array_split(np.arange(len(shards)), min(SLICES, max(1, len(shards))))
     return [[shards[index] for index in part] for part in parts]
 
 
 class Assigner:
-    """Holds some slices. All it knows can be read again, so a restarted one goes on where the dead one stopped."""
+    """Holds some slices. All its state can be read again, so a restarted actor continues where the dead one stopped."""
 
     def __init__(self, reader: Reader, slices: Mapping[int, Sequence[str]], seed: int) -> None:
         self._reader = reader
@@ -97,7 +97,7 @@ class Assigner:
         ]
 
     def assign(self, centroids: Floats) -> list[Part]:
-        """One pass over the points, one answer for each slice."""
+        """One pass over the points; one result per slice."""
         return [
             assign_slice(self._points_of(number), centroids) for number in self._slices if len(self._points_of(number))
         ]
@@ -144,7 +144,7 @@ class AssignerPool:
         answer(placed, START_TIMEOUT_S, f"{len(placed)} assigners of one CPU each could not be placed")
 
     def close(self) -> None:
-        """Give the CPUs back."""
+        """Release the CPUs."""
         for held in self._actors:
             ray.kill(held)
 
@@ -153,12 +153,12 @@ class AssignerPool:
         return {shard: size for sizes in self._all("sizes") for shard, size in sizes.items()}
 
     def highest_hash(self, count: int) -> int:
-        """The hash up to which a sample of `count` images reaches: whichever workers hold them, the same images."""
+        """The largest hash in a sample of `count` images: the same images, whichever workers hold them."""
         hashes = np.sort(np.concatenate(self._all("smallest", count)))[:count]
         return int(hashes[-1]) if len(hashes) else 0
 
     def chosen(self, highest: int) -> list[Any]:
-        """References to the chosen features of every actor, in slice order; they stay where they are."""
+        """References to the chosen features of every actor, in slice order; the features do not move."""
         return [held.chosen.remote(highest) for held in self._actors]
 
     def count(self) -> int:
@@ -190,12 +190,12 @@ class AssignerPool:
 
 
 def answer(references: Sequence[Any], timeout_s: float = ANSWER_TIMEOUT_S, what: str = "clustering") -> list[Any]:
-    """What the references hold. Raises ClusterError if there is no answer in time, and as ray_failures does."""
+    """The values of the references. Raises ClusterError if they take too long, and as ray_failures does."""
     with ray_failures():
         try:
             return list(ray.get(list(references), timeout=timeout_s))
         except GetTimeoutError:
-            advice = "see what holds the cluster's CPUs"
+            advice = "check what is using the CPUs of the cluster"
             raise ClusterError(f"{what}: no answer within {timeout_s:.0f} s; {advice}") from None
 
 
@@ -210,11 +210,12 @@ def cluster_collection(
 ) -> ClusteredCollection:
     """Cluster a collection on the connected Ray cluster; writes nothing.
 
-    reader   shard name -> Parquet bytes of its features; picklable
-    shards   names in plan order
-    num_clusters  None: from the number of images (settings.clusters_for)
+    reader        shard name -> Parquet bytes of its features; picklable
+    shards        names in plan order
+    num_clusters  None: chosen by the number of images (settings.clusters_for)
+
     The driver holds centroids and one number per image, never a feature. In the space `features` every image takes
-    part; in `smoothed` those of a hash-sample of settings.cluster_images. Raises InputError if there are fewer
+    part; in `smoothed` a hash-sample of settings.cluster_images. Raises InputError if there are fewer
     distinct images than clusters.
     """
     pool = AssignerPool(reader, shards, workers=workers, seed=settings.seed)
@@ -237,7 +238,7 @@ def cluster_collection(
 
 
 def assign_shard(reader: Reader, shard: str, collection: ClusteredCollection) -> Assignment:
-    """The cluster of every image of one shard: as kept from the clustering, else the nearest centroid."""
+    """The cluster of every image of one shard: from the clustering if it kept that, else the nearest centroid."""
     features = features_from_parquet(reader(shard))
     kept = collection.kept.get(shard)
     clusters, distance = kept if kept is not None else collection.clustering.assign(features.values)
@@ -245,7 +246,7 @@ def assign_shard(reader: Reader, shard: str, collection: ClusteredCollection) ->
 
 
 def write_assignments(output: Store, shards: Sequence[str], collection: ClusteredCollection) -> int:
-    """Ray task: leave the assignments of some shards in the output; the number of shards."""
+    """Ray task: write the assignments of some shards to the output; returns how many."""
     for shard in shards:
         assignment = assign_shard(FeatureReader(output), shard, collection)
         output.create(layout.assignment(shard), assignment_to_parquet(assignment))
@@ -253,7 +254,7 @@ def write_assignments(output: Store, shards: Sequence[str], collection: Clustere
 
 
 def _cluster_features(pool: AssignerPool, num_clusters: int, settings: Settings) -> ClusteredCollection:
-    """The papers' way: k-means on raw features, all images."""
+    """As in the papers: k-means on the raw features of all images."""
     sample = pool.chosen(pool.highest_hash(RESTART_IMAGES))
     start: Start = _run(_choose_start, num_clusters, settings, *sample)
     result = lloyd(pool, start.centroids)
@@ -265,7 +266,7 @@ def _cluster_features(pool: AssignerPool, num_clusters: int, settings: Settings)
 
 
 def _run(task: Callable[..., Any], *arguments: Any, cpus: int = 0) -> Any:
-    """One task on a worker; with cpus = 0 it runs beside assigners that hold every CPU and wait."""
+    """Run one task on a worker; with cpus = 0 it runs beside idle assigners that hold every CPU."""
     return answer([ray.remote(task).options(num_cpus=cpus, max_retries=3).remote(*arguments)])[0]
 
 

@@ -22,9 +22,10 @@ _SEED = 0  # an adversary's, whatever the seeds of the trials
 
 @dataclass(frozen=True)
 class DenoiserFacts:
-    """What the driver is told of a denoiser.
+    """What the driver learns about a denoiser.
 
-    num_pictures  that it was made of, held-out ones included; is_new  False where it lay below the output
+    num_pictures  that it was made of, including held-out ones
+    is_new        False if it was found in the output
     """
 
     digest: str
@@ -46,10 +47,11 @@ def make_denoiser(
 ) -> Loading:
     """The Denoiser of a regime of SHARED_DENOISERS; waiting for it gives DenoiserFacts.
 
-    pairs      references to the Collections of other pictures and of their protected copies; without them, photographs
-               that ship are what `purify` is trained on
-    evaluated  references to the Collections that no picture of the pairs may be in
-    Waiting raises InputError for pairs that do not fit.
+    pairs      references to the Collections of other pictures and of their protected copies; None: `purify` is
+               trained on the built-in photographs
+    evaluated  references to the Collections that must not contain any picture of the pairs
+
+    Waiting raises InputError for pairs that do not match.
     """
     task = ray.remote(find_or_train).options(num_cpus=workers.cpus, num_gpus=workers.gpus, num_returns=2)
     about = (name, output, side, workers.device, workers.threads, recipe or DenoiserRecipe())
@@ -66,9 +68,9 @@ def find_or_train(
     num_paired: int,
     *collections: Collection,
 ) -> tuple[Denoiser, DenoiserFacts]:
-    """The denoiser that lies below the output, or a new one, which is put there.
+    """The denoiser found in the output, or a new one, which is written there.
 
-    collections  the pairs, if `num_paired` is 2, then what is evaluated: Ray resolves no references inside of tuples
+    collections  the pairs, if `num_paired` is 2, then what is evaluated: Ray resolves no references inside tuples
     """
     torch.set_num_threads(threads)
     pairs = None

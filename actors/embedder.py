@@ -1,6 +1,6 @@
 """Holds a surrogate: one shard of encoded images in, one file of features out.
 
-With a protection at hand (--protection) it also sends every image to the nearest of its centroids.
+Given a protection (--protection), it also assigns every image to the nearest of its centroids.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Embedder:
             raise
 
     def _embed(self, shard: Shard) -> ShardDone:
-        """Embed one shard and leave its features; the file is its own commit."""
+        """Embed one shard and write its features; the file is its own commit."""
         started, began = time.perf_counter(), time.time()
         settings, output = self.context.settings, self.context.output
         if output.info(layout.features(shard.name)) is not None:  # Ray asks again for what a dead worker had answered

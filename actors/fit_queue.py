@@ -1,6 +1,6 @@
-"""Ray actor that leases fits to workers: who fits what, and how far it is.
+"""Ray actor that leases fits to workers: who fits what, and how far along it is.
 
-It lives beside the driver, where memory is dear: nothing here may import torch.
+It runs next to the driver, where memory is scarce: nothing here may import torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pipeline.metrics import RESTARTED
 
 
 class FitQueue:
-    """Every fit has at most one worker; a worker that died loses its leases."""
+    """Every fit has at most one worker; a dead worker loses its leases."""
 
     def __init__(self, units: list[str]) -> None:
         self._free = list(units)
@@ -20,7 +20,7 @@ class FitQueue:
         self._metrics = recorder()
 
     def take(self, worker: str, group: str) -> str | None:
-        """The next unit for a worker, or None. A new worker group means that the one before is dead."""
+        """The next unit for a worker, or None. A new worker group means that the previous one is dead."""
         if self._group not in ("", group):
             self._metrics.record(RESTARTED, 1, stage="fit")
         self._group = group
@@ -35,7 +35,7 @@ class FitQueue:
         return unit
 
     def tell(self, unit: str, share: float) -> None:
-        """How far a unit is, 0 … 1; 1 ends its lease."""
+        """The progress of a unit, from 0 to 1; 1 ends its lease."""
         self._progress[unit] = share
         if share >= 1:
             self._leases.pop(unit, None)

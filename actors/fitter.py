@@ -1,7 +1,7 @@
-"""Ray Train worker: takes the next fit that nobody has, and leaves a file.
+"""Ray Train worker: takes the next free fit and writes a file.
 
-A fit is one cluster's generator, or "all" where the deltas are fitted together through the proxy. Whatever is
-killed, a finished fit is a file and is never fitted again, and an unfinished one goes on from its checkpoint.
+A fit is the generator of one cluster, or "all" where the deltas are fitted together through the proxy. Whatever is
+killed, a finished fit is a file and is never repeated, and an unfinished one resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class FitTask:
-    """What a worker needs besides the run's context."""
+    """What a worker needs besides the context of the run."""
 
     context: RunContext
     clustering: Clustering
@@ -47,7 +47,7 @@ class FitTask:
 
 
 def fit_loop(config: dict[str, Any]) -> None:
-    """The loop of every Ray Train worker: take, fit, leave a file, until nothing is left."""
+    """The loop of every Ray Train worker: take a fit, write its file, until none is left."""
     task: FitTask = config["task"]
     torch.set_num_threads(task.context.settings.fit_threads)
     worker = ray.train.get_context()
@@ -62,7 +62,7 @@ def fit_loop(config: dict[str, Any]) -> None:
 
 
 def _group_name() -> str:
-    """One name for all workers of a group that started together; a restarted group has another."""
+    """One name for all workers of a group; a restarted group has a new one."""
     return str(ray.get_runtime_context().get_placement_group_id())
 
 

@@ -1,4 +1,4 @@
-"""Ray tasks that look at written shards again and leave small files of figures for the report."""
+"""Ray tasks that measure written shards and write small files of figures for the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK_SECONDS = 3600
 
 
 def measure_run(context: RunContext, names: list[str], key: bytes | None) -> None:
-    """Figures over a hash-sample of the shards called `names`; returns when their files are written."""
+    """Measure a hash-sample of the shards in `names`; returns when the figures are written."""
     chosen = measured_shards(names, context.settings.seed)
     measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
     num_images = sum(

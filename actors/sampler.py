@@ -62,7 +62,7 @@ class FitImageReader:
 def _all_of(
     chosen: dict[str, int], samples: Iterator[Sample | Rejection], shard: str, side: int, settings: Settings
 ) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
-    """As read_fit_images. Raises InputError if a chosen picture is not read: it has been when it was embedded."""
+    """Like read_fit_images. Raises InputError if a chosen picture cannot be read: it could when it was embedded."""
     left, why = set(chosen), ""
     try:
         for key, pixels, cluster in read_fit_images(samples, chosen, side=side, settings=settings):
@@ -72,6 +72,6 @@ def _all_of(
         why = f" ({error})"
     if left:
         raise InputError(
-            f"{shard}: {len(left):,} images that were embedded cannot be read now{why}, among them {min(left)}; "
-            "check the shard, then start again with a new --output"
+            f"{shard}: {len(left):,} images were embedded but cannot be read now{why}, among them {min(left)}; "
+            "check the shard, then run again with a new --output"
         )

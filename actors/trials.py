@@ -1,7 +1,7 @@
-"""What of an evaluation lives in Ray: collections decoded once into the object store, and Tune trials that train.
+"""The part of an evaluation in Ray: collections decoded once into the object store, and Tune trials that train.
 
-A trial's row is a file in the output, created once; while it trains, its last epoch is one too. So a finished trial is
-never run again and a killed one goes on, whatever of Tune's own state is left.
+The result of a trial is a file in the output, and so is its last epoch while it trains. So a finished trial is never
+repeated and a killed one resumes, whatever is left of the state of Tune.
 """
 
 from __future__ import annotations
@@ -62,14 +62,16 @@ from pipeline.surrogates.features import assignment_from_parquet
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3
-LOOKED_AT = 100  # images of every fit, of which a certificate says how visible the deltas are
+LOOKED_AT = 100  # images of every fit on which a certificate measures how visible the deltas are
 
 
 @dataclass(frozen=True)
 class EvaluationData:
     """References to everything that trials read; in the object store once per node.
 
-    arms    arm -> Arm; labels  labelling name -> Labels; facts  labelling name -> columns of its rows
+    arms       arm -> Arm
+    labels     labelling -> Labels
+    facts      (arm, labelling) -> columns of its rows
     denoisers  regime -> the Denoiser that it cleans with
     """
 
@@ -89,21 +91,21 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class Loading:
-    """A reference to what a task makes for the object store, and one to the little that the driver is told of it."""
+    """References to what a task puts into the object store, and to the little that the driver needs to know."""
 
     reference: Any
     receipt: Any
 
     def wait(self, seconds: float | None = LOAD_SECONDS) -> Any:
-        """What the driver is told, once the reference holds a value. Raises what the task raises, wrapped by Ray.
+        """What the driver needs to know, once the value exists. Raises what the task raises, wrapped by Ray.
 
-        seconds  after which it is given up; None: never
+        seconds  timeout; None: none
         """
         return ray.get(self.receipt, timeout=seconds)
 
 
 def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
-    """The largest hash of a key among the `at_most` smallest; None if there are no more keys than that."""
+    """The largest of the `at_most` smallest hashes of keys; None if there are no more keys than that."""
     task = ray.remote(smallest_hashes).options(num_cpus=1)
     waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
     parts = _answer(waiting)
@@ -114,20 +116,20 @@ def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | Non
 def load_collection(
     store: Store, shards: Sequence[str], side: int, limit: int | None = None, *, has_labels: bool = True
 ) -> Loading:
-    """The Collection of some shards, decoded by one task each; to wait tells what is left out, or raises InputError."""
+    """The Collection of some shards, decoded by one task each; waiting returns what is left out. Raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
     parts = [load.remote(store, [shard], side=side, limit=limit, has_labels=has_labels) for shard in shards]
     return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
 def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Loading:
-    """The Arm of a protected collection; waiting for it raises InputError if it does not fit the clean one."""
+    """The Arm of a protected collection; waiting raises InputError if it does not match the clean one."""
     return Loading(*ray.remote(_arm).options(num_cpus=1, num_returns=2).remote(name, store, protected, clean, test))
 
 
 @dataclass(frozen=True)
 class LoadedLabels:
-    """A labelling in the object store: reference to Labels, their digest, and columns of the rows of each arm."""
+    """A labelling in the object store: a reference to Labels, their digest, and columns for the rows of each arm."""
 
     labels: Any
     digest: str
@@ -137,7 +139,7 @@ class LoadedLabels:
 def label_collection(
     name: str, clean: Any, test: Any, arms: Mapping[str, Any], *, classes: str | None, concepts: str | None
 ) -> LoadedLabels:
-    """The labels that `name` gives to the clean and the test images. Raises SettingsError or InputError."""
+    """The labels that `name` gives the clean and the test images. Raises SettingsError or InputError."""
     task = ray.remote(_labelled).options(num_cpus=1, num_returns=2)
     labels, about = task.remote(name, classes, concepts, clean, test, list(arms), *arms.values())
     digest, facts = _answer(about)
@@ -161,7 +163,7 @@ def median_side(store: Store, shard: str) -> int:
 
 
 def look_at(arm: Any, clean: Any) -> tuple[float, list[tuple[float, float]]]:
-    """Epsilon of an arm, and (PSNR, SSIM) of some of its images beside the clean ones."""
+    """Epsilon of an arm, and (PSNR, SSIM) of some of its images against the clean ones."""
     found: tuple[float, list[tuple[float, float]]] = _answer(ray.remote(_look).options(num_cpus=1).remote(arm, clean))
     return found
 
@@ -174,8 +176,8 @@ def run_trials(
     gpus: float,
     done: Callable[[Trial], None],
 ) -> None:
-    """Train all of them as Tune trials; no scheduler stops any. Raises ScumbleError if one fails for good."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the caller's bar tells the progress
+    """Run all of them as Tune trials, none stopped early. Raises ScumbleError if one fails for good."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the caller shows the progress
     resources = {"cpu": cpus} | ({"gpu": gpus} if gpus else {})
     by_key = {trial.key: trial for trial in trials}
     with tempfile.TemporaryDirectory(prefix="scumble-tune-") as scratch:
@@ -240,7 +242,7 @@ def _keep(output: Store, trial: Trial, training: Training) -> None:
 
 
 class _Told(tune.Callback):  # type: ignore[misc]
-    """Tells of every finished trial."""
+    """Reports every finished trial."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -332,5 +334,5 @@ def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:
         return ours
     line = next((line for line in reversed(str(errors[0]).splitlines()) if line.strip()), type(errors[0]).__name__)
     return ClusterError(
-        f"{len(errors)} trials failed, the first with: {line.strip()[:300]}; start the same command again"
+        f"{len(errors)} trials failed, the first with: {line.strip()[:300]}; run the same command again"
     )

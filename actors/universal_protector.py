@@ -1,6 +1,6 @@
-"""Holds a universal generator and its surrogate: one shard in, one committed shard out, by the same transaction.
+"""Holds a universal generator and its surrogate: one shard in, one committed shard out, in the same transaction.
 
-No stage comes before it: every image is embedded here, and its nearest centroid is noted beside the shard.
+It needs no earlier stage: every image is embedded here, and its nearest centroid is written beside the shard.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from actors.cluster.batches import RunContext
 from actors.cluster.metrics import actor_recorder
-from actors.protector import Protector
+from actors.protector import Protector, transaction_of
 from pipeline import layout
 from pipeline.deltas.apply import ProtectedSample, ShardOutcome, write_protected
 from pipeline.deltas.load import load_universal_protection
@@ -36,7 +36,7 @@ class UniversalProtector(Protector):
         protection = load_universal_protection(context.output.read(layout.PROTECTION))
         settings = context.settings
         surrogate = surrogate_for(settings, context.device)
-        self.protection_sha256 = protection.sha256
+        self.transaction = transaction_of(context, protection.sha256)
         self.universal = UniversalDeltas(protection, surrogate, small_images=settings.small_images)
 
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:

@@ -1,4 +1,4 @@
-"""Ray Train worker of One for All: one generator, trained data-parallel, checkpointed, left as one file."""
+"""Ray Train worker of One for All: trains one generator data-parallel, with checkpoints, and writes one file."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ LOAD_SECONDS = 6 * 3600.0
 
 @dataclass(frozen=True)
 class UniversalTask:
-    """What every worker is told.
+    """What every worker needs.
 
-    output   folder of the protection; name, checkpoint  files in it
+    output   folder of the protection
+    name     its file in that folder
     squares  references to Squares in the object store
-    queue    handle of a FitQueue, which is told how far the training is
+    queue    handle of a FitQueue, which keeps the progress
     """
 
     settings: OneForAllSettings
@@ -58,7 +59,7 @@ class UniversalTask:
 def unpacked_squares(
     store: Store, shards: Sequence[str], settings: OneForAllSettings, *, side: int, share: float
 ) -> tuple[list[Any], list[LeftOut]]:
-    """References to the Squares of some shards, read by one task each; and what could not be read.
+    """References to the Squares of some shards, read by one task each, and what could not be read.
 
     Raises what a task raises, wrapped by Ray: InputError for a damaged shard.
     """
@@ -86,7 +87,7 @@ def _read(
 
 
 def universal_loop(config: dict[str, Any]) -> None:
-    """The loop of every worker: all take the same steps; the first keeps the checkpoint and writes the file."""
+    """The loop of every worker: all take the same steps; the first writes checkpoints and the file."""
     task: UniversalTask = config["task"]
     torch.set_num_threads(task.threads)
     is_first = ray.train.get_context().get_world_rank() == 0

@@ -1,4 +1,4 @@
-"""Holds a protection and its surrogate: one unit of new uploads in, what its commit will say out."""
+"""Holds a protection and its surrogate: one unit of new uploads in, the content of its commit out."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit
 
 RESTARTS = 3
-_WAITING = 2  # units of each actor: one in work, one at hand
-_SILENCES = 3  # in a row, and the run gives up
+_WAITING = 2  # units per actor: one in work, one queued
+_SILENCES = 3  # in a row before the run gives up
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class UploaderContext:
     """What every actor needs.
 
     key      secret of a texture, in memory only
-    weights  file of the surrogate's weights, on every node; None = where its library keeps them
+    weights  file of the surrogate's weights, on every node; None: where its library keeps them
     """
 
     places: Places
@@ -40,7 +40,7 @@ class UploaderContext:
 
 
 class Uploader:
-    """Ray actor. The commit itself stays with whoever holds the lease."""
+    """Ray actor. The commit itself is left to the holder of the lease."""
 
     def __init__(self, context: UploaderContext, device: str, threads: int, book: Any) -> None:
         self._places, self._threads, self._book = context.places, threads, book
@@ -54,11 +54,11 @@ class Uploader:
                 self._deltas = deltas_from(
                     context.protection, key=context.key, weights=weights, device=device, small_images=small
                 )
-        except Exception as error:  # of what is raised here, Ray would show the traceback
+        except Exception as error:  # raised here, Ray would print its traceback
             self._failure = Failure.of(error, "")
 
     def protect(self, unit: Unit) -> UnitResult | Failure:
-        """The unit's objects are in the output; its commit is not. A failure is a value, too."""
+        """Write the objects of a unit to the output, but not its commit. A failure is returned, not raised."""
         if self._failure is not None:
             return self._failure
         name = unit.items[0].name
@@ -70,10 +70,10 @@ class Uploader:
 
 
 def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers) -> Iterator[UnitResult]:
-    """Units spread over actors, answers as they come; only so many are taken from `units` as actors wait for.
+    """Spread units over actors; yields results as they come, and takes no more of `units` than actors wait for.
 
-    What is lost is asked for again; a unit may be done twice, and its commit is the caller's. Raises what a
-    worker failed with, or ClusterError if nothing helps, so that the caller's lease does not live on for nothing.
+    Lost units are submitted again: a unit may be processed twice, and committing it is left to the caller. Raises the
+    failure of a worker, or ClusterError if nothing helps, so that the caller does not hold its lease for nothing.
     """
     book, silences = attendance(), 0
     while True:
@@ -86,7 +86,7 @@ def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers
         except Silence as silence:
             silences += 1
             if silences == _SILENCES:
-                advice = "see what holds the cluster's CPUs; the next run goes on"
+                advice = "check what is using the CPUs of the cluster; the next run continues"
                 raise ClusterError(f"{silence}, {_SILENCES} times in a row: {advice}") from None
             units = chain(pool.asked, units)
         finally:
@@ -94,7 +94,7 @@ def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers
 
 
 class _Pool:
-    """Actors, and what they were asked."""
+    """Actors, and the units submitted to them."""
 
     def __init__(self, book: Any, context: UploaderContext, workers: Workers) -> None:
         options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None}
@@ -105,11 +105,11 @@ class _Pool:
 
     @property
     def asked(self) -> list[Unit]:
-        """Units without an answer."""
+        """Units without a result."""
         return [unit for _, unit in self._working.values()]
 
     def over(self, units: Iterator[Unit]) -> Iterator[UnitResult]:
-        """Raises Silence if answers are missing and nobody works."""
+        """Yields results. Raises Silence if some are missing and no worker is busy."""
         patience, free = Patience(self._book, PATIENCE_SECONDS), self._actors * _WAITING
         while True:
             while free and (unit := next(units, None)) is not None:

@@ -1,7 +1,7 @@
 """What people start: flags, the order of the stages, exit codes.
 
-Imported before anything else, so that Ctrl-C while the rest is imported ends a job as it does later: see interrupted.
-A job imports its steps, which takes seconds, only once its options are read: see importing.
+Imported before anything else, so that Ctrl-C during the other imports ends a job as cleanly as later: see interrupted.
+A job imports its steps, which takes seconds, only after parsing its options: see importing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pipeline.errors import ending
 
 
 def interrupted(*_: Any) -> None:
-    """Signal handler of a job that still imports: one line and the exit code, without a word from half an import."""
+    """Signal handler while a job imports: prints one line and exits, without noise from a half-finished import."""
     line, code = ending(KeyboardInterrupt())
     os.write(2, f"{line}\n".encode())
     os._exit(code)
@@ -27,7 +27,7 @@ _IS_COMMAND = sys.argv[:1] == ["-m"] or Path(sys.argv[0]).resolve().parent == Pa
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Around the imports of a job's steps: Ctrl-C among them ends a command as `interrupted` says."""
+    """Wrap the imports of a job's steps, so that Ctrl-C during them ends the command as `interrupted` says."""
     is_ours = _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:
         signal.signal(signal.SIGINT, interrupted)

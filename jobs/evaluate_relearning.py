@@ -1,4 +1,4 @@
-"""What does a protected collection still teach?  python jobs/evaluate_relearning.py --clean URL --protected uc=URL …"""
+"""Measure what a protected collection still teaches:  python jobs/evaluate_relearning.py --clean URL ..."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Settings(ApplySettings):
     method: Method = "uc"
     surrogate: str = DEFAULT_SURROGATE
     surrogate_weights: str | None = runtime(None)  # the fingerprint contains the weights' digest instead
-    surrogate_size: int | None = None  # input side in pixels; None = as the weights were trained
+    surrogate_size: int | None = None  # input side in pixels; None = see surrogates.surrogate.size_for
     clusters: int | None = None  # p; None = based on the number of images, see clusters_for
     cluster_space: ClusterSpace = "smoothed"
     restarts: int = 24

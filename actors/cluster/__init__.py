@@ -1,1 +1,1 @@
-"""What keeps Ray's cluster in hand: connecting, placing, streaming, failing, counting."""
+"""Ray plumbing: connection, placement, streams, failures, metrics."""

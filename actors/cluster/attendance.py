@@ -1,7 +1,7 @@
-"""Who is at work: workers sign while they are busy, so that a slow one can be told from one that is gone.
+"""Heartbeats: workers sign while they are busy, so that a slow one can be told from one that is gone.
 
-Ray can lose an answer for good, most often when a node is cut off for a moment: the task has vanished, or one message
-has, and nobody is told (ray-project/ray issues 44357, 62535, 62537). No clock alone can tell that from a large shard.
+Ray can lose a result for good, mostly when a node is cut off for a moment: a task or a message vanishes and nobody is
+told (ray-project/ray issues 44357, 62535, 62537). A timeout alone cannot tell that from a large shard.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster.failures import Failure, is_unavailable
 
-PATIENCE_SECONDS = 120.0  # without a sign of any; a worker imports torch before its first
+PATIENCE_SECONDS = 120.0  # without a heartbeat of any worker; a worker imports torch before its first one
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 60.0
 
 
 class Attendance:
-    """Ray actor beside the driver, where memory is dear: nothing here may import torch."""
+    """Ray actor next to the driver, where memory is scarce: nothing here may import torch."""
 
     def __init__(self) -> None:
         self._signed = time.monotonic()
         self._failure: Failure | None = None
 
     def sign(self) -> None:
-        """Somebody works."""
+        """A worker is busy."""
         self._signed = time.monotonic()
 
     def fail(self, failure: Failure) -> None:
-        """Somebody failed; the first failure is what the run ends with."""
+        """A worker failed; the run ends with the first failure."""
         self._failure = self._failure or failure
 
     def look(self) -> tuple[float, Failure | None]:
-        """Seconds since the last sign, and the first failure."""
+        """Seconds since the last heartbeat, and the first failure."""
         return time.monotonic() - self._signed, self._failure
 
 
@@ -51,7 +51,7 @@ def attendance() -> Any:
 
 @contextlib.contextmanager
 def signing(book: Any, shard: str, every_s: float = PATIENCE_SECONDS / 10) -> Iterator[None]:
-    """Sign while the block runs; tell of what it raises."""
+    """Sign while the block runs; report what it raises."""
     over = threading.Event()
 
     def sign() -> None:
@@ -71,16 +71,16 @@ def signing(book: Any, shard: str, every_s: float = PATIENCE_SECONDS / 10) -> It
 
 
 class Silence(Exception):
-    """Nobody has signed for a while, or none can be reached, and yet something is waited for."""
+    """Results are missing, and no worker has signed for a while or none can be reached."""
 
 
 class Patience:
-    """The driver's look at an Attendance, at most every few seconds."""
+    """The driver's check of an Attendance, at most every few seconds."""
 
     def __init__(self, book: Any, seconds: float) -> None:
         self._book, self._seconds = book, seconds
         self._looked = time.monotonic()
-        book.sign.remote()  # the silence starts now
+        book.sign.remote()  # the silence is counted from now
 
     def check(self) -> None:
         """Raise the first failure of a worker, or Silence if none has signed for too long."""
@@ -89,19 +89,19 @@ class Patience:
         self._looked = time.monotonic()
         try:
             silence, failure = ray.get(self._book.look.remote(), timeout=_LOOK_SECONDS)
-        except (GetTimeoutError, ActorUnavailableError):  # it is still starting, or the machine is that busy
+        except (GetTimeoutError, ActorUnavailableError):  # it is still starting, or the machine is overloaded
             return
         if failure is not None:
             raise failure.error()
         if silence > self._seconds:
-            raise Silence(f"no sign of any worker for {self._seconds:.0f} s")
+            raise Silence(f"no worker has given a sign of life for {self._seconds:.0f} s")
 
 
 @contextlib.contextmanager
 def told_to(book: Any) -> Iterator[None]:
-    """What a worker has told of goes before what Ray makes of it, which is a text.
+    """Prefer the failure that a worker has reported to what Ray makes of it, which is text.
 
-    Raises Silence where a worker could not be reached: what it was asked has to be asked again.
+    Raises Silence if a worker could not be reached: its tasks have to be submitted again.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ray's columns <-> our records: the only place that knows column names. One row is one shard."""
+"""Columns of Ray Data <-> our records: the only place that knows column names. One row is one shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every actor of a run is told: where to read and write, and under which settings."""
+    """What every actor of a run needs: where to read and write, and the settings."""
 
     source: Store
     output: Store
@@ -31,7 +31,7 @@ class RunContext:
 
 
 class Secret:
-    """A key on its way to an actor. Ray may write down what actors are made with: this shows nothing of itself."""
+    """A key on its way to an actor. Ray may log the arguments of actors, so this one has a repr that shows nothing."""
 
     def __init__(self, key: bytes | None = None) -> None:
         self.key = key
@@ -42,7 +42,7 @@ class Secret:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What an actor answers for one shard: enough for a bar, a rate and a profile, no pictures."""
+    """What an actor returns for one shard: enough for progress and profile, no pictures."""
 
     name: str
     images: int
@@ -66,13 +66,13 @@ def shards_of(batch: Batch) -> list[Shard]:
 
 
 def done_columns(done: Sequence[ShardDone]) -> dict[str, NDArray[Any]]:
-    """Outgoing columns of a stage that leaves its work in the store."""
+    """Outgoing columns of a stage whose results are in the store."""
     columns = {name: np.array([getattr(one, name) for one in done]) for name in _PLAIN}
     return columns | {"work": np.array([json.dumps(asdict(one.work)) for one in done])}
 
 
 def done_of(batch: Batch) -> list[ShardDone]:
-    """The answers of one outgoing batch, on the driver."""
+    """The results in one outgoing batch, on the driver."""
     rows = zip(*(batch[name] for name in (*_PLAIN, "work")), strict=True)
     return [ShardDone(str(n), int(i), int(r), int(b), float(s), Work(**json.loads(w))) for n, i, r, b, s, w in rows]
 

@@ -1,4 +1,4 @@
-"""What a check-up asks of a Ray cluster: the versions, space and GPUs of every node, each told by a task on it."""
+"""The check-up of a Ray cluster: versions, disk space and GPUs of every node, reported by a task on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself. Bytes are free ones; gpus are those that torch sees there."""
+    """What a node reports: free bytes, and the GPUs that torch sees there."""
 
     versions: Mapping[str, str]
     scratch_bytes: int
@@ -34,7 +34,7 @@ class NodeFacts:
 
 
 def facts() -> NodeFacts:
-    """Ray task: of the node it runs on."""
+    """Ray task: the facts of the node that it runs on."""
     import torch
 
     versions = library_versions() | {"ray": ray.__version__, "python": platform.python_version()}
@@ -44,12 +44,12 @@ def facts() -> NodeFacts:
 
 
 def check_cluster(asked: WorkerRequest) -> list[Finding]:
-    """The cluster that RAY_ADDRESS names, node by node; without one, that a private one would be started.
+    """Check the cluster at RAY_ADDRESS, node by node; without one, say that a private one would be started.
 
-    Raises ClusterError if it does not answer, or runs another version of Ray or Python.
+    Raises ClusterError if it does not answer, or runs a different version of Ray or Python.
     """
     if "RAY_ADDRESS" not in os.environ:
-        detail = f"{ray.__version__}; RAY_ADDRESS names no cluster, so a run starts a private one"
+        detail = f"{ray.__version__}; RAY_ADDRESS is not set, so a run starts a private cluster"
         return [Finding("ok", "ray", detail)]
     with connected(asked):
         return _check_nodes(asked)
@@ -63,7 +63,7 @@ def _check_nodes(asked: WorkerRequest) -> list[Finding]:
     try:
         workers_for(asked)
     except ClusterError as error:
-        advice = "start nodes that have it" + (", or leave --gpus-per-worker at 0" if asked.gpus_per_worker else "")
+        advice = "add such nodes" + (", or leave --gpus-per-worker at 0" if asked.gpus_per_worker else "")
         findings.append(Finding("error", "cluster", str(error), advice))
     waiting = {str(node["NodeManagerAddress"]): _ask(node) for node in nodes}
     ours = facts().versions
@@ -73,7 +73,7 @@ def _check_nodes(asked: WorkerRequest) -> list[Finding]:
 
 
 def _ask(node: Mapping[str, Any]) -> Any:
-    """A reference to the facts of a node; a GPU is shown to those tasks alone that ask for one."""
+    """A reference to the facts of a node; only tasks that request a GPU see one."""
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     gpus = 0.01 if node["Resources"].get("GPU") else 0
     return ray.remote(facts).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=there).remote()
@@ -84,16 +84,16 @@ def _check_node(address: str, reference: Any, ours: Mapping[str, str]) -> list[F
         told: NodeFacts = ray.get(reference, timeout=ANSWER_SECONDS)
     except GetTimeoutError:
         detail = f"no answer within {ANSWER_SECONDS:.0f} s"
-        return [Finding("warning", address, detail, "see what holds its GPUs, or whether its log names an error")]
+        return [Finding("warning", address, detail, "check what is using its GPUs, and its log for errors")]
     except RayError as error:
         line = str(error).strip().splitlines()[-1][:200]
         return [Finding("error", address, f"a task failed there: {line}", "is Scumble installed on this node?")]
     findings = compare_versions(ours, told.versions, address)
     if told.scratch_bytes < LEAST_SCRATCH_BYTES:
-        detail = f"{told.scratch_bytes / 1e9:.1f} GB of scratch are left"
-        findings.append(Finding("warning", address, detail, "shards are written there first, and Ray spills there"))
+        detail = f"{told.scratch_bytes / 1e9:.1f} GB of scratch space left"
+        findings.append(Finding("warning", address, detail, "shards are written there first, and Ray spills to it"))
     if told.shm_bytes is not None and told.shm_bytes < LEAST_SHM_BYTES // 4:  # most of it is Ray's by now
-        detail = f"{told.shm_bytes / 1e9:.1f} GB of /dev/shm are left"
+        detail = f"{told.shm_bytes / 1e9:.1f} GB of /dev/shm left"
         findings.append(Finding("warning", address, detail, "give its container more shared memory"))
     if told.gpus:
         findings.append(Finding("ok", address, f"torch sees {told.gpus} GPU"))

@@ -1,4 +1,4 @@
-"""Reach a Ray cluster, or start a private one, and ask what it has room for."""
+"""Join a Ray cluster, or start a private one, and find out what it has room for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes a
 
 
 class WorkerRequest(Protocol):
-    """What a job's settings say of the cluster."""
+    """What the settings of a job say about the cluster."""
 
     @property
     def workers(self) -> int | None: ...
@@ -38,12 +38,12 @@ class WorkerRequest(Protocol):
 
 @contextlib.contextmanager
 def connected(settings: WorkerRequest) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names (as inside a submitted job), else run a private one for the while.
+    """Join the cluster at RAY_ADDRESS (as inside a submitted job), else run a private one within the block.
 
-    Raises ClusterError if a cluster is named but does not answer within a minute, or is not to be joined.
+    Raises ClusterError if that cluster does not answer within a minute, or cannot be joined.
     """
     quiet = {"logging_level": "INFO" if settings.debug else "ERROR", "log_to_driver": settings.debug}
-    log_level = "info" if settings.debug else "fatal"  # of Ray's own processes: their inner workings are no user's
+    log_level = "info" if settings.debug else "fatal"  # of Ray's own processes: a user has no use for it
     if not settings.debug:  # it prints the tracebacks of workers on stdout, whatever log_to_driver says
         ray._private.worker.listen_error_messages = lambda *_: None
     if "RAY_ADDRESS" in os.environ:
@@ -61,8 +61,8 @@ def connected(settings: WorkerRequest) -> Iterator[None]:
 def _join(address: str, quiet: Mapping[str, Any]) -> None:
     if address.startswith(("http://", "https://")):  # what `ray job submit` wants; inside a job Ray sets another one
         raise ClusterError(
-            f"RAY_ADDRESS={address} is a dashboard's address: set it to HOST:PORT of the head (the port is 6379 unless "
-            "you chose another), send the job with `ray job submit`, or unset RAY_ADDRESS to run here"
+            f"RAY_ADDRESS={address} is the address of a dashboard: set it to HOST:PORT of the head (port 6379 unless "
+            "you chose another), submit the job with `ray job submit`, or unset RAY_ADDRESS to run here"
         )
     ray_constants.NUM_REDIS_GET_RETRIES = 1  # 20 is Ray's, at 40 s each
     try:
@@ -70,7 +70,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
             ray.init(address=address, **quiet)
     except RuntimeError as error:  # versions that differ
         raise ClusterError(
-            f"{one_line(error, 300)}: use one image, or one constraints.txt, for driver and cluster"
+            f"{one_line(error, 300)}: use the same image, or the same constraints.txt, for driver and cluster"
         ) from None
     except Exception as error:
         reason = f"the Ray cluster at RAY_ADDRESS does not answer ({one_line(error, 300)})"
@@ -79,7 +79,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _silenced(*, is_quiet: bool) -> Iterator[None]:
-    """Nothing on stderr for the while: before it has a log file, Ray's C++ writes there whatever is set."""
+    """Silence stderr within the block: until it has a log file, Ray's C++ writes there whatever is set."""
     if not is_quiet:
         yield
         return
@@ -96,7 +96,7 @@ def _silenced(*, is_quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(mine: Mapping[str, str]) -> Iterator[None]:
-    """Variables for the while."""
+    """Set variables within the block."""
     before = {name: os.environ.get(name) for name in (*mine, "RAY_AUTH_MODE")}  # Ray sets that one by itself
     os.environ.update(mine)
     try:
@@ -111,9 +111,9 @@ def _environment(mine: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private_cluster(quiet: Mapping[str, Any], log_level: str) -> Iterator[None]:
-    """A cluster of this machine alone, behind a token that only this process and its children know.
+    """A cluster of this machine only, behind a token that only this process and its children know.
 
-    Ray turns tokens on by itself unless RAY_AUTH_MODE says otherwise; ours keeps it from writing one to the home.
+    Ray turns tokens on unless RAY_AUTH_MODE says otherwise; ours keeps it from writing one to the home folder.
     """
     mine = {
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -133,7 +133,7 @@ def _private_cluster(quiet: Mapping[str, Any], log_level: str) -> Iterator[None]
 
 
 def _start(folder: str, quiet: Mapping[str, Any]) -> None:
-    """Raises ClusterError if the machine is too busy or too full for Ray to start."""
+    """Start Ray. Raises ClusterError if the machine is too busy or too full for it."""
     try:
         with _silenced(is_quiet=not quiet["log_to_driver"]):
             ray.init(
@@ -149,7 +149,7 @@ def _start(folder: str, quiet: Mapping[str, Any]) -> None:
 
 
 def _quiet_data(settings: WorkerRequest) -> None:
-    """Our own bars tell the progress, our own line the failure; a stage may wait for machines as long as it takes."""
+    """Progress and failures are reported by us, not by Ray; a stage may wait for machines as long as it takes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = settings.debug
     context.execution_options.verbose_progress = False
@@ -163,8 +163,8 @@ def _quiet_data(settings: WorkerRequest) -> None:
 def workers_for(settings: WorkerRequest) -> Workers:
     """Processes of a pool: one per GPU share, or one per CPU, unless --workers says otherwise.
 
-    The pool may grow as nodes join. Where an autoscaler is on, all of --workers are asked for at once. Raises
-    ClusterError if the cluster cannot have what is asked for: an actor that cannot be placed would wait for ever.
+    The pool may grow as nodes join. With an autoscaler, all of --workers are requested at once. Raises
+    ClusterError if the cluster can never provide them: an actor that cannot be placed would wait forever.
     """
     # of older autoscalers nothing is known: Ray Data asks them for a node at a time as long as a pool may grow
     grows = is_autoscaler_v2(fetch_from_server=True)
@@ -172,7 +172,7 @@ def workers_for(settings: WorkerRequest) -> Workers:
 
 
 def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
-    """As workers_for, but only what the nodes have room for now, and `most` at most: for groups that start together."""
+    """Like workers_for, but only what fits on the nodes now, and at most `most`: for groups that start together."""
     workers = min(filter(None, (settings.workers, most)), default=None)
     try:
         return place(_nodes(), settings.gpus_per_worker, workers=workers)

@@ -1,4 +1,4 @@
-"""Failures as data: an actor tells kind, message and shard, and the driver raises what they stand for."""
+"""Failures as data: an actor reports kind, message and shard, and the driver raises the matching exception."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INSIDE = ("cause", "__cause__", "__context__", "controller_failure", "_base_exc
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker tells of an exception: the name of its class, its text, and the shard it was busy with."""
+    """What a worker reports of an exception: the name of its class, its text, and the shard it was processing."""
 
     kind: str
     message: str
@@ -27,7 +27,7 @@ class Failure:
         return cls(type(error).__name__, str(error), shard)
 
     def error(self) -> ScumbleError:
-        """The failure of ours that it was; any other is a ClusterError that names its type."""
+        """The ScumbleError that it was; anything else is a ClusterError that names its type."""
         message = one_line(self.message, 500)
         where = f"{self.shard}: " if self.shard and self.shard not in message else ""
         kind = getattr(errors, self.kind, None)
@@ -38,7 +38,7 @@ class Failure:
 
 @contextlib.contextmanager
 def ray_failures() -> Iterator[None]:
-    """Raise the failure of ours that Ray has wrapped; whatever else Ray raises becomes a ClusterError of one line."""
+    """Raise the ScumbleError that Ray has wrapped; anything else that Ray raises becomes a one-line ClusterError."""
     try:
         yield
     except Exception as error:
@@ -55,24 +55,26 @@ def _cluster_error(error: Exception) -> ClusterError:
     line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
     if isinstance(error, RayActorError | OutOfMemoryError):
         return ClusterError(
-            f"a worker process died too often ({line.partition('. ')[0].rstrip('.')[:120]}), most often for want of "
-            "memory: give it more, or choose fewer --workers, then start the same command again"
+            f"a worker process died too often ({line.partition('. ')[0].rstrip('.')[:120]}), most often for lack of "
+            "memory: give it more, or use fewer --workers, then run the same command again"
         )
     return _broken(f"{type(error).__name__}: {line[:300]}")
 
 
 def _broken(what: str) -> ClusterError:
-    return ClusterError(f"a worker failed: {what}; start the same command again, or add --debug")
+    return ClusterError(f"a worker failed: {what}; run the same command again, or add --debug")
 
 
 def ours_in(error: BaseException) -> ScumbleError | None:
-    """The first failure of ours among what an exception wraps."""
+    """The first ScumbleError among the exceptions that one wraps."""
     ours = (one for one in _wrapped_in(error) if isinstance(one, ScumbleError))
-    return next((one for one in ours if not isinstance(one, RayError)), None)  # Ray's twin bears a traceback as text
+    return next(
+        (one for one in ours if not isinstance(one, RayError)), None
+    )  # the copy that Ray makes has a traceback as its text
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """True if Ray could not reach an actor for a moment: it may be alive, and may have done what it was asked."""
+    """True if Ray could not reach an actor for a moment: it may be alive, and may have done its task."""
     return any(isinstance(one, ActorUnavailableError) for one in _wrapped_in(error))
 
 

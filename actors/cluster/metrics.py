@@ -1,4 +1,4 @@
-"""Metrics inside of Ray: the node's agent exports what processes of a cluster report, with `ray_` before every name."""
+"""Metrics inside Ray: the agent of a node exports what its processes report, with `ray_` before every name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MADE: dict[str, Any] = {}  # of this process: a second object of one name would
 
 
 class RayRecorder:
-    """Reports through ray.util.metrics; only inside of a cluster."""
+    """Reports through ray.util.metrics; only inside a cluster."""
 
     def record(self, metric: Metric, value: float, **labels: str) -> None:
         """As pipeline.metrics.Recorder says."""
@@ -35,13 +35,13 @@ def _make(metric: Metric) -> Any:
 
 
 def recorder() -> Recorder:
-    """Where this process reports: to the cluster that it is in, else nowhere. Ray is not imported for its sake."""
+    """Where this process reports: to the cluster that it is in, else nowhere. Never imports Ray."""
     ray = sys.modules.get("ray")
     return RayRecorder() if ray is not None and ray.is_initialized() else Silent()
 
 
 def actor_recorder(stage: str) -> Recorder:
-    """The recorder of an actor that is just being built; one that replaces a dead one is counted as a restart."""
+    """The recorder of an actor that is being built; counts a restart if the actor replaces a dead one."""
     found = recorder()
     if isinstance(found, RayRecorder):
         import ray
@@ -53,7 +53,7 @@ def actor_recorder(stage: str) -> Recorder:
 
 
 def worker_name() -> str:
-    """The name of this actor; outside of Ray that of the process."""
+    """The id of this actor; outside Ray that of the process."""
     ray = sys.modules.get("ray")
     found = ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
     return str(found or os.getpid())

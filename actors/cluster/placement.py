@@ -1,4 +1,4 @@
-"""Who gets how many CPUs and GPUs: arithmetic over what nodes have, without Ray."""
+"""How many CPUs and GPUs each worker gets: arithmetic over the resources of nodes, without Ray."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ClusterError
 
-MANY = 1_000_000  # processes of a pool that nobody has bounded
+MANY = 1_000_000  # processes of an unbounded pool
 _SLACK = 1e-9  # 1 / 0.1 is a little less than 10
 
 Resources = Mapping[str, float]  # of a node, as Ray names them: "CPU", "GPU"
@@ -16,10 +16,10 @@ Resources = Mapping[str, float]  # of a node, as Ray names them: "CPU", "GPU"
 
 @dataclass(frozen=True)
 class Workers:
-    """How a stage is spread: processes, each with so many CPUs (threads) and GPUs.
+    """How a stage is spread over processes, each with its CPUs (threads) and GPUs.
 
-    count  processes that are asked for at once
-    most   processes to which a pool may grow as nodes join
+    count  processes to request at once
+    most   processes that a pool may grow to as nodes join
     """
 
     count: int
@@ -43,13 +43,14 @@ class Workers:
 
 
 def place(nodes: Sequence[Resources], gpus: float, *, workers: int | None = None, grows: bool = False) -> Workers:
-    """Processes of `gpus` GPUs each, all of one size: as many as fit, or `workers`, each with as many CPUs as then fit.
+    """Processes of one size with `gpus` GPUs each: as many as fit, or `workers`, with as many CPUs as then fit.
 
     nodes    what each node has
-    workers  wanted processes; None: one per GPU share, or one per CPU
-    grows    whether an autoscaler may start nodes: it goes by the processes that wait for one
+    workers  requested processes; None: one per GPU share, or one per CPU
+    grows    whether an autoscaler may add nodes: it looks at the processes that wait for one
+
     A CPU counts where a process can be placed, so a GPU process is never sized by a node without GPUs.
-    Raises ClusterError if no node has room for one process, and none will come.
+    Raises ClusterError if no node has room for one process and none will be added.
     """
     shapes = Counter(_shape(node) for node in nodes)
     possible = _fit(shapes, 1, gpus)
@@ -67,7 +68,7 @@ def _shape(node: Resources) -> tuple[float, float]:
 
 
 def _fit(shapes: Mapping[tuple[float, float], int], cpus: int, gpus: float) -> int:
-    """Processes of `cpus` and `gpus` that have room; a share of a GPU is never split over two."""
+    """How many processes of `cpus` and `gpus` fit; a share of a GPU is never split over two."""
     total = 0
     for (have_cpus, have_gpus), count in shapes.items():
         room = int(have_cpus // cpus)

@@ -1,4 +1,4 @@
-"""Shards through a pool of actors of Ray Data: answers as they come, failures as data, and whatever is lost again."""
+"""Stream shards through a pool of Ray Data actors: results as they come, failures as data, lost shards again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from actors.cluster.failures import ray_failures
 from actors.cluster.placement import Workers
 from pipeline.records import Shard
 
-RESTARTS = 3  # of one actor, and so of one shard that kills it, before the run gives up
-SHARE = 4_000  # a block gets one of so many parts of the shards that are left: few blocks, and single shards at the end
+RESTARTS = 3  # of one actor, so of a shard that kills it, before the run gives up
+SHARE = 4_000  # a block takes 1/SHARE of the remaining shards: few blocks, and single shards at the end
 
 _T = TypeVar("_T")
 
 
 class Attended:
-    """Ray Data actor around an actor of a stage: signs while that is busy, and tells of what it raises."""
+    """Ray Data actor around an actor of a stage: signs while that one is busy, and reports what it raises."""
 
     def __init__(self, book: Any, every_s: float, actor: type, arguments: tuple[Any, ...]) -> None:
         self._book, self._every_s = book, every_s
@@ -34,7 +34,7 @@ class Attended:
         try:
             with signing(book, "", every_s):
                 self._actor = actor(*arguments)
-        except Exception as error:  # were it raised here, Ray would show its traceback and start the actor again
+        except Exception as error:  # raised here, Ray would print its traceback and restart the actor
             self._error = error
 
     def __call__(self, batch: Batch) -> Any:
@@ -45,7 +45,7 @@ class Attended:
 
 
 class _Watch(ExecutionCallback):  # type: ignore[misc]
-    """Ends an execution in which nobody works; by the clock alone Ray Data would end slow ones, too."""
+    """Ends an execution in which no worker is busy; a timeout alone would end slow ones too."""
 
     def __init__(self, book: Any, seconds: float) -> None:
         self._patience = Patience(book, seconds)
@@ -57,28 +57,28 @@ class _Watch(ExecutionCallback):  # type: ignore[misc]
 def over_shards(
     shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers
 ) -> Iterator[ShardDone]:
-    """Send shards through one pool of actors, which grows as nodes join; yields answers one by one as they come.
+    """Send shards through one pool of actors, which grows as nodes join; yields results one by one as they come.
 
-    Raises the ScumbleError that a worker has told of, else ClusterError.
+    Raises the ScumbleError that a worker has reported, else ClusterError.
     """
     left = {shard.name: shard for shard in shards}
 
     def answers(dataset: Any) -> Iterator[ShardDone]:
-        dataset.context.target_max_block_size = 1  # an answer is a block of its own and waits for no other
+        dataset.context.target_max_block_size = 1  # each result is a block of its own and waits for no other
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             for done in done_of(batch):
-                if left.pop(done.name, None) is not None:  # an actor that was restarted answers twice
+                if left.pop(done.name, None) is not None:  # a restarted actor may answer twice
                     yield done
 
     yield from _until_answered(left, actor, arguments, workers, answers)
 
 
 def collected(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], workers: Workers) -> list[Any]:
-    """As over_shards, but the answers, Arrow tables in any order, stay in Ray's object store: references to them."""
+    """Like over_shards, but the results, Arrow tables in any order, stay in Ray's object store; returns references."""
     left = {shard.name: shard for shard in shards}
 
     def tables(dataset: Any) -> Iterator[Any]:
-        # materialize() would ask every process for its memory afterwards, and wait for those that do not answer
+        # materialize() asks every process for its memory afterwards, and waits for those that do not answer
         references = [one for bundle in dataset.iter_internal_ref_bundles() for one in bundle.block_refs]
         left.clear()
         yield from references
@@ -93,9 +93,9 @@ def _until_answered(
     workers: Workers,
     answers: Callable[[Any], Iterator[_T]],
 ) -> Iterator[_T]:
-    """One pool until `answers` has taken every shard out of `left`; another one for what is lost.
+    """Run one pool until `answers` has taken every shard out of `left`; start another for what is lost.
 
-    An actor may do a shard twice, at any time, and publishes it once.
+    An actor may process a shard twice, at any time, but publishes it once.
     """
     if not left:
         return
@@ -112,14 +112,14 @@ def _until_answered(
                     dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience)]
                     yield from answers(dataset)
             except Silence as silence:
-                again = f"asking again for the {len(left):,} shards that are left"
+                again = f"submitting the {len(left):,} remaining shards again"
                 print(f"warning: {silence}; {again}", file=sys.stderr, flush=True)
                 # no machine may be free yet
                 patience = 2 * patience if len(left) == before else PATIENCE_SECONDS
 
 
 def block_sizes(count: int) -> list[int]:
-    """Shards of each block: ever fewer, so that many are few blocks and yet no worker ends long after the others.
+    """Shards per block, ever fewer: few blocks for many shards, and yet no worker ends long after the others.
 
     Source: guided self-scheduling, Polychronopoulos and Kuck, IEEE Transactions on Computers 1987.
     """
@@ -140,7 +140,7 @@ def _dataset(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], w
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*", category=DeprecationWarning)
     first = min(workers.count, len(blocks))
     return ray.data.from_blocks(blocks).map_batches(
-        type(actor.__name__, (Attended,), {}),  # its processes bear the name of what they do
+        type(actor.__name__, (Attended,), {}),  # names its processes after what they do
         fn_constructor_args=arguments,
         batch_size=1,
         compute=ActorPoolStrategy(min_size=first, max_size=max(first, min(workers.most, len(blocks)))),

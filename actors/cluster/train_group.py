@@ -1,4 +1,4 @@
-"""A group of Ray Train workers that run one loop to its end, whoever of them dies."""
+"""A group of Ray Train workers that run one loop to its end, even if some of them die."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RESTARTS = 3  # of the whole group
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Leaves Ctrl-C to the job: Ray's own handler, which stays for good, would end the process with exit code 0."""
+    """Leaves Ctrl-C to the job: Ray's own handler, once installed, ends the process with exit code 0."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         return
 
 
 def train_group(loop: Callable[[dict[str, Any]], None], task: Any, workers: Workers, name: str) -> None:
-    """Run `loop` with {"task": task} in every worker; returns when all are done. Raises what Ray Train raises."""
+    """Run `loop` with {"task": task} in every worker, until all are done. Raises what Ray Train raises."""
     with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch:
         _Trainer(
             loop,

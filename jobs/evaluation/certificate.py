@@ -1,4 +1,4 @@
-"""The last step of an audit: a certificate for every protection whose battery, fits and trainings are complete."""
+"""The last step of an audit: a certificate for each protection whose battery, fits and trainings are complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRIVATE = {"debug", "dry_run", "clean", "test", "protected", "output", "workers
 
 
 def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loaded) -> None:
-    """Where a battery was asked for: write certificate and page and say where, or say what each protection lacks."""
+    """If a whole battery was run: write certificates and their page, or print what each protection lacks."""
     if not any(set(battery) <= set(settings.regimes) for battery in BATTERIES.values()):
         return
     made = [one for name in settings.protected if (one := _certified(settings, name, rows, loaded)) is not None]
@@ -38,7 +38,7 @@ def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loade
     found = Certificates(tuple(made))
     loaded.output.put(CERTIFICATE, found.to_bytes())
     loaded.output.put(PAGE, found.page().encode())
-    print(f"certificate  {loaded.output.url}/{PAGE}, and for verify.py {loaded.output.url}/{CERTIFICATE}")
+    print(f"certificate  {loaded.output.url}/{PAGE}; for verify.py: {loaded.output.url}/{CERTIFICATE}")
 
 
 def _certified(settings: EvaluationSettings, name: str, rows: Sequence[Row], loaded: Loaded) -> Certificate | None:

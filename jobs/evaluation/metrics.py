@@ -1,4 +1,4 @@
-"""What targets have relearned so far, told to whoever watches the metrics while an evaluation goes on."""
+"""What targets have relearned so far, reported as metrics while an evaluation runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEEDED = ("protection", "fit", "labelling", "share", "target", "regime", "accur
 
 
 class RelearnedSoFar:
-    """Figures of the trials that are finished: one row of a few fields is kept of each."""
+    """Figures of the finished trials; keeps a few fields of each."""
 
     def __init__(self, settings: EvaluationSettings, output: Store, finished: Iterable[Trial]) -> None:
         self._output, self._labelling = output, settings.labellings[0]

@@ -1,4 +1,4 @@
-"""The flags of a relearning evaluation, written out and grouped; what they mean is settled in pipeline.relearning."""
+"""The flags of a relearning evaluation, in groups; pipeline.relearning defines what they mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from jobs.shared.cli import Parser, defaults_of, given_options
 from pipeline.errors import SettingsError
-from pipeline.relearning.evaluation import PRESETS, RECIPES, EvaluationSettings, evaluation_from
+from pipeline.relearning.evaluation import EvaluationSettings, evaluation_from
 from pipeline.relearning.labels.names import parse_labelling
+from pipeline.relearning.presets import PRESETS, RECIPES
 from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.targets import parse_target
 
@@ -34,9 +35,9 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   compressed    iss-jpeg10, iss-gray, iss-bits2, and with -train on training images alone
   smoothed      smooth-0.5, smooth-1, smooth-2, smooth-uc, on training images alone
   filtered      equalise, spectral, highpass:C, lowpass:C (C cycles per image, any number above 0)
-  looked for    subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
+  estimated     subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
   cleaned       self-pairs, purify, leaked-pairs:N (a denoiser, see below)
-  told more     adabn, dfr, few-clean (clean images), delta-known (the deltas)
+  informed      adabn, dfr, few-clean (clean images), delta-known (the deltas)
 
 An adversary may protect other pictures with this product and train a denoiser on the pairs. This does the same:
 
@@ -52,7 +53,7 @@ A regime that was not tried may recover more than any of these.
 
 
 def named_urls(text: str) -> tuple[str, tuple[str, ...]]:
-    """NAME=URL, or NAME=URL,URL,…; a comma within braces or brackets belongs to its URL."""
+    """NAME=URL or NAME=URL,URL,...; a comma within braces or brackets belongs to its URL."""
     name, _, rest = text.partition("=")
     urls = tuple(part.strip() for part in re.split(r",(?![^\[]*\])(?![^{]*\})", rest))
     if not name or not all(urls):
@@ -61,7 +62,7 @@ def named_urls(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def two_urls(text: str) -> tuple[str, str]:
-    """OTHER=THEIRS; with more than one = nobody could tell where the first URL ends."""
+    """OTHER=THEIRS; refuses a second =, because it would be unclear where the first URL ends."""
     first, found, second = text.partition("=")
     if not found or not first or not second or "=" in second:
         raise ValueError(text)
@@ -69,17 +70,17 @@ def two_urls(text: str) -> tuple[str, str]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Separated by commas; those inside of [ ] belong to one word."""
+    """Split at commas, but not within [ ]."""
     return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Integers between commas."""
+    """Integers separated by commas."""
     return tuple(int(part) for part in words(text))
 
 
 def evaluation_parser() -> Parser:
-    """All options; none has a default here, so that what was given can be told apart."""
+    """All options; none has a default here, so that it is known which ones were given."""
     usage = (
         "evaluate_relearning.py --clean URL --protected NAME=URL[,URL ...] [NAME=URL ...] --test URL --output URL "
         "[options]"

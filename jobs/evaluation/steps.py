@@ -1,4 +1,4 @@
-"""The steps of a relearning evaluation: refuse what cannot be, load, plan, train what is left, write what was found."""
+"""The steps of a relearning evaluation: check, load, plan, train what is left, write the results."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Denoising:
 
 
 def check_names(settings: EvaluationSettings) -> None:
-    """Raise SettingsError for a surrogate or a regime's options that do not exist, before anything is read."""
+    """Raise SettingsError for an unknown surrogate or option of a regime, before anything is read."""
     for target in settings.targets:
         check_target(target)
     for regime in settings.regimes:
@@ -92,7 +92,7 @@ def check_names(settings: EvaluationSettings) -> None:
 
 
 def load_collections(settings: EvaluationSettings) -> Loaded:
-    """Decode every collection once. Raises SettingsError if they do not fit each other."""
+    """Decode every collection once. Raises SettingsError if they do not match each other."""
     with _refused(), ray_failures():
         workers = workers_for(settings)
         stores, pairs = _stores(settings), _pair_stores(settings)
@@ -132,7 +132,7 @@ def train_denoisers(
     pair_stores: Sequence[tuple[Store, list[Entry]]],
     evaluated: tuple[Any, ...],
 ) -> dict[str, Denoising]:
-    """Train the denoisers that regimes share, or find them below the output; says what each gains.
+    """Train the denoisers that regimes share, or find them in the output; prints how much each gains.
 
     evaluated  references to the Collections that no picture of the pairs may be in
     """
@@ -155,26 +155,26 @@ def train_denoisers(
             bar.step(name)
             on = f"{facts.num_pictures:,} {'pairs' if name != PURIFY else 'pictures'}"
             how = f"{facts.num_steps:,} steps" if facts.is_new else "trained before"
-            print(f"denoiser     {name}: gains {facts.gain_db:.1f} dB on held-out ones of its {on}; {how}")
+            print(f"denoiser     {name}: gains {facts.gain_db:.1f} dB on the held-out part of its {on}; {how}")
             found[name] = Denoising(made.reference, facts.digest)
     return found
 
 
 def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
-    """All trials; says how many there are."""
+    """All trials; prints how many there are."""
     labels = {name: found.digest for name, found in loaded.labels.items()}
     cleaning = {name: found.digest for name, found in loaded.denoisers.items()}
     trials = settings.trials(loaded.digests, labels, cleaning | {LEAKED_PAIRS: DenoiserRecipe().digest()})
     loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
     print(f"collections  clean and {len(settings.arms)} protected, at {loaded.side} px")
     if loaded.left_out:
-        print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())}: not readable")
-    print(f"trials       {len(trials)}, {loaded.workers.count} at once")
+        print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())} unreadable")
+    print(f"trials       {len(trials)}, {loaded.workers.count} at a time")
     return trials
 
 
 def print_trials(settings: EvaluationSettings) -> int:
-    """Print what the evaluation would take, from a trial that is measured here; no Ray, nothing is written."""
+    """Print what the evaluation would take, estimated from a trial run here; uses no Ray and writes nothing."""
     stores = _stores(settings)
     store, entries = stores[CLEAN]
     side = settings.side or _within(shard_side(store, entries[0].name))
@@ -182,22 +182,20 @@ def print_trials(settings: EvaluationSettings) -> int:
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in found.images.items())
     print(f"images       about {counts}, at {side} px")
-    print(f"trials       {found.trials}, {workers} at once")
-    print(f"memory       {size(found.shared_bytes)} a node, and {size(found.trial_bytes)} for each trial on it")
+    print(f"trials       {found.trials}, {workers} at a time")
+    print(f"memory       {size(found.shared_bytes)} per node, plus {size(found.trial_bytes)} for each trial on it")
     spent = duration(found.seconds / min(workers, found.trials))
-    print(
-        f"time         about {spent}: {settings.targets[0]} under nt as measured here; others may take several times it"
-    )
+    print(f"time         about {spent}: {settings.targets[0]} under nt as measured here; others may take far longer")
     if found.denoiser_seconds:
-        each = f"{duration(found.denoiser_seconds)} at most, as measured on a CPU here"
+        each = f"at most {duration(found.denoiser_seconds)} each, as measured on a CPU here"
         shared = [f"one for {name}, before the trials" for name in settings.denoisers()]
-        own = [f"one in each trial of leaked pairs, {found.num_leaked} times"] if found.num_leaked else []
-        print(f"denoisers    {each}, for every one: {'; '.join(shared + own)}")
+        own = [f"{found.num_leaked} for leaked pairs, one per trial"] if found.num_leaked else []
+        print(f"denoisers    {each}: {'; '.join(shared + own)}")
     return cli.DONE
 
 
 def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
-    """Those without a row yet."""
+    """The trials without a result yet; prints how many are finished."""
     left = _unfinished(trials, output)
     if len(left) < len(trials):
         print(f"finished     {len(trials) - len(left)} trials, {len(left)} left")
@@ -210,7 +208,7 @@ def _unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
 
 
 def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
-    """Run those that have no row yet in Tune."""
+    """Run the trials that have no result yet in Tune."""
     left = left_of(trials, loaded.output)
     if not left:
         return
@@ -230,7 +228,7 @@ def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence
         threads=loaded.workers.threads,
         denoisers={name: found.reference for name, found in loaded.denoisers.items()},
     )
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job as any other: every epoch is kept anyway
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job like any other: every epoch is kept anyway
     with ray_failures(), progress("relearn", len(left), "trial") as bar:
 
         def done(trial: Trial) -> None:
@@ -239,11 +237,13 @@ def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence
 
         run_trials(left, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=done)
     if stopped := _unfinished(left, loaded.output):
-        raise ClusterError(f"stopped with {len(stopped)} of {len(trials)} trials left; start the same command to go on")
+        raise ClusterError(
+            f"stopped with {len(stopped)} of {len(trials)} trials left; run the same command again to resume"
+        )
 
 
 def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> list[dict[str, Any]]:
-    """Write tables and report; print the figure of every protection. The rows of all trials."""
+    """Write tables and report, and print the figure of every protection; returns the rows of all trials."""
     from pipeline.relearning.report.evaluation_page import (  # matplotlib, at the end only
         EvaluationAbout,
         write_relearning_report,
@@ -279,7 +279,7 @@ def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -
 
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
-    """Median shorter side of the first shard's first images, within what targets are built for."""
+    """Median shorter side of the first images of the first shard, within what targets are built for."""
     return _within(median_side(store, entries[0].name))
 
 
@@ -288,7 +288,7 @@ def _within(side: int) -> int:
 
 
 def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
-    """Store and shards of every collection. Raises InputError, SettingsError if the output would lie in one."""
+    """Store and shards of every collection. Raises InputError, SettingsError if the output is inside one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
     stores = {name: list_input(url) for name, url in urls.items()}
     for store, _ in stores.values():
@@ -306,7 +306,7 @@ def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Entry]]
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """Data that do not fit are refused like options that do not: before any training, with exit code 2."""
+    """Refuse unsuitable data like unsuitable options: before any training, with exit code 2."""
     try:
         yield
     except InputError as error:

@@ -1,1 +1,1 @@
-"""Steps of doctor, status and verify, which look at what is there."""
+"""Steps of doctor, status and verify, which inspect an output or a machine."""

@@ -1,4 +1,4 @@
-"""What doctor looks for, the quick findings first."""
+"""The checks of doctor, the quick ones first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.storage.store import Store
 
 
 def check_up(given: dict[str, Any]) -> Iterator[Finding]:
-    """One finding after the other, the quick ones first."""
+    """Yields one finding after another, the quick ones first."""
     asked = SimpleNamespace(
         workers=given.get("workers"), gpus_per_worker=given.get("gpus_per_worker", 0.0), debug=bool(given.get("debug"))
     )
@@ -45,7 +45,7 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _input(url: str, shards: list[Entry], sources: list[Store]) -> list[Finding]:
-    sources.append(Store(url))  # what cannot be listed may be the output all the same
+    sources.append(Store(url))  # even if it cannot be listed, it may be the same place as the output
     listed, findings = check_input(url)
     sources[:] = [listed.store]
     shards += listed.shards
@@ -53,6 +53,6 @@ def _input(url: str, shards: list[Entry], sources: list[Store]) -> list[Finding]
 
 
 def _cluster(asked: Any) -> list[Finding]:
-    from actors.cluster.checkup import check_cluster  # takes a second to import: the lines before it come at once
+    from actors.cluster.checkup import check_cluster  # takes a second to import: print the findings before it first
 
     return check_cluster(asked)

@@ -1,4 +1,4 @@
-"""What a run has done so far, counted from its commits or from the ledger of its uploads."""
+"""The progress of a run, counted from its commits or from the ledger of its uploads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.uploads.summary import LastRun
 
 
 def status_of(output: Store) -> dict[str, Any]:
-    """Counts over all commits of an output. Raises InputError if no run has begun there."""
+    """Counts over all commits of an output. Raises InputError if no run was started there."""
     record = read_run(output)
     totals, total = totals_of(output), record.num_shards
     return {
@@ -54,7 +54,7 @@ def uploads_status_of(output: Store) -> dict[str, Any]:
 
 
 def _stage(output: Store, total: int) -> str:
-    """How far the run got, by what it left behind."""
+    """How far the run got, judging by what it wrote."""
     if output.info(layout.REPORT) is not None:
         return "report written"
     if output.info(layout.PROTECTION) is not None:

@@ -1,4 +1,4 @@
-"""The checks of verify: every file that counts is read again and compared with its record, and with its original."""
+"""The checks of verify: every committed file is read again and compared with its record and its original."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AHEAD = 64  # files that are handed to threads before the first of them is done
 
 
 def certified_as(output: Store, file: Path) -> str:
-    """What the certificate says of this collection; "" if it is about others. Raises InputError."""
+    """What the certificate says about this collection; "" if it is about others. Raises InputError."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -39,12 +39,12 @@ def certified_as(output: Store, file: Path) -> str:
     if found is None:
         return ""
     one, number = found
-    worst = f"at most {one.worst.accuracy:.1%} relearned ({one.worst.regime}), clean images {one.clean.accuracy:.1%}"
+    worst = f"at most {one.worst.accuracy:.1%} relearned ({one.worst.regime}), {one.clean.accuracy:.1%} on clean images"
     return f"fit {number} of {len(one.fits)} of {one.protection}: {worst}; battery {one.battery}"
 
 
 def check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
-    """Every shard that has a commit."""
+    """Check every shard that has a commit."""
     record = read_run(output)
     settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
     source = resolve_input(originals).store if originals else None
@@ -64,11 +64,13 @@ def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> Shard
 
 
 def check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
-    """Every output that the ledger has a row for."""
+    """Check every output that has a row in the ledger."""
     origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
     settings = Settings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
     source = Store(originals) if originals else None
-    problems = [f"{name}: lies in the output without a row, so it does not count" for name in strangers(output)]
+    problems = [
+        f"{name}: in the output without a row in the ledger, so it does not count" for name in strangers(output)
+    ]
     found = ShardCheck("", problems, files=0)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     total = sum(1 for _ in written_rows(output))
@@ -96,30 +98,30 @@ def _check(
         check = ShardCheck(shard, [str(error)])
     check.lost = losses_of(shard, refused)
     if commit.fingerprint != record.fingerprint:
-        check.fail("", f"the commit bears fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
+        check.fail("", f"its commit has fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
     return check
 
 
 def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[str]:
-    """What is planned but not committed, and what lies there without a commit."""
+    """What is planned but not committed, and what is in the output without a commit."""
     problems = []
     if len(committed) != record.num_shards:
         problems.append(
             f"{record.num_shards - len(committed)} of {record.num_shards} shards are not committed: "
-            "start the protection job again to finish"
+            "run the protection job again to finish"
         )
     strangers = sorted(there.difference(committed) - {n for n in there if n.startswith(f"{RUN_FOLDER}/")})
-    return problems + [f"{name}: lies in the output without a commit, so it does not count" for name in strangers]
+    return problems + [f"{name}: in the output without a commit, so it does not count" for name in strangers]
 
 
 def print_result(found: ShardCheck, *, with_originals: bool) -> None:
-    """What was counted and compared, the first problems, and the verdict."""
+    """Print what was checked, the first problems, and the verdict."""
     print(f"files        {found.files} re-read and re-hashed")
     print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
     if with_originals and found.files:
         exact = f"in {found.num_exact} files written without loss"
         print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
-        print(f"             largest change {found.max_abs_delta} levels in any decoded file, lossy codec included")
+        print(f"             largest change {found.max_abs_delta} levels in any decoded file, including lossy codecs")
     for line in found.problems[:50]:
         print(f"problem      {line}")
     print(f"result       {f'{len(found.problems)} problems' if found.problems else 'ok'}")

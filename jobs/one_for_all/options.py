@@ -1,4 +1,4 @@
-"""The flags of the training of a universal generator; what they mean is settled in pipeline.one_for_all.settings."""
+"""The flags for training a universal generator; pipeline.one_for_all.settings defines what they mean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ to work on others; jobs/evaluate_relearning.py measures how well it does.
 
 
 def one_for_all_parser() -> Parser:
-    """All options; none has a default here, so that what was given can be told apart."""
+    """All options; none has a default here, so that it is known which ones were given."""
     parser = Parser(
         prog="train_one_for_all.py",
         usage="train_one_for_all.py --input URL [URL ...] --output FILE [options]",

@@ -1,4 +1,4 @@
-"""The steps of training a universal generator: refuse what cannot be, read the pictures, train, show."""
+"""The steps of training a universal generator: check, read the pictures, train, report."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class UniversalTraining:
             f"generator    width {settings.width}, {settings.blocks} blocks, {side} px, "
             f"epsilon {settings.epsilon * 255:g}/255, {settings.loss}",
         ]
-        return "\n".join(lines + (["trained      already: nothing is left to do"] if self.is_done else []))
+        return "\n".join(lines + (["trained      already; nothing to do"] if self.is_done else []))
 
 
 def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
-    """List the input, load surrogate and concepts, find out whether the output is there. Raises a ScumbleError."""
+    """List the input, load surrogate and concepts, look whether the output is finished. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
     sources = tuple(list_input(url) for url in settings.input)
     surrogate = surrogate_for(settings, "cpu")
@@ -88,12 +88,12 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
         return False
     there = load_protection(output.read(name))
     if there.fingerprint != fingerprint:
-        raise ConflictError(f"{settings.output} is another protection: choose another --output, or --overwrite")
+        raise ConflictError(f"{settings.output} holds another protection: choose another --output, or add --overwrite")
     return True
 
 
 def load_squares(run: UniversalTraining) -> list[Any]:
-    """References to the training pictures in the object store; what is left out is said on stderr."""
+    """References to the training pictures in the object store; warns about what is left out."""
     settings = run.settings
     side = square_side(settings.side_for(run.surrogate.input_size))
     share = 1.0
@@ -114,7 +114,7 @@ def load_squares(run: UniversalTraining) -> list[Any]:
 
 
 def train_generator(run: UniversalTraining, squares: list[Any]) -> None:
-    """Train in a group of Ray Train workers; whatever is killed, it goes on from the last checkpoint."""
+    """Train in a group of Ray Train workers; whatever is killed, training resumes from the last checkpoint."""
     with ray_failures():
         workers = _workers(run.settings)
         queue = ray.remote(num_cpus=0)(FitQueue).remote([UNIT])
@@ -131,7 +131,7 @@ def _workers(settings: OneForAllSettings) -> Workers:
 
 
 def report(run: UniversalTraining) -> int:
-    """Write the report beside the protection, and say how far embeddings were moved."""
+    """Write the report beside the protection, and print how far embeddings were moved."""
     from pipeline.one_for_all.page import write_training_report  # matplotlib: half a second, at the end only
 
     protection = load_universal_protection(run.output.read(run.name))

@@ -1,4 +1,4 @@
-"""--dry-run: the plan of a run, its time and its cost, printed from a few measured images."""
+"""--dry-run: the plan of a run with its time and cost, estimated from a few images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.report.page import duration
 
 
 def print_plan(run: Run) -> None:
-    """Measure a few images on this machine and print what the whole run would take."""
+    """Process a few images on this machine and print what the whole run would take."""
     settings, plan = run.settings, run.plan
     left = plan.left or plan.shards
     with run.source.open(left[0].name) as stream:
@@ -21,7 +21,7 @@ def print_plan(run: Run) -> None:
     print(f"images       about {predicted.images:,}, median {width}x{height} pixels (measured on {left[0].name})")
     print(f"clusters     {predicted.clusters}, surrogate {settings.surrogate} at {run.surrogate.input_size} px")
     how = f"{settings.generator} through the {settings.optimise_through}"
-    how = f"{run.given.generator}, of the protection given" if run.given else how
+    how = f"{run.given.generator}, from the given protection" if run.given else how
     print(f"delta        {how}, epsilon {settings.epsilon * 255:g}/255")
     print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
     _print_time(predicted, workers, run)
@@ -38,6 +38,6 @@ def _print_time(predicted: Estimate, workers: int, run: Run) -> None:
         hours = predicted.hours(workers, run.settings)
         cost = sum(hour * (price or 0.0) for hour, price in zip(hours, prices, strict=True))
         print(
-            f"cost         about {cost:,.2f} for {hours[0]:,.2f} GPU-hours and {hours[1]:,.2f} CPU-hours in use, "
+            f"cost         about {cost:,.2f} for {hours[0]:,.2f} GPU-hours and {hours[1]:,.2f} CPU-hours, "
             f"{cost / max(predicted.images, 1) * 1e6:,.2f} per million images"
         )

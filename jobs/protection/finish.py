@@ -1,4 +1,4 @@
-"""The end of a run: count the commits, write the report, say what came out, choose the exit code."""
+"""The end of a run: count the commits, write the report, print the result, choose the exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def finish_run(run: Run, status: StatusFile) -> int:
     data = report_data(run.output)
     total = len(run.plan.shards)
     if data.num_shards != total:
-        raise PromiseError(f"{data.num_shards} of {total} shards are committed: start the same command again")
+        raise PromiseError(f"{data.num_shards} of {total} shards are committed: run the same command again")
     share = data.num_quarantined / max(data.num_protected + data.num_quarantined, 1)
     code = cli.QUARANTINED if share > run.settings.max_quarantine or data.lost else cli.DONE
     counts = {"shards": total, "protected": data.num_protected, "quarantined": data.num_quarantined}
@@ -30,23 +30,23 @@ def finish_run(run: Run, status: StatusFile) -> int:
     cli.print_losses(data.lost, f"{run.settings.output}/{layout.REPORT}")
     if share > run.settings.max_quarantine:
         cli.warn(
-            f"{share:.1%} of the samples are in quarantine, --max-quarantine allows "
+            f"{share:.1%} of the samples were quarantined, --max-quarantine allows "
             f"{run.settings.max_quarantine:.1%}; see {run.settings.output}/{layout.QUARANTINE}/"
         )
     return code
 
 
 def _print_clusters(data: ReportData) -> None:
-    """Sizes, how far the starts of k-means lay apart, and a warning where delta moved few images."""
+    """Sizes, the spread of the k-means starts, and a warning where delta moved few images."""
     sizes = [row.images for row in data.clusters]
     spread = data.clustering.restart_inertias if data.clustering else ()
     starts = f", inertia of the starts {min(spread):.4g} to {max(spread):.4g}" if spread else ""
     print(f"clusters     {len(sizes)} of {min(sizes):,} to {max(sizes):,} images{starts}")
     if low := [str(row.index) for row in data.clusters if row.is_low]:
-        cli.warn(f"delta moved few images of clusters {', '.join(low)} to their target centroid; see the report")
+        cli.warn(f"delta moved few images of clusters {', '.join(low)} towards their target centroid; see the report")
 
 
 def publish_report(output: Store, data: ReportData) -> str:
-    """Put the page of a run into its output; where it is."""
+    """Write the report of a run into its output; returns where it is."""
     output.put(layout.REPORT, write_report(data).encode())
     return f"{output.url}/{layout.REPORT}"

@@ -1,4 +1,4 @@
-"""The flags of a protection run, written out and grouped. What they mean together is settled in pipeline.settings."""
+"""The flags of a protection run, in groups; pipeline.settings defines what they mean together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pixels(text: str) -> float:
 
 
 def protection_parser() -> Parser:
-    """All options of a protection run; none has a default here, so that what was given can be told apart."""
+    """All options of a protection run; none has a default here, so that it is known which ones were given."""
     usage = "protect_imagenet.py --input URL --output URL [options]"
     parser = Parser(
         prog="protect_imagenet.py",
@@ -87,7 +87,12 @@ def _surrogate(parser: Parser) -> None:
         "built in and needs no download",
     )
     add("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
-    add("--surrogate-size", type=int, metavar="PIXELS", help="side of embedded images (default: as it was trained)")
+    add(
+        "--surrogate-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of embedded images (default: 160 for images below 96 pixels, else as it was trained)",
+    )
     add("--clusters", type=int, metavar="P", help="number of clusters (default: one per 600 images, between 10 and 40)")
     add("--cluster-images", type=int, metavar="N", help="fit k-means on at most N images, assign the rest")
 

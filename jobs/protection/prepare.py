@@ -1,7 +1,8 @@
-"""Everything that can be refused is refused here, before Ray starts: settings, input, output, weights, keys."""
+"""Whatever can be refused is refused here, before Ray starts: settings, input, output, weights, keys."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,18 +11,22 @@ from jobs.shared import cli
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import AnyProtection, load_protection
-from pipeline.errors import ConflictError, SettingsError
+from pipeline.errors import ConflictError, SampleError, SettingsError
 from pipeline.fingerprint import sha256
 from pipeline.layout import RUN_FOLDER
+from pipeline.pictures.members import image_suffix
+from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
-from pipeline.runs.commits import make_plan, plan_to_parquet
+from pipeline.runs.plan import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of, read_run
 from pipeline.settings import Settings
 from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
 from pipeline.shards.tar import read_samples
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
-from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
+from pipeline.surrogates.surrogate import SMALL_SIDE, Surrogate, check_surrogate, size_for, surrogate_for
+
+_LOOKED_AT = 16  # images that tell whether a collection is one of small images
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Run:
 def prepare(settings: Settings) -> Run:
     """List the input once, check everything, compute the fingerprint, find the commits.
 
-    Raises a ScumbleError of one line for whatever would break the run later.
+    Raises a one-line ScumbleError for anything that would break the run later.
     """
     check_surrogate(settings.surrogate)
     output = Store(settings.output)
@@ -73,7 +78,7 @@ def prepare(settings: Settings) -> Run:
     if given is not None:
         settings = _as_fitted(settings, given)
     _check_enough_images(settings, source, shards)
-    surrogate = surrogate_for(settings, "cpu")
+    settings, surrogate = _with_surrogate(settings, source, shards)
     if given is not None:
         given.check_surrogate(surrogate.id)
     ingredients = ingredients_of(
@@ -90,21 +95,21 @@ def prepare(settings: Settings) -> Run:
 
 
 def start_run(run: Run) -> None:
-    """Write what the run is into the output, so that nobody else writes something different there."""
+    """Write the record of the run into the output, so that no other run can write there."""
     if not run.output.honours_create():
-        cli.warn(f"{run.settings.output} does not honour create-if-absent: never run two jobs on it at once")
+        cli.warn(f"{run.settings.output} does not support create-if-absent: never run two jobs on it at once")
     if run.output.create(layout.RUN, run.record.to_bytes()):
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
     else:
         check_same_run(read_run(run.output), run.record, run.settings.output)
     if run.passed_over:
         run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
-    else:  # what a start before has noted may be gone
+    else:  # what an earlier start noted may be obsolete
         run.output.delete([layout.PASSED_OVER])
 
 
 def is_left(run: Run) -> bool:
-    """True unless an earlier start has committed every shard and looked at what it wrote."""
+    """True unless an earlier start has committed and measured every shard."""
     return bool(run.plan.left) or run.output.info(layout.GALLERY) is None
 
 
@@ -112,28 +117,28 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtecti
     if settings.protection is None:
         if settings.method == "one-for-all":
             raise SettingsError(
-                "--method one-for-all applies what jobs/train_one_for_all.py has trained: add --protection FILE"
+                "--method one-for-all applies a generator from jobs/train_one_for_all.py: add --protection FILE"
             )
         return None, None
     store, name = file_at(settings.protection)
     data = store.read(name)
     protection = load_protection(data)
     if "method" in settings.given and protection.method != settings.method:
-        raise SettingsError(f"{settings.protection} is a protection of method {protection.method}: omit --method")
+        raise SettingsError(f"{settings.protection} was made with method {protection.method}: omit --method")
     if "epsilon" in settings.given and settings.epsilon != protection.epsilon:
         raise SettingsError(
             f"--epsilon {settings.epsilon * 255:g}/255: {settings.protection} was made for "
-            f"{protection.epsilon * 255:g}/255; omit --epsilon, or fit anew"
+            f"{protection.epsilon * 255:g}/255; omit --epsilon, or fit a new one"
         )
     if protection.needs_key:
         if key is None:
-            raise SettingsError(f"{settings.protection} needs the secret it was made with: add --key-file FILE")
+            raise SettingsError(f"{settings.protection} needs the secret that it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
     return protection, sha256(data)
 
 
 def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
-    """The settings with what a protection decides: method, epsilon, and the surrogate unless the user names one."""
+    """The settings with what the protection dictates: method, epsilon, and the surrogate unless the user names one."""
     name, size = named_surrogate(given.surrogate_id)
     chosen: dict[str, Any] = {"method": given.method, "epsilon": given.epsilon}
     if "surrogate" not in settings.given:
@@ -143,8 +148,34 @@ def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
     return replace(settings, **chosen)
 
 
+def _with_surrogate(settings: Settings, source: Store, shards: list[Shard]) -> tuple[Settings, Surrogate]:
+    """The surrogate, and the settings with the side at which it sees images where the user leaves that open."""
+    if settings.surrogate_size is None and settings.size == "native" and settings.protection is None:
+        size = size_for(_shorter_sides(settings, source, shards[0]))
+        if size is not None and surrogate_for(settings, "cpu").is_convolutional:
+            settings = replace(settings, surrogate_size=size)
+    return settings, surrogate_for(settings, "cpu")
+
+
+def _shorter_sides(settings: Settings, source: Store, shard: Shard) -> list[int]:
+    """Shorter sides in pixels of the first images of a shard that can be read, large ones at a smaller scale."""
+    sides: list[int] = []
+    limit = settings.max_pixels
+    with source.open(shard.name) as stream:
+        for sample in read_samples(stream, max_member_bytes=settings.max_member_bytes):
+            if isinstance(sample, Rejection):
+                continue
+            with contextlib.suppress(SampleError):
+                suffix = image_suffix(sample, settings.keep_sidecar)
+                pixels = decode_rgb(sample.members[suffix], at_least=SMALL_SIDE, max_pixels=limit, suffix=suffix)
+                sides.append(min(pixels.shape[:2]))
+            if len(sides) == _LOOKED_AT:
+                break
+    return sides
+
+
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:
-    """Read until there are as many samples as clusters; most often the first few members settle it."""
+    """Read until there are as many samples as clusters; usually the first few members settle it."""
     if settings.clusters is None or settings.protection is not None:
         return
     count = 0
@@ -158,17 +189,19 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
 
 
 def committed_shards(settings: Settings, output: Store, record: RunRecord, shards: Sequence[Shard]) -> list[str]:
-    """Names of the shards that the output has commits for, after making sure that the output is this run's.
+    """Names of the shards with a commit in the output, after making sure that the output belongs to this run.
 
     shards  of the input
     """
     is_ours, names = output.info(layout.RUN) is not None, {shard.name for shard in shards}
-    if not is_ours and (stranger := _first_held(output, names)):  # it may be the input, under yet another name
-        raise ConflictError(f"{settings.output} holds {stranger}, which no run of ours wrote: choose another --output")
+    if not is_ours and (stranger := _first_held(output, names)):  # it may be the input under another name
+        raise ConflictError(
+            f"{settings.output} holds {stranger}, which no run of Scumble wrote: choose another --output"
+        )
     if settings.overwrite:
         if not settings.dry_run:
             old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
-            output.delete(sorted(old, key=layout.RUN.__eq__))  # last, what says that the rest is of a run of ours
+            output.delete(sorted(old, key=layout.RUN.__eq__))  # last, the record that marks the rest as ours
         return []
     if is_ours:
         check_same_run(read_run(output), record, settings.output)
@@ -177,5 +210,5 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, shard
 
 
 def _first_held(output: Store, names: Set[str]) -> str | None:
-    """The first of the names, in their order, that the output has an object of."""
+    """The first of the names, in sorted order, that exists in the output."""
     return min((name for name in output.names() if name in names), default=None)

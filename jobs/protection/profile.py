@@ -1,4 +1,4 @@
-"""--profile: where the time of each worker went, printed at the end of a stage and kept beside the output."""
+"""--profile: where each worker spent its time, printed at the end of a stage and kept in the output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.profile import Profile, ProfileRecord, as_text
 
 @contextlib.contextmanager
 def profiled(run: Run, stage: str) -> Iterator[Profile]:
-    """Collect the work of a stage; print and keep it if the user asked for it."""
+    """Collect the work of a stage; print and keep it with --profile."""
     profile = Profile(stage, time.time())
     yield profile
     workers = profile.workers(time.time())

@@ -1,4 +1,4 @@
-"""embed, cluster, fit, apply, measure: the flow of a run over its actors. Each skips what an earlier start has left."""
+"""embed, cluster, fit, apply, measure: the stages of a run, on its actors. Each skips what is done already."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ANSWER_SECONDS = 3600.0
 
 
 def context_of(run: Run, workers: Workers) -> RunContext:
-    """What the run's actors are told."""
+    """What the actors of a run need."""
     return RunContext(run.source, run.output, run.settings, run.plan.fingerprint, workers.threads, workers.device)
 
 
@@ -63,7 +63,7 @@ def embed(run: Run) -> None:
 
 
 def cluster(run: Run) -> Clustering:
-    """The clusters of the collection, and the cluster of every image, one file per shard."""
+    """The clusters of the collection; the cluster of every image is written in one file per shard."""
     if run.output.info(layout.CLUSTERING) is not None:
         return clustering_from_bytes(run.output.read(layout.CLUSTERING))
     # with a given protection the embedder has already sent every image to the nearest of its centroids
@@ -90,7 +90,7 @@ def _cluster(run: Run) -> Clustering:
 
 
 def _in_chunks(task: Callable[..., Any], run: Run, names: list[str], *arguments: Any) -> Iterator[Any]:
-    """Run a task over chunks of shards; yields answers in order."""
+    """Run a task over chunks of shards; yields its results in order."""
     remote = ray.remote(task).options(num_cpus=0.5)
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     for reference in [remote.remote(run.output, chunk, *arguments) for chunk in chunks]:
@@ -98,7 +98,7 @@ def _in_chunks(task: Callable[..., Any], run: Run, names: list[str], *arguments:
 
 
 def apply(run: Run) -> None:
-    """Protected shards: everything that has no commit yet goes through the shard transaction."""
+    """Protect every shard that has no commit yet, each in one transaction."""
     have = set(run.output.names(layout.COMMITS))
     left = [shard for shard in run.plan.shards if layout.commit(shard.name) not in have]
     actor: type = Protector
@@ -116,13 +116,13 @@ def apply(run: Run) -> None:
 
 
 def _needs_model(run: Run) -> bool:
-    """True if deltas are made image by image, by networks that a GPU would help."""
+    """True if deltas are made image by image, by networks that run faster on a GPU."""
     generator = run.settings.generator if run.given is None else run.given.generator
     return generator in ("sample", "universal")
 
 
 def fit(run: Run, clustering: Clustering) -> None:
-    """The protection: fitted in Ray Train workers, one file per finished fit, then united into one file."""
+    """Fit the protection in Ray Train workers, one file per finished fit, then merge them into one."""
     if run.output.info(layout.PROTECTION) is not None:
         return
     protection: AnyProtection
@@ -139,12 +139,12 @@ def fit(run: Run, clustering: Clustering) -> None:
 
 
 def _units(settings: Settings, num_clusters: int) -> list[str]:
-    """What is fitted on its own: every cluster, or all together through the proxy."""
+    """What is fitted separately: every cluster, or all together through the proxy."""
     return [TOGETHER] if settings.optimise_through == "proxy" else [str(i) for i in range(num_clusters)]
 
 
 def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
-    """Fit what has no file yet in a group of Ray Train workers that take from one queue."""
+    """Fit what has no file yet in a group of Ray Train workers that share a queue."""
     left = [unit for unit in units if run.output.info(layout.fitted(unit)) is None]
     if not left:
         return
@@ -157,7 +157,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
 
 
 def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
-    """Gather the hash-sample of pictures in the object store, and start the queue."""
+    """Collect a hash-sample of pictures in the object store, and start the queue."""
     workers = workers_for(run.settings).on_cpus()
     side, image_side = _sides(run)
     shares = fit_shares(_cluster_sizes(run), run.settings.fit_images)
@@ -180,7 +180,7 @@ def _sides(run: Run) -> tuple[int, int]:
 
 
 def _cluster_sizes(run: Run) -> dict[int, int]:
-    """Images per cluster over the whole collection, counted by tasks where the assignments are."""
+    """Images per cluster over the whole collection, counted by tasks."""
     total: Counter[int] = Counter()
     for part in _in_chunks(cluster_sizes, run, [shard.name for shard in run.plan.shards]):
         total.update(part)
@@ -189,7 +189,7 @@ def _cluster_sizes(run: Run) -> dict[int, int]:
 
 @contextlib.contextmanager
 def watched(queue: Any, num_units: int) -> Iterator[None]:
-    """Show how far the fits are while the trainer blocks."""
+    """Show the progress of the fits while the trainer blocks."""
     over = threading.Event()
 
     def watch() -> None:
@@ -215,6 +215,6 @@ def watched(queue: Any, num_units: int) -> Iterator[None]:
 
 
 def measure(run: Run) -> None:
-    """Figures of what was written: a hash-sample of shards is decoded again."""
+    """Measure what was written: a hash-sample of shards is decoded again."""
     with ray_failures():
         measure_run(context_of(run, workers_for(run.settings)), [shard.name for shard in run.plan.shards], run.key)

@@ -1,4 +1,4 @@
-"""status.json: what became of a run, for machines; a job submission's own exit code is not to be trusted."""
+"""status.json: the state of a run, for machines; the exit code of a job submission cannot be trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage.store import Store
 
 
 class StatusFile:
-    """Writes state, stage, seconds of each stage and counts into the output whenever they change."""
+    """Writes state, stage, seconds per stage and counts into the output whenever they change."""
 
     def __init__(self, output: Store, fingerprint: str) -> None:
         self._output = output
@@ -24,12 +24,12 @@ class StatusFile:
         self._status = RunStatus(fingerprint, started=_now(), stage_seconds=seconds)
 
     def write(self, state: str, **fields: Any) -> None:
-        """State and fields of RunStatus."""
+        """Write the state, and other fields of RunStatus."""
         self._status = replace(self._status, state=state, updated=_now(), **fields)
         self._output.put(layout.STATUS, self._status.to_bytes())
 
     def write_if_possible(self, state: str, **fields: Any) -> None:
-        """As `write`, but silent where the output cannot be written: the failure before is the one to tell."""
+        """Like `write`, but silent if that fails: the failure before it is the one to report."""
         with contextlib.suppress(ScumbleError):
             self.write(state, **fields)
 
@@ -46,11 +46,11 @@ class StatusFile:
 
 @contextlib.contextmanager
 def reported(output: Store, fingerprint: str) -> Iterator[StatusFile]:
-    """A status file that ends as `failed`, with the error's one line, if the run does."""
+    """A status file that ends as `failed`, with the error line, if the run fails."""
     status = StatusFile(output, fingerprint)
     try:
         yield status
-    except BaseException as error:  # whatever it was, the file must not go on saying "running"
+    except BaseException as error:  # whatever it was, the file must not keep saying "running"
         message, code = ending(error)
         status.write_if_possible("failed", message=message, exit_code=code)
         raise

@@ -1,4 +1,4 @@
-"""What all jobs share at the command line: option groups, settings files, the one error line, the exit code."""
+"""What all jobs share at the command line: parsing, settings files, the one-line error, the exit code."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
 _SHOWN = 5
 _UNITS = ((30, "G"), (20, "M"), (10, "k"), (0, ""))
-_LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it tells tracebacks
+_LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it shows tracebacks
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that keeps the layout of its texts, says every default, and offers near matches.
+    """argparse that keeps the layout of its texts, shows every default, and suggests near matches.
 
-    defaults  option -> what holds where it is not given, for help alone; what is not here is an argument's own default
+    defaults  option -> its default, for help alone; of an option that is missing here, the argument's own default
     """
 
     def __init__(self, *, defaults: Mapping[str, Any] | None = None, **options: Any) -> None:
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Ends the help of an option with its default, written as the option takes it."""
+    """Appends its default to the help of each option, as a user would type it."""
 
     def __init__(self, *given: Any, defaults: Mapping[str, Any], **options: Any) -> None:
         super().__init__(*given, **options)
@@ -101,49 +101,52 @@ def read_key(path: str | None) -> bytes | None:
     except OSError as error:
         raise SettingsError(f"--key-file {path}: {error.strerror}") from None
     if len(key) < LEAST_KEY_BYTES:
-        raise SettingsError(f"--key-file {path}: {len(key)} bytes are too few, at least {LEAST_KEY_BYTES}")
+        raise SettingsError(f"--key-file {path}: only {len(key)} bytes; a secret needs at least {LEAST_KEY_BYTES}")
     return key
 
 
 def warn(text: str) -> None:
-    """One line on stderr for what a user must know, although the run goes on."""
+    """One line on stderr that the user must see; the run continues."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def print_losses(lost: Sequence[str], place: str) -> None:
-    """Warn of the first parts of an input that were not read. place  where all are named"""
+    """Warn about the first parts of an input that were not read.
+
+    place  where all of them are listed
+    """
     for line in lost[:_SHOWN]:
         warn(f"not in the output: {line}")
     if len(lost) > _SHOWN:
-        warn(f"{len(lost):,} such places in all; see {place}")
+        warn(f"{len(lost):,} such places in total; see {place}")
 
 
 def print_left_out(left: Sequence[LeftOut]) -> int:
-    """Warn of the samples of shards that could not be read; how many they are."""
+    """Warn about samples that could not be read; returns how many."""
     total = sum(one.count for one in left)
     for one in left[:_SHOWN]:
         warn(one.said)
     if len(left) > _SHOWN:
-        warn(f"{total:,} samples of {len(left):,} shards in all were not read")
+        warn(f"{total:,} samples in {len(left):,} shards were not read")
     return total
 
 
 def read_config(path: Path, parser: Parser) -> dict[str, Any]:
     """A YAML file of `option: value`, checked against the parser's own options and their types.
 
-    `debug: true` holds from here on.
+    `debug: true` takes effect here.
     Raises SettingsError for a missing file, an unknown key (with near matches) or a value that does not fit.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except UnicodeDecodeError:
-        raise SettingsError(f"--config {path}: not UTF-8; save it again as that") from None
+        raise SettingsError(f"--config {path}: not UTF-8; save it as UTF-8") from None
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes that are no text, the 13th month, "[[[[…"
         raise SettingsError(f"--config {path}: not YAML ({one_line(error, 120)})") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"--config {path}: it must hold lines of `option: value`")
+        raise SettingsError(f"--config {path}: expected lines of `option: value`")
     actions = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config")}
     values: dict[str, Any] = {}
     for key, value in content.items():
@@ -158,7 +161,7 @@ def read_config(path: Path, parser: Parser) -> dict[str, Any]:
 
 
 def _joined(value: Any) -> Any:
-    """A list as a flag takes it."""
+    """A list, joined as a flag takes it."""
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
@@ -185,11 +188,11 @@ def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
     try:
         return convert(str(value))
     except (ValueError, argparse.ArgumentTypeError):
-        raise SettingsError(f"--config {path}: {action.dest}: {value!r} does not fit") from None
+        raise SettingsError(f"--config {path}: {action.dest}: invalid value {value!r}") from None
 
 
 def run(main: Callable[[list[str] | None], int]) -> int:
-    """Run a job's main; any failure becomes one line on stderr and an exit code, with a traceback only for --debug."""
+    """Run a job's main; a failure becomes one line on stderr and an exit code, with a traceback only with --debug."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     if "--debug" in sys.argv:
         _LOG.setLevel(logging.DEBUG)
@@ -212,7 +215,7 @@ def run(main: Callable[[list[str] | None], int]) -> int:
 
 
 def _told(error: BaseException) -> int:
-    """Print the one line; its exit code."""
+    """Print the error line; returns its exit code."""
     line, code = ending(error)
     _LOG.debug("", exc_info=error)
     print(line if isinstance(error, KeyboardInterrupt) else f"error: {line}", file=sys.stderr)

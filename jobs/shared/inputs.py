@@ -9,7 +9,7 @@ from pipeline.storage.store import Store
 
 
 def list_input(url: str) -> tuple[Store, list[Entry]]:
-    """The store and the shards that an input URL means; what is not read is said on stderr. Raises InputError."""
+    """The store and the shards behind an input URL; warns about what is not read. Raises InputError."""
     store, shards, passed_over = resolve_input(url)
     if passed_over:
         cli.warn(f"{url}: {said_of(passed_over)}")

@@ -1,4 +1,4 @@
-"""Metrics of jobs that run without Ray: on a port that Prometheus scrapes, or in a file for node_exporter."""
+"""Metrics of jobs that run without Ray: on a port for Prometheus to scrape, or in a file for node_exporter."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class PrometheusRecorder:
 def exported(
     *, port: int | None = None, file: str | None = None, linger: float | None = None, address: str = "0.0.0.0"
 ) -> Iterator[Recorder]:
-    """A recorder whose metrics are exported while the block runs; a silent one where neither port nor file is given.
+    """A recorder whose metrics are exported while the block runs; a silent one without port and file.
 
-    linger  seconds that the port stays open after a block that did not fail: what ends between two scrapes is not seen
+    linger  seconds to keep the port open after a block that did not fail, so that a last scrape sees its figures
     Raises SettingsError if the port is taken or the file cannot be written.
     """
     if port is None and file is None:
@@ -57,7 +57,7 @@ def exported(
     with contextlib.ExitStack() as stack:
         if file is not None:
             stack.callback(_write, file, registry)
-            _write(file, registry)  # a folder that is not there is found out now, not at the end
+            _write(file, registry)  # a missing folder is noticed now, not at the end
         if port is not None:
             stack.callback(_serve(port, address, registry))
         yield PrometheusRecorder(registry)
@@ -66,7 +66,7 @@ def exported(
 
 
 def _serve(port: int, address: str, registry: CollectorRegistry) -> Any:
-    """Start serving; what ends it."""
+    """Start serving; returns what stops it."""
     try:
         server, thread = start_http_server(port, addr=address, registry=registry)
     except (OSError, OverflowError) as error:
@@ -84,4 +84,4 @@ def _write(file: str, registry: CollectorRegistry) -> None:
     try:
         write_to_textfile(str(Path(file)), registry)
     except OSError as error:
-        raise SettingsError(f"--metrics-file {file}: {error.strerror}; name a file in a folder that is there") from None
+        raise SettingsError(f"--metrics-file {file}: {error.strerror}; choose a file in an existing folder") from None

@@ -1,4 +1,4 @@
-"""Live bars at a terminal, one line per step otherwise; both say rate and time left."""
+"""Live bars on a terminal, one line per step otherwise; both show rate and time left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class Progress:
         self._bar = tqdm(total=total, desc=stage, unit=unit, file=sys.stderr, dynamic_ncols=True) if live else None
 
     def step(self, name: str, *, units: int = 1, images: int = 0, rejected: int = 0) -> None:
-        """Another unit is done; `name` is the shard or cluster it was."""
+        """Another unit is done.
+
+        name  of the shard or cluster
+        """
         self.done += units
         self.images += images
         report_progress(recorder(), self.stage, self.total - self.done)
@@ -54,7 +57,7 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(stage: str, total: int, unit: str = "shard") -> Iterator[Progress]:
-    """A Progress that is closed when the stage ends, however it ends."""
+    """A Progress that is closed however the stage ends."""
     shown = Progress(stage, total, unit)
     try:
         yield shown

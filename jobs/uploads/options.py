@@ -1,4 +1,4 @@
-"""The flags of a run over new uploads, written out and grouped; what they mean is settled in pipeline.uploads."""
+"""The flags of a run over new uploads, in groups; pipeline.uploads defines what they mean."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Protection raises the cost of unauthorised training; it is no guarantee. Keep yo
 
 
 def uploads_parser() -> Parser:
-    """All options; none has a default here, so that what was given can be told apart."""
+    """All options; none has a default here, so that it is known which ones were given."""
     usage = "protect_uploads.py --input URL --output URL --protection FILE [options]"
     defaults = defaults_of(UploadSettings) | {"metrics_linger": 0.0}
     parser = Parser(prog="protect_uploads.py", usage=usage, description=DESCRIPTION, epilog=EPILOG, defaults=defaults)

@@ -1,4 +1,4 @@
-"""The steps of a run over new uploads: check, look, protect unit by unit, commit, say what was done."""
+"""The steps of a run over new uploads: check, list, protect unit by unit, commit, print a summary."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class UploadsRun:
     is_first: bool  # nothing was written to this output yet
 
     def load(self) -> UploadDeltas:
-        """The protection with its surrogate: seconds, so only once there is something to protect."""
+        """The protection with its surrogate; takes seconds, so only once there is something to protect."""
         weights = Path(self.settings.surrogate_weights) if self.settings.surrogate_weights else None
         device = "cuda" if self.settings.gpus_per_worker else "cpu"
         small = self.settings.small_images
@@ -61,7 +61,7 @@ class UploadsRun:
 
 
 def prepare_uploads(settings: UploadSettings) -> UploadsRun:
-    """Refuse what can be refused before anything is listed or written."""
+    """Check everything that can be checked before anything is listed or written."""
     source, output = Store(settings.input), Store(settings.output)
     check_apart(source, output)
     key = cli.read_key(settings.key_file)
@@ -75,7 +75,7 @@ def prepare_uploads(settings: UploadSettings) -> UploadsRun:
 
 
 def new_uploads(run: UploadsRun, tally: Tally) -> Iterator[Item]:
-    """What is new, while the listing goes on."""
+    """New uploads, one by one while the input is listed."""
     places, encode = run.places, run.settings.encode
     output = places.output
 
@@ -90,7 +90,7 @@ def new_uploads(run: UploadsRun, tally: Tally) -> Iterator[Item]:
 
 
 def first_look(run: UploadsRun) -> int:
-    """The dry run: names and counts; nothing is written."""
+    """The dry run: print names and counts, write nothing."""
     summary = Summary()
     size = 0
     for number, item in enumerate(new_uploads(run, summary.tally)):
@@ -98,14 +98,14 @@ def first_look(run: UploadsRun) -> int:
         if number < _SHOWN:
             print(f"new          {shown(item.name)}" + (f" ({item.fault[0].value})" if item.fault else ""))
         elif number == _SHOWN:
-            print("new          … and more")
+            print("new          ... and more")
     print(f"to protect   {summary.tally.new + summary.tally.changed:,} objects, {size / 1e6:,.1f} MB")
     print("\n".join(line for line in summary.lines() if line.startswith(("found", "deleted"))))
     return cli.DONE
 
 
 def round_of(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
-    """Look once and protect what is new, under the lease; with --watch, what may pass does not end the job."""
+    """Protect what is new, once and under the lease; with --watch, a failure that may pass does not end the job."""
     try:
         return _round(run, protect, stop, metrics)
     except (StoreError, LeaseLost) as error:
@@ -120,7 +120,7 @@ def _round(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Re
     lease = take_lease(output, layout.UPLOADS_LEASE, duration_s=settings.lease, wait_s=settings.wait_lease)
     metrics.record(LEASE_HELD, float(isinstance(lease, Held)), command=COMMAND)
     if isinstance(lease, Held):
-        print(f"nothing done: another run is at {settings.output} ({lease}); the next one will look again")
+        print(f"another run is working on {settings.output} ({lease}); nothing to do")
         return cli.DONE
     with contextlib.ExitStack() as stack:
         stack.callback(lease.release)
@@ -141,7 +141,9 @@ def _round(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Re
 
 def _claim(run: UploadsRun) -> None:
     if not honours_conditions(run.places.output):
-        cli.warn(f"{run.settings.output} does not honour If-Match or create-if-absent: never run two jobs on it")
+        cli.warn(
+            f"{run.settings.output} does not support If-Match or create-if-absent: never run two jobs on it at once"
+        )
     claim(run.places.output, run.origin)
 
 
@@ -182,7 +184,7 @@ def _say(result: UnitResult, summary: Summary) -> None:
 
 
 def _finish(run: UploadsRun, summary: Summary, *, stopped: bool) -> int:
-    """The counts, for people and for machines; what a user must know; the exit code."""
+    """Print and write the counts, warn where a user must act; returns the exit code."""
     settings, share = run.settings, summary.quarantine_share
     code = cli.QUARANTINED if share > settings.max_quarantine or summary.lost else cli.DONE
     code = cli.FAILED if summary.failed else code
@@ -191,21 +193,21 @@ def _finish(run: UploadsRun, summary: Summary, *, stopped: bool) -> int:
     print("\n".join(summary.lines()))
     where = f"{settings.output}/{layout.UPLOADS}"
     if not summary.tally.listed and not stopped:
-        cli.warn(f"nothing is at {settings.input}; check the path")
+        cli.warn(f"{settings.input} is empty; check the path")
     if summary.drifts(settings.max_drift):
         shown_share = f"{summary.drift_share:.0%} of the new images are unlike what the protection was fitted on"
-        cli.warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): fit a new one before long")
+        cli.warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): plan to fit a new one")
     cli.print_losses(summary.lost, f"{where}/quarantine/")
     if share > settings.max_quarantine:
         allowed = f"--max-quarantine allows {settings.max_quarantine:.1%}"
-        cli.warn(f"{share:.1%} of the images are in quarantine, {allowed}; see {where}/quarantine/")
+        cli.warn(f"{share:.1%} of the images were quarantined, {allowed}; see {where}/quarantine/")
     if summary.failed:
         name, error = summary.failed[0]
         cli.warn(
-            f"{summary.num_failed:,} objects could not be read and are left for the next run, first {name}: {error}"
+            f"{summary.num_failed:,} objects could not be read and are left for the next run; first {name}: {error}"
         )
     if stopped:
-        print("stopped after the current unit; the next run goes on")
+        print("stopped after the current unit; the next run continues")
     return code
 
 
@@ -217,7 +219,7 @@ def _note_failure(output: Store, summary: Summary, error: BaseException) -> None
 
 @contextlib.contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets: the current unit is finished, then the run ends."""
+    """An event that SIGTERM sets: the run ends after the current unit."""
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
@@ -228,7 +230,7 @@ def stopping() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def workers(run: UploadsRun) -> Iterator[Protect]:
-    """Who protects units: this process, or with --ray the actors of a cluster; nothing is loaded before the first."""
+    """What protects units: this process, or with --ray the actors of a cluster; loads nothing before the first unit."""
     with contextlib.ExitStack() as stack:
         yield partial(_on_ray, run, stack) if run.settings.ray else _Here(run)
 
@@ -245,7 +247,7 @@ class _Here:
 
 
 def _on_ray(run: UploadsRun, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Iterator[UnitResult]:
-    """Nothing of Ray is imported or started before the first unit: most looks find nothing."""
+    """Imports and starts Ray only for the first unit: most runs find nothing new."""
     waiting = iter(units)
     first = next(waiting, None)
     if first is None:

@@ -6,7 +6,6 @@ Shape letters: n rows, d surrogate feature, k dimension of the cluster space, p 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.clusters.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
+from pipeline.clusters.smoothing import smooth, unit_rows
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import numpy_rng
 from pipeline.json_record import JsonRecord
@@ -26,8 +26,6 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Head = tuple[Floats, Floats]  # weight [k, d] and bias [k] of the surrogate's classifier
 
-NEIGHBOURS = 16
-ROUNDS = 2
 _ROWS = 8192
 _QUALITY_IMAGES = 2000
 _QUALITY_NEIGHBOURS = 10
@@ -63,7 +61,7 @@ class ClusterSpace:
         """Features float16 or float32 [n, d] -> points float32 [n, k], not smoothed."""
         if self.mean is None:
             return np.ascontiguousarray(features, dtype=np.float32)
-        return _unit(_scores(features, self.head) - self.mean)
+        return unit_rows(_scores(features, self.head) - self.mean)
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """Arrays for `from_tensors`; empty for `features`."""
@@ -85,39 +83,6 @@ class ClusterSpace:
 def _scores(features: NDArray[Any], head: Head | None) -> Floats:
     rows = np.asarray(features, dtype=np.float32)
     return rows if head is None else (rows @ head[0].T + head[1]).astype(np.float32, copy=False)
-
-
-def _unit(rows: Floats) -> Floats:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
-
-
-def smooth(points: Floats, *, threads: int = 1) -> Floats:
-    """Replace each point by the mean of its 16 nearest neighbours by cosine, itself included, at unit length; twice.
-
-    points  float32 [n, k] of unit length. The result does not depend on `threads`.
-    """
-    neighbours = min(NEIGHBOURS, len(points))
-    for _ in range(ROUNDS):
-        points = _neighbour_means(points, neighbours, threads)
-    return points
-
-
-def _neighbour_means(points: Floats, neighbours: int, threads: int) -> Floats:
-    index = faiss.IndexFlatIP(points.shape[1])
-    index.add(points)
-
-    def block(start: int) -> Floats:
-        faiss.omp_set_num_threads(1)
-        _, nearest = index.search(points[start : start + _ROWS // 8], neighbours)
-        return np.asarray(points[nearest].mean(axis=1))
-
-    before = faiss.omp_get_max_threads()
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            blocks = list(pool.map(block, range(0, len(points), _ROWS // 8)))
-    finally:
-        faiss.omp_set_num_threads(before)
-    return _unit(np.concatenate(blocks))
 
 
 @dataclass(frozen=True)

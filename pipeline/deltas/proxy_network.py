@@ -1,4 +1,4 @@
-"""The network of a proxy; `pipeline.fitting.proxy` trains it."""
+"""The network of a proxy; `pipeline.fitting.proxy_training` trains it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from pipeline.fingerprint import torch_rng
 from pipeline.fitting.fit import FitImages, FittedDeltas, checkpoint, entry, restore
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible, with_figures
 from pipeline.fitting.objective import distances
-from pipeline.fitting.proxy import augmented
+from pipeline.fitting.proxy_training import augmented
 from pipeline.pictures.augment import random_views, take
 from pipeline.schedules import cosine
 from pipeline.settings import Settings

@@ -15,7 +15,7 @@ from pipeline.fingerprint import torch_rng
 from pipeline.fitting.fit import FitImages, FittedDeltas, entry
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible, with_figures
 from pipeline.fitting.objective import distances, feature_means, sum_by_cluster
-from pipeline.fitting.proxy import ProxyTraining, augmented
+from pipeline.fitting.proxy_training import ProxyTraining, augmented
 from pipeline.pictures.augment import colour_jitter
 from pipeline.settings import Settings
 

@@ -18,7 +18,7 @@ from pipeline.errors import InputError, SampleError
 from pipeline.fingerprint import numpy_rng
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
-from pipeline.fitting.proxy import ProxyTraining, Schedule
+from pipeline.fitting.proxy_training import ProxyTraining, Schedule
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Sample

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.fingerprint import canonical, sha256
+from pipeline.relearning.presets import PRESETS, RECIPES
 from pipeline.relearning.shares import parse_share
 from pipeline.settings import check, check_choice, settings_of_kind
 
@@ -22,71 +23,6 @@ TRIALS = "trials"
 
 SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
 SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for the whole evaluation; leaked pairs train one per trial
-
-# The regimes that no other dominates. Filters at 16 cycles only matter above 32 px, which cannot show finer detail.
-AUDIT = (
-    *("nt", "nt-cg", "st-cg", "st-full", "at", "at-8", "ueraser-lite", "ueraser", "opa", "mixup", "cutmix"),
-    *("iss-gray", "iss-jpeg10", "iss-jpeg10-train", "iss-jpeg10+nt-cg"),
-    *("equalise", "spectral", "highpass:4", "highpass:16", "lowpass:8", "lowpass:16"),
-    *("subtract", "subtract+cg", "delta-jitter", "shortcut-net", "adabn", "early-stop", "dfr"),
-)
-
-# t-SNE after every epoch would take longer than the epochs. At 32 px a low-pass at 8 cycles leaves what 16 px would
-# show: still a picture, but only half the frequencies that a delta can use.
-AUDIT_CPU = (
-    *("nt", "nt-cg", "st[reduce=pca2]", "st-cg[reduce=pca2]", "st-full[reduce=pca2]", "at", "ueraser-lite"),
-    *("iss-jpeg10", "iss-jpeg10-train", "equalise", "lowpass:8", "subtract", "subtract+cg", "adabn", "early-stop"),
-)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {"targets": ("small",), "regimes": ("nt", "nt-cg"), "seeds": (0,), "epochs": 4},
-    "audit": {"targets": ("resnet18",), "regimes": AUDIT, "seeds": (0, 1, 2), "epochs": 60},
-    "audit-cpu": {
-        "targets": ("small",),
-        "regimes": AUDIT_CPU,
-        "seeds": (0, 1),
-        "epochs": 12,
-    },
-    "st-paper": {
-        "targets": ("resnet18",),
-        "regimes": ("nt", "cg-paper", "st", "st-cg[cg=paper]", "st-full[cg=paper]"),
-        "seeds": (0,),
-        "epochs": 60,
-        "recipe": "st-paper",
-    },
-    "uc-paper": {
-        "targets": ("resnet18", "efficientnet_b1", "regnet_x_1_6gf"),
-        "regimes": ("nt", "mixup-uc", "cutmix-uc", "cutout-uc", "smooth-uc"),
-        "seeds": (0,),
-        "epochs": 90,
-        "recipe": "uc-paper",
-        "side": 224,
-    },
-    "one-for-all-paper": {
-        "targets": ("resnet18", "resnet50", "vit-14a", "mobilenet_v2", "shufflenet_v2_x1_0"),
-        "regimes": ("nt", "mixup-14a", "smooth-1", "opa"),
-        "labellings": ("original", "concepts:20"),
-        "seeds": (0,),
-        "epochs": 200,
-        "recipe": "one-for-all-paper",
-        "side": 224,
-    },
-}
-
-# Settings of pipeline.relearning.training.Recipe; 'fast' is its defaults
-RECIPES: dict[str, dict[str, Any]] = {
-    "fast": {},
-    "st-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 128},
-    "uc-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 512},
-    "one-for-all-paper": {
-        "lr": 0.1,
-        "schedule": "cosine",
-        "nesterov": False,
-        "label_smoothing": 0.0,
-        "batch_size": 64,
-        "weight_decay": 3e-5,
-    },
-}
 
 _WITHOUT_PAIRS = (
     "regime 'self-pairs' needs --pairs OTHER=THEIRS: protect other pictures with a different seed "

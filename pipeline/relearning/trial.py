@@ -19,7 +19,8 @@ from pipeline.fingerprint import numpy_rng
 from pipeline.relearning.arms import Arm, Labels, carrying
 from pipeline.relearning.collection import Collection, holdout_mask
 from pipeline.relearning.denoisers.denoiser import Denoiser
-from pipeline.relearning.evaluation import CLEAN_PART, RECIPES, Trial
+from pipeline.relearning.evaluation import CLEAN_PART, Trial
+from pipeline.relearning.presets import RECIPES
 from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.regimes.recovery.purify import HERE_DB, OWN_DB
 from pipeline.relearning.regimes.staged.projection import project

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import InputError, SettingsError, StoreError
-from pipeline.storage.failures import advice_for, line_of, may_pass
+from pipeline.errors import InputError
+from pipeline.storage.retries import retried
 
-_ATTEMPTS = 5
 _T = TypeVar("_T")
 
 
@@ -61,21 +57,5 @@ class Location:
     def attempt(self, verb: str, name: str, action: Callable[[], _T]) -> _T:
         """Run one storage call: retry transient failures, turn others into one-line errors."""
         where = f"cannot {verb} " + f"{self.url}/{name}".rstrip("/")
-        for tries in range(_ATTEMPTS):  # s3fs itself retries throttling and 5xx within each
-            try:
-                return action()
-            except FileExistsError:
-                raise
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                what = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "not found"
-                raise InputError(f"{where}: {what}") from None
-            except ValueError as error:  # raised before anything is sent: an invalid endpoint, region or key
-                raise SettingsError(f"{where}: {line_of(error)}{advice_for(error)}") from None
-            except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-                passing = may_pass(error)
-                if tries == _ATTEMPTS - 1 or not passing:
-                    failure = StoreError(f"{where}: {line_of(error)}{advice_for(error)}")
-                    failure.may_pass = passing
-                    raise failure from None
-                time.sleep(min(0.2 * 4**tries, 10))
-        raise AssertionError("unreachable")
+        missing = "no such bucket" if self.is_s3 and verb in ("list", "create", "write") else "not found"
+        return retried(where, action, missing=missing)

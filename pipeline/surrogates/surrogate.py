@@ -22,7 +22,9 @@ from pipeline.fingerprint import canonical
 from pipeline.profile import StepClock
 from pipeline.surrogates.pretrained import Tower, build_tower, check_surrogate
 
-__all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "surrogate_for"]
+__all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "size_for", "surrogate_for"]
+
+SMALL_SIDE, ENLARGED_SIDE = 96, 160  # pixels
 
 
 class SurrogateSettings(Protocol):
@@ -52,6 +54,17 @@ def load_surrogate(name: str, *, weights: Path | None, size: int | None, device:
     not fit, ConflictError if the bundled weights were altered.
     """
     return Surrogate(name, build_tower(name, weights=weights, size=size), device)
+
+
+def size_for(shorter_sides: Sequence[int]) -> int | None:
+    """Side at which a collection is embedded unless the user says otherwise; None = as the weights were trained.
+
+    shorter_sides  of some of its images, in pixels
+    Images below 96 px (the median) are enlarged to 160, not to the 224 or more of large ones: the rule that Kolesnikov
+    et al. 2020 (section 3.3) transfer pretrained convolutional networks by.
+    """
+    median = sorted(shorter_sides)[len(shorter_sides) // 2] if shorter_sides else SMALL_SIDE
+    return ENLARGED_SIDE if median < SMALL_SIDE else None
 
 
 class Surrogate:
@@ -86,6 +99,11 @@ class Surrogate:
             torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std)
         )
         self.dimension = self._probe()
+
+    @property
+    def is_convolutional(self) -> bool:
+        """True if nothing in the network stands for a place in the image, so that any input size suits its weights."""
+        return not any("pos" in name.rpartition(".")[2] for name, _ in self._network.named_parameters())
 
     def clock(self, *, exact: bool = False) -> StepClock:
         """A clock for `prepare` and `embed_pictures`.

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.json_record import CompactRecord
-from pipeline.storage.store import Seen, Store
+from pipeline.storage.store import Store
+from pipeline.storage.versions import Seen
 
 GRACE_S = 2.0  # stores report times in whole seconds
 _POLL_S = 1.0

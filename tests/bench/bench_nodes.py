@@ -67,7 +67,7 @@ from jobs.protection.prepare import Run
 from jobs.protection.stages import apply
 from pipeline import layout
 from pipeline.records import Shard
-from pipeline.runs.commits import make_plan
+from pipeline.runs.plan import make_plan
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import Assignment, assignment_to_parquet

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.deltas.generators import ResNetGenerator
 from pipeline.deltas.proxy_network import ProxyNetwork
-from pipeline.fitting import proxy as proxy_module
+from pipeline.fitting import proxy_training as proxy_module
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.proxy_fit import ProxyFit

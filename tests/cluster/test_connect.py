@@ -22,7 +22,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 from types import SimpleNamespace
 import ray
 from ray.cluster_utils import Cluster
-from actors.connect import connected, workers_for, workers_now
+from actors.cluster.connect import connected, workers_for, workers_now
 from pipeline.errors import ClusterError
 few = {"num_cpus": 1, "object_store_memory": 80_000_000}
 cluster = Cluster(initialize_head=True, head_node_args=few | {"include_dashboard": False, "temp_dir": sys.argv[1]})
@@ -106,7 +106,9 @@ def joined(address: str, *, seconds: float) -> subprocess.CompletedProcess[str]:
 def test_the_address_of_a_dashboard_is_refused_at_once_with_what_to_do(address: str) -> None:
     done = joined(address, seconds=60)
     assert done.stderr == ""
-    assert done.stdout.startswith(f"RAY_ADDRESS={address} is a dashboard's address: set it to HOST:PORT of the head")
+    assert done.stdout.startswith(
+        f"RAY_ADDRESS={address} is the address of a dashboard: set it to HOST:PORT of the head"
+    )
 
 
 @pytest.mark.ray

@@ -26,9 +26,9 @@ import json, os, sys, time
 os.environ["RAY_AUTH_MODE"] = "disabled"
 from types import SimpleNamespace
 import ray
-from actors.batches import ShardDone, done_columns, shards_of
-from actors.connect import connected, workers_for
-from actors.stream import over_shards
+from actors.cluster.batches import ShardDone, done_columns, shards_of
+from actors.cluster.connect import connected, workers_for
+from actors.cluster.stream import over_shards
 from pipeline.records import Shard
 
 class Worker:

@@ -55,7 +55,7 @@ def test_what_ray_wraps_is_found_as_an_object_and_never_in_a_text() -> None:
 def test_dead_workers_are_a_cluster_error() -> None:
     error = raised_for(RayActorError(error_msg="The actor died unexpectedly. It was killed."))
     assert type(error) is ClusterError
-    assert str(error).startswith("a worker process died too often (The actor died unexpectedly), most often for want")
+    assert str(error).startswith("a worker process died too often (The actor died unexpectedly), most often for lack")
 
 
 def test_a_fault_of_the_driver_itself_is_left_as_it_is() -> None:

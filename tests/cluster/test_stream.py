@@ -19,13 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 import ray
 from ray.exceptions import ActorUnavailableError
-import actors.stream
+import actors.cluster.stream
 import actors.uploader
-from actors.attendance import signing
-from actors.batches import ShardDone, done_columns, done_of, shards_of
-from actors.connect import Workers, connected
-from actors.failures import Failure
-from actors.stream import collected, over_shards
+from actors.cluster.attendance import signing
+from actors.cluster.batches import ShardDone, done_columns, done_of, shards_of
+from actors.cluster.connect import Workers, connected
+from actors.cluster.failures import Failure
+from actors.cluster.stream import collected, over_shards
 from actors.uploader import over_units
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.records import Shard
@@ -138,10 +138,10 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
     assert said["streamed"] == ["a", "b", "gone", "slow"]
     tries = {name: len((folder / name).read_text()) for name in ("a", "b", "slow", "gone")}
     assert tries == {"a": 1, "b": 1, "slow": 1, "gone": 2}  # slow takes longer than the patience
-    assert "warning: no sign of any worker for 10 s; asking again for the 1 shards that are left\n" in stderr
+    assert "warning: no worker has given a sign of life for 10 s; submitting the 1 remaining shards again\n" in stderr
     assert said["collected"] == ["c", "d"]
     assert said["unreachable"] == ["e", "f"]
-    assert "warning: a worker could not be reached; asking again for the 2 shards that are left\n" in stderr
+    assert "warning: a worker could not be reached; submitting the 2 remaining shards again\n" in stderr
     assert said["none"] == []
 
 
@@ -149,7 +149,7 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
 def test_a_failure_inside_of_an_actor_is_one_line_of_its_own_kind_that_names_the_shard(pools: Any) -> None:
     said, _, stderr = pools
     assert said["denied"] == said["collected denied"] == ["StoreError", "denied: cannot create: no right to"]
-    bug = "a worker failed: bug: KeyError: 'x'; start the same command again, or add --debug"
+    bug = "a worker failed: bug: KeyError: 'x'; run the same command again, or add --debug"
     assert said["bug"] == ["ClusterError", bug]
     assert said["init"] == ["StoreError", "no weights"]
     assert "Traceback" not in stderr
@@ -168,8 +168,11 @@ def test_a_lost_unit_of_uploads_is_asked_for_again_and_a_silent_cluster_ends_the
     assert len((folder / "gone-unit").read_text()) == 2
     assert len((folder / "u").read_text()) == 1
     assert said["units denied"] == ["StoreError", "denied: cannot create: no right to"]
-    advice = "see what holds the cluster's CPUs; the next run goes on"
-    assert said["units silent"] == ["ClusterError", f"no sign of any worker for 2 s, 3 times in a row: {advice}"]
+    advice = "check what is using the CPUs of the cluster; the next run continues"
+    assert said["units silent"] == [
+        "ClusterError",
+        f"no worker has given a sign of life for 2 s, 3 times in a row: {advice}",
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1, SHARE, 10_000, 1_000_000])

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, smooth, target_clusters
+from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, target_clusters
+from pipeline.clusters.smoothing import smooth
 from pipeline.errors import InputError, SettingsError
 from pipeline.fingerprint import numpy_rng
 

@@ -20,7 +20,7 @@ from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps, _Draws, _
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitting.assemble import fitted_protection
 from pipeline.fitting.fit import FitImages, FittedDeltas
-from pipeline.fitting.proxy import ProxyTraining
+from pipeline.fitting.proxy_training import ProxyTraining
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.pictures.augment import ColourChanges, Views, recoloured, take
 from pipeline.records import Rejection
@@ -55,7 +55,7 @@ def squares(images: FitImages) -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def fitted() -> FittedDeltas:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 60)
+        patch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 60)
         fit = SampleFit(striped(96), CLUSTERS, CHOICES)
         fit.advance(1_000)
         return fit.result()
@@ -114,7 +114,7 @@ def test_they_move_a_network_that_was_never_seen_and_noise_of_the_same_size_does
     images = striped(48, seed=2)
     levels = made(steps_of(protection), images, list(range(48)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 60)
+        patch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 60)
         stranger = ProxyTraining(striped(96, seed=3), CLUSTERS, colour_robust=True, seed=9, device=torch.device("cpu"))
         while not stranger.is_done:
             stranger.advance()
@@ -135,7 +135,7 @@ def test_a_robust_proxy_errs_less_on_images_moved_against_it() -> None:
     accuracy = []
     for radius in (0.0, 8 / 255):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 150)
+            patch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 150)
             proxy = ProxyTraining(
                 images, CLUSTERS, colour_robust=False, seed=1, device=torch.device("cpu"), radius=radius
             )
@@ -190,7 +190,7 @@ def test_batch_normalisation_put_into_convolutions_changes_no_logit(fitted: Fitt
 
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_bytes(fitted: FittedDeltas, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 60)
+    monkeypatch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 60)
     first, second = (SampleFit(striped(96), CLUSTERS, CHOICES) for _ in range(2))
     first.advance(70)  # in the middle of the second proxy
     second.load(load(save(first.state())))

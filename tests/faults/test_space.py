@@ -148,7 +148,7 @@ def test_a_full_scratch_disk_is_one_line_that_names_it_and_with_room_the_next_st
     small = f"mount -t tmpfs -o size=16m tmpfs {scratch}"
     done = job(quiet, output, small, TMPDIR=str(scratch))
     line = check_failed_whole(quiet, output, done)
-    assert line.startswith(f"error: cannot write {HUGE} into scratch {scratch}: No space left on device; make room")
+    assert line.startswith(f"error: cannot write {HUGE} to scratch space {scratch}: No space left on device; make room")
     again = job(quiet, output)
     assert again.returncode == 0, again.stderr
     check_equals_quiet(quiet, output)
@@ -242,7 +242,7 @@ def test_an_image_that_does_not_fit_into_memory_is_one_line_and_with_more_the_ne
     done = job(quiet, output, little_memory)
     line = check_failed_whole(quiet, output, done)
     assert line.startswith("error: a worker process died too often (")
-    assert line.endswith("give it more, or choose fewer --workers, then start the same command again")
+    assert line.endswith("give it more, or use fewer --workers, then run the same command again")
     assert len(list((output / "_scumble/features").glob("*"))) == 3  # there was room for all but the huge image
     again = job(quiet, output)
     assert again.returncode == 0, again.stderr

@@ -89,7 +89,7 @@ def test_a_stream_that_breaks_off_again_and_again_is_read_to_the_same_bytes(
 def test_a_stream_that_never_comes_whole_is_one_line_with_its_place(
     bucket: str, here: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.location._ATTEMPTS", 2)
+    monkeypatch.setattr("pipeline.storage.retries._ATTEMPTS", 2)
     Store(bucket).put("photos-000.tar", bytes(10_000))
     here(first(1_000, "GET", Fault("short"), ".tar"))
     with (
@@ -276,7 +276,7 @@ def test_a_run_over_a_store_that_fails_ends_with_the_bytes_of_a_quiet_run(
     done = job(quiet, filled + "/in", filled + "/out", **endpoint(server.url))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "does not honour" not in done.stderr
+    assert "does not support" not in done.stderr
     assert {kind: count for kind, count in at_least.items() if server.made[kind] < count} == {}, server.made
     check_equals_quiet(quiet, filled, capsys)
 

@@ -54,7 +54,7 @@ class BrokenSurrogate(TinySurrogate):
 @pytest.fixture(autouse=True)
 def _short_proxy_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny sets need no 400 steps here: what is tested does not depend on how well the proxy has learned."""
-    monkeypatch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 1)
+    monkeypatch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 1)
 
 
 def images(count: int = 90, side: int = SIDE) -> FitImages:

@@ -66,7 +66,7 @@ def test_a_chosen_picture_that_cannot_be_read_any_more_is_no_silent_gap(
     (entry,) = source.list()
     (row,) = shard_rows([Shard(*entry[:3])])
     reader = FitImageReader(RunContext(source, output, Settings(), "", 1, "cpu"), 8, {0: 1.0})
-    words = rf"^a\.tar: 1 images that were embedded cannot be read now{why}, among them k1; check the shard, then start"
+    words = rf"^a\.tar: 1 images were embedded but cannot be read now{why}, among them k1; check the shard, then run"
     with pytest.raises(InputError, match=words):
         reader({field: [value] for field, value in row.items()})
 

@@ -31,7 +31,7 @@ PIXELS_SHA256 = "5ce29307a31ee4530ffd0986adc7ddf1dcf7e5e4944e3f79b6cbc0ba62d3d4f
 @pytest.fixture(autouse=True)
 def _short_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stripes are learnt at once."""
-    monkeypatch.setattr("pipeline.fitting.proxy.LEAST_STEPS", 30)
+    monkeypatch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 30)
 
 
 def images() -> FitImages:
@@ -105,7 +105,7 @@ def test_a_fit_that_is_resumed_ends_with_the_same_bytes(
     name: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for least in ("EPOCHS", "LEAST_STEPS"):
-        monkeypatch.setattr(f"pipeline.fitting.proxy.{least}", 2)  # it need not have learnt
+        monkeypatch.setattr(f"pipeline.fitting.proxy_training.{least}", 2)  # it need not have learnt
     whole = finished(FITS[name](device))
     fit = FITS[name](device)
     fit.advance(3)

@@ -150,7 +150,7 @@ def test_no_promise_of_the_command_line_hangs_on_assert() -> None:
 def test_a_settings_file_that_is_not_utf8_is_one_line_of_usage(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes("output: geschützt\n".encode(encoding))
-    with pytest.raises(SettingsError, match=rf"--config {path}: not UTF-8; save it again as that"):
+    with pytest.raises(SettingsError, match=rf"--config {path}: not UTF-8; save it as UTF-8"):
         read_config(path, protection_parser())
     path.write_bytes("output: geschützt\n".encode("utf-8-sig"))
     assert read_config(path, protection_parser()) == {"output": "geschützt"}
@@ -196,4 +196,4 @@ def test_what_is_left_out_is_told_shard_by_shard_and_counted_where_there_are_man
     assert print_left_out([LeftOut(700, f"{n}.tar: 700 not read") for n in range(7)]) == 4900
     lines = capsys.readouterr().err.splitlines()
     assert lines[:5] == [f"warning: {n}.tar: 700 not read" for n in range(5)]
-    assert lines[5:] == ["warning: 4,900 samples of 7 shards in all were not read"]
+    assert lines[5:] == ["warning: 4,900 samples in 7 shards were not read"]

@@ -103,7 +103,7 @@ def test_an_output_that_is_a_link_to_the_input_is_refused_with_overwrite_too(tmp
             protect_imagenet.main(arguments(tmp_path / "in", tmp_path / "safe", *options))
         assert "--overwrite" not in str(caught.value)
     shutil.copytree(tmp_path / "in", tmp_path / "copy")  # stands for an alias that nobody can see through
-    with pytest.raises(ConflictError, match="no run of ours wrote: choose another --output$"):
+    with pytest.raises(ConflictError, match="no run of Scumble wrote: choose another --output$"):
         protect_imagenet.main(arguments(tmp_path / "in", tmp_path / "copy", "--overwrite"))
     assert runs.shard_digests(tmp_path / "copy") == runs.shard_digests(tmp_path / "in") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "in", "protection.safetensors", "safe"]

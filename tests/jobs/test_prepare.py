@@ -24,7 +24,7 @@ def test_another_epsilon_than_that_of_a_given_protection_is_refused(tmp_path: Pa
     options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--protection", str(file)]
     with pytest.raises(SettingsError) as caught:
         prepare(parse_settings([*options, "--epsilon", epsilon]))
-    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; omit --epsilon, or fit anew")
+    assert str(caught.value) == (f"--epsilon {epsilon}: {file} was made for 8/255; omit --epsilon, or fit a new one")
     (tmp_path / "settings.yaml").write_text(f"epsilon: {epsilon}\n")
     with pytest.raises(SettingsError, match="was made for 8/255"):
         prepare(parse_settings([*options, "--config", str(tmp_path / "settings.yaml")]))
@@ -42,6 +42,28 @@ def test_a_given_protection_alone_says_method_surrogate_and_epsilon(tmp_path: Pa
     assert prepare(parse_settings([*options, "--surrogate", SURROGATE])).plan.fingerprint == run.plan.fingerprint
     with pytest.raises(ConflictError, match="the protection was fitted for surrogate .*64.*, not .*96"):
         prepare(parse_settings([*options, "--surrogate-size", "96"]))
+
+
+@pytest.mark.parametrize(
+    ("side", "given", "seen"),
+    [(64, [], 160), (100, [], 224), (64, ["--surrogate-size", "96"], 96), (64, ["--size", "224"], 224)],
+)
+def test_small_images_are_embedded_at_160_pixels_unless_told_otherwise(
+    tmp_path: Path, side: int, given: list[str], seen: int
+) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4, side=side)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--clusters", "2"]
+    run = prepare(parse_settings([*options, "--surrogate", EMBEDDED_SURROGATE, *given]))
+    assert run.surrogate.input_size == seen
+    assert run.settings.surrogate_size == (None if seen == 224 else seen)
+    assert run.record.ingredients.settings["surrogate_size"] == run.settings.surrogate_size
+
+
+def test_a_transformer_sees_small_images_at_the_size_of_its_weights(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4, side=64)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--clusters", "2"]
+    run = prepare(parse_settings([*options, "--surrogate", "open_clip:ViT-S-32-alt/random-0"]))
+    assert (run.settings.surrogate_size, run.surrogate.input_size) == (None, 224)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"fingerprint": 1}', "not JSON"])  # of another version, or damaged

@@ -83,7 +83,7 @@ def test_the_same_command_again_trains_nothing(data: Path, trained) -> None:
     assert (data / "u.safetensors").stat().st_mtime_ns == before
     other = run(train(data, "--seed", "1"))
     assert other.returncode == 1
-    assert "is another protection" in other.stderr
+    assert "holds another protection" in other.stderr
 
 
 def test_every_image_of_another_collection_moves_within_epsilon(data: Path, protected) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.relearning.evaluation import AUDIT_CPU, CLEAN, CLEAN_PART
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
+from pipeline.relearning.presets import AUDIT_CPU
 from pipeline.relearning.report.certificate import (
     Certificate,
     Certificates,

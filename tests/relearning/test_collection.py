@@ -19,7 +19,8 @@ from pipeline.relearning.collection import (
     load_labelled,
     smallest_hashes,
 )
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS, Trial, evaluation_from
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, evaluation_from
+from pipeline.relearning.presets import PRESETS
 from pipeline.storage.store import Store
 from tests.support.samples import image_bytes, noise, tar_bytes
 

@@ -221,7 +221,7 @@ def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tm
     images = [int(number) for number in re.findall(r"(\d+)(?:,|$)", found["images"].partition(", at")[0])]
     assert images == [100, pytest.approx(48, abs=6), 100]
     assert found["images"].endswith("at 64 px")
-    assert found["trials"] == "4, 2 at once"
+    assert found["trials"] == "4, 2 at a time"
     each = 3 * 64 * 64
     assert found["memory"].startswith(f"{each * sum(images) / 1e6:.1f} MB a node")
     assert re.match(r"about [\d.]+ (s|min)", found["time"])
@@ -255,7 +255,7 @@ def test_a_denoiser_cleans_every_arm_says_what_it_gained_and_is_not_trained_twic
     given = ["--regimes", "nt,self-pairs+cg", "--epochs", "1", "--output", str(tmp_path / "out")]
     done = evaluate(*options(data, *given, "--pairs", f"{tmp_path / 'other'}={tmp_path / 'theirs'}"))
     assert done.returncode == 0, done.stderr
-    said = f"self-pairs: gains {made.gain_db:.1f} dB on held-out ones of its 24 pairs; trained before"
+    said = f"self-pairs: gains {made.gain_db:.1f} dB on the held-out part of its 24 pairs; trained before"
     assert said in done.stdout
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     assert kept.stat().st_mtime_ns == before
@@ -274,8 +274,8 @@ def test_a_dry_run_says_how_long_denoisers_take_at_most(data: Path, tmp_path: Pa
     done = evaluate(*options(data, *given))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("denoisers ")]
-    assert re.match(r"denoisers    [\d.]+ (s|min|h \d+ min) at most, as measured on a CPU here, for every one: ", line)
-    assert line.endswith("one for purify, before the trials; one in each trial of leaked pairs, 1 times")
+    assert re.match(r"denoisers    at most [\d.]+ (s|min|h \d+ min) each, as measured on a CPU here: ", line)
+    assert line.endswith("one for purify, before the trials; 1 for leaked pairs, one per trial")
 
 
 @pytest.mark.slow

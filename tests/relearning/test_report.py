@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, PRESETS
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
+from pipeline.relearning.presets import PRESETS
 from pipeline.relearning.regimes import NUMBERED, REGIMES
 from pipeline.relearning.report.charts import Line, activations, curves
 from pipeline.relearning.report.descriptions import describe_regime

@@ -93,7 +93,7 @@ def test_objects_that_cannot_be_read_are_left_for_the_next_run_and_said(
     monkeypatch.setattr(Store, "read_if", fails)
     assert job.run() == 1
     assert (
-        "1 objects could not be read and are left for the next run, first 01.jpg: cannot read"
+        "1 objects could not be read and are left for the next run; first 01.jpg: cannot read"
         in capsys.readouterr().err
     )
     assert (job.last()["protected"], job.last()["failed_names"]) == (5, ["01.jpg"])
@@ -129,7 +129,7 @@ def test_archived_objects_are_left_and_named_as_the_store_says_and_all_behind_th
     assert job.run() == 1
     assert (job.last()["protected"], job.last()["failed"], len(job.last()["failed_names"])) == (5, 70, 20)
     said = capsys.readouterr().err
-    assert "70 objects could not be read and are left for the next run, first 2019/000.jpg: cannot read" in said
+    assert "70 objects could not be read and are left for the next run; first 2019/000.jpg: cannot read" in said
     assert "InvalidObjectState" in said
     assert "the object is archived: restore it" in said
     assert "credentials" not in said

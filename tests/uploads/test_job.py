@@ -160,7 +160,7 @@ def test_what_was_quarantined_is_not_tried_again_until_it_changes(
     options = ("--max-pixels", "2000", "--max-quarantine", "0.5")
     Path(local.source.path("good.jpg")).write_bytes(image_bytes(patch(3, side=32), "JPEG"))
     assert local.run(*options) == 3
-    assert "80.0% of the images are in quarantine, --max-quarantine allows 50.0%" in capsys.readouterr().err
+    assert "80.0% of the images were quarantined, --max-quarantine allows 50.0%" in capsys.readouterr().err
     assert {name: row.reason for name, row in local.rows().items()} == {
         "a\\b.jpg": "unsafe-name",
         "bad.png": "unsupported-format",

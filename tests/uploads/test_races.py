@@ -71,7 +71,7 @@ def test_of_two_runs_at_once_one_does_all_and_the_other_ends_at_once(job: Job) -
     results = [ended(run) for run in runs]
     assert [code for code, _, _ in results] == [0, 0], results
     check_all(job, set(photos(12)))
-    idle = [out for _, out, _ in results if "nothing done: another run is at" in out]
+    idle = [out for _, out, _ in results if "another run is working on" in out]
     # where the second started only after the first had ended, it found nothing new
     assert len(idle) + sum("0 new, 0 changed, 12 already done" in out for _, out, _ in results) == 1
 
@@ -183,7 +183,7 @@ def test_sigterm_in_the_middle_finishes_the_unit_and_the_next_run_goes_on(job: J
     run.send_signal(signal.SIGTERM)
     code, out, err = ended(run)
     assert code == 0, err
-    assert "stopped after the current unit; the next run goes on" in out
+    assert "stopped after the current unit; the next run continues" in out
     assert job.last()["state"] == "stopped"
     assert 3 <= len(job.rows()) < 20
     assert job.outputs().keys() == job.rows().keys()

@@ -174,7 +174,7 @@ def test_a_lease_that_cannot_be_read_is_respected_for_its_time_and_then_taken_ov
     assert isinstance(held, Held)
     assert job.run() == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith(f"nothing done: another run is at {job.output.url} (a run whose lease cannot be read, ")
+    assert said.startswith(f"another run is working on {job.output.url} (a run whose lease cannot be read, ")
     assert "expires 60 s after it" in said
     then = time.time() - 60 - GRACE_S - 5
     os.utime(job.output.path(layout.UPLOADS_LEASE), (then, then))

@@ -17,7 +17,8 @@ from pipeline.fingerprint import canonical, sha256
 from pipeline.json_record import JsonRecord
 from pipeline.measures.scores import score_picture
 from pipeline.records import Commit
-from pipeline.relearning.evaluation import AUDIT, AUDIT_CPU, CLEAN, WHOLE
+from pipeline.relearning.evaluation import CLEAN, WHOLE
+from pipeline.relearning.presets import AUDIT, AUDIT_CPU
 from pipeline.relearning.report.descriptions import describe_regime
 from pipeline.relearning.report.results import MeanAccuracy, Row, mean_accuracies, select
 from pipeline.report.page import find_template

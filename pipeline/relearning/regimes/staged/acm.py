@@ -130,16 +130,6 @@ def validation_rows(labels: Labels, *, seed: int = 0) -> NDArray[np.int64]:
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def pseudo_labels(features: NDArray[np.float32], num_classes: int, *, seed: int = 0) -> Labels:
-    """k-means clusters of features [n, d], int64 [n]: stand-in labels for deltas that follow clusters, not classes."""
-    from sklearn.cluster import KMeans  # imported here: it takes a second that most commands do not need
-
-    with threadpool_limits(1):  # for a fixed order of summation
-        means = KMeans(num_classes, n_init=4, random_state=derive(seed, "acm-pseudo-labels") % 2**32)
-        clusters: Labels = means.fit_predict(features).astype(np.int64)
-    return clusters
-
-
 def _reduced(features: NDArray[np.floating], reduce: str, seed: int) -> NDArray[np.floating]:
     if reduce == "none" or features.shape[1] < 2:
         return features

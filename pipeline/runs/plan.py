@@ -1,7 +1,4 @@
-"""Decisions about what is planned and what is committed; touches no storage, tar or Ray.
-
-plan = listing - commits. A commit with different digests is a conflict.
-"""
+"""What a run will do: its listing minus its commits; touches no storage, tar or Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConflictError, InputError
-from pipeline.records import Commit, Plan, Shard
+from pipeline.records import Plan, Shard
 
 
 def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str]) -> Plan:
@@ -30,16 +27,6 @@ def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str
         stranger = min(plan.done.difference(shard.name for shard in rows))
         raise ConflictError(f"the output has a commit for {stranger}, which is not in the input")
     return plan
-
-
-def check_same_commit(ours: Commit, theirs: Commit) -> None:
-    """Raise ConflictError if another run committed different bytes for the shard we have just written."""
-    if not ours.agrees_with(theirs):
-        raise ConflictError(
-            f"{ours.shard}: committed with SHA-256 {theirs.output_sha256[:16]} (input {theirs.input_etag}), "
-            f"but produced here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
-            "run jobs/verify.py and compare the workers' library versions"
-        )
 
 
 def plan_to_parquet(plan: Plan) -> bytes:

@@ -1,0 +1,117 @@
+"""The transaction of one shard, in six steps; kill it anywhere and run it again, and the output is the same.
+
+1 a commit exists: done          4 the output grows in local scratch, hashed while it is written
+2 open the planned version       5 put output, put quarantine, create the commit
+3 protect sample by sample       6 only the commit makes the output count
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import layout
+from pipeline.deltas.apply import ShardOutcome
+from pipeline.errors import ConflictError, StoreError
+from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
+from pipeline.shards.tar import ShardWriter, is_packed, read_samples
+from pipeline.storage.store import Store
+
+ProtectSamples = Callable[[Iterator[Sample | Rejection], ShardWriter], ShardOutcome]
+
+
+@dataclass(frozen=True)
+class ShardTransaction:
+    """How the shards of one run go from source to output.
+
+    fingerprint        of the run
+    protection_sha256  digest of the protection's file
+    max_member_bytes   larger members are rejected
+    """
+
+    source: Store
+    output: Store
+    fingerprint: str
+    protection_sha256: str
+    max_member_bytes: int
+
+    def committed(self, shard: Shard) -> Commit | None:
+        """Step 1: the commit of a shard that is done."""
+        return Commit.read(self.output, layout.commit(shard.name))
+
+    def run(self, shard: Shard, protect: ProtectSamples) -> tuple[Commit, bool]:
+        """Steps 2 to 6: the commit, and whether another worker had committed the same bytes first.
+
+        protect  writes every sample protected, or rejects it
+        Raises InputError (changed-input) if the shard is not the version that was planned, ConflictError if another
+        run has committed different bytes, StoreError if there is no room in scratch.
+        """
+        with scratch_for(shard) as scratch:
+            path = scratch / "shard"
+            with (
+                self.source.open_version(shard.name, shard.etag) as stream,
+                ShardWriter(path, compressed=is_packed(shard.name)) as writer,
+            ):
+                outcome = protect(read_samples(stream, max_member_bytes=self.max_member_bytes), writer)
+            put_started = time.perf_counter()
+            self.output.put_file(shard.name, path)
+            seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
+        if outcome.rejections:
+            self.output.put(layout.quarantine(shard.name), quarantine_to_bytes(outcome.rejections))
+        commit = self._commit(shard, writer, outcome, seconds)
+        if self.output.create(layout.commit(shard.name), commit.to_bytes()):
+            return commit, False
+        existing = self.committed(shard)
+        if existing is not None:
+            check_same_commit(commit, existing)
+        return commit, existing is not None
+
+    def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
+        return Commit(
+            fingerprint=self.fingerprint,
+            shard=shard.name,
+            input_size=shard.size,
+            input_etag=shard.etag,
+            output_size=writer.size,
+            output_sha256=writer.sha256,
+            protection_sha256=self.protection_sha256,
+            num_protected=outcome.num_protected,
+            num_quarantined=len(outcome.rejections),
+            num_members=writer.num_members,
+            input_image_bytes=outcome.input_image_bytes,
+            output_image_bytes=outcome.output_image_bytes,
+            max_abs_delta=outcome.max_abs_delta,
+            quarantine=outcome.quarantine,
+            clusters={str(cluster): count for cluster, count in sorted(outcome.clusters.items())},
+            seconds=seconds,
+        )
+
+
+def check_same_commit(ours: Commit, theirs: Commit) -> None:
+    """Raise ConflictError if another run committed different bytes for the shard we have just written."""
+    if not ours.agrees_with(theirs):
+        raise ConflictError(
+            f"{ours.shard}: committed with SHA-256 {theirs.output_sha256[:16]} (input {theirs.input_etag}), "
+            f"but produced here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
+            "run jobs/verify.py and compare the workers' library versions"
+        )
+
+
+@contextlib.contextmanager
+def scratch_for(shard: Shard) -> Iterator[Path]:
+    """A folder for the growing output. Raises StoreError, which says where, if there is no room for it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="scumble-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            f"cannot write {shard.name} to scratch space {tempfile.gettempdir()}: {error.strerror}; make room for one "
+            "shard per worker, or set TMPDIR to another disk, then run the same command again"
+        ) from None
