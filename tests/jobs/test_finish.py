@@ -70,7 +70,7 @@ def test_what_of_an_input_is_lost_or_not_read_is_named_and_never_exit_code_0(
     os.mkfifo(source / "p.tar")
     code, said, warned = run_through(arguments(source, output), capsys)
     assert code == 3
-    assert "3 not read: b.tar.bz2 (pack it as .tar or .tar.gz), p.tar (a fifo, a socket or a device), part2" in said
+    assert "3 not read: b.tar.bz2 (repack it as .tar or .tar.gz), p.tar (a fifo, a socket or a device), part2" in said
     lost = [line.split()[5] for line in warned.splitlines() if line.startswith("warning: not in the output: ")]
     assert lost == ["b.tar.bz2:", "p.tar:", "part2:", "photos-002.tar:"]
     assert "photos-002.tar: the shard ends at byte" in warned
@@ -82,7 +82,7 @@ def test_what_of_an_input_is_lost_or_not_read_is_named_and_never_exit_code_0(
     assert images == {"PHOTOS-4.TAR": 6, "packed.tgz": 6, "photos-000.tar": 6, "photos-001.tar": 12}
     assert (output / "packed.tgz").read_bytes()[:2] == b"\x1f\x8b"
     report = (output / layout.REPORT).read_text()
-    assert "b.tar.bz2: pack it as" in report
+    assert "b.tar.bz2: repack it as" in report
     assert "photos-002.tar: the shard ends at byte" in report
     assert verify.main(["--output", str(output), "--input", str(source)]) == 3
     assert "not in the output: photos-002.tar" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_verify_and_report_know_the_method(data: Path, protected) -> None:
     ("more", "words"),
     [
         (["--method", "one-for-all"], "add --protection FILE"),
-        (["--method", "uc", "--protection", "u.safetensors"], "is a protection of method one-for-all: omit --method"),
+        (["--method", "uc", "--protection", "u.safetensors"], "was made with method one-for-all: omit --method"),
     ],
 )
 def test_a_generator_and_its_method_belong_together(data: Path, trained, more, words) -> None:

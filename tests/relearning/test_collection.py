@@ -104,7 +104,7 @@ def test_protected_keys_and_labels_that_clean_does_not_have_are_refused():
     with pytest.raises(InputError, match="uc: 2 of its keys are not in --clean, e.g. k4"):
         like_clean(collection(6), clean, "uc")
     wrong = replace(clean, labels=clean.labels[::-1].copy())
-    with pytest.raises(InputError, match="uc: key k0 has label 0, in --clean 0|uc: key k1 has label"):
+    with pytest.raises(InputError, match=r"uc: key k\d has label \d+, but \d+ in --clean"):
         like_clean(wrong, clean, "uc")
 
 

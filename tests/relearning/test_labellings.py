@@ -263,7 +263,7 @@ def test_a_bank_goes_through_a_file_and_other_files_are_refused(tmp_path):
             read_bank(path)
     with pytest.raises(InputError, match="is not a concept bank"):
         read_bank(tmp_path / "none")
-    with pytest.raises(InputError, match="one embedding per name: 1 names"):
+    with pytest.raises(InputError, match="one embedding per name; it has 1 names"):
         ConceptBank(("a",), np.zeros((2, 3), np.float32))
     with pytest.raises(InputError, match="finite"):
         ConceptBank(("a",), np.full((1, 3), np.nan, np.float32))
@@ -301,7 +301,7 @@ def test_a_text_tower_gives_what_open_clip_gives():
 def test_a_text_tower_that_is_none_is_refused():
     with pytest.raises(SettingsError, match="not of the form open_clip:ViT-B-32/openai"):
         text_bank(["oak"], "timm:tf_efficientnet_lite0")
-    with pytest.raises(SettingsError, match="has no {} for the name"):
+    with pytest.raises(SettingsError, match="lacks a {} for the name"):
         text_bank(["oak"], "open_clip:ViT-S-32-alt/random-0", template="a photo")
 
 
