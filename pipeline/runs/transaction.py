@@ -1,8 +1,8 @@
-"""The transaction of one shard, in six steps; kill it anywhere and run it again, and the output is the same.
+"""The transaction of one shard, in six steps; killed at any point and run again, it gives the same output.
 
-1 a commit exists: done          4 the output grows in local scratch, hashed while it is written
-2 open the planned version       5 put output, put quarantine, create the commit
-3 protect sample by sample       6 only the commit makes the output count
+1 done if a commit exists        4 write the output to local scratch, hashing it
+2 open the planned version       5 put output and quarantine, create the commit
+3 protect sample by sample       6 only with a commit does the output count
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ProtectSamples = Callable[[Iterator[Sample | Rejection], ShardWriter], ShardOutc
 
 @dataclass(frozen=True)
 class ShardTransaction:
-    """How the shards of one run go from source to output.
+    """Protects the shards of one run, from source to output.
 
     fingerprint        of the run
     protection_sha256  digest of the protection's file
@@ -41,13 +41,13 @@ class ShardTransaction:
     max_member_bytes: int
 
     def committed(self, shard: Shard) -> Commit | None:
-        """Step 1: the commit of a shard that is done."""
+        """Step 1: the commit of a shard, or None if it is not done."""
         return Commit.read(self.output, layout.commit(shard.name))
 
     def run(self, shard: Shard, protect: ProtectSamples) -> tuple[Commit, bool]:
         """Steps 2 to 6: the commit, and whether another worker had committed the same bytes first.
 
-        protect  writes every sample protected, or rejects it
+        protect  protects and writes, or rejects, every sample
         Raises InputError (changed-input) if the shard is not the version that was planned, ConflictError if another
         run has committed different bytes, StoreError if there is no room in scratch.
         """
@@ -104,7 +104,7 @@ def check_same_commit(ours: Commit, theirs: Commit) -> None:
 
 @contextlib.contextmanager
 def scratch_for(shard: Shard) -> Iterator[Path]:
-    """A folder for the growing output. Raises StoreError, which says where, if there is no room for it."""
+    """A temporary folder for the output. Raises StoreError, naming the folder, if the disk is full."""
     try:
         with tempfile.TemporaryDirectory(prefix="scumble-") as folder:
             yield Path(folder)
