@@ -54,7 +54,7 @@ def test_tars_are_known_in_any_case_and_other_archives_and_loose_images_are_name
     found = resolve_input(store.url)
     assert names(found) == ["G.Tar.Gz", "UPPER.TAR", "a.tar", "g.tgz"]
     assert set(passed_over(found.passed_over)) == {*others, "m/n.PNG", "o.txz", "p.tzst", "q.tar.Z"}
-    assert said_of(found.passed_over).startswith("13 not read: b.tar.bz2 (pack it as .tar or .tar.gz), ")
+    assert said_of(found.passed_over).startswith("13 not read: b.tar.bz2 (repack it as .tar or .tar.gz), ")
     assert said_of(found.passed_over).endswith(", …")
     assert said_of([]) == ""
 
