@@ -27,6 +27,7 @@ from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.records import Commit, Shard
 from pipeline.relearning.evaluation import EvaluationSettings, Trial
 from pipeline.relearning.report.results import relearned_by_regime
+from pipeline.runs.transaction import ShardTransaction
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet
@@ -139,8 +140,8 @@ def test_commits_that_were_made_by_somebody_else_are_counted_by_how_they_compare
 ) -> None:
     late = run.protector()
     late.metrics = PrometheusRecorder(registry := CollectorRegistry())
-    real, calls = late._committed, iter([None])
-    monkeypatch.setattr(late, "_committed", lambda shard: next(calls, real(shard)))
+    real, calls = ShardTransaction.committed, iter([None])
+    monkeypatch.setattr(ShardTransaction, "committed", lambda self, shard: next(calls, real(self, shard)))
     late._protect(run.shards[0])
     assert samples(registry)['scumble_commit_conflicts_total{outcome="equal",stage="apply"}'] == 1
 
