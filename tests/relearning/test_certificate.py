@@ -115,5 +115,5 @@ def test_visibility_by_hand() -> None:
 
 def test_no_fit_where_no_run_was(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(InputError, match=f"it has no {layout.RUN}"):
+    with pytest.raises(InputError, match=f"{layout.RUN} not found"):
         fit_at(store, "x")
