@@ -32,7 +32,7 @@ from pipeline.clusters.clustering import (
 )
 from pipeline.clusters.kmeans import RESTART_IMAGES, Floats, Ints, Part, Start, assign_slice, best_start, joined, lloyd
 from pipeline.errors import ClusterError
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.settings import Settings, clusters_for
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import Assignment, assignment_to_parquet, feature_keys, features_from_parquet

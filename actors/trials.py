@@ -27,7 +27,7 @@ from actors.cluster.metrics import recorder
 from pipeline import layout
 from pipeline.deltas.load import deltas_of, load_protection
 from pipeline.errors import ClusterError, InputError, ScumbleError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.metrics import RESTARTED
 from pipeline.relearning.arms import (
     Arm,

@@ -1,6 +1,6 @@
 """All computation, usable from a notebook: no Ray, no command-line flags, no printing.
 
-The top level holds what every room needs: errors, records, json_record, settings, fingerprint, layout, metrics,
+The top level holds what every room needs: errors, records, json_record, settings, hashing, layout, metrics,
 profile, schedules. A room imports only rooms listed before it; the last three do not import each other.
 
 storage      access to objects: local folders and buckets, retries, conditional writes

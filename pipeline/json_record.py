@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import one_line, unreadable
-from pipeline.fingerprint import canonical
+from pipeline.hashing import canonical
 
 _R = TypeVar("_R", bound="JsonRecord")
 

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster.connect import WorkerRequest, connected, workers_for
 from pipeline.errors import ClusterError
-from pipeline.fingerprint import library_versions
+from pipeline.hashing import library_versions
 from pipeline.runs.checkup import LEAST_SCRATCH_BYTES, LEAST_SHM_BYTES, SHM, Finding, compare_versions
 
 ANSWER_SECONDS = 60.0

@@ -18,7 +18,7 @@ from jobs.shared import cli
 from jobs.shared.inputs import list_input
 from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
-from pipeline.fingerprint import canonical, library_versions, sha256
+from pipeline.hashing import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.settings import OneForAllSettings

@@ -12,13 +12,14 @@ from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import AnyProtection, load_protection
 from pipeline.errors import ConflictError, SampleError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
+from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
-from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of, read_run
+from pipeline.runs.run_record import RunRecord, check_same_run, read_run
 from pipeline.settings import Settings
 from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
 from pipeline.shards.tar import read_samples

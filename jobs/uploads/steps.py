@@ -16,7 +16,7 @@ from pathlib import Path
 from jobs.shared import cli
 from pipeline import layout
 from pipeline.errors import Reason, ScumbleError, StoreError, ending
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.records import shown
 from pipeline.shards.names import fault_of

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.clusters.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
 from pipeline.clusters.smoothing import smooth, unit_rows
 from pipeline.errors import InputError, SettingsError
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.json_record import JsonRecord
 from pipeline.settings import ClusterSpace as SpaceName
 from pipeline.settings import Permutation

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import derive, numpy_rng
+from pipeline.hashing import derive, numpy_rng
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline.errors import ConflictError, InputError, one_line
-from pipeline.fingerprint import canonical
+from pipeline.hashing import canonical
 
 _ENTRY = "scumble"  # a single metadata entry, because the library writes several in no fixed order
 _LENGTH_BYTES = 8

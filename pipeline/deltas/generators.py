@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.fingerprint import derive, torch_rng
+from pipeline.hashing import derive, torch_rng
 from pipeline.settings import Bound
 
 Norm = Callable[[int], nn.Module]  # number of channels -> normalisation

@@ -16,7 +16,7 @@ from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.sample_steps import SampleGenerator
 from pipeline.deltas.textures import Bands, bands_for, check_key
 from pipeline.errors import ConflictError, PromiseError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.settings import Generator, Size
 
 _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")

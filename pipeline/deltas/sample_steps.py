@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from pipeline.deltas.delta import perturb, quantise
 from pipeline.deltas.proxy_network import ProxyNetwork, crop_padding
-from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
-from pipeline.fingerprint import torch_rng
+from pipeline.deltas.sign_step import check_finite, sign_step, step_size
+from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import GREY, ColourChanges, Views, colour_changes, random_views
 
 BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit

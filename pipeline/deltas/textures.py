@@ -3,6 +3,7 @@
 A cluster owns bands of spatial frequency; every sample gets waves from them with its own phases and jitter, all drawn
 from a secret key. Averaging over samples reveals nothing, and without the key the bands are unknown. Every number
 comes from HMAC-SHA256, not from a library's random generator, so that it depends only on the key.
+The key comes from --key-file (`jobs.shared.cli.read_key`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 
 LEAST_KEY_BYTES = 16
 NUM_BANDS = 40  # available under any key; more clusters than bands are refused

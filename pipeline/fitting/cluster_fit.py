@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pipeline.deltas.delta import perturb, quantise
 from pipeline.deltas.generators import DirectDelta, NetworkDelta
-from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
+from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import torch_rng
 from pipeline.fitting.fit import FitImages, FittedDeltas, checkpoint, entry, restore
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible, with_figures
 from pipeline.fitting.objective import distances
 from pipeline.fitting.proxy_training import augmented
+from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import random_views, take
 from pipeline.schedules import cosine
 from pipeline.settings import Settings

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SampleError
-from pipeline.fingerprint import in_sample
 from pipeline.fitting.fit import FitImages
+from pipeline.hashing import in_sample
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode
 from pipeline.records import Rejection, Sample

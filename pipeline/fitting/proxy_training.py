@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.deltas.proxy_network import WIDTH, ProxyNetwork, crop_padding
-from pipeline.deltas.sign_steps import check_finite
-from pipeline.fingerprint import derive, torch_rng
+from pipeline.deltas.sign_step import check_finite
 from pipeline.fitting.fit import FitImages, checkpoint, entry, restore
+from pipeline.hashing import derive, torch_rng
 from pipeline.pictures.augment import colour_jitter, random_views, take
 from pipeline.schedules import one_cycle
 

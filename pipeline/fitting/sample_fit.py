@@ -11,11 +11,11 @@ from torch import Tensor
 from pipeline.clusters.clustering import target_clusters
 from pipeline.deltas.delta import levels_of
 from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps
-from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitting.fit import FitImages, FittedDeltas
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible
 from pipeline.fitting.objective import feature_means
 from pipeline.fitting.proxy_training import ProxyTraining
+from pipeline.hashing import derive, torch_rng
 from pipeline.settings import Settings
 
 ROBUST = 0.25  # times epsilon: radius of a robust proxy's adversarial examples; 4/255 for epsilon 16/255

@@ -15,10 +15,10 @@ from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.load import AnyProtection
 from pipeline.errors import InputError, SampleError
-from pipeline.fingerprint import numpy_rng
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.fitting.proxy_training import ProxyTraining, Schedule
+from pipeline.hashing import numpy_rng
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Sample

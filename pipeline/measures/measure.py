@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.deltas.load import AnyProtection
 from pipeline.errors import InputError, SampleError
-from pipeline.fingerprint import derive, in_sample
+from pipeline.hashing import derive, in_sample
 from pipeline.measures.gallery import PER_CLUSTER, GallerySample
 from pipeline.measures.removal import RemovalCheck, check_removal
 from pipeline.measures.scores import PictureScore, score_picture

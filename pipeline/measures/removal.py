@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.fingerprint import derive, numpy_rng
+from pipeline.hashing import derive, numpy_rng
 from pipeline.json_record import JsonRecord
 
 Pixels = NDArray[np.uint8]  # [n, 3, S, S]

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.deltas.delta import levels_of
 from pipeline.errors import SampleError
-from pipeline.fingerprint import in_sample
+from pipeline.hashing import in_sample
 from pipeline.pictures.members import check_sidecars, image_suffix
 from pipeline.pictures.picture import decode, resize_and_crop
 from pipeline.records import Commit, Rejection, Sample

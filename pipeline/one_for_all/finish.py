@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.clusters.clustering import Clustering, fit_clusters
 from pipeline.deltas.universal.protection import UniversalProtection
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.one_for_all.training import UniversalFit
 from pipeline.surrogates.concepts import ConceptBank
 

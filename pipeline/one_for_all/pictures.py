@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import in_sample
 from pipeline.fitting.fit_images import CROP_MARGIN, FIT_IMAGE
+from pipeline.hashing import in_sample
 from pipeline.records import Rejection, Sample
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 

@@ -13,10 +13,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.deltas.sign_steps import check_finite
+from pipeline.deltas.sign_step import check_finite
 from pipeline.deltas.universal.generator import UniversalGenerator, bounded_output
 from pipeline.errors import InputError, SettingsError
-from pipeline.fingerprint import torch_rng
+from pipeline.hashing import torch_rng
 from pipeline.one_for_all.losses import LOSSES, Concepts, select_by_label, select_concepts, similarities
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.pictures.augment import Views, random_views, take

@@ -15,7 +15,7 @@ from pipeline.deltas.delta import LaidDelta
 from pipeline.deltas.load import AnyProtection
 from pipeline.deltas.picture_deltas import DeltaRequest, PictureDeltas
 from pipeline.errors import ScumbleError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.pictures.picture import square
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labels.labellings import make_labelling

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import derive, in_sample
 from pipeline.fitting.fit_images import shorter_sides
+from pipeline.hashing import derive, in_sample
 from pipeline.records import Rejection, Sample
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 from pipeline.shards.tar import read_samples

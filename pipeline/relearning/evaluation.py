@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.fingerprint import canonical, sha256
+from pipeline.hashing import canonical, sha256
 from pipeline.relearning.presets import PRESETS, RECIPES
 from pipeline.relearning.shares import parse_share
 from pipeline.settings import check, check_choice, settings_of_kind

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import hash_sample
+from pipeline.hashing import hash_sample
 from pipeline.settings import near_matches
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.training import EpochScore, Labelled, Recipe, Regime, ScoredOn, Training

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.fingerprint import torch_rng
+from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import random_views, take
 from pipeline.relearning.precision import autocast
 from pipeline.schedules import cosine, one_cycle

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.relearning.arms import Arm, Labels, carrying
 from pipeline.relearning.collection import Collection, holdout_mask
 from pipeline.relearning.denoisers.denoiser import Denoiser

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 
 # Placeholder colours for matplotlib; each is replaced by a CSS variable of the page.
 INK, FAINT, CLEAN, PROTECTED, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"

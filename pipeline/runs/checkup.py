@@ -20,7 +20,7 @@ from PIL import Image, features
 from pipeline import layout
 from pipeline.deltas.load import load_protection
 from pipeline.errors import InputError, ScumbleError
-from pipeline.fingerprint import library_versions, sha256
+from pipeline.hashing import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.runs.run_record import RunRecord
 from pipeline.shards.inputs import Listing, resolve_input, said_of

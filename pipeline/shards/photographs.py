@@ -20,7 +20,7 @@ from PIL import Image
 from skimage import data as skimage_data
 from sklearn.datasets import load_sample_image
 
-from pipeline.fingerprint import canonical, numpy_rng
+from pipeline.hashing import canonical, numpy_rng
 from pipeline.records import Sample
 from pipeline.shards.tar import ShardWriter
 

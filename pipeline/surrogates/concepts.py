@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pipeline.errors import InputError, SettingsError, one_line
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
 from pipeline.surrogates.surrogate import Surrogate
 

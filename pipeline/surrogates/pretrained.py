@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.errors import ConflictError, InputError, SettingsError, one_line
-from pipeline.fingerprint import derive, sha256
+from pipeline.hashing import derive, sha256
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
 from pipeline.surrogates.towers import LIBRARIES, library
 from pipeline.surrogates.towers.base import RANDOM, Preprocessing

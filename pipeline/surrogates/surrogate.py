@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import InputError, PromiseError, SettingsError, one_line
-from pipeline.fingerprint import canonical
+from pipeline.hashing import canonical
 from pipeline.profile import StepClock
 from pipeline.surrogates.pretrained import Tower, build_tower, check_surrogate
 

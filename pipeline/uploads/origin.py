@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.errors import ConflictError, InputError
-from pipeline.fingerprint import FORMAT_VERSION, canonical, sha256
+from pipeline.hashing import FORMAT_VERSION, canonical, sha256
 from pipeline.json_record import JsonRecord
 from pipeline.layout import RUN_FOLDER
 from pipeline.storage.store import Store

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import layout
 from pipeline.errors import InputError, Reason, StoreError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.metrics import ShardCounts
 from pipeline.records import Rejection, Sample, quarantine_to_bytes, shown
 from pipeline.settings import ApplySettings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.errors import Reason
-from pipeline.fingerprint import canonical, sha256
+from pipeline.hashing import canonical, sha256
 from pipeline.uploads.names import SHARD
 
 

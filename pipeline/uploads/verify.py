@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.fingerprint import in_sample, sha256
+from pipeline.hashing import in_sample, sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.measures.verify import Expected, ShardCheck, compare_pictures, verify_shard
 from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown

@@ -32,7 +32,7 @@ from actors.protector import Protector
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.protection import Protection
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.shards.tar import read_samples

@@ -34,7 +34,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 from actors.assigner import AssignerPool  # noqa: E402
 from pipeline.clusters.kmeans import KMeansResult, lloyd  # noqa: E402
-from pipeline.fingerprint import numpy_rng  # noqa: E402
+from pipeline.hashing import numpy_rng  # noqa: E402
 from pipeline.records import Features  # noqa: E402
 from pipeline.surrogates.features import features_to_parquet  # noqa: E402
 

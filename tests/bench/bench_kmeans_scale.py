@@ -35,7 +35,7 @@ from ratio import where, write
 
 from actors.assigner import SLICES, AssignerPool
 from pipeline.clusters.kmeans import lloyd
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.records import Features
 from pipeline.surrogates.features import features_from_parquet, features_to_parquet
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.collection import Collection, load_labelled
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target

@@ -33,10 +33,11 @@ from ratio import where, write
 from jobs.inspection.status import status_of
 from jobs.protection.prepare import committed_shards, prepare, start_run
 from pipeline import layout
-from pipeline.fingerprint import canonical, sha256
+from pipeline.hashing import canonical, sha256
 from pipeline.records import Commit, Shard
+from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
-from pipeline.runs.run_record import RunRecord, ingredients_of, read_run
+from pipeline.runs.run_record import RunRecord, read_run
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.storage.store import Store
 

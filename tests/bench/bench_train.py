@@ -22,8 +22,8 @@ from pipeline.deltas.generators import ResNetGenerator
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.fitting import proxy_training as proxy_module
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
+from pipeline.fitting.direct_fit import ProxyFit
 from pipeline.fitting.fit import FitImages
-from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 

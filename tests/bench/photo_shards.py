@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.records import Sample
 from pipeline.shards.photographs import PHOTOGRAPHS, photograph
 from pipeline.shards.tar import ShardWriter

@@ -14,7 +14,7 @@ from actors.assigner import Assigner, AssignerPool, assign_shard, cluster_collec
 from pipeline.clusters.clustering import fit_clusters
 from pipeline.clusters.kmeans import Slices, lloyd
 from pipeline.errors import InputError, ScumbleError
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.records import Features
 from pipeline.settings import Settings
 from pipeline.surrogates.features import features_to_parquet

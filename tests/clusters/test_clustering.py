@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, target_clusters
 from pipeline.clusters.smoothing import smooth
 from pipeline.errors import InputError, SettingsError
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats]

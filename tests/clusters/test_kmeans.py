@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 
 from pipeline.clusters.kmeans import Slices, assign_slice, best_start, cluster_sums, lloyd
 from pipeline.errors import InputError
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 
 Floats = NDArray[np.float32]
 

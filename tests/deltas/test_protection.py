@@ -15,7 +15,7 @@ from pipeline.deltas.delta import lay
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 
 KEY = b"a secret of at least 16 bytes"
 LEVELS = np.random.default_rng(0).integers(-16, 17, (3, 3, 8, 8)).astype(np.int8)

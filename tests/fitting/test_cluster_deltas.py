@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
-from pipeline.fingerprint import derive, torch_rng
 from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
+from pipeline.fitting.direct_fit import ProxyFit
 from pipeline.fitting.fit import Fit, FitImages, FittedDeltas, merge
 from pipeline.fitting.objective import feature_means
-from pipeline.fitting.proxy_fit import ProxyFit
+from pipeline.hashing import derive, torch_rng
 from pipeline.schedules import one_cycle
 from pipeline.settings import Settings
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.clusters.clustering import fit_clusters
+from pipeline.fitting.direct_fit import ProxyFit
 from pipeline.fitting.fit import FitImages, FittedDeltas
-from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn

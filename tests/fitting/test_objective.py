@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
+from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.errors import PromiseError
 from pipeline.fitting.objective import delta_side, distances, feature_means, is_moved, sum_by_cluster
 from pipeline.settings import Settings

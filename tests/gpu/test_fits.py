@@ -16,8 +16,8 @@ from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.protection import Protection
 from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
+from pipeline.fitting.direct_fit import ProxyFit
 from pipeline.fitting.fit import Fit, FitImages
-from pipeline.fitting.proxy_fit import ProxyFit
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 
 
 def test_a_gpu_assigns_points_as_the_cpu_does(device: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 from jobs.inspection.status import status_of
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.runs.run_record import Ingredients, RunRecord
+from pipeline.runs.fingerprint import Ingredients
+from pipeline.runs.run_record import RunRecord
 from pipeline.runs.totals import READERS, REFUSING, TOGETHER, totals_of
 from pipeline.storage.store import Store
 

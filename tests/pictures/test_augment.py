@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import adjust_saturation
 
-from pipeline.fingerprint import torch_rng
+from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import GREY, Views, colour_jitter, random_views, take
 
 

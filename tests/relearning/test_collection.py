@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, SettingsError
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import (
     Collection,

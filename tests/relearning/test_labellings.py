@@ -289,7 +289,7 @@ def test_a_text_tower_gives_what_open_clip_gives():
     assert bank.names == ("guinea_pig", "oak")
     np.testing.assert_allclose(bank.embeddings[1:], again.embeddings, atol=1e-5)
     assert np.abs(np.linalg.norm(bank.embeddings, axis=1) - 1).max() > 0.01  # not normalised
-    from pipeline.fingerprint import derive
+    from pipeline.hashing import derive
 
     torch.manual_seed(derive(0, "text tower weights", "random-3"))
     network = open_clip.create_model("ViT-S-32-alt").eval()

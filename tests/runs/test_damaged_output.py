@@ -14,7 +14,8 @@ from pipeline import layout
 from pipeline.errors import Reason
 from pipeline.measures.scores import PictureScore, scores_to_parquet
 from pipeline.records import Plan, Rejection, Shard, quarantine_from_bytes, quarantine_to_bytes
-from pipeline.runs.run_record import RunRecord, ingredients_of
+from pipeline.runs.fingerprint import ingredients_of
+from pipeline.runs.run_record import RunRecord
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 from tests.support.runs import refusal

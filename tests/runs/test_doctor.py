@@ -19,7 +19,7 @@ from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.runs import checkup
 from pipeline.runs.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
 from pipeline.storage.store import Store

@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.errors import ConflictError, InputError
 from pipeline.records import Commit, Shard
+from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan
-from pipeline.runs.run_record import RunRecord, check_same_run, ingredients_of
+from pipeline.runs.run_record import RunRecord, check_same_run
 from pipeline.runs.transaction import check_same_commit
 from pipeline.settings import Settings
 

@@ -18,7 +18,7 @@ from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.picture_deltas import DeltaAnswer, DeltaRequest
 from pipeline.deltas.protection import Protection
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate

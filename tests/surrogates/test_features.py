@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import numpy_rng
+from pipeline.hashing import numpy_rng
 from pipeline.records import Features
 from pipeline.surrogates.features import (
     Assignment,

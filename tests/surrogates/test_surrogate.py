@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import ConflictError, InputError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.surrogates import pretrained
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, load_surrogate
 from pipeline.surrogates.towers import clip

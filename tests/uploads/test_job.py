@@ -19,7 +19,7 @@ from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.errors import ConflictError, InputError, SettingsError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.records import Sample
 from pipeline.settings import Settings
 from pipeline.storage.store import Store

@@ -16,7 +16,8 @@ from pipeline.json_record import JsonRecord
 from pipeline.measures.gallery import GallerySample, gallery_from_bytes, gallery_to_bytes
 from pipeline.measures.removal import RemovalCheck
 from pipeline.records import Plan, Rejection, Shard
-from pipeline.runs.run_record import RunRecord, RunStatus, ingredients_of, read_run
+from pipeline.runs.fingerprint import ingredients_of
+from pipeline.runs.run_record import RunRecord, RunStatus, read_run
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 from pipeline.uploads.lease import LeaseRecord

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.deltas.generators import ResidualBlock, bounded, double, first_layers, halve, last_layers
 from pipeline.deltas.universal.shape import BLOCKS, WIDTH, Bound
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 
 L2_RADIUS = 16.0  # from the released code, for 3 x 224 x 224 images in [0, 1]
 

@@ -14,7 +14,7 @@ from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
 from pipeline.deltas.universal.shape import Bound
 from pipeline.errors import PromiseError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 
 METHOD = "one-for-all"
 _FIELDS = ("surrogate_id", "epsilon", "bound", "side", "width", "blocks", "fingerprint", "licence", "figures")

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from pipeline.deltas.artefact import artefact_to_bytes, read_header, read_tensors
 from pipeline.errors import InputError
-from pipeline.fingerprint import canonical, derive, sha256, torch_rng
 from pipeline.fitting.fit_figures import reproducible
+from pipeline.hashing import canonical, derive, sha256, torch_rng
 from pipeline.pictures.augment import random_views, take
 from pipeline.relearning.denoisers.noises import draw_noise
 from pipeline.relearning.precision import autocast

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import sha256
+from pipeline.hashing import sha256
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.shards.photographs import train_squares

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 
 
 def group_concepts(points: NDArray[np.float32], num_groups: int, *, seed: int) -> NDArray[np.int64]:

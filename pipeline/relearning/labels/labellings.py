@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError, SettingsError, one_line
-from pipeline.fingerprint import derive, numpy_rng
+from pipeline.hashing import derive, numpy_rng
 from pipeline.relearning.labels.concepts import group_concepts, grouping_quality
 from pipeline.relearning.labels.names import parse_labelling
 from pipeline.relearning.labels.overlap import conditional_entropy

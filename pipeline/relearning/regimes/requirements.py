@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.training import Training

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import layout
-from pipeline.fingerprint import canonical, sha256
+from pipeline.hashing import canonical, sha256
 from pipeline.json_record import JsonRecord
 from pipeline.measures.scores import score_picture
 from pipeline.records import Commit

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import davies_bouldin_score
 
 from pipeline.errors import InputError
-from pipeline.relearning.labels.pseudo_labels import pseudo_labels
 from pipeline.relearning.regimes.staged.acm import VARIANTS, activation_cluster_measure, validation_rows
+from pipeline.relearning.regimes.staged.pseudo_labels import pseudo_labels
 
 # centre (1, 0), mean distance 1, radius 1; centre (9, 0), mean distance 2, radius 3; centres 8 apart
 TWO_CLASSES = np.array([[0, 0], [2, 0], [9, -3], [9, -1], [9, 1], [9, 3]], dtype=np.float64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, SettingsError
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.staged.progressive import ProgressiveFull, StagedOptions
 from pipeline.relearning.targets import build_target

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import torch_rng
+from pipeline.hashing import torch_rng
 from pipeline.measures.removal import estimate_deltas
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate

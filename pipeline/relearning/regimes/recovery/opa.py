@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.fingerprint import torch_rng
+from pipeline.hashing import torch_rng
 from pipeline.relearning.regimes.views.mix import MixedLabels
 from pipeline.relearning.training import Regime
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import hash_sample
+from pipeline.hashing import hash_sample
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db, train_denoiser
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.requirements import need_denoiser

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.training import Regime
 

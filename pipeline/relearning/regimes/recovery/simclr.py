@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 from pipeline.relearning.regimes.recovery.dfr import fit_head
 from pipeline.relearning.training import Regime
 

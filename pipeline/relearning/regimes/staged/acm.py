@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import derive, numpy_rng
+from pipeline.hashing import derive, numpy_rng
 
 PERPLEXITY = 30.0
 ITERATIONS = 1_000

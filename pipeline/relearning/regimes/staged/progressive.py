@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import SettingsError
-from pipeline.fingerprint import derive
-from pipeline.relearning.labels.pseudo_labels import pseudo_labels
+from pipeline.hashing import derive
 from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.regimes.staged.acm import REDUCTIONS, VARIANTS, activation_cluster_measure, validation_rows
 from pipeline.relearning.regimes.staged.layers import GRANULARITIES, ordered_layers
 from pipeline.relearning.regimes.staged.multipliers import MULTIPLIERS, layer_multipliers
+from pipeline.relearning.regimes.staged.pseudo_labels import pseudo_labels
 from pipeline.relearning.regimes.views.colour import ColourAndGray, PaperColour
 from pipeline.relearning.training import Regime
 from pipeline.settings import near_matches

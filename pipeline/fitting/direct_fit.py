@@ -10,12 +10,12 @@ from torch import Tensor
 from pipeline.clusters.clustering import target_clusters
 from pipeline.deltas.delta import perturb, quantise
 from pipeline.deltas.generators import DirectDelta
-from pipeline.deltas.sign_steps import check_finite, sign_step, step_size
-from pipeline.fingerprint import torch_rng
+from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.fitting.fit import FitImages, FittedDeltas, entry
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible, with_figures
 from pipeline.fitting.objective import distances, feature_means, sum_by_cluster
 from pipeline.fitting.proxy_training import ProxyTraining, augmented
+from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import colour_jitter
 from pipeline.settings import Settings
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.fingerprint import derive
+from pipeline.hashing import derive
 
 
 def pseudo_labels(features: NDArray[np.float32], num_classes: int, *, seed: int = 0) -> NDArray[np.int64]:
