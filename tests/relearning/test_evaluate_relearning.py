@@ -223,7 +223,7 @@ def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tm
     assert found["images"].endswith("at 64 px")
     assert found["trials"] == "4, 2 at a time"
     each = 3 * 64 * 64
-    assert found["memory"].startswith(f"{each * sum(images) / 1e6:.1f} MB a node")
+    assert found["memory"].startswith(f"{each * sum(images) / 1e6:.1f} MB per node")
     assert re.match(r"about [\d.]+ (s|min)", found["time"])
     assert not (tmp_path / "out").exists()
 
