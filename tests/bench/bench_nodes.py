@@ -101,7 +101,7 @@ def run_of(folder: Path, output: Path) -> Run:
     shards = [Shard(entry.name, entry.size, entry.etag) for entry in source.list()]
     settings = Settings(input=source.url, output=str(output))
     plan = make_plan(shards, "bench", ())
-    return Run(settings, source, Store(str(output)), plan, cast(Any, None), None, None, None, {})
+    return Run(settings, source, Store(str(output)), plan, cast(Any, None), None, None, cast(Any, None))
 
 
 def commits_of(output: Path) -> list[tuple[float, int]]:
