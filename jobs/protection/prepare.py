@@ -11,11 +11,10 @@ from jobs.shared import cli
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import AnyProtection, load_protection
-from pipeline.errors import ConflictError, SampleError, SettingsError
+from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.fitting.fit_images import shorter_sides
 from pipeline.hashing import sha256
 from pipeline.layout import RUN_FOLDER
-from pipeline.pictures.members import image_suffix
-from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
@@ -25,9 +24,9 @@ from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
 from pipeline.shards.tar import read_samples
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
-from pipeline.surrogates.surrogate import SMALL_SIDE, Surrogate, check_surrogate, size_for, surrogate_for
+from pipeline.surrogates.surrogate import Surrogate, check_surrogate, size_for, surrogate_for
 
-_LOOKED_AT = 16  # images that tell whether a collection is one of small images
+_LOOKED_AT = 16  # first samples, which tell whether a collection is one of small images
 
 
 @dataclass(frozen=True)
@@ -151,28 +150,20 @@ def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
 
 def _with_surrogate(settings: Settings, source: Store, shards: list[Shard]) -> tuple[Settings, Surrogate]:
     """The surrogate, and the settings with the side at which it sees images where the user leaves that open."""
-    if settings.surrogate_size is None and settings.size == "native" and settings.protection is None:
-        size = size_for(_shorter_sides(settings, source, shards[0]))
-        if size is not None and surrogate_for(settings, "cpu").is_convolutional:
-            settings = replace(settings, surrogate_size=size)
-    return settings, surrogate_for(settings, "cpu")
+    surrogate = surrogate_for(settings, "cpu")
+    is_open = settings.surrogate_size is None and settings.size == "native" and settings.protection is None
+    if is_open and surrogate.is_convolutional and (size := size_for(_first_sides(settings, source, shards[0]))):
+        settings = replace(settings, surrogate_size=size)
+        surrogate = surrogate_for(settings, "cpu")
+    return settings, surrogate
 
 
-def _shorter_sides(settings: Settings, source: Store, shard: Shard) -> list[int]:
-    """Shorter sides in pixels of the first images of a shard that can be read, large ones at a smaller scale."""
-    sides: list[int] = []
-    limit = settings.max_pixels
-    with source.open(shard.name) as stream:
-        for sample in read_samples(stream, max_member_bytes=settings.max_member_bytes):
-            if isinstance(sample, Rejection):
-                continue
-            with contextlib.suppress(SampleError):
-                suffix = image_suffix(sample, settings.keep_sidecar)
-                pixels = decode_rgb(sample.members[suffix], at_least=SMALL_SIDE, max_pixels=limit, suffix=suffix)
-                sides.append(min(pixels.shape[:2]))
-            if len(sides) == _LOOKED_AT:
-                break
-    return sides
+def _first_sides(settings: Settings, source: Store, shard: Shard) -> list[int]:
+    """Shorter sides in pixels of the first images of a shard; none where none of them can be read."""
+    with source.open(shard.name) as stream, contextlib.suppress(InputError):
+        samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
+        return shorter_sides(samples, limit=_LOOKED_AT, max_pixels=settings.max_pixels)
+    return []
 
 
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:
