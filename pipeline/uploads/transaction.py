@@ -242,8 +242,7 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
     from pipeline.shards.tar import ShardWriter, is_packed, read_samples
 
     (item,) = unit.items
-    settings, outcome = places.settings, _Outcome()
-    far: list[bool] = []
+    settings, outcome, far = places.settings, _Outcome(), list[bool]()
 
     def counted() -> Iterator[tuple[ProtectedSample, int] | Rejection]:
         samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
