@@ -60,8 +60,9 @@ def size_for(shorter_sides: Sequence[int]) -> int | None:
     """Side at which a collection is embedded unless the user says otherwise; None = as the weights were trained.
 
     shorter_sides  of some of its images, in pixels
-    Images below 96 px (the median) are enlarged to 160, not to the 224 or more of large ones: the rule that Kolesnikov
-    et al. 2020 (section 3.3) transfer pretrained convolutional networks by.
+    Images below 96 px (the median) are enlarged to 160, not to the 224 or more of large ones. The BiT-HyperRule of
+    Kolesnikov et al. 2020 enlarges images below 96 x 96 to 160 too (and trains on crops of 128) when it transfers
+    pretrained convolutional networks.
     """
     median = sorted(shorter_sides)[len(shorter_sides) // 2] if shorter_sides else SMALL_SIDE
     return ENLARGED_SIDE if median < SMALL_SIDE else None
