@@ -18,7 +18,6 @@ from pipeline.errors import ScumbleError
 from pipeline.settings import EMBEDDED_SURROGATE
 
 SIDE = 64
-SURROGATE_SIDE = 160
 CLUSTERS = ("--clusters", "16")
 BATTERY = ("--regimes", "nt,nt-cg,iss-jpeg10,subtract+cg", "--epochs", "12", "--side", str(SIDE))
 
@@ -38,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         f"collection   {collection.num_train:,} train and {collection.num_test:,} test images of {SIDE} px in {folder}"
     )
     train, test = (str(folder / f"collection/{part}-*.tar") for part in ("train", "test"))
-    surrogate = ("--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", str(SURROGATE_SIDE))
-    run_job("protect_imagenet.py", "--input", train, "--output", str(folder / "protected"), *surrogate, *CLUSTERS)
+    options = ("--surrogate", EMBEDDED_SURROGATE, *CLUSTERS)
+    run_job("protect_imagenet.py", "--input", train, "--output", str(folder / "protected"), *options)
     collections = ("--clean", train, "--protected", f"uc={folder / 'protected'}", "--test", test)
     run_job("evaluate_relearning.py", *collections, "--output", str(folder / "evaluation"), *BATTERY)
     print(f"time         {time.monotonic() - started:.0f} s")

@@ -1,6 +1,7 @@
 """All access to storage: reads, writes, and conditional writes.
 
-Every failure becomes a one-line StoreError or InputError. `listings` lists objects; `location` makes and retries calls.
+Every failure becomes a one-line StoreError or InputError. `versions` reads, `listings` lists; `location` says where a
+store is, and `retries` makes a call again.
 """
 
 from __future__ import annotations
