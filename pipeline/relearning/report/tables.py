@@ -299,7 +299,7 @@ def warnings(rows: Sequence[Row], order: Order) -> list[str]:
         if 0 < fits < 3:
             number = "One fit" if fits == 1 else "Two fits"
             sentences.append(
-                f"{number} of {name}: a fit with another seed may differ by several points. Run three or more to measure it."
+                f"{number} of {name}: another seed may differ by several points. Run three or more fits to measure it."
             )
     diverged = sum(bool(row["diverged"]) for row in rows)
     if diverged:
