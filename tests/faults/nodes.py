@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -20,14 +21,18 @@ from tests.support import runs
 from tests.support.samples import free_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
+# the kernel takes down a namespace and its devices some time after it is told to: no cluster takes another's names
+CLUSTERS = itertools.count()
 
 
 class Nodes:
     """A head without CPUs on the host, and nodes of one CPU each in network namespaces behind a bridge."""
 
     def __init__(self, count: int) -> None:
-        rng = Random(os.getpid())
-        self._tag, self._net = f"sc{os.getpid() % 100000}", f"10.{rng.randrange(64, 250)}.{rng.randrange(250)}"
+        number = next(CLUSTERS)
+        rng = Random(f"{os.getpid()}-{number}")
+        self._tag = f"sc{os.getpid() % 16**6:06x}{number:02x}"  # a device's name has at most 15 characters
+        self._net = f"10.{rng.randrange(64, 250)}.{rng.randrange(250)}"
         self._folder = tempfile.mkdtemp(prefix="ray-")
         self._count = count
         self._families: dict[str, Family] = {}
