@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         from jobs.protection.dry_run import print_plan
         from jobs.protection.finish import finish_run
         from jobs.protection.prepare import is_left, prepare, start_run
-        from jobs.protection.stages import apply, cluster, embed, fit, measure
+        from jobs.protection.stages import apply, check_fit_memory, cluster, embed, fit, measure
         from jobs.protection.status_file import reported
 
     run = prepare(settings)
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             return finish_run(run, status)
         with connected(settings):
             if not run.is_universal:  # a universal generator is trained already, and embeds what it is applied to
+                check_fit_memory(run)
                 with status.stage("embed"):
                     embed(run)
                 with status.stage("cluster"):

@@ -235,6 +235,12 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
     return settings_of_kind(Settings, merged | {"given": frozenset(given)})
 
 
+def apply_settings(recorded: Mapping[str, Any]) -> ApplySettings:
+    """How a run read and wrote pictures, from the settings in its record."""
+    names = [each.name for each in fields(ApplySettings)]
+    return ApplySettings(**{name: recorded[name] for name in names if name in recorded})
+
+
 def settings_of_kind(kind: type[_T], options: Mapping[str, Any], required: tuple[str, ...] = ()) -> _T:
     """Settings of class `kind` from options.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.connect import Workers, workers_now
+from actors.cluster.connect import Workers, check_room, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
@@ -18,6 +18,7 @@ from jobs.shared import cli
 from jobs.shared.inputs import list_input
 from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
+from pipeline.fitting.fit_images import fit_bytes
 from pipeline.hashing import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
 from pipeline.one_for_all.pictures import square_side
@@ -92,19 +93,25 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
     return True
 
 
+def count_images(run: UniversalTraining) -> int:
+    """About how many images the inputs have, from the size of the first ones."""
+    store, entries = run.sources[0]
+    with store.open(entries[0].name) as stream:
+        _, each = first_samples(stream, entries[0].size, max_member_bytes=run.settings.max_member_bytes)
+    return max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
+
+
 def load_squares(run: UniversalTraining) -> list[Any]:
     """References to the training pictures in the object store; warns about what is left out."""
     settings = run.settings
     side = square_side(settings.side_for(run.surrogate.input_size))
-    share = 1.0
-    if settings.images is not None:
-        store, entries = run.sources[0]
-        with store.open(entries[0].name) as stream:
-            _, bytes_each = first_samples(stream, entries[0].size, max_member_bytes=settings.max_member_bytes)
-        total = sum(entry.size for _, entries in run.sources for entry in entries) / bytes_each
-        share = min(1.0, settings.images / max(1.0, total))
+    total = count_images(run)
+    images = min(settings.images or total, total)
+    share = images / total
     references = []
     with ray_failures():
+        what = f"training on {images:,} images at {side} px (lower --images or --workers)"
+        check_room(fit_bytes(images, side), _workers(settings).count, what)
         for store, entries in run.sources:
             names = [entry.name for entry in entries]
             found, left = unpacked_squares(store, names, settings, side=side, share=share)

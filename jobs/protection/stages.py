@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from actors.assigner import FeatureReader, cluster_collection, write_assignments
 from actors.cluster.batches import RunContext, Secret
-from actors.cluster.connect import Workers, workers_for, workers_now
+from actors.cluster.connect import Workers, check_room, workers_for, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.metrics import recorder
 from actors.cluster.stream import collected, over_shards
@@ -36,10 +36,11 @@ from pipeline.clusters.clustering import Clustering, target_clusters
 from pipeline.deltas.load import AnyProtection
 from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.fitting.fit import FittedDeltas, merge
-from pipeline.fitting.fit_images import fit_shares, picture_side, shorter_sides
+from pipeline.fitting.fit_images import fit_bytes, fit_shares, picture_side, shorter_sides
 from pipeline.fitting.objective import delta_side
+from pipeline.measures.estimate import first_samples
 from pipeline.metrics import LAST_PROGRESS
-from pipeline.settings import Settings
+from pipeline.settings import Settings, clusters_for
 from pipeline.shards.tar import read_samples
 
 CHUNK = 64  # shards that one short task looks at
@@ -136,6 +137,28 @@ def fit(run: Run, clustering: Clustering) -> None:
         parts = [FittedDeltas.from_bytes(run.output.read(layout.fitted(unit))) for unit in units]
         protection = fitted_protection(merge(parts), clustering, run.settings, run.surrogate.id, run.plan.fingerprint)
     run.output.create(layout.PROTECTION, protection.to_bytes())
+
+
+def check_fit_memory(run: Run) -> None:
+    """Raise ClusterError, before anything is read, if the images to fit on do not fit into memory."""
+    if run.given is not None or run.key is not None or run.output.info(layout.PROTECTION) is not None:
+        return
+    total = _count(run)
+    images = min(run.settings.fit_images or total, total)
+    _, side = _sides(run)
+    clusters = run.settings.clusters or clusters_for(images, run.settings.generator)
+    workers = workers_now(run.settings, most=len(_units(run.settings, clusters))).count
+    what = f"fitting on {images:,} images at {side} px (lower --fit-images or --workers)"
+    with ray_failures():
+        check_room(fit_bytes(images, side), workers, what)
+
+
+def _count(run: Run) -> int:
+    """About how many images there are, from the size of the first ones."""
+    first = run.plan.shards[0]
+    with run.source.open(first.name) as stream:
+        _, each = first_samples(stream, first.size, max_member_bytes=run.settings.max_member_bytes)
+    return max(1, round(run.plan.total_bytes / each))
 
 
 def _units(settings: Settings, num_clusters: int) -> list[str]:

@@ -10,7 +10,14 @@ import torch
 from pipeline.measures.estimate import first_samples
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts
+from pipeline.relearning.evaluation import (
+    CLEAN,
+    CLEAN_PART,
+    LEAKED_PAIRS,
+    EvaluationSettings,
+    needs_deltas,
+    plain_parts,
+)
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn
@@ -18,7 +25,7 @@ from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
-_COPIES = 6  # bytes of memory per pixel value of a trial: its images, the clean ones, and int16 copies for deltas
+_COPIES, _DELTAS = 2, 2  # bytes per pixel value of a trial: its images and what a regime makes of them; deltas, int16
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def estimate_evaluation(
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
     for name in images.keys() - {"test"}:
         images[name] = min(images[name], settings.images or images[name])
-    digests, labels = dict.fromkeys(stores, ""), dict.fromkeys(settings.labellings, "")
+    digests, labels = dict.fromkeys([*stores, CLEAN_PART], ""), dict.fromkeys(settings.labellings, "")
     trials = settings.trials(digests, labels)
     seconds = sum(images.get(trial.arm, images[CLEAN]) * settings.epochs for trial in trials)
     num_leaked = sum(
@@ -68,7 +75,7 @@ def estimate_evaluation(
         trials=len(trials),
         images=images,
         shared_bytes=each * (sum(images.values()) + sum(_count(*pair) for pair in pairs)),
-        trial_bytes=_COPIES * each * images[CLEAN],
+        trial_bytes=(_COPIES + _DELTAS * any(map(needs_deltas, settings.regimes))) * each * images[CLEAN],
         seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
         denoiser_seconds=seconds_at_most(side) if num_leaked or settings.denoisers() else 0.0,
         num_leaked=num_leaked,

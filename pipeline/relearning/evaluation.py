@@ -13,8 +13,9 @@ from pipeline.relearning.presets import PRESETS, RECIPES
 from pipeline.relearning.shares import parse_share
 from pipeline.settings import check, check_choice, settings_of_kind
 
+COMPUTATION = 2  # part of every trial's key: to be raised with any change to what a trial computes
 CLEAN = "clean"  # the name of the control in every table
-CLEAN_PART = "clean-part"  # trained only on what a share below 1 leaves unprotected
+CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, of the images that all copies have
 WHOLE = "samples:1"
 
 # below the output
@@ -22,6 +23,7 @@ RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "
 TRIALS = "trials"
 
 SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
+_KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, LEAKED_PAIRS)
 SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for the whole evaluation; leaked pairs train one per trial
 
 _WITHOUT_PAIRS = (
@@ -32,7 +34,7 @@ _WITHOUT_PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training. Its key is a digest of all its fields, so that identical trials run only once.
+    """One training. Its key is a digest of all its fields and of COMPUTATION, so that identical trials run only once.
 
     fit     index of the protection's fit, from 0; 0 for controls
     share   "samples:S" or "classes:S": the share of the training images that is protected; the rest stays clean
@@ -55,7 +57,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Twenty hex digits."""
-        return sha256(canonical(asdict(self)))[:20]
+        return sha256(canonical({**asdict(self), "computation": COMPUTATION}))[:20]
 
     @property
     def arm(self) -> str:
@@ -156,7 +158,7 @@ class EvaluationSettings:
     ) -> list[Trial]:
         """All trials.
 
-        digests    CLEAN and every arm -> digest of its training and test images
+        digests    CLEAN, CLEAN_PART and every arm -> digest of its training and test images
         labels     labelling -> digest of its labels
         denoisers  regime without its number -> digest of its denoiser, or of how it trains one
 
@@ -186,11 +188,7 @@ class EvaluationSettings:
                         seed=seed,
                         epochs=self.epochs,
                         recipe=self.recipe,
-                        data=_seen(
-                            digests[CLEAN if protection == CLEAN_PART else arm_name(protection, fit)],
-                            regime,
-                            denoisers or {},
-                        ),
+                        data=_seen(digests[arm_name(protection, fit)], regime, denoisers or {}),
                         labels=labels[labelling],
                     )
                 )
@@ -200,6 +198,11 @@ class EvaluationSettings:
 def plain_parts(regime: str) -> list[str]:
     """The names joined in a regime, without numbers and options: 'leaked-pairs:100+cg' -> leaked-pairs, cg."""
     return [re.split(r"[\[:]", part)[0] for part in regime.split("+")]
+
+
+def needs_deltas(regime: str) -> bool:
+    """True if the regime, or what it reports, uses the true delta of every training image."""
+    return any(part in _KNOWING_DELTAS for part in plain_parts(regime))
 
 
 def _seen(data: str, regime: str, denoisers: Mapping[str, str]) -> str:

@@ -49,12 +49,14 @@ class ScoredOn:
 
     test     clean test images
     holdout  clean images that are neither trained on nor test images, scored after each epoch
-    extra    further versions of the test images, by name, tested at the end
+    extra    further versions of test images, by name, scored at the end
+    follow   score them after each epoch as well
     """
 
     test: Labelled
     holdout: Labelled | None = None
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Labelled] = field(default_factory=dict)
+    follow: bool = False
 
 
 @dataclass(frozen=True)

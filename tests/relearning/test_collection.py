@@ -128,7 +128,7 @@ def test_the_holdout_is_a_share_of_the_keys_and_does_not_depend_on_their_order()
 
 
 GIVEN = {"clean": "a", "test": "b", "output": "c", "protected": {"uc": "d", "sp": "e"}}
-DIGESTS = {CLEAN: "0", "uc": "1", "sp": "2"}
+DIGESTS = {CLEAN: "0", CLEAN_PART: "3", "uc": "1", "sp": "2"}
 
 
 def test_every_combination_is_one_trial_and_the_control_is_run_once_for_all_shares():
@@ -140,7 +140,7 @@ def test_every_combination_is_one_trial_and_the_control_is_run_once_for_all_shar
     assert len(trials) == 2 * 3 * per_cell
     assert len({trial.key for trial in trials}) == len(trials)
     assert [t.share for t in trials if t.protection == CLEAN_PART] == ["samples:0.5"] * 6
-    assert {t.data for t in trials if t.protection == CLEAN_PART} == {"0"}
+    assert {t.data for t in trials if t.protection == CLEAN_PART} == {"3"}
 
 
 TRIAL = Trial(
