@@ -1,4 +1,4 @@
-"""Show the progress of a run, read from its commits alone: while it runs, or after it died.
+"""Show the progress of a run, read from what it left in its output: while it runs, or after it died.
 
 python jobs/status.py --output protected/
 """
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
     with importing():
-        from jobs.inspection.status import status_of, uploads_status_of
+        from jobs.inspection.status import progress_text, status_of, uploads_status_of
         from pipeline.storage.store import Store
 
     output = Store(options.output)
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(found, sort_keys=True))
     else:
         for name, value in found.items():
-            print(f"{name:<12} {_text(value)}")
+            print(f"{name:<12} {progress_text(value) if name == 'progress' else _text(value)}")
     return cli.DONE
 
 

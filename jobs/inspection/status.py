@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import layout
-from pipeline.runs.run_record import read_run
+from pipeline.report.page import duration
+from pipeline.runs.run_record import RunStatus, StageProgress, read_run
 from pipeline.runs.totals import totals_of
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.summary import LastRun
+
+_SHOWN_SHARE = 0.1  # of the time, below which a step is not named
 
 
 def status_of(output: Store) -> dict[str, Any]:
     """Counts over all commits of an output. Raises InputError if no run was started there."""
     record = read_run(output)
     totals, total = totals_of(output), record.num_shards
-    return {
+    status, progress = RunStatus.read(output, layout.STATUS), StageProgress.read(output, layout.PROGRESS)
+    found: dict[str, Any] = {} if status is None else {"state": status.state}
+    if status is not None and status.message is not None:
+        found["message"] = status.message
+    if progress is not None and status is not None and (status.state, status.stage) == ("running", progress.stage):
+        found["progress"] = progress.to_json()
+    return found | {
         "fingerprint": record.fingerprint,
         "stage": _stage(output, total),
         "shards": f"{totals.shards} of {total} committed",
@@ -28,6 +39,19 @@ def status_of(output: Store) -> dict[str, Any]:
         "input_bytes": totals.input_bytes,
         "output_bytes": totals.output_bytes,
     }
+
+
+def progress_text(found: Mapping[str, Any]) -> str:
+    """A StageProgress as plain data, in one line."""
+    parts = [
+        f"{found['stage']} {found['done']:,} of {found['total']:,} {found['unit']}s".replace("percents", "percent")
+    ]
+    if found["images"]:
+        parts += [f"{found['rate']:,.0f} images/s", f"{found['quarantined']:,} quarantined"]
+    parts.append(f"about {duration(found['eta'])} left")
+    steps = ", ".join(f"{step} {share:.0%}" for step, share in found["steps"].items() if share >= _SHOWN_SHARE)
+    age = f"(as of {duration(max(0.0, time.time() - found['updated']))} ago)"
+    return ", ".join(parts) + (f"; time: {steps}" if steps else "") + f" {age}"
 
 
 def uploads_status_of(output: Store) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from pipeline.measures.estimate import first_samples
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.settings import Settings, clusters_for
 from pipeline.shards.tar import read_samples
+from pipeline.storage.store import Store
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
@@ -57,9 +58,9 @@ def embed(run: Run) -> None:
     have = set(run.output.names(layout.FEATURES))
     left = [shard for shard in run.plan.shards if layout.features(shard.name) not in have]
     workers = workers_for(run.settings)
-    with progress("embed", len(left)) as bar, profiled(run, "embed") as profile:
+    with progress("embed", len(left), output=run.output) as bar, profiled(run, "embed") as profile:
         for done in over_shards(left, Embedder, (context_of(run, workers), run.given), workers):
-            bar.step(done.name, images=done.images, rejected=done.rejected)
+            bar.step(done.name, images=done.images, rejected=done.rejected, spent=done.work.spent())
             profile.add(done.work, done.images)
 
 
@@ -75,7 +76,7 @@ def cluster(run: Run) -> Clustering:
 
 def _cluster(run: Run) -> Clustering:
     names = [shard.name for shard in run.plan.shards]
-    with ray_failures(), progress("cluster", len(names)) as bar:
+    with ray_failures(), progress("cluster", len(names), output=run.output) as bar:
         collection = cluster_collection(
             FeatureReader(run.output),
             names,
@@ -110,9 +111,9 @@ def apply(run: Run) -> None:
     if run.is_universal and run.given is not None:
         run.output.create(layout.PROTECTION, run.given.to_bytes())
         actor, arguments = UniversalProtector, ()
-    with progress("apply", len(left)) as bar, profiled(run, "apply") as profile:
+    with progress("apply", len(left), output=run.output) as bar, profiled(run, "apply") as profile:
         for done in over_shards(left, actor, (context_of(run, workers), *arguments), workers):
-            bar.step(done.name, images=done.images, rejected=done.rejected)
+            bar.step(done.name, images=done.images, rejected=done.rejected, spent=done.work.spent())
             profile.add(done.work, done.images)
 
 
@@ -175,7 +176,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         task = _fit_task(run, clustering, left)
         workers = workers_now(run.settings, most=len(left))
         workers = replace(workers, cpus=min(workers.cpus, float(run.settings.fit_threads)))
-        with watched(task.queue, len(left)):
+        with watched(task.queue, len(left), run.output):
             train_group(fit_loop, task, workers, run.plan.fingerprint[:16])
 
 
@@ -211,13 +212,16 @@ def _cluster_sizes(run: Run) -> dict[int, int]:
 
 
 @contextlib.contextmanager
-def watched(queue: Any, num_units: int) -> Iterator[None]:
-    """Show the progress of the fits while the trainer blocks."""
+def watched(queue: Any, num_units: int, output: Store | None = None) -> Iterator[None]:
+    """Show the progress of the fits while the trainer blocks.
+
+    output  see Progress
+    """
     over = threading.Event()
 
     def watch() -> None:
         before = 0.0
-        with progress("fit", 100 * num_units, "percent") as bar:
+        with progress("fit", 100 * num_units, "percent", output) as bar:
             while not over.wait(1.0):
                 with contextlib.suppress(RayError):
                     shares = ray.get(queue.progress.remote(), timeout=30)
