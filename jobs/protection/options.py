@@ -103,6 +103,8 @@ def _delta(parser: Parser) -> None:
     add("--generator", choices=["sample", "direct", "network", "texture"], help="what produces delta")
     add("--fit-images", type=image_count, metavar="N|all", help="images to fit deltas on")
     add("--steps", type=int, metavar="N", help="optimiser steps (default: 30 per image with sample, else 100)")
+    epochs = "passes over the images to fit on, in place of --steps; uc-paper: 50, 10 in the paper for ImageNet"
+    add("--epochs", type=int, metavar="E", help=epochs)
     add("--robust-proxies", type=int, metavar="N", help="how many of the proxies to train on adversarial examples")
     add("--key-file", metavar="FILE", help="secret of --generator texture, at least 16 bytes; never stored")
     add("--seed", type=int, metavar="N", help="seed of every random draw")

@@ -197,6 +197,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
     if settings.protection is not None or settings.generator == "texture":
         return 0.0
     fitted = min(images, settings.fit_images or images)
+    settings = settings.for_images(fitted)
     if settings.optimise_through == "proxy":
         schedule = Schedule.of(fitted)
         seen = schedule.steps * schedule.batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +18,7 @@ from pipeline.relearning.evaluation import (
     needs_deltas,
     plain_parts,
 )
+from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn
@@ -100,5 +101,5 @@ def _images_per_second(settings: EvaluationSettings, store: Store, entries: list
         regime=regime,
         seed=0,
         target=settings.targets[0],
-        recipe=Recipe(epochs=1),
+        recipe=replace(Recipe(**recipe_settings(settings.changed_recipe)), epochs=1),
     ).images_per_second

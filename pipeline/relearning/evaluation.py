@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.hashing import canonical, sha256
-from pipeline.relearning.presets import PRESETS, RECIPES
+from pipeline.relearning.presets import PRESETS, RECIPES, changed_recipe
 from pipeline.relearning.shares import parse_share
-from pipeline.settings import check, check_choice, settings_of_kind
+from pipeline.settings import check, check_choice, check_least, settings_of_kind
 
 COMPUTATION = 2  # part of every trial's key: to be raised with any change to what a trial computes
 CLEAN = "clean"  # the name of the control in every table
@@ -92,6 +92,7 @@ class EvaluationSettings:
     """All settings of an evaluation. Raises SettingsError, one line that names the option.
 
     protected      name -> URLs of the fits of one protection, each a copy of the whole collection
+    batch_size     in place of the recipe's, as are lr and weight_decay
     side           side of all images in pixels; None: the median of the clean ones, at most 224
     images         train on at most this many, chosen by the hash of their keys; None: all
     pairs          URLs of other pictures and of an adversary's protected copies of them, to train denoisers on
@@ -111,6 +112,9 @@ class EvaluationSettings:
     seeds: tuple[int, ...] = (0,)
     epochs: int = 12
     recipe: str = "fast"
+    batch_size: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
     side: int | None = None
     images: int | None = None
     pairs: tuple[str, str] | None = None
@@ -136,6 +140,8 @@ class EvaluationSettings:
         for name, urls in self.protected.items():
             check(len(set(urls)) == len(urls), f"--protected {name} lists the same URL twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
+        check_least(self, {"batch_size": 2, "weight_decay": 0})
+        check(self.lr is None or self.lr > 0, f"--lr {self.lr} is not above 0")
         for share in self.shares:
             parse_share(share)
         parts = {part for regime in self.regimes for part in plain_parts(regime)}
@@ -147,6 +153,12 @@ class EvaluationSettings:
     def arms(self) -> dict[str, str]:
         """arm_name of every fit of every protection -> its URL."""
         return {arm_name(name, fit): url for name, urls in self.protected.items() for fit, url in enumerate(urls)}
+
+    @property
+    def changed_recipe(self) -> str:
+        """The recipe of all trials; recipe_settings tells what it is."""
+        names = ("batch_size", "lr", "weight_decay")
+        return changed_recipe(self.recipe, {name: getattr(self, name) for name in names})
 
     def denoisers(self) -> list[str]:
         """Which of SHARED_DENOISERS the regimes need."""
@@ -187,7 +199,7 @@ class EvaluationSettings:
                         share=share,
                         seed=seed,
                         epochs=self.epochs,
-                        recipe=self.recipe,
+                        recipe=self.changed_recipe,
                         data=_seen(digests[arm_name(protection, fit)], regime, denoisers or {}),
                         labels=labels[labelling],
                     )

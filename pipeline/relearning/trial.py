@@ -20,7 +20,7 @@ from pipeline.relearning.arms import Arm, Labels
 from pipeline.relearning.collection import Collection, holdout_mask
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN_PART, Trial, needs_deltas
-from pipeline.relearning.presets import RECIPES
+from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.regimes.recovery.purify import HERE_DB, OWN_DB
 from pipeline.relearning.regimes.staged.projection import project
@@ -70,7 +70,7 @@ def run_trial(
             on_epoch(training)
 
     started = time.time()
-    recipe = replace(Recipe(**RECIPES[trial.recipe]), epochs=trial.epochs)
+    recipe = replace(Recipe(**recipe_settings(trial.recipe)), epochs=trial.epochs)
     score = train_target(
         Labelled(_tensor(images), _tensor(train_labels)),
         ScoredOn(
