@@ -26,12 +26,13 @@ def main(argv: list[str] | None = None) -> int:
         print_plan(run)
         return cli.DONE
     with reported(run.output, run.plan.fingerprint) as status:
-        start_run(run)
         if not is_left(run):
+            start_run(run)
             return finish_run(run, status)
         with connected(settings):
+            check_fit_memory(run)
+            start_run(run)
             if not run.is_universal:  # a universal generator is trained already, and embeds what it is applied to
-                check_fit_memory(run)
                 with status.stage("embed"):
                     embed(run)
                 with status.stage("cluster"):

@@ -29,9 +29,9 @@ Protection raises the cost of unauthorised training; it is no guarantee. Keep yo
 """
 
 
-def image_count(text: str) -> int | None:
-    """'all' or a number."""
-    return None if text == "all" else int(text)
+def image_count(text: str) -> int | str:
+    """A number, or 'all': None here would be an option that is not given."""
+    return text if text == "all" else int(text)
 
 
 def pixels(text: str) -> float:
@@ -175,5 +175,7 @@ def parse_settings(argv: list[str] | None) -> Settings:
     given: dict[str, Any] = given_options(protection_parser(), argv)
     for required in ("input", "output"):
         check(bool(given.get(required)), f"--{required} is missing (see --help)")
+    if given.get("fit_images") == "all":
+        given["fit_images"] = None
     preset = given.pop("preset", "scumble")
     return settings_from(given, preset=preset)

@@ -37,7 +37,7 @@ from pipeline.deltas.load import AnyProtection
 from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.fitting.fit import FittedDeltas, merge
 from pipeline.fitting.fit_images import fit_bytes, fit_shares, picture_side, shorter_sides
-from pipeline.fitting.objective import delta_side
+from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.measures.estimate import first_samples
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.settings import Settings, clusters_for
@@ -46,6 +46,7 @@ from pipeline.storage.store import Store
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
+JUDGED_BYTES = 2_000_000_000  # of images to fit on; every machine that holds a surrogate has room for less
 
 
 def context_of(run: Run, workers: Workers) -> RunContext:
@@ -141,14 +142,21 @@ def fit(run: Run, clustering: Clustering) -> None:
 
 
 def check_fit_memory(run: Run) -> None:
-    """Raise ClusterError, before anything is read, if the images to fit on do not fit into memory."""
+    """Raise ClusterError, before anything is embedded, if the images to fit on do not fit into memory.
+
+    Less than 2 GB are not judged, so that ordinary runs read nothing for this.
+    """
     if run.given is not None or run.key is not None or run.output.info(layout.PROTECTION) is not None:
         return
-    total = _count(run)
-    images = min(run.settings.fit_images or total, total)
+    settings = run.settings
+    largest = picture_side(settings, delta_side(settings, run.surrogate.input_size, [PROXY_SIDES[1]]))
+    if settings.fit_images is not None and fit_bytes(settings.fit_images, largest) <= JUDGED_BYTES:
+        return
     _, side = _sides(run)
-    clusters = run.settings.clusters or clusters_for(images, run.settings.generator)
-    workers = workers_now(run.settings, most=len(_units(run.settings, clusters))).count
+    total = _count(run)
+    images = min(settings.fit_images or total, total)
+    clusters = settings.clusters or clusters_for(images, settings.generator)
+    workers = workers_now(settings, most=len(_units(settings, clusters))).count
     what = f"fitting on {images:,} images at {side} px (lower --fit-images or --workers)"
     with ray_failures():
         check_room(fit_bytes(images, side), workers, what)

@@ -109,6 +109,15 @@ def test_epochs_are_steps_by_the_number_of_images_the_last_batch_included() -> N
             settings_from(given)
 
 
+def test_all_images_to_fit_on_are_all_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    places = ["--input", "a", "--output", "b"]
+    (tmp_path / "run.yaml").write_text("fit_images: all\n")
+    for options in (["--fit-images", "all"], ["--config", str(tmp_path / "run.yaml")], ["--preset", "uc-paper"]):
+        assert parse_settings([*places, *options]).fit_images is None
+    assert parse_settings([*places, "--fit-images", "7", "--preset", "uc-paper"]).fit_images == 7
+    assert parse_settings(places).fit_images == 10_000
+
+
 def test_suffixes_that_are_kept_are_named_one_by_one_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
     places = ["--input", "a", "--output", "b"]
     many = parse_settings([*places, "--keep-sidecar", "seg.png", "npy", "--keep-sidecar", "mask.png"])
