@@ -268,7 +268,7 @@ def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence
         denoisers={name: found.reference for name, found in loaded.denoisers.items()},
     )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job like any other: every epoch is kept anyway
-    with ray_failures(), progress("relearn", len(left), "trial") as bar:
+    with ray_failures(), progress("relearn", len(left), "trial", loaded.output) as bar:
 
         def done(trial: Trial) -> None:
             bar.step(trial.name)

@@ -1,4 +1,4 @@
-"""The progress of a run, counted from its commits or from the ledger of its uploads."""
+"""The progress of a run, counted from its commits, from the ledger of its uploads, or from its finished trials."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import layout
+from pipeline.relearning.evaluation import REPORT, TRIALS
 from pipeline.report.page import duration
 from pipeline.runs.run_record import RunStatus, StageProgress, read_run
 from pipeline.runs.totals import totals_of
@@ -39,6 +40,14 @@ def status_of(output: Store) -> dict[str, Any]:
         "input_bytes": totals.input_bytes,
         "output_bytes": totals.output_bytes,
     }
+
+
+def evaluation_status_of(output: Store) -> dict[str, Any]:
+    """Finished trials of an evaluation, and how far the trials are that its last start had left."""
+    finished = sum(name.endswith(".json") for name in output.names(TRIALS))
+    progress = StageProgress.read(output, layout.PROGRESS)
+    found = {"trials": f"{finished:,} finished", "report": output.info(REPORT) is not None}
+    return found if progress is None or progress.done == progress.total else found | {"progress": progress.to_json()}
 
 
 def progress_text(found: Mapping[str, Any]) -> str:

@@ -122,6 +122,7 @@ def progress(stage: str, total: int, unit: str = "shard", output: Store | None =
     shown = Progress(stage, total, unit, output)
     try:
         yield shown
+        shown.write()
         recorder().record(QUEUE_DEPTH, 0, stage=stage)
     finally:
         shown.close()

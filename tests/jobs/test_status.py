@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from jobs.inspection.status import progress_text, status_of
+from jobs import status
+from jobs.inspection.status import evaluation_status_of, progress_text, status_of
 from jobs.protection.status_file import StatusFile
 from jobs.shared.progress import progress
 from pipeline import layout
@@ -117,8 +118,8 @@ def test_status_shows_the_progress_that_another_process_wrote(tmp_path: Path, mo
     write_output(tmp_path, 0, 40)
     output, clock = Store(str(tmp_path)), [100.0]
     monkeypatch.setattr("jobs.shared.progress.time.monotonic", lambda: clock[0])
-    status = StatusFile(output, "f" * 64)
-    with status.stage("apply"), progress("apply", 40, output=output) as bar:
+    file = StatusFile(output, "f" * 64)
+    with file.stage("apply"), progress("apply", 40, output=output) as bar:
         clock[0] += 2
         bar.step("a.tar", images=100, rejected=1, spent={"decode": 3.0, "encode": 1.0})
         assert "progress" not in status_of(output)  # written every few seconds only
@@ -133,10 +134,26 @@ def test_status_shows_the_progress_that_another_process_wrote(tmp_path: Path, mo
             "apply 10 of 40 shards, 100 images/s, 3 quarantined, about 30.0 s left; time: decode 60%,"
         )
         assert re.search(r", encode 35% \(as of [78]\.\d s ago\)$", said)
-    status.write("running", stage="measure")
+    file.write("running", stage="measure")
     assert "progress" not in status_of(output)  # of a stage that is over
-    status.write("failed", message="the disk is full", exit_code=1)
+    file.write("failed", message="the disk is full", exit_code=1)
     assert (status_of(output)["state"], status_of(output)["message"]) == ("failed", "the disk is full")
+
+
+def test_status_counts_the_trials_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Store(str(tmp_path))
+    for name in ("evaluation.json", "trials/a.json", "trials/b.json", "trials/c.pt"):
+        output.put(name, b"{}")
+    assert evaluation_status_of(output) == {"trials": "2 finished", "report": False}
+    with progress("relearn", 4, "trial", output) as bar:
+        bar.step("nt on clean")
+        bar.write()
+        assert status.main(["--output", str(tmp_path)]) == 0
+        assert re.search(
+            r"^progress     relearn 1 of 4 trials, about .* left \(as of ", capsys.readouterr().out, re.MULTILINE
+        )
+        bar.step("all others", units=3)
+    assert "progress" not in evaluation_status_of(output)
 
 
 class Terminal(io.StringIO):
