@@ -28,11 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         from pipeline.storage.store import Store
 
     output = Store(options.output)
-    found = uploads_status_of(output) if output.info(layout.UPLOADS_ORIGIN) else status_of(output)
+    facts = uploads_status_of(output) if output.info(layout.UPLOADS_ORIGIN) else status_of(output)
     if options.json:
-        print(json.dumps(found, sort_keys=True))
+        print(json.dumps(facts, sort_keys=True))
     else:
-        for name, value in found.items():
+        for name, value in facts.items():
             print(f"{name:<12} {_text(value)}")
     return cli.DONE
 
