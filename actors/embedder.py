@@ -75,7 +75,7 @@ class Embedder:
         elapsed = time.perf_counter() - started
         steps = spent.steps | {"put": time.perf_counter() - put_started}
         ahead = {"read": spent.read, "decode": spent.decode}
-        reasons = Counter(one.reason.value for one in rejections)
+        reasons = Counter(rejection.reason.value for rejection in rejections)
         sizes = (shard.size, len(data))
         counts = ShardCounts(len(features.keys), reasons, *sizes, steps | ahead, elapsed, assigned, drifted)
         report_shard(self.metrics, "embed", counts)

@@ -59,4 +59,4 @@ def _finish(context: RunContext, key: bytes | None, *parts: ShardMeasures) -> No
     removal = removal_of(list(parts), _protection(context, key), context.settings)
     if removal is not None:
         output.put(layout.REMOVAL, removal.to_bytes())
-    output.put(layout.GALLERY, gallery_to_bytes(one for part in parts for one in part.shown))
+    output.put(layout.GALLERY, gallery_to_bytes(picture for part in parts for picture in part.shown))

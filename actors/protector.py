@@ -76,7 +76,9 @@ class Protector:
             threads=self.context.threads,
             clusters=clusters,
         )
-        return write_protected((one if isinstance(one, Rejection) else (one.done, one.cluster) for one in made), writer)
+        return write_protected(
+            (result if isinstance(result, Rejection) else (result.done, result.cluster) for result in made), writer
+        )
 
     def _clusters(self, shard: Shard) -> dict[str, int]:
         """The cluster of every embedded sample of the shard, by key."""

@@ -113,8 +113,8 @@ def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | Non
     task = ray.remote(smallest_hashes).options(num_cpus=1)
     waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
     parts = _answer(waiting)
-    found = heapq.nsmallest(at_most + 1, itertools.chain(*parts))
-    return found[-2] if len(found) > at_most else None
+    smallest = heapq.nsmallest(at_most + 1, itertools.chain(*parts))
+    return smallest[-2] if len(smallest) > at_most else None
 
 
 def load_collection(
@@ -179,7 +179,7 @@ def check_collections(clean: Any, test: Any, regimes: Sequence[str], holdout: fl
 def digest_of(holdout: float, *collections: Any) -> str:
     """Digest of everything that a trial on these collections sees."""
     task = ray.remote(Collection.digest).options(num_cpus=1)
-    return sha256("\n".join([str(holdout), *ray.get([task.remote(one) for one in collections])]).encode())
+    return sha256("\n".join([str(holdout), *ray.get([task.remote(collection) for collection in collections])]).encode())
 
 
 def median_side(store: Store, shard: str) -> int:
@@ -218,9 +218,9 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
             ),
         )
-        found = tuner.fit()
-    if found.errors:
-        raise _first_failure(found.errors)
+        results = tuner.fit()
+    if results.errors:
+        raise _first_failure(results.errors)
 
 
 def trial_in_tune(config: dict[str, Any], data: EvaluationData) -> None:

@@ -44,19 +44,19 @@ class UniversalProtector(Protector):
         nearest: list[tuple[int, float]] = []
 
         def noted() -> Iterator[tuple[ProtectedSample, int] | Rejection]:
-            for one in protect_pictures(
+            for result in protect_pictures(
                 samples,
                 self.universal,
                 settings=self.context.settings,
                 batch_size=BATCH[self.context.device],
                 threads=self.context.threads,
             ):
-                if isinstance(one, Rejection):
-                    yield one
+                if isinstance(result, Rejection):
+                    yield result
                     continue
-                keys.append(one.done.sample.key)
-                nearest.append((one.cluster, one.distance))
-                yield one.done, one.cluster
+                keys.append(result.done.sample.key)
+                nearest.append((result.cluster, result.distance))
+                yield result.done, result.cluster
 
         outcome = write_protected(noted(), writer)
         clusters, distances = (np.array(column) for column in zip(*nearest, strict=True)) if nearest else ([], [])

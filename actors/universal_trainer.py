@@ -66,7 +66,7 @@ def unpacked_squares(
     task = ray.remote(_read).options(num_cpus=1, num_returns=2)
     reading = [task.remote(store, shard, settings, side, share) for shard in shards]
     told = ray.get([receipt for _, receipt in reading], timeout=LOAD_SECONDS)
-    return [squares for squares, _ in reading], [left for one in told for left in one]
+    return [squares for squares, _ in reading], [left_out for receipt in told for left_out in receipt]
 
 
 def _read(

@@ -130,5 +130,5 @@ class _Pool:
                 patience.check()
 
     def close(self) -> None:
-        for one in self._actors:
-            ray.kill(one)
+        for actor in self._actors:
+            ray.kill(actor)

@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
 
     output = Store(options.output)
     look = uploads_status_of if output.info(layout.UPLOADS_ORIGIN) else status_of
-    found = (evaluation_status_of if output.info(SETTINGS) else look)(output)
+    facts = (evaluation_status_of if output.info(SETTINGS) else look)(output)
     if options.json:
-        print(json.dumps(found, sort_keys=True))
+        print(json.dumps(facts, sort_keys=True))
     else:
-        for name, value in found.items():
+        for name, value in facts.items():
             print(f"{name:<12} {progress_text(value) if name == 'progress' else _text(value)}")
     return cli.DONE
 

@@ -29,14 +29,14 @@ def main(argv: list[str] | None = None) -> int:
         raise SettingsError("--certificate is for an output of protect_imagenet.py: uploads have no fixed collection")
     certified = certified_as(output, Path(options.certificate)) if options.certificate else ""
     with ThreadPoolExecutor(options.workers) as pool:
-        found = check(output, options.input, options.decode, pool)
+        result = check(output, options.input, options.decode, pool)
     if options.certificate and not certified:
-        found.problems.append(f"{options.certificate}: not the collection that it certifies")
-    print_result(found, with_originals=bool(options.input))
+        result.problems.append(f"{options.certificate}: not the collection that it certifies")
+    print_result(result, with_originals=bool(options.input))
     if certified:
         print(f"certificate  {certified}")
-    cli.print_losses(found.lost, f"{output.url}/{layout.REPORT}")
-    return cli.FAILED if found.problems else cli.QUARANTINED if found.lost else cli.DONE
+    cli.print_losses(result.lost, f"{output.url}/{layout.REPORT}")
+    return cli.FAILED if result.problems else cli.QUARANTINED if result.lost else cli.DONE
 
 
 def parse_verify(argv: list[str] | None) -> Namespace:

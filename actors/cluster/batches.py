@@ -67,8 +67,8 @@ def shards_of(batch: Batch) -> list[Shard]:
 
 def done_columns(done: Sequence[ShardDone]) -> dict[str, NDArray[Any]]:
     """Outgoing columns of a stage whose results are in the store."""
-    columns = {name: np.array([getattr(one, name) for one in done]) for name in _PLAIN}
-    return columns | {"work": np.array([json.dumps(asdict(one.work)) for one in done])}
+    columns = {name: np.array([getattr(shard, name) for shard in done]) for name in _PLAIN}
+    return columns | {"work": np.array([json.dumps(asdict(shard.work)) for shard in done])}
 
 
 def done_of(batch: Batch) -> list[ShardDone]:

@@ -67,15 +67,15 @@ def _broken(what: str) -> ClusterError:
 
 def ours_in(error: BaseException) -> ScumbleError | None:
     """The first ScumbleError among the exceptions that one wraps."""
-    ours = (one for one in _wrapped_in(error) if isinstance(one, ScumbleError))
+    ours = (wrapped for wrapped in _wrapped_in(error) if isinstance(wrapped, ScumbleError))
     return next(
-        (one for one in ours if not isinstance(one, RayError)), None
+        (wrapped for wrapped in ours if not isinstance(wrapped, RayError)), None
     )  # the copy that Ray makes has a traceback as its text
 
 
 def is_unavailable(error: BaseException) -> bool:
     """True if Ray could not reach an actor for a moment: it may be alive, and may have done its task."""
-    return any(isinstance(one, ActorUnavailableError) for one in _wrapped_in(error))
+    return any(isinstance(wrapped, ActorUnavailableError) for wrapped in _wrapped_in(error))
 
 
 def _wrapped_in(error: BaseException) -> Iterator[BaseException]:
@@ -83,9 +83,9 @@ def _wrapped_in(error: BaseException) -> Iterator[BaseException]:
     waiting: list[object] = [error]
     seen: set[int] = set()
     while waiting:
-        one = waiting.pop(0)
-        if isinstance(one, BaseException) and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            waiting += [getattr(one, name, None) for name in _INSIDE]
-            waiting += getattr(one, "worker_failures", {}).values()
+        candidate = waiting.pop(0)
+        if isinstance(candidate, BaseException) and id(candidate) not in seen:
+            seen.add(id(candidate))
+            yield candidate
+            waiting += [getattr(candidate, name, None) for name in _INSIDE]
+            waiting += getattr(candidate, "worker_failures", {}).values()

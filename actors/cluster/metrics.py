@@ -42,18 +42,18 @@ def recorder() -> Recorder:
 
 def actor_recorder(stage: str) -> Recorder:
     """The recorder of an actor that is being built; counts a restart if the actor replaces a dead one."""
-    found = recorder()
-    if isinstance(found, RayRecorder):
+    counting = recorder()
+    if isinstance(counting, RayRecorder):
         import ray
 
         context = ray.get_runtime_context()
         if context.get_actor_id() and context.was_current_actor_reconstructed:
-            found.record(RESTARTED, 1, stage=stage)
-    return found
+            counting.record(RESTARTED, 1, stage=stage)
+    return counting
 
 
 def worker_name() -> str:
     """The id of this actor; outside Ray that of the process."""
     ray = sys.modules.get("ray")
-    found = ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
-    return str(found or os.getpid())
+    actor = ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
+    return str(actor or os.getpid())

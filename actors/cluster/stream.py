@@ -79,7 +79,7 @@ def collected(shards: Sequence[Shard], actor: type, arguments: tuple[Any, ...], 
 
     def tables(dataset: Any) -> Iterator[Any]:
         # materialize() asks every process for its memory afterwards, and waits for those that do not answer
-        references = [one for bundle in dataset.iter_internal_ref_bundles() for one in bundle.block_refs]
+        references = [reference for bundle in dataset.iter_internal_ref_bundles() for reference in bundle.block_refs]
         left.clear()
         yield from references
 

@@ -32,12 +32,13 @@ def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loade
     """If a whole battery was run: write certificates and their page, or print what each protection lacks."""
     if not any(set(battery) <= set(settings.regimes) for battery in BATTERIES.values()):
         return
-    made = [one for name in settings.protected if (one := _certified(settings, name, rows, loaded)) is not None]
-    if not made:
+    drawn_up = [_certified(settings, name, rows, loaded) for name in settings.protected]
+    complete = tuple(certificate for certificate in drawn_up if certificate is not None)
+    if not complete:
         return
-    found = Certificates(tuple(made))
-    loaded.output.put(CERTIFICATE, found.to_bytes())
-    loaded.output.put(PAGE, found.page().encode())
+    certificates = Certificates(complete)
+    loaded.output.put(CERTIFICATE, certificates.to_bytes())
+    loaded.output.put(PAGE, certificates.page().encode())
     print(f"certificate  {loaded.output.url}/{PAGE}; for verify.py: {loaded.output.url}/{CERTIFICATE}")
 
 

@@ -32,6 +32,6 @@ class RelearnedSoFar:
         self._tell(trial.protection)
 
     def _tell(self, protection: str) -> None:
-        found = relearned_by_regime(self._rows, protection, labelling=self._labelling, share=WHOLE)
-        for regime, accuracy in found.items():
+        accuracies = relearned_by_regime(self._rows, protection, labelling=self._labelling, share=WHOLE)
+        for regime, accuracy in accuracies.items():
             self._metrics.record(RELEARNED, accuracy, protection=protection, regime=regime)

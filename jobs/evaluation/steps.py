@@ -116,9 +116,9 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests[CLEAN_PART] = sha256(f"{digests[CLEAN]} {missing}".encode()) if missing else digests[CLEAN]
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
-        found = train_denoisers(settings, workers, side, pairs, (clean, test))
+        trained = train_denoisers(settings, workers, side, pairs, (clean, test))
         output = Store(settings.output)
-        return Loaded(output, side, clean, test, arms, everywhere, labels, digests, workers, left_out, found)
+        return Loaded(output, side, clean, test, arms, everywhere, labels, digests, workers, left_out, trained)
 
 
 def _decoded(
@@ -134,11 +134,11 @@ def _decoded(
             names = [entry.name for entry in entries]
             bound = None if name == "test" else limit
             loading[name] = load_collection(store, names, side, bound, size=sizes[name])
-        for name, one in loading.items():
-            if left := cli.print_left_out(one.wait()):
+        for name, collection in loading.items():
+            if left := cli.print_left_out(collection.wait()):
                 left_out[name] = left
             bar.step(name)
-    return {name: one.reference for name, one in loading.items()}, left_out
+    return {name: collection.reference for name, collection in loading.items()}, left_out
 
 
 def _arms(
@@ -155,9 +155,9 @@ def _arms(
         name: make_arm(name, stores[name][0], data[name], *clean_and_test, test_shards=shards, size=sizes[name])
         for name in settings.arms
     }
-    for one in making.values():
-        one.wait()
-    return {name: one.reference for name, one in making.items()}
+    for arm in making.values():
+        arm.wait()
+    return {name: arm.reference for name, arm in making.items()}
 
 
 def train_denoisers(
@@ -176,15 +176,15 @@ def train_denoisers(
     pairs = []
     sizes = _sizes({str(number): pair for number, pair in enumerate(pair_stores)})
     for (store, entries), geometry in zip(pair_stores, sizes.values(), strict=True):
-        one = load_collection(store, [entry.name for entry in entries], side, has_labels=False, size=geometry)
-        cli.print_left_out(one.wait())
-        pairs.append(one.reference)
+        loading = load_collection(store, [entry.name for entry in entries], side, has_labels=False, size=geometry)
+        cli.print_left_out(loading.wait())
+        pairs.append(loading.reference)
     output, both = Store(settings.output), (pairs[0], pairs[1]) if pairs else None
     making = {
         name: make_denoiser(name, output, side, workers, pairs=both, evaluated=evaluated)
         for name in settings.denoisers()
     }
-    found = {}
+    trained = {}
     with progress("denoise", len(making), "denoiser") as bar:
         for name, made in making.items():
             facts = made.wait(None)
@@ -192,8 +192,8 @@ def train_denoisers(
             on = f"{facts.num_pictures:,} {'pairs' if name != PURIFY else 'pictures'}"
             how = f"{facts.num_steps:,} steps" if facts.is_new else "trained before"
             print(f"denoiser     {name}: gains {facts.gain_db:.1f} dB on the held-out part of its {on}; {how}")
-            found[name] = Denoising(made.reference, facts.digest)
-    return found
+            trained[name] = Denoising(made.reference, facts.digest)
+    return trained
 
 
 def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
@@ -216,18 +216,20 @@ def print_trials(settings: EvaluationSettings) -> int:
     stores = _stores(settings)
     store, entries = stores[CLEAN]
     side = settings.side or _within(shard_side(store, entries[0].name))
-    found = estimate_evaluation(settings, stores, side, _pair_stores(settings))
+    estimate = estimate_evaluation(settings, stores, side, _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
-    counts = ", ".join(f"{name} {count:,}" for name, count in found.images.items())
+    counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
     print(f"images       about {counts}, at {side} px")
-    print(f"trials       {found.trials}, {workers} at a time")
-    print(f"memory       {size(found.shared_bytes)} per node, plus {size(found.trial_bytes)} for each trial on it")
-    spent = duration(found.seconds / min(workers, found.trials))
+    print(f"trials       {estimate.trials}, {workers} at a time")
+    print(
+        f"memory       {size(estimate.shared_bytes)} per node, plus {size(estimate.trial_bytes)} for each trial on it"
+    )
+    spent = duration(estimate.seconds / min(workers, estimate.trials))
     print(f"time         about {spent}: {settings.targets[0]} under nt as measured here; others may take far longer")
-    if found.denoiser_seconds:
-        each = f"at most {duration(found.denoiser_seconds)} each, as measured on a CPU here"
+    if estimate.denoiser_seconds:
+        each = f"at most {duration(estimate.denoiser_seconds)} each, as measured on a CPU here"
         shared = [f"one for {name}, before the trials" for name in settings.denoisers()]
-        own = [f"{found.num_leaked} for leaked pairs, one per trial"] if found.num_leaked else []
+        own = [f"{estimate.num_leaked} for leaked pairs, one per trial"] if estimate.num_leaked else []
         print(f"denoisers    {each}: {'; '.join(shared + own)}")
     return cli.DONE
 
@@ -298,10 +300,10 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
     for share in settings.shares:
         print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")
         for name in (CLEAN, *settings.protected):
-            found = relearned(rows, name, labelling=settings.labellings[0], share=share)
-            if found is not None:
-                spread = fits_range(found.fits)
-                print(f"  {name:<32}{found.accuracy:>10.1%}  {found.regime} ({found.num_regimes} tried){spread}")
+            worst = relearned(rows, name, labelling=settings.labellings[0], share=share)
+            if worst is not None:
+                spread = fits_range(worst.fits)
+                print(f"  {name:<32}{worst.accuracy:>10.1%}  {worst.regime} ({worst.num_regimes} tried){spread}")
     _print_gains(settings, rows)
     print(f"\nresults      {output.url}/{RESULTS}")
     print(f"report       {output.url}/{REPORT}")
@@ -309,10 +311,10 @@ def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded
 
 
 def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -> None:
-    found = denoisers(rows, order_of(rows, settings.protected, asdict(settings)))
-    if found:
+    denoised = denoisers(rows, order_of(rows, settings.protected, asdict(settings)))
+    if denoised:
         print(f"\n{'denoisers, gain in dB':<34}{'own pictures':>14}{'here':>8}")
-    for regime, name, gains in found:
+    for regime, name, gains in denoised:
         own, here = (f"{gain:.1f}" if gain is not None else "–" for gain in gains)
         print(f"  {f'{regime} on {name}':<32}{own:>14}{here:>8}")
 

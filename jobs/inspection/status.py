@@ -24,12 +24,12 @@ def status_of(output: Store) -> dict[str, Any]:
     record = read_run(output)
     totals, total = totals_of(output), record.num_shards
     status, progress = RunStatus.read(output, layout.STATUS), StageProgress.read(output, layout.PROGRESS)
-    found: dict[str, Any] = {} if status is None else {"state": status.state}
+    facts: dict[str, Any] = {} if status is None else {"state": status.state}
     if status is not None and status.message is not None:
-        found["message"] = status.message
+        facts["message"] = status.message
     if progress is not None and status is not None and (status.state, status.stage) == ("running", progress.stage):
-        found["progress"] = progress.to_json()
-    return found | {
+        facts["progress"] = progress.to_json()
+    return facts | {
         "fingerprint": record.fingerprint,
         "stage": _stage(output, total),
         "shards": f"{totals.shards} of {total} committed",
@@ -46,20 +46,22 @@ def evaluation_status_of(output: Store) -> dict[str, Any]:
     """Finished trials of an evaluation, and how far the trials are that its last start had left."""
     finished = sum(name.endswith(".json") for name in output.names(TRIALS))
     progress = StageProgress.read(output, layout.PROGRESS)
-    found = {"trials": f"{finished:,} finished", "report": output.info(REPORT) is not None}
-    return found if progress is None or progress.done == progress.total else found | {"progress": progress.to_json()}
+    facts = {"trials": f"{finished:,} finished", "report": output.info(REPORT) is not None}
+    return facts if progress is None or progress.done == progress.total else facts | {"progress": progress.to_json()}
 
 
-def progress_text(found: Mapping[str, Any]) -> str:
+def progress_text(progress: Mapping[str, Any]) -> str:
     """A StageProgress as plain data, in one line."""
     parts = [
-        f"{found['stage']} {found['done']:,} of {found['total']:,} {found['unit']}s".replace("percents", "percent")
+        f"{progress['stage']} {progress['done']:,} of {progress['total']:,} {progress['unit']}s".replace(
+            "percents", "percent"
+        )
     ]
-    if found["images"]:
-        parts += [f"{found['rate']:,.0f} images/s", f"{found['quarantined']:,} quarantined"]
-    parts.append(f"about {duration(found['eta'])} left")
-    steps = ", ".join(f"{step} {share:.0%}" for step, share in found["steps"].items() if share >= _SHOWN_SHARE)
-    age = f"(as of {duration(max(0.0, time.time() - found['updated']))} ago)"
+    if progress["images"]:
+        parts += [f"{progress['rate']:,.0f} images/s", f"{progress['quarantined']:,} quarantined"]
+    parts.append(f"about {duration(progress['eta'])} left")
+    steps = ", ".join(f"{step} {share:.0%}" for step, share in progress["steps"].items() if share >= _SHOWN_SHARE)
+    age = f"(as of {duration(max(0.0, time.time() - progress['updated']))} ago)"
     return ", ".join(parts) + (f"; time: {steps}" if steps else "") + f" {age}"
 
 

@@ -35,12 +35,15 @@ def certified_as(output: Store, file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"--certificate {file}: {error.strerror}") from None
-    found = Certificates.from_bytes(data, str(file)).of(fit_at(output, output.url).collection_sha256)
-    if found is None:
+    certified = Certificates.from_bytes(data, str(file)).of(fit_at(output, output.url).collection_sha256)
+    if certified is None:
         return ""
-    one, number = found
-    worst = f"at most {one.worst.accuracy:.1%} relearned ({one.worst.regime}), {one.clean.accuracy:.1%} on clean images"
-    return f"fit {number} of {len(one.fits)} of {one.protection}: {worst}; battery {one.battery}"
+    certificate, number = certified
+    worst, clean = certificate.worst, certificate.clean
+    return (
+        f"fit {number} of {len(certificate.fits)} of {certificate.protection}: at most {worst.accuracy:.1%} relearned "
+        f"({worst.regime}), {clean.accuracy:.1%} on clean images; battery {certificate.battery}"
+    )
 
 
 def check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
@@ -50,9 +53,9 @@ def check_run(output: Store, originals: str | None, share: float, pool: ThreadPo
     source = resolve_input(originals).store if originals else None
     there = set(output.names())
     committed = sorted(_shard_names(there))
-    found = ShardCheck("", _missing(there, committed, record), lost=list(losses(output, ())), files=0)
+    result = ShardCheck("", _missing(there, committed, record), lost=list(losses(output, ())), files=0)
     check = partial(_check, output, source, record=record, settings=settings, share=share)
-    return _added(found, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
+    return _added(result, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
 
 
 def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> ShardCheck:
@@ -71,10 +74,10 @@ def check_uploads(output: Store, originals: str | None, share: float, pool: Thre
     problems = [
         f"{name}: in the output without a row in the ledger, so it does not count" for name in strangers(output)
     ]
-    found = ShardCheck("", problems, files=0)
+    result = ShardCheck("", problems, files=0)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     total = sum(1 for _ in written_rows(output))
-    return _added(found, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
+    return _added(result, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
 
 
 def _shard_names(there: set[str]) -> Iterator[str]:
@@ -88,7 +91,7 @@ def _check(
     name = layout.commit(shard)
     commit = Commit.from_bytes(output.read(name), f"{output.url}/{name}")
     refused = read_quarantine(output, layout.quarantine(shard)) if commit.num_quarantined else []
-    quarantined = {one.key for one in refused}
+    quarantined = {rejection.key for rejection in refused}
     try:
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(output.open(shard))

@@ -128,13 +128,13 @@ def print_training(run: UniversalTraining) -> int:
         max_pixels=settings.max_pixels,
         with_labels=settings.select_by == "label",
     )
-    found = estimate_training(squares, run.surrogate, bank_tensor(run.bank), settings, images)
+    estimate = estimate_training(squares, run.surrogate, bank_tensor(run.bank), settings, images)
     workers = settings.workers or 1
     print(f"images       about {images:,} of {total:,}, at {squares.pixels.shape[-1]} px")
-    print(f"steps        {found.steps:,} of {settings.batch_size} images, with checkpoints to resume from")
-    model = f"{size(found.model_bytes)} for generator and optimiser, without activations"
-    print(f"memory       {size(found.image_bytes)} of images in each worker, and once for all; {model}")
-    spent = duration(found.seconds / workers)
+    print(f"steps        {estimate.steps:,} of {settings.batch_size} images, with checkpoints to resume from")
+    model = f"{size(estimate.model_bytes)} for generator and optimiser, without activations"
+    print(f"memory       {size(estimate.image_bytes)} of images in each worker, and once for all; {model}")
+    spent = duration(estimate.seconds / workers)
     print(f"time         about {spent} with {workers} workers, as measured on a CPU here; a GPU takes far less")
     return cli.DONE
 

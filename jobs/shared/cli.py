@@ -129,9 +129,9 @@ def print_losses(lost: Sequence[str], place: str) -> None:
 
 def print_left_out(left: Sequence[LeftOut]) -> int:
     """Warn about samples that could not be read; returns how many."""
-    total = sum(one.count for one in left)
-    for one in left[:_SHOWN]:
-        warn(one.said)
+    total = sum(group.count for group in left)
+    for group in left[:_SHOWN]:
+        warn(group.said)
     if len(left) > _SHOWN:
         warn(f"{total:,} samples in {len(left):,} shards were not read")
     return total
@@ -180,7 +180,7 @@ def _checked(path: Path, action: argparse.Action, value: Any) -> Any:
     if isinstance(value, dict):
         value = [f"{name}={_joined(each)}" for name, each in value.items()]
     if action.nargs == "+":
-        return [_converted(path, action, one) for one in (value if isinstance(value, list) else [value])]
+        return [_converted(path, action, item) for item in (value if isinstance(value, list) else [value])]
     converted = _converted(path, action, _joined(value))
     if action.choices is not None and converted not in action.choices:
         raise SettingsError(

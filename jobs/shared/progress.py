@@ -96,7 +96,7 @@ class Progress:
         self._written = time.monotonic()
         if self._output is None:
             return
-        found = StageProgress(
+        record = StageProgress(
             stage=self.stage,
             unit=self.unit,
             done=self.done,
@@ -109,7 +109,7 @@ class Progress:
             updated=round(time.time(), 1),
         )
         with contextlib.suppress(ScumbleError):
-            self._output.put(layout.PROGRESS, found.to_bytes())
+            self._output.put(layout.PROGRESS, record.to_bytes())
 
     def close(self) -> None:
         if self._bar is not None:

@@ -74,7 +74,8 @@ def test_a_step_that_is_stopped_keeps_what_it_wrote(tmp_path: Path, monkeypatch:
 
 
 def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run([FOLDER / "run.sh"], capture_output=True, text=True, check=False)
+    here = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run([FOLDER / "run.sh"], env=here, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "torch sees no GPU here; --rehearse runs everything tiny on CPUs\n"
 
