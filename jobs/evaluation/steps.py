@@ -106,6 +106,8 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         stores, pairs = _stores(settings), _pair_stores(settings)
         sizes = _sizes(stores)
         side = settings.side or (LARGEST_SIDE if sizes[CLEAN] == "224" else _side(*stores[CLEAN]))
+        if sizes[CLEAN] == "224":
+            print("geometry     the centre of 224 px that a protected copy stores, of all other pictures as well")
         data, left_out = _decoded(settings, stores, sizes, side)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
@@ -215,7 +217,8 @@ def print_trials(settings: EvaluationSettings) -> int:
     """Print what the evaluation would take, estimated from a trial run here; uses no Ray and writes nothing."""
     stores = _stores(settings)
     store, entries = stores[CLEAN]
-    side = settings.side or _within(shard_side(store, entries[0].name))
+    is_cropped = _sizes(stores)[CLEAN] == "224"
+    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0].name)))
     estimate = estimate_evaluation(settings, stores, side, _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())

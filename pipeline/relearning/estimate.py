@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pipeline import layout
 from pipeline.measures.estimate import first_samples
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
@@ -34,7 +35,7 @@ class EvaluationEstimate:
     """What an evaluation takes.
 
     images            images in each collection
-    shared_bytes      memory for the collections, once per node
+    shared_bytes      memory for the collections and for test images with deltas, once per node
     trial_bytes       additional memory per concurrent trial
     seconds           training time of all trials on one worker
     denoiser_seconds  upper bound for training one denoiser, 0 if none is trained; not part of `seconds`
@@ -72,10 +73,12 @@ def estimate_evaluation(
         LEAKED_PAIRS in plain_parts(trial.regime) and trial.protection not in (CLEAN, CLEAN_PART) for trial in trials
     )
     each = 3 * side * side
+    fitted = [name for name in settings.arms if stores[name][0].info(layout.PROTECTION) is not None]
+    delta_tests = 2 * images["test"] * len(fitted)  # test images with their own deltas, and with others
     return EvaluationEstimate(
         trials=len(trials),
         images=images,
-        shared_bytes=each * (sum(images.values()) + sum(_count(*pair) for pair in pairs)),
+        shared_bytes=each * (sum(images.values()) + delta_tests + sum(_count(*pair) for pair in pairs)),
         trial_bytes=(_COPIES + _DELTAS * any(map(needs_deltas, settings.regimes))) * each * images[CLEAN],
         seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
         denoiser_seconds=seconds_at_most(side) if num_leaked or settings.denoisers() else 0.0,
