@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -29,15 +29,15 @@ from pipeline.deltas.load import deltas_of, load_protection
 from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.hashing import sha256
 from pipeline.metrics import RESTARTED
+from pipeline.records import Rejection, Sample
 from pipeline.relearning.arms import (
     Arm,
     Labels,
-    delta_tests,
+    clusters_of,
     label_both,
-    levels_at,
     overlap_columns,
+    protected_tests,
     surrogate_of,
-    test_clusters,
 )
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
@@ -51,12 +51,14 @@ from pipeline.relearning.collection import (
     smallest_hashes,
 )
 from pipeline.relearning.denoisers.denoiser import Denoiser
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, plain_parts
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, Trial, plain_parts
 from pipeline.relearning.report.certificate import scores_of
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.runs.run_record import read_run
+from pipeline.settings import Size, apply_settings
 from pipeline.shards.squares import LeftOut
+from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet
 
@@ -71,6 +73,7 @@ class EvaluationData:
 
     arms       arm -> Arm
     labels     labelling -> Labels
+    everywhere  which clean images all arms have, see shared_rows
     facts      (arm, labelling) -> columns of its rows
     denoisers  regime -> the Denoiser that it cleans with
     """
@@ -80,6 +83,7 @@ class EvaluationData:
     test: Any
     arms: Mapping[str, Any]
     labels: Mapping[str, Any]
+    everywhere: Any
     facts: Mapping[tuple[str, str], Mapping[str, float]]
     holdout: float
     side: int
@@ -114,17 +118,38 @@ def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | Non
 
 
 def load_collection(
-    store: Store, shards: Sequence[str], side: int, limit: int | None = None, *, has_labels: bool = True
+    store: Store,
+    shards: Sequence[str],
+    side: int,
+    limit: int | None = None,
+    *,
+    has_labels: bool = True,
+    size: Size = "native",
 ) -> Loading:
     """The Collection of some shards, decoded by one task each; waiting returns what is left out. Raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
-    parts = [load.remote(store, [shard], side=side, limit=limit, has_labels=has_labels) for shard in shards]
+    options: dict[str, Any] = {"limit": limit, "has_labels": has_labels, "size": size}
+    parts = [load.remote(store, [shard], side=side, **options) for shard in shards]
     return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
-def make_arm(name: str, store: Store, protected: Any, clean: Any, test: Any) -> Loading:
-    """The Arm of a protected collection; waiting raises InputError if it does not match the clean one."""
-    return Loading(*ray.remote(_arm).options(num_cpus=1, num_returns=2).remote(name, store, protected, clean, test))
+def make_arm(
+    name: str, store: Store, protected: Any, clean: Any, test: Any, *, test_shards: tuple[Store, list[str]], size: Size
+) -> Loading:
+    """The Arm of a protected collection; waiting raises InputError if it does not match the clean one.
+
+    test_shards  store and names of the shards of the test collection
+    size         how the protected images were loaded
+    """
+    task = ray.remote(_arm).options(num_cpus=1, num_returns=2)
+    return Loading(*task.remote(name, store, protected, clean, test, test_shards, size))
+
+
+def shared_rows(clean: Any, arms: Sequence[Any]) -> tuple[Any, str]:
+    """A reference to bool [n], the clean images that every arm has, and a digest of them; "" if that is all."""
+    task = ray.remote(_shared_rows).options(num_cpus=1, num_returns=2)
+    rows, digest = task.remote(clean, *arms)
+    return rows, str(_answer(digest))
 
 
 @dataclass(frozen=True)
@@ -211,12 +236,13 @@ def trial_in_tune(config: dict[str, Any], data: EvaluationData) -> None:
             arm,
             ray.get(data.labels[trial.labelling]),
             holdout=data.holdout,
+            everywhere=ray.get(data.everywhere) if trial.protection == CLEAN_PART else None,
             device=data.device,
             denoisers=_denoisers(data, trial),
             resume=_resume(data.output, trial),
             on_epoch=lambda training: _keep(data.output, trial, training),
         )
-        about = {"key": trial.key, "side": data.side, "versions": data.versions}
+        about = {"key": trial.key, "computation": COMPUTATION, "side": data.side, "versions": data.versions}
         facts = data.facts.get((trial.arm, trial.labelling), {})
         data.output.create(trial.result, json.dumps(row | about | dict(facts)).encode())
         data.output.delete([trial.checkpoint])
@@ -290,31 +316,67 @@ def _answer(references: Any) -> Any:
     return ray.get(references, timeout=LOAD_SECONDS)
 
 
-def _arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> tuple[Arm, None]:
-    return _fitted_arm(name, store, protected, clean, test), None
+def _arm(
+    name: str,
+    store: Store,
+    protected: Collection,
+    clean: Collection,
+    test: Collection,
+    test_shards: tuple[Store, list[str]],
+    size: Size,
+) -> tuple[Arm, None]:
+    return _fitted_arm(name, store, protected, clean, test, test_shards, size), None
 
 
-def _fitted_arm(name: str, store: Store, protected: Collection, clean: Collection, test: Collection) -> Arm:
-    rows = like_clean(protected, clean, name)
+def _fitted_arm(
+    name: str,
+    store: Store,
+    protected: Collection,
+    clean: Collection,
+    test: Collection,
+    test_shards: tuple[Store, list[str]],
+    size: Size,
+) -> Arm:
+    arm = Arm(protected, like_clean(protected, clean, name))
     if store.info(layout.PROTECTION) is None:
-        return Arm(protected, rows)
+        return arm
     data = store.read(layout.PROTECTION)
     protection = load_protection(data)
+    arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
+    if not protection.per_sample:
+        arm = replace(arm, num_groups=len(protection.targets))
     settings = read_run(store).ingredients.settings
     surrogate = surrogate_of(protection, settings)
-    arm = Arm(
-        protected,
-        rows,
-        clusters=_clusters(store, protected),
-        test_clusters=None if surrogate is None else test_clusters(test, protection, surrogate),
-        epsilon=protection.epsilon,
-    )
-    if not protection.needs_pixels:
-        return replace(arm, levels=levels_at(protection, protected.images.shape[-1]))
     if surrogate is None:
         return arm
-    own, wrong = delta_tests(test, deltas_of(data, surrogate, small_images=settings.get("small_images", "resize")))
-    return replace(arm, own_tests=own, wrong_tests=wrong)
+    if protection.needs_key:  # nobody hands the secret to an evaluation, so test images cannot get textures
+        return replace(arm, test_clusters=clusters_of(test, protection, surrogate))
+    writing = apply_settings(settings)
+    tests, clusters = protected_tests(
+        _samples(*test_shards, writing.max_member_bytes),
+        test.keys,
+        deltas_of(data, surrogate, small_images=writing.small_images),
+        settings=writing,
+        side=test.images.shape[-1],
+        size=size,
+        num_groups=arm.num_groups,
+    )
+    if (clusters < 0).any():  # a run would reject the image, but a labelling by clusters needs one for it
+        clusters = np.where(clusters < 0, clusters_of(test, protection, surrogate), clusters)
+    return replace(arm, test_clusters=clusters, delta_tests=tests)
+
+
+def _samples(store: Store, shards: Sequence[str], max_member_bytes: int) -> Iterator[Sample | Rejection]:
+    for shard in shards:
+        with store.open(shard) as stream:
+            yield from read_samples(stream, max_member_bytes=max_member_bytes)
+
+
+def _shared_rows(clean: Collection, *arms: Arm) -> tuple[NDArray[np.bool_], str]:
+    shared = np.ones(len(clean), bool)
+    for arm in arms:
+        shared &= np.isin(np.arange(len(clean)), arm.rows)
+    return shared, "" if shared.all() else sha256(shared.tobytes())
 
 
 def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:

@@ -22,7 +22,10 @@ def interrupted(*_: Any) -> None:
     os._exit(code)
 
 
-_IS_COMMAND = sys.argv[:1] == ["-m"] or Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
+_STARTED = Path(sys.argv[0])
+_IS_COMMAND = (
+    sys.argv[:1] == ["-m"] or _STARTED.stem == "scumble" or _STARTED.resolve().parent == Path(__file__).resolve().parent
+)
 
 
 @contextlib.contextmanager

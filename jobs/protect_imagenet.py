@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         from jobs.protection.dry_run import print_plan
         from jobs.protection.finish import finish_run
         from jobs.protection.prepare import is_left, prepare, start_run
-        from jobs.protection.stages import apply, cluster, embed, fit, measure
+        from jobs.protection.stages import apply, check_fit_memory, cluster, embed, fit, measure
         from jobs.protection.status_file import reported
 
     run = prepare(settings)
@@ -26,10 +26,12 @@ def main(argv: list[str] | None = None) -> int:
         print_plan(run)
         return cli.DONE
     with reported(run.output, run.plan.fingerprint) as status:
-        start_run(run)
         if not is_left(run):
+            start_run(run)
             return finish_run(run, status)
         with connected(settings):
+            check_fit_memory(run)
+            start_run(run)
             if not run.is_universal:  # a universal generator is trained already, and embeds what it is applied to
                 with status.stage("embed"):
                     embed(run)

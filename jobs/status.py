@@ -1,4 +1,4 @@
-"""Show the progress of a run, read from its commits alone: while it runs, or after it died.
+"""Show the progress of a run, read from what it left in its output: while it runs, or after it died.
 
 python jobs/status.py --output protected/
 """
@@ -17,23 +17,25 @@ from pipeline.errors import SettingsError
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     made = cli.Parser(prog="status.py", description=__doc__)
-    made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
+    made.add_argument("--output", metavar="URL", help="output of a protection, of uploads or of an evaluation")
     made.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     made.add_argument("--debug", action="store_true", help="show tracebacks")
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
     with importing():
-        from jobs.inspection.status import status_of, uploads_status_of
+        from jobs.inspection.status import evaluation_status_of, progress_text, status_of, uploads_status_of
+        from pipeline.relearning.evaluation import SETTINGS
         from pipeline.storage.store import Store
 
     output = Store(options.output)
-    facts = uploads_status_of(output) if output.info(layout.UPLOADS_ORIGIN) else status_of(output)
+    look = uploads_status_of if output.info(layout.UPLOADS_ORIGIN) else status_of
+    facts = (evaluation_status_of if output.info(SETTINGS) else look)(output)
     if options.json:
         print(json.dumps(facts, sort_keys=True))
     else:
         for name, value in facts.items():
-            print(f"{name:<12} {_text(value)}")
+            print(f"{name:<12} {progress_text(value) if name == 'progress' else _text(value)}")
     return cli.DONE
 
 

@@ -14,10 +14,12 @@ def main(argv: list[str] | None = None) -> int:
     with importing():
         from actors.cluster.connect import connected
         from actors.cluster.metrics import recorder
-        from jobs.one_for_all.steps import load_squares, prepare_training, report, train_generator
+        from jobs.one_for_all.steps import load_squares, prepare_training, print_training, report, train_generator
 
     run = prepare_training(settings)
     print(run.summary)
+    if settings.dry_run:
+        return print_training(run)
     if not run.is_done:
         with connected(settings):
             squares = load_squares(run)

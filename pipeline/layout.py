@@ -6,6 +6,7 @@ RUN_FOLDER = "_scumble"
 
 RUN = f"{RUN_FOLDER}/run.json"
 STATUS = f"{RUN_FOLDER}/status.json"
+PROGRESS = f"{RUN_FOLDER}/progress.json"
 PROFILE = f"{RUN_FOLDER}/profile.json"
 PASSED_OVER = f"{RUN_FOLDER}/passed_over.jsonl"  # parts of the input that are not read, in quarantine format
 PLAN = f"{RUN_FOLDER}/plan.parquet"

@@ -49,6 +49,11 @@ class Work:
     ahead: Mapping[str, float] = field(default_factory=dict)
     threads: int = 1
 
+    def spent(self) -> dict[str, float]:
+        """Step -> seconds; those of other threads as if they had shared the work, and waiting for them is none."""
+        own = {step: seconds for step, seconds in self.seconds.items() if step != "wait"}
+        return _summed([own, {step: seconds / self.threads for step, seconds in self.ahead.items()}])
+
 
 @dataclass(frozen=True)
 class WorkerShares:

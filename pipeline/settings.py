@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import SettingsError
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimise_through": "surrogate",
         "distance": "kl",
         "bound": "tanh_clamp",
-        "steps": 750,
+        "epochs": 50,  # 10 for ImageNet*, says section 4.1
         "size": "224",
         "encode": "lossless",
         "fit_images": None,
@@ -125,7 +125,8 @@ class Settings(ApplySettings):
     bound: Bound = "project"
     delta_size: int | None = None  # side of deltas in pixels; None = see pipeline.fitting.objective.delta_side
     fit_images: int | None = 10_000  # number of images that deltas are fitted on; None = all
-    steps: int = 0  # of the fit; for --generator sample, per image; 0 = STEPS of the generator
+    steps: int = 0  # of the fit; for --generator sample, per image; 0 = STEPS of the generator, or as many as epochs
+    epochs: int | None = None  # passes over the images to fit on, in place of steps
     proxies: int = 3  # for --generator sample
     robust_proxies: int = 1  # of these, trained on adversarial examples, to counter adversarial training
     batch_size: int = 256
@@ -146,12 +147,25 @@ class Settings(ApplySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "steps" not in self.given:
+        if "steps" in self.given:
+            check("epochs" not in self.given, "--steps and --epochs contradict each other: omit one")
+            object.__setattr__(self, "epochs", None)
+        elif self.epochs is not None:
+            object.__setattr__(self, "steps", 0)
+        else:
             object.__setattr__(self, "steps", self.steps or STEPS[self.generator])
+        check(self.steps >= 1 or self.epochs is not None, f"--steps must be at least 1; it is {self.steps}")
         check(0 < self.epsilon < 1, f"--epsilon must be between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use at least 1/255")
         check_least(self, _LEAST)
         self._check_conflicts()
+
+    def for_images(self, images: int) -> Settings:
+        """These settings with the steps that `epochs` means for so many images, the last batch of an epoch included."""
+        if self.epochs is None:
+            return self
+        steps = self.epochs * -(-images // self.batch_size)
+        return replace(self, steps=steps, epochs=None, given=self.given - {"epochs"})
 
     def _check_conflicts(self) -> None:
         if self.generator == "texture":
@@ -172,6 +186,10 @@ class Settings(ApplySettings):
             )
             side = self.delta_size
             check(side is None or side % 4 == 0, "--delta-size must be a multiple of 4 for --generator network")
+        check(
+            self.epochs is None or self.generator in ("direct", "network"),
+            f"--epochs only applies to --generator direct and network, not {self.generator}",
+        )
         if self.generator == "direct":
             check(self.bound == "project", "--generator direct is bounded by projection: use --bound project")
         if self.generator == "sample":
@@ -210,7 +228,7 @@ _LEAST = {
     "cluster_images": 2,
     "delta_size": 8,
     "fit_images": 2,
-    "steps": 1,
+    "epochs": 1,
     "proxies": 1,
     "robust_proxies": 0,
     "batch_size": 1,
@@ -233,6 +251,12 @@ def settings_from(*layers: Mapping[str, Any], preset: str = "scumble") -> Settin
     if merged.get("generator") == "network" and "bound" not in merged:
         merged["bound"] = "tanh_clamp"
     return settings_of_kind(Settings, merged | {"given": frozenset(given)})
+
+
+def apply_settings(recorded: Mapping[str, Any]) -> ApplySettings:
+    """How a run read and wrote pictures, from the settings in its record."""
+    names = [each.name for each in fields(ApplySettings)]
+    return ApplySettings(**{name: recorded[name] for name in names if name in recorded})
 
 
 def settings_of_kind(kind: type[_T], options: Mapping[str, Any], required: tuple[str, ...] = ()) -> _T:

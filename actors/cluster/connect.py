@@ -16,7 +16,7 @@ import ray
 from ray._private import ray_constants
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from actors.cluster.placement import Resources, place
+from actors.cluster.placement import Resources, check_memory, place
 from actors.cluster.placement import Workers as Workers
 from pipeline.errors import ClusterError, one_line
 
@@ -180,6 +180,12 @@ def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
         if not is_autoscaler_v2(fetch_from_server=True):
             raise
         return place([], settings.gpus_per_worker, workers=1, grows=True)
+
+
+def check_room(each: int, workers: int, what: str) -> None:
+    """As placement.check_memory, for the nodes of this cluster; whatever an autoscaler may add is not judged."""
+    if not is_autoscaler_v2(fetch_from_server=True):
+        check_memory(_nodes(), each, workers, what)
 
 
 def _nodes() -> list[Resources]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,21 @@ def place(nodes: Sequence[Resources], gpus: float, *, workers: int | None = None
     cpus = next((each for each in range(largest, 1, -1) if _fit(shapes, each, gpus) >= max(wanted, 1)), 1)
     count = max(1, workers or wanted) if grows else wanted
     return Workers(count, float(cpus), gpus, workers or MANY)
+
+
+def check_memory(nodes: Sequence[Resources], each: int, workers: int, what: str) -> None:
+    """Raise ClusterError if the nodes have no room for a copy of `each` bytes in every worker, and one for all.
+
+    nodes  what each node has; nothing is judged where one does not say how much memory
+    what   takes the memory, and what to do about it, for the message
+    """
+    memory = [node.get("memory", math.inf) for node in nodes]
+    if each <= max(memory, default=0.0) and each * (workers + 1) <= sum(memory):
+        return
+    raise ClusterError(
+        f"{what}: {each / 1e9:,.1f} GB in each of {workers} workers, and once for all; the nodes of the Ray cluster "
+        f"have {sum(memory) / 1e9:,.1f} GB, the largest {max(memory, default=0.0) / 1e9:,.1f} GB"
+    )
 
 
 def _shape(node: Resources) -> tuple[float, float]:

@@ -150,6 +150,9 @@ def _research(parser: Parser) -> None:
         help="share of the originals set aside for early stopping and the like",
     )
     add("--recipe", choices=sorted(RECIPES), help="optimiser settings: fast, or those of a paper")
+    add("--batch-size", type=int, metavar="N", help="images per step of a target (default: the recipe's)")
+    add("--lr", type=float, metavar="RATE", help="largest learning rate of a target (default: the recipe's)")
+    add("--weight-decay", type=float, metavar="W", help="weight decay of a target (default: the recipe's)")
 
 
 def parse_evaluation(argv: list[str] | None) -> EvaluationSettings:

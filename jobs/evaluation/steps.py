@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -25,18 +25,22 @@ from actors.trials import (
     median_side,
     run_trials,
     sample_limit,
+    shared_rows,
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
 from jobs.shared.inputs import list_input
 from jobs.shared.progress import progress
+from pipeline import layout
 from pipeline.errors import ClusterError, InputError, SettingsError
+from pipeline.hashing import sha256
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
     CLEAN,
+    CLEAN_PART,
     HISTORIES,
     LEAKED_PAIRS,
     PURIFY,
@@ -47,15 +51,18 @@ from pipeline.relearning.evaluation import (
     EvaluationSettings,
     Trial,
 )
-from pipeline.relearning.report.results import histories_to_parquet, read_row, relearned, results_to_parquet
+from pipeline.relearning.report.results import histories_to_parquet, outdated, read_row, relearned, results_to_parquet
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
 from pipeline.report.page import duration, fits_range, size
+from pipeline.runs.run_record import read_run
+from pipeline.settings import Size, apply_settings
 from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
+_Stores = Mapping[str, tuple[Store, list[Entry]]]  # name -> store and shards of a collection
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
 
 
@@ -68,6 +75,7 @@ class Loaded:
     clean: Any
     test: Any
     arms: dict[str, Any]
+    everywhere: Any
     labels: dict[str, LoadedLabels]
     digests: dict[str, str]
     workers: Workers
@@ -96,33 +104,62 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
     with _refused(), ray_failures():
         workers = workers_for(settings)
         stores, pairs = _stores(settings), _pair_stores(settings)
-        side = settings.side or _side(*stores[CLEAN])
-        data: dict[str, Any] = {}
-        loading: dict[str, Loading] = {}
-        left_out: dict[str, int] = {}
-        source, shards = stores[CLEAN]
-        limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
-        with progress("load", len(stores), "collection") as bar:
-            for name, (store, entries) in stores.items():
-                names = [entry.name for entry in entries]
-                loading[name] = load_collection(store, names, side, None if name == "test" else limit)
-            for name, one in loading.items():
-                if left := cli.print_left_out(one.wait()):
-                    left_out[name] = left
-                data[name] = one.reference
-                bar.step(name)
+        sizes = _sizes(stores)
+        side = settings.side or (LARGEST_SIDE if sizes[CLEAN] == "224" else _side(*stores[CLEAN]))
+        if sizes[CLEAN] == "224":
+            print("geometry     the centre of 224 px that a protected copy stores, of all other pictures as well")
+        data, left_out = _decoded(settings, stores, sizes, side)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
-        making = {name: make_arm(name, stores[name][0], data[name], clean, test) for name in settings.arms}
-        for arm in making.values():
-            arm.wait()
-        arms = {name: arm.reference for name, arm in making.items()}
+        arms = _arms(settings, stores, sizes, data, (clean, test))
+        everywhere, missing = shared_rows(clean, list(arms.values()))
         files = {"classes": settings.classes, "concepts": settings.concepts}
         labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
+        digests[CLEAN_PART] = sha256(f"{digests[CLEAN]} {missing}".encode()) if missing else digests[CLEAN]
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
         trained = train_denoisers(settings, workers, side, pairs, (clean, test))
-        return Loaded(Store(settings.output), side, clean, test, arms, labels, digests, workers, left_out, trained)
+        output = Store(settings.output)
+        return Loaded(output, side, clean, test, arms, everywhere, labels, digests, workers, left_out, trained)
+
+
+def _decoded(
+    settings: EvaluationSettings, stores: _Stores, sizes: Mapping[str, Size], side: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """References to all collections by name, and how many samples of each could not be read."""
+    loading: dict[str, Loading] = {}
+    left_out: dict[str, int] = {}
+    source, shards = stores[CLEAN]
+    limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
+    with progress("load", len(stores), "collection") as bar:
+        for name, (store, entries) in stores.items():
+            names = [entry.name for entry in entries]
+            bound = None if name == "test" else limit
+            loading[name] = load_collection(store, names, side, bound, size=sizes[name])
+        for name, collection in loading.items():
+            if left := cli.print_left_out(collection.wait()):
+                left_out[name] = left
+            bar.step(name)
+    return {name: collection.reference for name, collection in loading.items()}, left_out
+
+
+def _arms(
+    settings: EvaluationSettings,
+    stores: _Stores,
+    sizes: Mapping[str, Size],
+    data: Mapping[str, Any],
+    clean_and_test: tuple[Any, Any],
+) -> dict[str, Any]:
+    """References to the Arm of every protected collection. Raises InputError for one that does not match."""
+    store, entries = stores["test"]
+    shards = (store, [entry.name for entry in entries])
+    making = {
+        name: make_arm(name, stores[name][0], data[name], *clean_and_test, test_shards=shards, size=sizes[name])
+        for name in settings.arms
+    }
+    for arm in making.values():
+        arm.wait()
+    return {name: arm.reference for name, arm in making.items()}
 
 
 def train_denoisers(
@@ -139,8 +176,9 @@ def train_denoisers(
     if not settings.denoisers():
         return {}
     pairs = []
-    for store, entries in pair_stores:
-        loading = load_collection(store, [entry.name for entry in entries], side, has_labels=False)
+    sizes = _sizes({str(number): pair for number, pair in enumerate(pair_stores)})
+    for (store, entries), geometry in zip(pair_stores, sizes.values(), strict=True):
+        loading = load_collection(store, [entry.name for entry in entries], side, has_labels=False, size=geometry)
         cli.print_left_out(loading.wait())
         pairs.append(loading.reference)
     output, both = Store(settings.output), (pairs[0], pairs[1]) if pairs else None
@@ -170,6 +208,8 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     if loaded.left_out:
         print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())} unreadable")
     print(f"trials       {len(trials)}, {loaded.workers.count} at a time")
+    if old := outdated(trials, loaded.output):
+        print(f"not reused   {old} trials of an earlier version of this program, which computed them differently")
     return trials
 
 
@@ -177,7 +217,8 @@ def print_trials(settings: EvaluationSettings) -> int:
     """Print what the evaluation would take, estimated from a trial run here; uses no Ray and writes nothing."""
     stores = _stores(settings)
     store, entries = stores[CLEAN]
-    side = settings.side or _within(shard_side(store, entries[0].name))
+    is_cropped = _sizes(stores)[CLEAN] == "224"
+    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0].name)))
     estimate = estimate_evaluation(settings, stores, side, _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
@@ -222,6 +263,7 @@ def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence
         test=loaded.test,
         arms=loaded.arms,
         labels={name: found.labels for name, found in loaded.labels.items()},
+        everywhere=loaded.everywhere,
         facts=facts,
         holdout=settings.holdout,
         side=loaded.side,
@@ -231,7 +273,7 @@ def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence
         denoisers={name: found.reference for name, found in loaded.denoisers.items()},
     )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this job like any other: every epoch is kept anyway
-    with ray_failures(), progress("relearn", len(left), "trial") as bar:
+    with ray_failures(), progress("relearn", len(left), "trial", loaded.output) as bar:
 
         def done(trial: Trial) -> None:
             bar.step(trial.name)
@@ -296,6 +338,23 @@ def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
+
+
+def _sizes(stores: _Stores) -> dict[str, Size]:
+    """How each collection is loaded, so that all show the same part of their pictures.
+
+    If a protected copy stores the centre of 224 px, that centre is cut out of everything that does not; its clean
+    control is the same crop.
+    """
+    cropped = {name for name, (store, _) in stores.items() if _stored_size(store) == "224"}
+    return {name: "224" if cropped and name not in cropped else "native" for name in stores}
+
+
+def _stored_size(store: Store) -> Size:
+    """--size of the run that wrote a collection; native if no run did."""
+    if store.info(layout.RUN) is None:
+        return "native"
+    return apply_settings(read_run(store).ingredients.settings).size
 
 
 def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Entry]]]:

@@ -1,23 +1,35 @@
-"""The progress of a run, counted from its commits or from the ledger of its uploads."""
+"""The progress of a run, counted from its commits, from the ledger of its uploads, or from its finished trials."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import layout
-from pipeline.runs.run_record import read_run
+from pipeline.relearning.evaluation import REPORT, TRIALS
+from pipeline.report.page import duration
+from pipeline.runs.run_record import RunStatus, StageProgress, read_run
 from pipeline.runs.totals import totals_of
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.summary import LastRun
+
+_SHOWN_SHARE = 0.1  # of the time, below which a step is not named
 
 
 def status_of(output: Store) -> dict[str, Any]:
     """Counts over all commits of an output. Raises InputError if no run was started there."""
     record = read_run(output)
     totals, total = totals_of(output), record.num_shards
-    return {
+    status, progress = RunStatus.read(output, layout.STATUS), StageProgress.read(output, layout.PROGRESS)
+    facts: dict[str, Any] = {} if status is None else {"state": status.state}
+    if status is not None and status.message is not None:
+        facts["message"] = status.message
+    if progress is not None and status is not None and (status.state, status.stage) == ("running", progress.stage):
+        facts["progress"] = progress.to_json()
+    return facts | {
         "fingerprint": record.fingerprint,
         "stage": _stage(output, total),
         "shards": f"{totals.shards} of {total} committed",
@@ -28,6 +40,29 @@ def status_of(output: Store) -> dict[str, Any]:
         "input_bytes": totals.input_bytes,
         "output_bytes": totals.output_bytes,
     }
+
+
+def evaluation_status_of(output: Store) -> dict[str, Any]:
+    """Finished trials of an evaluation, and how far the trials are that its last start had left."""
+    finished = sum(name.endswith(".json") for name in output.names(TRIALS))
+    progress = StageProgress.read(output, layout.PROGRESS)
+    facts = {"trials": f"{finished:,} finished", "report": output.info(REPORT) is not None}
+    return facts if progress is None or progress.done == progress.total else facts | {"progress": progress.to_json()}
+
+
+def progress_text(progress: Mapping[str, Any]) -> str:
+    """A StageProgress as plain data, in one line."""
+    parts = [
+        f"{progress['stage']} {progress['done']:,} of {progress['total']:,} {progress['unit']}s".replace(
+            "percents", "percent"
+        )
+    ]
+    if progress["images"]:
+        parts += [f"{progress['rate']:,.0f} images/s", f"{progress['quarantined']:,} quarantined"]
+    parts.append(f"about {duration(progress['eta'])} left")
+    steps = ", ".join(f"{step} {share:.0%}" for step, share in progress["steps"].items() if share >= _SHOWN_SHARE)
+    age = f"(as of {duration(max(0.0, time.time() - progress['updated']))} ago)"
+    return ", ".join(parts) + (f"; time: {steps}" if steps else "") + f" {age}"
 
 
 def uploads_status_of(output: Store) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.connect import Workers, workers_now
+from actors.cluster.connect import Workers, check_room, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
@@ -18,10 +18,15 @@ from jobs.shared import cli
 from jobs.shared.inputs import list_input
 from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
+from pipeline.fitting.fit_images import fit_bytes
 from pipeline.hashing import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
-from pipeline.one_for_all.pictures import square_side
+from pipeline.one_for_all.estimate import estimate_training
+from pipeline.one_for_all.finish import bank_tensor
+from pipeline.one_for_all.pictures import read_squares, square_side
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.records import Sample
+from pipeline.report.page import duration, size
 from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
@@ -45,10 +50,10 @@ class UniversalTraining:
     @property
     def summary(self) -> str:
         settings, count = self.settings, sum(len(entries) for _, entries in self.sources)
-        size = sum(entry.size for _, entries in self.sources for entry in entries) / 1e6
+        total = sum(entry.size for _, entries in self.sources for entry in entries) / 1e6
         side = settings.side_for(self.surrogate.input_size)
         lines = [
-            f"input        {' '.join(settings.input)}: {count} shards, {size:,.1f} MB",
+            f"input        {' '.join(settings.input)}: {count} shards, {total:,.1f} MB",
             f"output       {settings.output}",
             f"concepts     {len(self.bank.names):,}, surrogate {settings.surrogate} at {self.surrogate.input_size} px",
             f"generator    width {settings.width}, {settings.blocks} blocks, {side} px, "
@@ -92,19 +97,59 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
     return True
 
 
+def count_images(run: UniversalTraining) -> int:
+    """About how many images the inputs have, from the size of the first ones."""
+    return _first(run)[1]
+
+
+def _first(run: UniversalTraining) -> tuple[list[Sample], int]:
+    """The first samples, and about how many there are in all."""
+    store, entries = run.sources[0]
+    with store.open(entries[0].name) as stream:
+        few, each = first_samples(stream, entries[0].size, max_member_bytes=run.settings.max_member_bytes)
+    return few, max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
+
+
+def print_training(run: UniversalTraining) -> int:
+    """Print what the training would take, estimated from a step on a few images; uses no Ray and writes nothing."""
+    settings = run.settings
+    if run.is_done:
+        return cli.DONE
+    few, total = _first(run)
+    images = min(settings.images or total, total)
+    store, entries = run.sources[0]
+    squares = read_squares(
+        few,
+        entries[0].name,
+        f"{store.url}/{entries[0].name}",
+        side=square_side(settings.side_for(run.surrogate.input_size)),
+        share=1.0,
+        seed=settings.seed,
+        max_pixels=settings.max_pixels,
+        with_labels=settings.select_by == "label",
+    )
+    estimate = estimate_training(squares, run.surrogate, bank_tensor(run.bank), settings, images)
+    workers = settings.workers or 1
+    print(f"images       about {images:,} of {total:,}, at {squares.pixels.shape[-1]} px")
+    print(f"steps        {estimate.steps:,} of {settings.batch_size} images, with checkpoints to resume from")
+    model = f"{size(estimate.model_bytes)} for generator and optimiser, without activations"
+    print(f"memory       {size(estimate.image_bytes)} of images in each worker, and once for all; {model}")
+    spent = duration(estimate.seconds / workers)
+    print(f"time         about {spent} with {workers} workers, as measured on a CPU here; a GPU takes far less")
+    return cli.DONE
+
+
 def load_squares(run: UniversalTraining) -> list[Any]:
     """References to the training pictures in the object store; warns about what is left out."""
     settings = run.settings
     side = square_side(settings.side_for(run.surrogate.input_size))
-    share = 1.0
-    if settings.images is not None:
-        store, entries = run.sources[0]
-        with store.open(entries[0].name) as stream:
-            _, bytes_each = first_samples(stream, entries[0].size, max_member_bytes=settings.max_member_bytes)
-        total = sum(entry.size for _, entries in run.sources for entry in entries) / bytes_each
-        share = min(1.0, settings.images / max(1.0, total))
+    total = count_images(run)
+    images = min(settings.images or total, total)
+    share = images / total
     references = []
     with ray_failures():
+        what = f"training on {images:,} images at {side} px (lower --images or --workers)"
+        check_room(fit_bytes(images, side), _workers(settings).count, what)
         for store, entries in run.sources:
             names = [entry.name for entry in entries]
             found, left = unpacked_squares(store, names, settings, side=side, share=share)

@@ -7,6 +7,7 @@ import os
 from jobs.protection.prepare import Run
 from pipeline.measures.estimate import Estimate, estimate
 from pipeline.report.page import duration
+from pipeline.report.page import size as as_bytes
 
 
 def print_plan(run: Run) -> None:
@@ -23,7 +24,13 @@ def print_plan(run: Run) -> None:
     how = f"{settings.generator} through the {settings.optimise_through}"
     how = f"{run.given.generator}, from the given protection" if run.given else how
     print(f"delta        {how}, epsilon {settings.epsilon * 255:g}/255")
+    if settings.epochs and not run.given:
+        fitted = min(predicted.images, settings.fit_images or predicted.images)
+        steps = settings.for_images(fitted).steps
+        print(f"fit          about {steps:,} steps: {settings.epochs} epochs of {fitted:,} images")
     print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
+    if predicted.fit_bytes:
+        print(f"memory       {as_bytes(predicted.fit_bytes)} of images in each process that fits, and once for all")
     _print_time(predicted, workers, run)
 
 

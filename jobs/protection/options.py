@@ -29,9 +29,9 @@ Protection raises the cost of unauthorised training; it is no guarantee. Keep yo
 """
 
 
-def image_count(text: str) -> int | None:
-    """'all' or a number."""
-    return None if text == "all" else int(text)
+def image_count(text: str) -> int | str:
+    """A number, or 'all': None here would be an option that is not given."""
+    return text if text == "all" else int(text)
 
 
 def pixels(text: str) -> float:
@@ -103,6 +103,8 @@ def _delta(parser: Parser) -> None:
     add("--generator", choices=["sample", "direct", "network", "texture"], help="what produces delta")
     add("--fit-images", type=image_count, metavar="N|all", help="images to fit deltas on")
     add("--steps", type=int, metavar="N", help="optimiser steps (default: 30 per image with sample, else 100)")
+    epochs = "passes over the images to fit on, in place of --steps; uc-paper: 50, 10 in the paper for ImageNet"
+    add("--epochs", type=int, metavar="E", help=epochs)
     add("--robust-proxies", type=int, metavar="N", help="how many of the proxies to train on adversarial examples")
     add("--key-file", metavar="FILE", help="secret of --generator texture, at least 16 bytes; never stored")
     add("--seed", type=int, metavar="N", help="seed of every random draw")
@@ -173,5 +175,7 @@ def parse_settings(argv: list[str] | None) -> Settings:
     given: dict[str, Any] = given_options(protection_parser(), argv)
     for required in ("input", "output"):
         check(bool(given.get(required)), f"--{required} is missing (see --help)")
+    if given.get("fit_images") == "all":
+        given["fit_images"] = None
     preset = given.pop("preset", "scumble")
     return settings_from(given, preset=preset)

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from actors.assigner import FeatureReader, cluster_collection, write_assignments
 from actors.cluster.batches import RunContext, Secret
-from actors.cluster.connect import Workers, workers_for, workers_now
+from actors.cluster.connect import Workers, check_room, workers_for, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.metrics import recorder
 from actors.cluster.stream import collected, over_shards
@@ -36,14 +36,17 @@ from pipeline.clusters.clustering import Clustering, target_clusters
 from pipeline.deltas.load import AnyProtection
 from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes, fitted_protection, texture_protection
 from pipeline.fitting.fit import FittedDeltas, merge
-from pipeline.fitting.fit_images import fit_shares, picture_side, shorter_sides
-from pipeline.fitting.objective import delta_side
+from pipeline.fitting.fit_images import fit_bytes, fit_shares, picture_side, shorter_sides
+from pipeline.fitting.objective import PROXY_SIDES, delta_side
+from pipeline.measures.estimate import first_samples
 from pipeline.metrics import LAST_PROGRESS
-from pipeline.settings import Settings
+from pipeline.settings import Settings, clusters_for
 from pipeline.shards.tar import read_samples
+from pipeline.storage.store import Store
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
+JUDGED_BYTES = 2_000_000_000  # of images to fit on; every machine that holds a surrogate has room for less
 
 
 def context_of(run: Run, workers: Workers) -> RunContext:
@@ -56,9 +59,9 @@ def embed(run: Run) -> None:
     have = set(run.output.names(layout.FEATURES))
     left = [shard for shard in run.plan.shards if layout.features(shard.name) not in have]
     workers = workers_for(run.settings)
-    with progress("embed", len(left)) as bar, profiled(run, "embed") as profile:
+    with progress("embed", len(left), output=run.output) as bar, profiled(run, "embed") as profile:
         for done in over_shards(left, Embedder, (context_of(run, workers), run.given), workers):
-            bar.step(done.name, images=done.images, rejected=done.rejected)
+            bar.step(done.name, images=done.images, rejected=done.rejected, spent=done.work.spent())
             profile.add(done.work, done.images)
 
 
@@ -74,7 +77,7 @@ def cluster(run: Run) -> Clustering:
 
 def _cluster(run: Run) -> Clustering:
     names = [shard.name for shard in run.plan.shards]
-    with ray_failures(), progress("cluster", len(names)) as bar:
+    with ray_failures(), progress("cluster", len(names), output=run.output) as bar:
         collection = cluster_collection(
             FeatureReader(run.output),
             names,
@@ -109,9 +112,9 @@ def apply(run: Run) -> None:
     if run.is_universal and run.given is not None:
         run.output.create(layout.PROTECTION, run.given.to_bytes())
         actor, arguments = UniversalProtector, ()
-    with progress("apply", len(left)) as bar, profiled(run, "apply") as profile:
+    with progress("apply", len(left), output=run.output) as bar, profiled(run, "apply") as profile:
         for done in over_shards(left, actor, (context_of(run, workers), *arguments), workers):
-            bar.step(done.name, images=done.images, rejected=done.rejected)
+            bar.step(done.name, images=done.images, rejected=done.rejected, spent=done.work.spent())
             profile.add(done.work, done.images)
 
 
@@ -138,6 +141,35 @@ def fit(run: Run, clustering: Clustering) -> None:
     run.output.create(layout.PROTECTION, protection.to_bytes())
 
 
+def check_fit_memory(run: Run) -> None:
+    """Raise ClusterError, before anything is embedded, if the images to fit on do not fit into memory.
+
+    Less than 2 GB are not judged, so that ordinary runs read nothing for this.
+    """
+    if run.given is not None or run.key is not None or run.output.info(layout.PROTECTION) is not None:
+        return
+    settings = run.settings
+    largest = picture_side(settings, delta_side(settings, run.surrogate.input_size, [PROXY_SIDES[1]]))
+    if settings.fit_images is not None and fit_bytes(settings.fit_images, largest) <= JUDGED_BYTES:
+        return
+    _, side = _sides(run)
+    total = _count(run)
+    images = min(settings.fit_images or total, total)
+    clusters = settings.clusters or clusters_for(images, settings.generator)
+    workers = workers_now(settings, most=len(_units(settings, clusters))).count
+    what = f"fitting on {images:,} images at {side} px (lower --fit-images or --workers)"
+    with ray_failures():
+        check_room(fit_bytes(images, side), workers, what)
+
+
+def _count(run: Run) -> int:
+    """About how many images there are, from the size of the first ones."""
+    first = run.plan.shards[0]
+    with run.source.open(first.name) as stream:
+        _, each = first_samples(stream, first.size, max_member_bytes=run.settings.max_member_bytes)
+    return max(1, round(run.plan.total_bytes / each))
+
+
 def _units(settings: Settings, num_clusters: int) -> list[str]:
     """What is fitted separately: every cluster, or all together through the proxy."""
     return [TOGETHER] if settings.optimise_through == "proxy" else [str(i) for i in range(num_clusters)]
@@ -152,7 +184,7 @@ def _train(run: Run, clustering: Clustering, units: list[str]) -> None:
         task = _fit_task(run, clustering, left)
         workers = workers_now(run.settings, most=len(left))
         workers = replace(workers, cpus=min(workers.cpus, float(run.settings.fit_threads)))
-        with watched(task.queue, len(left)):
+        with watched(task.queue, len(left), run.output):
             train_group(fit_loop, task, workers, run.plan.fingerprint[:16])
 
 
@@ -188,13 +220,16 @@ def _cluster_sizes(run: Run) -> dict[int, int]:
 
 
 @contextlib.contextmanager
-def watched(queue: Any, num_units: int) -> Iterator[None]:
-    """Show the progress of the fits while the trainer blocks."""
+def watched(queue: Any, num_units: int, output: Store | None = None) -> Iterator[None]:
+    """Show the progress of the fits while the trainer blocks.
+
+    output  see Progress
+    """
     over = threading.Event()
 
     def watch() -> None:
         before = 0.0
-        with progress("fit", 100 * num_units, "percent") as bar:
+        with progress("fit", 100 * num_units, "percent", output) as bar:
             while not over.wait(1.0):
                 with contextlib.suppress(RayError):
                     shares = ray.get(queue.progress.remote(), timeout=30)

@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from jobs import interrupted
+from jobs.shared.commands import called_as
 from pipeline.errors import SettingsError, ending, one_line
 from pipeline.settings import near_matches, parse_bytes, parse_epsilon, parse_seconds
 
@@ -40,12 +42,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, defaults: Mapping[str, Any] | None = None, **options: Any) -> None:
         formatter = partial(_Formatter, defaults=defaults or {})
+        texts = ("prog", "usage", "description", "epilog")
+        options |= {name: called_as(options[name]) for name in texts if options.get(name)}
         super().__init__(formatter_class=formatter, allow_abbrev=False, add_help=True, **options)
 
     def error(self, message: str) -> Any:
         raise SettingsError(f"{message} (see --help)")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "_ARGCOMPLETE" in os.environ:  # set by the shell, which runs the command to learn how a line may go on
+            import_module("argcomplete").autocomplete(self)
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]

@@ -1,44 +1,79 @@
-"""Live bars on a terminal, one line per step otherwise; both show rate and time left."""
+"""Live bars on a terminal, one line per step otherwise, and a file for `status`.
+
+All show rate, time left, what was rejected, and the step in which the workers spend most of their time.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 
 from actors.cluster.metrics import recorder
+from pipeline import layout
+from pipeline.errors import ScumbleError
 from pipeline.metrics import QUEUE_DEPTH, report_progress
+from pipeline.runs.run_record import StageProgress
+from pipeline.storage.store import Store
+
+WRITTEN_EVERY = 5.0  # seconds
 
 
 class Progress:
-    """Progress of one stage over `total` units (shards, or per cent of a fit)."""
+    """Progress of one stage over `total` units (shards, or per cent of a fit).
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
+    output  of the run, whose progress.json is kept up to date; None: no file
+    """
+
+    def __init__(self, stage: str, total: int, unit: str, output: Store | None = None) -> None:
         self.stage, self.total, self.unit = stage, total, unit
-        self.done = self.images = 0
+        self.done = self.images = self.rejected = 0
         self.started = time.monotonic()
+        self._steps: Counter[str] = Counter()
+        self._output, self._written = output, self.started
         live = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=stage, unit=unit, file=sys.stderr, dynamic_ncols=True) if live else None
 
-    def step(self, name: str, *, units: int = 1, images: int = 0, rejected: int = 0) -> None:
+    def step(
+        self,
+        name: str,
+        *,
+        units: int = 1,
+        images: int = 0,
+        rejected: int = 0,
+        spent: Mapping[str, float] | None = None,
+    ) -> None:
         """Another unit is done.
 
-        name  of the shard or cluster
+        name   of the shard or cluster
+        spent  step -> seconds that a worker spent on it
         """
         self.done += units
         self.images += images
+        self.rejected += rejected
+        self._steps.update(spent or {})
         report_progress(recorder(), self.stage, self.total - self.done)
+        if time.monotonic() - self._written >= WRITTEN_EVERY:
+            self.write()
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.rate:,.0f} images/s" if self.images else "", refresh=False)
+            self._bar.set_postfix_str(self._postfix(), refresh=False)
             self._bar.update(units)
             return
         parts = [f"stage={self.stage}", f"done={self.done}/{self.total}", f"{self.unit}={name}"]
         if images or rejected:
             parts += [f"images={images}", f"rejected={rejected}", f"rate={self.rate:.0f}/s"]
-        print(*parts, f"eta={self.seconds_left:.0f}s", file=sys.stderr, flush=True)
+        slowest = [f"slowest={step}:{share:.0%}" for step, share in self.shares.items()][:1]
+        print(*parts, f"eta={self.seconds_left:.0f}s", *slowest, file=sys.stderr, flush=True)
+
+    def _postfix(self) -> str:
+        parts = [f"{self.rate:,.0f} images/s"] if self.images else []
+        parts += [f"{self.rejected:,} quarantined"] if self.rejected else []
+        parts += [f"{step} {share:.0%} of the time" for step, share in self.shares.items()][:1]
+        return ", ".join(parts)
 
     @property
     def rate(self) -> float:
@@ -50,17 +85,44 @@ class Progress:
         elapsed = time.monotonic() - self.started
         return elapsed / max(self.done, 1) * (self.total - self.done)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Step -> share of what the workers spent in all steps so far, largest first."""
+        total = sum(self._steps.values())
+        return {step: round(seconds / total, 3) for step, seconds in self._steps.most_common() if total > 0}
+
+    def write(self) -> None:
+        """Write progress.json, unless the store fails: what a run does is worth more than what it shows."""
+        self._written = time.monotonic()
+        if self._output is None:
+            return
+        record = StageProgress(
+            stage=self.stage,
+            unit=self.unit,
+            done=self.done,
+            total=self.total,
+            images=self.images,
+            quarantined=self.rejected,
+            rate=round(self.rate, 2),
+            eta=round(self.seconds_left, 1),
+            steps=self.shares,
+            updated=round(time.time(), 1),
+        )
+        with contextlib.suppress(ScumbleError):
+            self._output.put(layout.PROGRESS, record.to_bytes())
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
 @contextlib.contextmanager
-def progress(stage: str, total: int, unit: str = "shard") -> Iterator[Progress]:
+def progress(stage: str, total: int, unit: str = "shard", output: Store | None = None) -> Iterator[Progress]:
     """A Progress that is closed however the stage ends."""
-    shown = Progress(stage, total, unit)
+    shown = Progress(stage, total, unit, output)
     try:
         yield shown
+        shown.write()
         recorder().record(QUEUE_DEPTH, 0, stage=stage)
     finally:
         shown.close()

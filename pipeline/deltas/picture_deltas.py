@@ -177,8 +177,8 @@ def protect_pictures(
     The first results are available before the second batch is read. Raises PromiseError if a bound does not hold.
     """
     with ThreadPoolExecutor(threads) as pool:
-        opener = _Opener(settings, deltas, clusters)
-        for batch in _batches(samples, batch_size):
+        opener = PictureOpener(settings, deltas, clusters)
+        for batch in picture_batches(samples, batch_size):
             opened = list(pool.map(opener.open, batch))
             usable = [result for result in opened if not isinstance(result, Rejection)]
             started = time.perf_counter()
@@ -194,11 +194,17 @@ def protect_pictures(
                 yield result if isinstance(result, Rejection) else next(closing).result()
 
 
-class _Opener:
+class PictureOpener:
+    """Decodes samples, and says what is needed to give each its delta.
+
+    clusters  as for protect_pictures
+    """
+
     def __init__(self, settings: ApplySettings, deltas: PictureDeltas, clusters: Mapping[str, int] | None) -> None:
         self._settings, self._deltas, self._clusters = settings, deltas, clusters
 
     def open(self, item: Sample | Rejection) -> tuple[Opened, DeltaRequest] | Rejection:
+        """The decoded sample and its request, or why it cannot be protected."""
         if isinstance(item, Rejection):
             return item
         try:
@@ -231,7 +237,7 @@ def _close(
     return ProtectedPicture(done, answer.cluster, answer.distance)
 
 
-def _batches(items: Iterable[Sample | Rejection], batch_size: int) -> Iterator[list[Sample | Rejection]]:
+def picture_batches(items: Iterable[Sample | Rejection], batch_size: int) -> Iterator[list[Sample | Rejection]]:
     """Batches limited in count and in file size; a decoded picture is about 10 times as large as its file."""
     batch: list[Sample | Rejection] = []
     size = 0

@@ -61,7 +61,8 @@ class ClusterFit:
     images    of all clusters, at the side of the delta or larger; larger ones are randomly cropped while fitting and
               centre-cropped for the final figures
     aims      of all clusters
-    settings  uses generator, bound, distance, epsilon, train_images, steps, batch_size, generator_lr, step_size, seed
+    settings  uses generator, bound, distance, epsilon, train_images, steps or epochs,
+              batch_size, generator_lr, step_size, seed
     side      of the delta in pixels; None = that of the images
     shape     of the generator network
 
@@ -83,7 +84,7 @@ class ClusterFit:
         side: int | None = None,
         shape: NetworkShape = NetworkShape(),  # noqa: B008  frozen
     ) -> None:
-        self._cluster, self._settings, self._device = cluster, settings, torch.device(device)
+        self._cluster, self._device = cluster, torch.device(device)
         self._surrogate, self._side = surrogate, side or images.side
         self._centroids = aims.feature_means.float().to(device)
         self._target = int(aims.targets[cluster])
@@ -92,6 +93,7 @@ class ClusterFit:
         self._pixels = self._own if settings.train_images == "cluster" else images.pixels.to(device)
         if len(self._pixels) == 0:
             raise SettingsError(f"cluster {cluster} has no images to fit on; use --train-images all")
+        self._settings = settings = settings.for_images(len(self._pixels))
         epsilon, seed = settings.epsilon, settings.seed
         self._is_network = settings.generator == "network"
         self._generator: NetworkDelta | DirectDelta

@@ -32,6 +32,7 @@ class ProxyFit:
     def __init__(
         self, images: FitImages, num_clusters: int, settings: Settings, device: torch.device | str = "cpu"
     ) -> None:
+        settings = settings.for_images(len(images.pixels))
         self._settings, self._device = settings, torch.device(device)
         self._pixels, self._clusters = images.pixels.to(device), images.clusters.to(device)
         self._num_clusters = num_clusters

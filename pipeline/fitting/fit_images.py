@@ -61,19 +61,31 @@ def read_fit_images(
             return
 
 
+def fit_bytes(images: int, side: int) -> int:
+    """Memory of so many pictures to fit on, in each process that fits: uint8 [n, 3, side, side]."""
+    return images * 3 * side * side
+
+
 def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
     """Pictures from tables with the columns pixels (bytes), cluster, shard and key, sorted by (shard, key).
 
-    Raises InputError if there are none.
+    Beside the tables it takes the memory of the pictures once. Raises InputError if there are none.
     """
-    rows = [row for table in tables for row in table.to_pylist()]
+    tables = list(tables)
+    rows = [
+        (shard, key, number, row)
+        for number, table in enumerate(tables)
+        for row, (shard, key) in enumerate(zip(*(table[name].to_pylist() for name in ("shard", "key")), strict=True))
+    ]
     if not rows:
         raise InputError("none of the collection's images could be decoded, so there is nothing to fit deltas on")
-    rows.sort(key=lambda row: (row["shard"], row["key"]))
-    pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(side, side, 3) for row in rows])
-    return FitImages(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor([row["cluster"] for row in rows])
-    )
+    pixels = np.empty((len(rows), 3, side, side), np.uint8)
+    clusters = np.empty(len(rows), np.int64)
+    for place, (_, _, number, row) in enumerate(sorted(rows)):
+        picture = tables[number]["pixels"][row].as_py()
+        pixels[place] = np.frombuffer(picture, np.uint8).reshape(side, side, 3).transpose(2, 0, 1)
+        clusters[place] = tables[number]["cluster"][row].as_py()
+    return FitImages(torch.from_numpy(pixels), torch.from_numpy(clusters))
 
 
 def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:

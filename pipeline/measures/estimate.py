@@ -16,6 +16,7 @@ from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.load import AnyProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fitting.fit import FitImages
+from pipeline.fitting.fit_images import fit_bytes, picture_side
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.fitting.proxy_training import ProxyTraining, Schedule
 from pipeline.hashing import numpy_rng
@@ -44,6 +45,7 @@ class Estimate:
     embed            seconds per image of one process
     apply            seconds per image of one process
     fit              seconds of the whole fit in one process
+    fit_bytes        memory of the images to fit on, in each process that fits; 0 without a fit
     makes_deltas     True if networks make a delta for each image while applying
     """
 
@@ -54,6 +56,7 @@ class Estimate:
     embed: float
     apply: float
     fit: float
+    fit_bytes: int = 0
     makes_deltas: bool = False
 
     def stage_seconds(self, workers: int) -> dict[str, float]:
@@ -109,7 +112,9 @@ def estimate(
         len(given.clustering.centroids) if given else settings.clusters or clusters_for(images, settings.generator)
     )
     fit = _fit_seconds(images, sides, surrogate, settings, clusters)
-    return Estimate(images, sides, factor, clusters, embed, apply, fit, makes_deltas)
+    side = picture_side(settings, delta_side(settings, surrogate.input_size, [min(sides)]))
+    memory = fit_bytes(min(images, settings.fit_images or images), side) if fit else 0
+    return Estimate(images, sides, factor, clusters, embed, apply, fit, memory, makes_deltas)
 
 
 def first_samples(
@@ -192,6 +197,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
     if settings.protection is not None or settings.generator == "texture":
         return 0.0
     fitted = min(images, settings.fit_images or images)
+    settings = settings.for_images(fitted)
     if settings.optimise_through == "proxy":
         schedule = Schedule.of(fitted)
         seen = schedule.steps * schedule.batch

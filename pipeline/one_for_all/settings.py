@@ -54,6 +54,7 @@ class OneForAllSettings(Deciding):
     workers: int | None = runtime(None)
     gpus_per_worker: float = runtime(0.0)
     overwrite: bool = runtime(False)
+    dry_run: bool = runtime(False)
     debug: bool = runtime(False)
 
     def __post_init__(self) -> None:
@@ -73,6 +74,10 @@ class OneForAllSettings(Deciding):
     def side_for(self, input_size: int) -> int:
         """Side of the generator's images: as given, else the surrogate's input rounded up to a multiple of 8."""
         return self.side or -(-input_size // STRIDE) * STRIDE
+
+    def steps_for(self, images: int) -> int:
+        """Optimiser steps on so many images; 0 if they are fewer than a batch."""
+        return min(self.max_steps, self.epochs * (images // self.batch_size))
 
 
 def one_for_all_settings(given: Mapping[str, Any]) -> OneForAllSettings:

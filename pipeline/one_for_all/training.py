@@ -74,7 +74,7 @@ class UniversalFit:
             self.generator.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
         self.per_epoch = len(images.pixels) // settings.batch_size
-        self.steps = min(settings.max_steps, settings.epochs * self.per_epoch)
+        self.steps = settings.steps_for(len(images.pixels))
         self.step = 0
         self.curves: dict[str, list[float]] = {name: [] for name in CURVES}
 

@@ -66,6 +66,11 @@ class Picture:
         return turned(self.pixels, self.orientation)
 
     @property
+    def rgb(self) -> NDArray[np.uint8]:
+        """Upright RGB pixels, uint8 [H, W, 3]: grey is repeated, alpha is dropped."""
+        return _rgb(self.upright)
+
+    @property
     def upright_size(self) -> tuple[int, int]:
         """Height and width when upright."""
         height, width = self.upright.shape[:2]
@@ -131,7 +136,7 @@ def rgb_of(picture: Picture, *, at_least: int) -> NDArray[np.uint8] | None:
     """What `decode_rgb` makes of the same file; None where it decodes a JPEG at a smaller scale."""
     if picture.format == "JPEG" and min(picture.pixels.shape[:2]) >= 2 * at_least:
         return None
-    return _rgb(picture.upright)
+    return picture.rgb
 
 
 def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -140,7 +145,7 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def squeezed(picture: Picture, side: int) -> NDArray[np.uint8]:
     """The whole upright picture squeezed into a square, RGB uint8 [side, side, 3]; always from its full resolution."""
-    return square(_rgb(picture.upright), side)
+    return square(picture.rgb, side)
 
 
 def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deltas.delta import LaidDelta
+from pipeline.deltas.apply import close_sample
+from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.load import AnyProtection
-from pipeline.deltas.picture_deltas import DeltaRequest, PictureDeltas
-from pipeline.errors import ScumbleError
-from pipeline.hashing import sha256
-from pipeline.pictures.picture import square
+from pipeline.deltas.picture_deltas import DeltaAnswer, DeltaRequest, PictureDeltas, PictureOpener, picture_batches
+from pipeline.errors import SampleError, ScumbleError
+from pipeline.hashing import derive, sha256
+from pipeline.records import Rejection, Sample
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.labels.labellings import make_labelling
 from pipeline.relearning.labels.overlap import overlap
+from pipeline.settings import ApplySettings, Size
+from pipeline.shards.squares import square_of, stacked
 from pipeline.surrogates.concepts import read_bank
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
+
+_AT_ONCE = 64  # test images that get their deltas together
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaTests:
+    """Test images as a run would have published them.
+
+    own    uint8 [k, 3, S, S], with the deltas that they would get
+    wrong  uint8 [k, 3, S, S], each with the delta of another cluster, or of the image before it where images have
+           deltas of their own
+    rows   int64 [k], their rows among the test images; a run would have put the others into quarantine
+    """
+
+    own: NDArray[np.uint8]
+    wrong: NDArray[np.uint8]
+    rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +52,8 @@ class Arm:
     rows           int64 [n]: row of the clean collection for each protected image
     clusters       int64 [n]; None if the protection is not available
     test_clusters  int64 [m], the cluster each test image would be given; None if the protection is not available
-    levels         int16 [p, 3, S, S], each cluster's delta at this size; None for textures and unknown protections
-    own_tests      uint8 [m, 3, S, S], test images with their own deltas where deltas depend on the image, or None
-    wrong_tests    uint8 [m, 3, S, S], test images, each with the delta of a different image; None otherwise
+    num_groups     number of deltas if each is shared by a cluster; None for others and for unknown protections
+    delta_tests    test images with deltas; None if the protection cannot make any here
     epsilon        bound on |delta|, in [0, 1] pixel units
     """
 
@@ -41,9 +61,8 @@ class Arm:
     rows: NDArray[np.int64]
     clusters: NDArray[np.int64] | None = None
     test_clusters: NDArray[np.int64] | None = None
-    levels: NDArray[np.int16] | None = None
-    own_tests: NDArray[np.uint8] | None = None
-    wrong_tests: NDArray[np.uint8] | None = None
+    num_groups: int | None = None
+    delta_tests: DeltaTests | None = None
     epsilon: float = 16 / 255
 
 
@@ -62,24 +81,6 @@ class Labels:
     def digest(self) -> str:
         """SHA-256 over train and test labels."""
         return sha256(self.train.tobytes() + b"/" + self.test.tobytes())
-
-
-def carrying(
-    images: NDArray[np.uint8], levels: NDArray[np.int16], clusters: NDArray[np.int64], epsilon: float
-) -> NDArray[np.uint8]:
-    """The images, uint8 [n, 3, S, S], each with its cluster's delta (int16 [p, 3, S, S]) added."""
-    deltas = [LaidDelta(delta) for delta in levels.transpose(0, 2, 3, 1)]
-    pixels = images.transpose(0, 2, 3, 1)
-    changed = [deltas[cluster].added_to(image, epsilon)[0] for image, cluster in zip(pixels, clusters, strict=True)]
-    return np.ascontiguousarray(np.stack(changed).transpose(0, 3, 1, 2))
-
-
-def levels_at(protection: AnyProtection, side: int) -> NDArray[np.int16] | None:
-    """Every cluster's delta at the given side, int16 [p, 3, S, S]; None for textures, which have one per image."""
-    if protection.per_sample:
-        return None
-    laid = [protection.delta_for(cluster, "", side, side) for cluster in range(len(protection.targets))]
-    return np.ascontiguousarray(np.stack(laid).transpose(0, 3, 1, 2))
 
 
 def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surrogate | None:
@@ -101,27 +102,86 @@ def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surr
     return surrogate
 
 
-def delta_tests(test: Collection, deltas: PictureDeltas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The test images with the delta each would get, and with the delta of the preceding image."""
-    side = test.images.shape[-1]
-    levels: list[NDArray[np.int16]] = []
-    for start in range(0, len(test), 64):
-        pictures = test.images[start : start + 64].transpose(0, 2, 3, 1)
-        keys = test.keys[start : start + 64]
-        requests = [
-            DeltaRequest(key, picture, side, side, square=None if deltas.side is None else square(picture, deltas.side))
-            for key, picture in zip(keys, pictures, strict=True)
+def protected_tests(
+    samples: Iterable[Sample | Rejection],
+    keys: Sequence[str],
+    deltas: PictureDeltas,
+    *,
+    settings: ApplySettings,
+    side: int,
+    size: Size,
+    num_groups: int | None,
+) -> tuple[DeltaTests, NDArray[np.int64]]:
+    """The test images protected as a run would, at their full size, before they are cut to squares like all others.
+
+    samples     of the test collection
+    keys        of its images that are tested, [m]
+    settings    how the run writes pictures
+    side        S of the results
+    size        see squares.square_of
+    num_groups  see Arm
+    Returns the cluster of every image as well, int64 [m]; -1 where a run would reject the image.
+    """
+    rows = {key: row for row, key in enumerate(keys)}
+    wanted = (item for item in samples if isinstance(item, Sample) and item.key in rows)
+    opener, wrong_of = PictureOpener(settings, deltas, None), _WrongDeltas(deltas, num_groups)
+    squares: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+    tested: list[int] = []
+    clusters = np.full(len(keys), -1, np.int64)
+    for batch in picture_batches(wanted, _AT_ONCE):
+        opened = [result for result in map(opener.open, batch) if not isinstance(result, Rejection)]
+        requests = [request for _, request in opened]
+        answers = deltas.for_pictures(requests) if requests else []
+        for (picture, request), own, wrong in zip(opened, answers, wrong_of(requests, answers), strict=True):
+            clusters[rows[request.key]] = own.cluster
+            with contextlib.suppress(SampleError):  # it cannot be written: a run would reject it
+                pair = [
+                    square_of(
+                        close_sample(picture, laid, deltas.epsilon, settings=settings).sample,
+                        side,
+                        max_pixels=settings.max_pixels,
+                        keep_sidecar=settings.keep_sidecar,
+                        size=size,
+                    )
+                    for laid in (own.delta, wrong)
+                ]
+                squares.append((pair[0], pair[1]))
+                tested.append(rows[request.key])
+    own_squares, wrong_squares = ([pair[which] for pair in squares] for which in (0, 1))
+    return DeltaTests(stacked(own_squares, side), stacked(wrong_squares, side), np.array(tested, np.int64)), clusters
+
+
+class _WrongDeltas:
+    """For each picture the delta of another cluster, or that of the picture before it."""
+
+    def __init__(self, deltas: PictureDeltas, num_groups: int | None) -> None:
+        self._deltas, self._num_groups = deltas, num_groups
+        self._last: LaidDelta | None = None
+
+    def __call__(self, requests: Sequence[DeltaRequest], answers: Sequence[DeltaAnswer]) -> list[LaidDelta]:
+        if self._num_groups is None:
+            self._last = self._last or (answers[-1].delta if answers else None)
+            return [self._before(answer.delta) for answer in answers]
+        others = [
+            (answer.cluster + 1 + derive(0, "wrong-delta", request.key) % max(1, self._num_groups - 1))
+            % self._num_groups
+            for request, answer in zip(requests, answers, strict=True)
         ]
-        levels += [answer.delta.levels for answer in deltas.for_pictures(requests)]
-    laid = np.stack(levels).transpose(0, 3, 1, 2)
-    rows, epsilon = np.arange(len(test)), deltas.epsilon
-    return carrying(test.images, laid, rows, epsilon), carrying(test.images, laid, np.roll(rows, 1), epsilon)
+        asked = [replace(request, cluster=other) for request, other in zip(requests, others, strict=True)]
+        return [answer.delta for answer in self._deltas.for_pictures(asked)] if asked else []
+
+    def _before(self, delta: LaidDelta) -> LaidDelta:
+        """The delta before this one, at this one's size; before the first comes the last of its batch."""
+        height, width, _ = delta.levels.shape
+        before, self._last = self._last or delta, delta
+        small = np.ascontiguousarray(before.levels.transpose(2, 0, 1), np.int8)
+        return LaidDelta(lay(small, height, width, self._deltas.epsilon))
 
 
-def test_clusters(test: Collection, protection: AnyProtection, surrogate: Surrogate) -> NDArray[np.int64]:
-    """The cluster that each test image would be given, int64 [m]."""
+def clusters_of(test: Collection, protection: AnyProtection, surrogate: Surrogate) -> NDArray[np.int64]:
+    """The cluster that each test image would be given, as far as its square tells, int64 [m]."""
     pictures = list(test.images.transpose(0, 2, 3, 1))
-    features = [surrogate.embed_pictures(pictures[at : at + 64]) for at in range(0, len(pictures), 64)]
+    features = [surrogate.embed_pictures(pictures[at : at + _AT_ONCE]) for at in range(0, len(pictures), _AT_ONCE)]
     return protection.clustering.assign(np.concatenate(features))[0].astype(np.int64)
 
 

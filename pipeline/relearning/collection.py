@@ -16,6 +16,8 @@ from pipeline.errors import InputError
 from pipeline.fitting.fit_images import shorter_sides
 from pipeline.hashing import derive, in_sample
 from pipeline.records import Rejection, Sample
+from pipeline.relearning.alignment import check_aligned
+from pipeline.settings import Size
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
@@ -60,12 +62,19 @@ class Collection:
 
 
 def load_labelled(
-    store: Store, shards: Sequence[str], *, side: int, limit: int | None = None, has_labels: bool = True
+    store: Store,
+    shards: Sequence[str],
+    *,
+    side: int,
+    limit: int | None = None,
+    has_labels: bool = True,
+    size: Size = "native",
 ) -> Collection:
     """Every sample with an image and a `.cls` label, resized to one side, in shard order.
 
     limit       skip samples whose key hashes above this (see smallest_hashes) without decoding them
     has_labels  False: ignore labels and set them all to 0
+    size        224: load what a run with `--size 224` would store of the pictures
 
     Raises InputError, naming shard and key, if a shard is damaged or a sample has no label.
     """
@@ -78,7 +87,8 @@ def load_labelled(
         where, rejections = f"{store.url}/{shard}", list[Rejection]()
         with store.open(shard) as stream:
             samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
-            for sample, square in squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS):
+            squares = squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS, size=size)
+            for sample, square in squares:
                 labels.append(_label(sample, where) if has_labels else 0)
                 images.append(square)
                 keys.append(sample.key)
@@ -130,7 +140,8 @@ def join(parts: Iterable[Collection], where: str) -> Collection:
 def like_clean(protected: Collection, clean: Collection, name: str) -> NDArray[np.int64]:
     """The row of the clean collection for each protected image, int64 [n].
 
-    Raises InputError for keys missing from the clean collection, and for labels that differ.
+    Raises InputError for keys missing from the clean collection, for labels that differ, and if the images of a pair
+    are not the same part of the same picture.
     """
     rows = {key: row for row, key in enumerate(clean.keys)}
     unknown = [key for key in protected.keys if key not in rows]
@@ -144,6 +155,7 @@ def like_clean(protected: Collection, clean: Collection, name: str) -> NDArray[n
             f"{name}: key {protected.keys[first]} has label {protected.labels[first]}, "
             f"but {clean.labels[matches[first]]} in --clean; {len(differing):,} labels differ"
         )
+    check_aligned(protected.images, clean.images, matches, protected.keys, name)
     return matches
 
 

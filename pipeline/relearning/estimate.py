@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from pipeline import layout
 from pipeline.measures.estimate import first_samples
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, LEAKED_PAIRS, EvaluationSettings, plain_parts
+from pipeline.relearning.evaluation import (
+    CLEAN,
+    CLEAN_PART,
+    LEAKED_PAIRS,
+    EvaluationSettings,
+    needs_deltas,
+    plain_parts,
+)
+from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn
@@ -18,7 +27,7 @@ from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
-_COPIES = 6  # bytes of memory per pixel value of a trial: its images, the clean ones, and int16 copies for deltas
+_COPIES, _DELTAS = 2, 2  # bytes per pixel value of a trial: its images and what a regime makes of them; deltas, int16
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class EvaluationEstimate:
     """What an evaluation takes.
 
     images            images in each collection
-    shared_bytes      memory for the collections, once per node
+    shared_bytes      memory for the collections and for test images with deltas, once per node
     trial_bytes       additional memory per concurrent trial
     seconds           training time of all trials on one worker
     denoiser_seconds  upper bound for training one denoiser, 0 if none is trained; not part of `seconds`
@@ -57,18 +66,20 @@ def estimate_evaluation(
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
     for name in images.keys() - {"test"}:
         images[name] = min(images[name], settings.images or images[name])
-    digests, labels = dict.fromkeys(stores, ""), dict.fromkeys(settings.labellings, "")
+    digests, labels = dict.fromkeys([*stores, CLEAN_PART], ""), dict.fromkeys(settings.labellings, "")
     trials = settings.trials(digests, labels)
     seconds = sum(images.get(trial.arm, images[CLEAN]) * settings.epochs for trial in trials)
     num_leaked = sum(
         LEAKED_PAIRS in plain_parts(trial.regime) and trial.protection not in (CLEAN, CLEAN_PART) for trial in trials
     )
     each = 3 * side * side
+    fitted = [name for name in settings.arms if stores[name][0].info(layout.PROTECTION) is not None]
+    delta_tests = 2 * images["test"] * len(fitted)  # test images with their own deltas, and with others
     return EvaluationEstimate(
         trials=len(trials),
         images=images,
-        shared_bytes=each * (sum(images.values()) + sum(_count(*pair) for pair in pairs)),
-        trial_bytes=_COPIES * each * images[CLEAN],
+        shared_bytes=each * (sum(images.values()) + delta_tests + sum(_count(*pair) for pair in pairs)),
+        trial_bytes=(_COPIES + _DELTAS * any(map(needs_deltas, settings.regimes))) * each * images[CLEAN],
         seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
         denoiser_seconds=seconds_at_most(side) if num_leaked or settings.denoisers() else 0.0,
         num_leaked=num_leaked,
@@ -93,5 +104,5 @@ def _images_per_second(settings: EvaluationSettings, store: Store, entries: list
         regime=regime,
         seed=0,
         target=settings.targets[0],
-        recipe=Recipe(epochs=1),
+        recipe=replace(Recipe(**recipe_settings(settings.changed_recipe)), epochs=1),
     ).images_per_second

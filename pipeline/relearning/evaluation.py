@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.hashing import canonical, sha256
-from pipeline.relearning.presets import PRESETS, RECIPES
+from pipeline.relearning.presets import PRESETS, RECIPES, changed_recipe
 from pipeline.relearning.shares import parse_share
-from pipeline.settings import check, check_choice, settings_of_kind
+from pipeline.settings import check, check_choice, check_least, settings_of_kind
 
+COMPUTATION = 2  # part of every trial's key: to be raised with any change to what a trial computes
 CLEAN = "clean"  # the name of the control in every table
-CLEAN_PART = "clean-part"  # trained only on what a share below 1 leaves unprotected
+CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, of the images that all copies have
 WHOLE = "samples:1"
 
 # below the output
@@ -22,6 +23,7 @@ RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "
 TRIALS = "trials"
 
 SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
+_KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, LEAKED_PAIRS)
 SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for the whole evaluation; leaked pairs train one per trial
 
 _WITHOUT_PAIRS = (
@@ -32,7 +34,7 @@ _WITHOUT_PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training. Its key is a digest of all its fields, so that identical trials run only once.
+    """One training. Its key is a digest of all its fields and of COMPUTATION, so that identical trials run only once.
 
     fit     index of the protection's fit, from 0; 0 for controls
     share   "samples:S" or "classes:S": the share of the training images that is protected; the rest stays clean
@@ -55,7 +57,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Twenty hex digits."""
-        return sha256(canonical(asdict(self)))[:20]
+        return sha256(canonical({**asdict(self), "computation": COMPUTATION}))[:20]
 
     @property
     def arm(self) -> str:
@@ -90,6 +92,7 @@ class EvaluationSettings:
     """All settings of an evaluation. Raises SettingsError, one line that names the option.
 
     protected      name -> URLs of the fits of one protection, each a copy of the whole collection
+    batch_size     in place of the recipe's, as are lr and weight_decay
     side           side of all images in pixels; None: the median of the clean ones, at most 224
     images         train on at most this many, chosen by the hash of their keys; None: all
     pairs          URLs of other pictures and of an adversary's protected copies of them, to train denoisers on
@@ -109,6 +112,9 @@ class EvaluationSettings:
     seeds: tuple[int, ...] = (0,)
     epochs: int = 12
     recipe: str = "fast"
+    batch_size: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
     side: int | None = None
     images: int | None = None
     pairs: tuple[str, str] | None = None
@@ -134,6 +140,8 @@ class EvaluationSettings:
         for name, urls in self.protected.items():
             check(len(set(urls)) == len(urls), f"--protected {name} lists the same URL twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
+        check_least(self, {"batch_size": 2, "weight_decay": 0})
+        check(self.lr is None or self.lr > 0, f"--lr {self.lr} is not above 0")
         for share in self.shares:
             parse_share(share)
         parts = {part for regime in self.regimes for part in plain_parts(regime)}
@@ -146,6 +154,12 @@ class EvaluationSettings:
         """arm_name of every fit of every protection -> its URL."""
         return {arm_name(name, fit): url for name, urls in self.protected.items() for fit, url in enumerate(urls)}
 
+    @property
+    def changed_recipe(self) -> str:
+        """The recipe of all trials; recipe_settings tells what it is."""
+        names = ("batch_size", "lr", "weight_decay")
+        return changed_recipe(self.recipe, {name: getattr(self, name) for name in names})
+
     def denoisers(self) -> list[str]:
         """Which of SHARED_DENOISERS the regimes need."""
         parts = {part for regime in self.regimes for part in plain_parts(regime)}
@@ -156,7 +170,7 @@ class EvaluationSettings:
     ) -> list[Trial]:
         """All trials.
 
-        digests    CLEAN and every arm -> digest of its training and test images
+        digests    CLEAN, CLEAN_PART and every arm -> digest of its training and test images
         labels     labelling -> digest of its labels
         denoisers  regime without its number -> digest of its denoiser, or of how it trains one
 
@@ -185,12 +199,8 @@ class EvaluationSettings:
                         share=share,
                         seed=seed,
                         epochs=self.epochs,
-                        recipe=self.recipe,
-                        data=_seen(
-                            digests[CLEAN if protection == CLEAN_PART else arm_name(protection, fit)],
-                            regime,
-                            denoisers or {},
-                        ),
+                        recipe=self.changed_recipe,
+                        data=_seen(digests[arm_name(protection, fit)], regime, denoisers or {}),
                         labels=labels[labelling],
                     )
                 )
@@ -200,6 +210,11 @@ class EvaluationSettings:
 def plain_parts(regime: str) -> list[str]:
     """The names joined in a regime, without numbers and options: 'leaked-pairs:100+cg' -> leaked-pairs, cg."""
     return [re.split(r"[\[:]", part)[0] for part in regime.split("+")]
+
+
+def needs_deltas(regime: str) -> bool:
+    """True if the regime, or what it reports, uses the true delta of every training image."""
+    return any(part in _KNOWING_DELTAS for part in plain_parts(regime))
 
 
 def _seen(data: str, regime: str, denoisers: Mapping[str, str]) -> str:

@@ -16,6 +16,8 @@ from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.training import EpochScore, Labelled, Recipe, Regime, ScoredOn, Training
 
+_Tests = Mapping[str, tuple[Tensor, Tensor]]  # name -> images as the regime treats them, labels
+
 
 @dataclass(frozen=True)
 class TargetScore:
@@ -25,7 +27,7 @@ class TargetScore:
     accuracy_best        of the best epoch, chosen on the test images themselves (an oracle): for diagnosis only
     accuracy_train       on the training batches of the last epoch
     accuracy_early_stop  on the test images after the best epoch on the held-out images; None without those
-    extra_tests          accuracy on further test sets, by name
+    extra_tests          accuracy on further test sets, by name; if they are followed, also in the figures of each epoch
     seconds              time of all epochs, including tests
     train_seconds        time of all epochs, excluding tests
     diverged             the loss became non-finite and training stopped; excluded from averages
@@ -78,18 +80,19 @@ def train_target(
     if (holdout := scored_on.holdout) is not None:
         tests["holdout"] = (regime.prepare_test(holdout.images).to(device), holdout.labels.to(device))
     regime.start(training)
+    extra = {name: (regime.prepare_test(one.images), one.labels) for name, one in scored_on.extra.items()}
     if resume is not None:
         training.load(resume)
     for epoch in range(len(training.history), recipe.epochs):
         if training.history and not math.isfinite(training.history[-1].loss):
             break
-        training.history.append(_epoch(training, epoch, tests))
+        training.history.append(_epoch(training, epoch, tests, extra if scored_on.follow else {}))
         if on_epoch is not None:
             on_epoch(training)
-    return _score(training, *tests["test"], scored_on.extra)
+    return _score(training, *tests["test"], extra)
 
 
-def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor]]) -> EpochScore:
+def _epoch(training: Training, epoch: int, tests: _Tests, extra: _Tests) -> EpochScore:
     started = time.perf_counter()
     # dropout and library augmentations draw from torch's global generators
     with named_randomness(training, "relearning-global", epoch):
@@ -98,12 +101,13 @@ def _epoch(training: Training, epoch: int, tests: dict[str, tuple[Tensor, Tensor
         training.train_seconds += time.perf_counter() - started
         figures = training.regime.end_epoch(training, epoch)
     reached = {name: training.accuracy(*test) for name, test in tests.items()}
+    figures = figures | {name: training.accuracy(*one) for name, one in extra.items()}
     score = EpochScore(loss, accuracy_train, reached["test"], reached.get("holdout"), figures)
     training.seconds += time.perf_counter() - started
     return score
 
 
-def _score(training: Training, test: Tensor, test_labels: Tensor, extra: Mapping[str, Tensor]) -> TargetScore:
+def _score(training: Training, test: Tensor, test_labels: Tensor, extra: _Tests) -> TargetScore:
     """Finish a training: the regime's last step, then the tests that count."""
     history, regime = training.history, training.regime
     diverged = not math.isfinite(history[-1].loss)
@@ -119,9 +123,7 @@ def _score(training: Training, test: Tensor, test_labels: Tensor, extra: Mapping
         history=tuple(history),
         seconds=training.seconds,
         diverged=diverged,
-        extra_tests={
-            name: training.accuracy(regime.prepare_test(images), test_labels) for name, images in extra.items()
-        },
+        extra_tests={name: training.accuracy(*one) for name, one in extra.items()},
         images_per_second=len(history) * training.num_batches * training.batch_size / max(training.train_seconds, 1e-9),
         train_seconds=training.train_seconds,
     )

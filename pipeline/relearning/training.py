@@ -49,25 +49,31 @@ class ScoredOn:
 
     test     clean test images
     holdout  clean images that are neither trained on nor test images, scored after each epoch
-    extra    further versions of the test images, by name, tested at the end
+    extra    further versions of test images, by name, scored at the end
+    follow   score them after each epoch as well
     """
 
     test: Labelled
     holdout: Labelled | None = None
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Labelled] = field(default_factory=dict)
+    follow: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a target is trained; the same for clean and protected images.
 
-    batch_size     None: 128, or 64 for fewer than 4,096 images; an incomplete last batch is dropped
+    batch_size     None: 128, or 64 for fewer than 4,096 images
+    keep_last      use the incomplete last batch of an epoch, if it has more than one image (which batch norm needs)
+    normalise      train: by mean and deviation of the training images; half: to [-1, 1]; none
     schedule       one_cycle: up over the first `warm_up` of the steps, then down to zero; cosine: from lr to zero
     padding        pixels of reflection padding for the random crop; None: a sixteenth of the side, at least 4
     """
 
     epochs: int = 12
     batch_size: int | None = None
+    keep_last: bool = False
+    normalise: Literal["train", "half", "none"] = "train"
     lr: float = 0.15
     schedule: Literal["one_cycle", "cosine"] = "one_cycle"
     warm_up: float = 0.25
@@ -175,8 +181,8 @@ class Training:
         self.images, self.labels = images.to(device), labels.to(device)
         self.regime, self.recipe, self.seed, self.device = regime, recipe, seed, device
         self.batch_size = min(recipe.batch_size or (128 if len(images) >= SMALL else 64), len(images))
-        self.num_batches = len(images) // self.batch_size
-        self.mean, self.std = _channel_statistics(self.images)
+        self.num_batches = len(images) // self.batch_size + (recipe.keep_last and len(images) % self.batch_size > 1)
+        self.mean, self.std = _normalisation(self.images, recipe)
         self.optimiser = self._optimiser()
         self.lr_factors = [1.0] * len(self.optimiser.param_groups)
         self.step = 0
@@ -207,7 +213,7 @@ class Training:
             self.descend(loss)
             loss_sum += loss.detach()
             correct += (scores.argmax(1) == self.labels[rows]).sum()
-        seen = self.num_batches * self.batch_size
+        seen = min(self.num_batches * self.batch_size, len(self.images))
         return float(loss_sum) / self.num_batches, float(correct) / seen
 
     def descend(self, loss: Tensor) -> None:
@@ -252,7 +258,7 @@ class Training:
         return correct / len(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise by the training images' mean and standard deviation, unless the network normalises by itself."""
+        """Normalise as the recipe says, unless the network normalises by itself."""
         if getattr(self.network, "normalises_itself", False):
             return images
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -296,6 +302,14 @@ class Training:
         side = images.shape[-1]
         padding = max(4, side // 16) if self.recipe.padding is None else self.recipe.padding
         return take(images, random_views(len(images), side, side, padding, rng))
+
+
+def _normalisation(images: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """What is subtracted, and what is divided by, [3, 1, 1], in [0, 1] units."""
+    if recipe.normalise == "train":
+        return _channel_statistics(images)
+    halves = torch.full((3, 1, 1), 0.5, device=images.device)
+    return (halves, halves) if recipe.normalise == "half" else (0 * halves, 2 * halves)
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.hashing import numpy_rng
-from pipeline.relearning.arms import Arm, Labels, carrying
+from pipeline.relearning.arms import Arm, Labels
 from pipeline.relearning.collection import Collection, holdout_mask
 from pipeline.relearning.denoisers.denoiser import Denoiser
-from pipeline.relearning.evaluation import CLEAN_PART, Trial
-from pipeline.relearning.presets import RECIPES
+from pipeline.relearning.evaluation import CLEAN_PART, Trial, needs_deltas
+from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.regimes.recovery.purify import HERE_DB, OWN_DB
 from pipeline.relearning.regimes.staged.projection import project
@@ -28,7 +28,9 @@ from pipeline.relearning.shares import protected_mask
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 
+OWN_DELTA, WRONG_DELTA = "accuracy_own_delta", "accuracy_wrong_delta"
 SHOWN_IMAGES = 300  # number of images whose activations are plotted
+_ROWS_AT_ONCE = 512
 
 
 def run_trial(
@@ -39,6 +41,7 @@ def run_trial(
     labels: Labels,
     *,
     holdout: float,
+    everywhere: NDArray[np.bool_] | None = None,
     device: str,
     denoisers: Mapping[str, Denoiser] | None = None,
     resume: dict[str, Any] | None = None,
@@ -46,17 +49,17 @@ def run_trial(
 ) -> dict[str, Any]:
     """Run a trial; returns a row of results, ready for JSON (see pipeline.relearning.report.results).
 
-    arm        None for the clean controls
-    holdout    share of the clean images, chosen by hash, that is held out from training
-    denoisers  regime -> the denoiser trained for it
-    resume     what Training.state() returned after an earlier epoch
-    on_epoch   called after each epoch
+    arm         None for the clean controls
+    holdout     share of the clean images, chosen by hash, that is held out from training
+    everywhere  bool [n], the clean images that all protected copies have: for CLEAN_PART; None: all
+    denoisers   regime -> the denoiser trained for it
+    resume      what Training.state() returned after an earlier epoch
+    on_epoch    called after each epoch
     Raises InputError if nothing is left to train on, SettingsError if the regime lacks what it needs.
     """
     held = holdout_mask(clean.keys, holdout)
-    images, train_labels, is_protected, rows = _training_set(trial, clean, arm, labels, held)
-    knowledge = _knowledge(clean, arm, labels, held, rows, is_protected, images)
-    knowledge = replace(knowledge, denoisers=denoisers or {}, device=device)
+    images, train_labels, is_protected, rows = _training_set(trial, clean, arm, labels, held, everywhere)
+    known = _knowledge(clean, arm, labels, held, rows, images, trial.regime)
     figures: dict[str, Any] = {"pictures": []}
 
     def after(training: Training) -> None:
@@ -67,15 +70,16 @@ def run_trial(
             on_epoch(training)
 
     started = time.time()
-    recipe = replace(Recipe(**RECIPES[trial.recipe]), epochs=trial.epochs)
+    recipe = replace(Recipe(**recipe_settings(trial.recipe)), epochs=trial.epochs)
     score = train_target(
         Labelled(_tensor(images), _tensor(train_labels)),
         ScoredOn(
             Labelled(_tensor(test.images), _tensor(labels.test)),
             Labelled(_tensor(clean.images[held]), _tensor(labels.train[held])) if held.any() else None,
-            _delta_tests(test, arm, trial.seed),
+            _delta_tests(arm, labels),
+            follow=trial.seed == 0,  # for a curve; the cost is that of two more test sets per epoch
         ),
-        regime=find_regime(trial.regime, knowledge),
+        regime=find_regime(trial.regime, replace(known, denoisers=denoisers or {}, device=device)),
         seed=trial.seed,
         target=trial.target,
         recipe=recipe,
@@ -92,12 +96,18 @@ def run_trial(
 
 
 def _training_set(
-    trial: Trial, clean: Collection, arm: Arm | None, labels: Labels, held: NDArray[np.bool_]
+    trial: Trial,
+    clean: Collection,
+    arm: Arm | None,
+    labels: Labels,
+    held: NDArray[np.bool_],
+    everywhere: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Images, labels, which of them are protected, and their rows in the clean collection."""
     if arm is None:
         rows = np.flatnonzero(~held)
         if trial.protection == CLEAN_PART:
+            rows = rows if everywhere is None else rows[everywhere[rows]]
             keys = [clean.keys[row] for row in rows]
             rows = rows[~protected_mask(trial.share, keys, labels.train[rows], seed=trial.seed)]
         if not len(rows):
@@ -120,38 +130,36 @@ def _knowledge(
     labels: Labels,
     held: NDArray[np.bool_],
     rows: NDArray[np.int64],
-    is_protected: NDArray[np.bool_],
     images: NDArray[np.uint8],
+    regime: str,
 ) -> Knowledge:
-    """What the adversary may use; deltas are those actually present in the files."""
-    deltas = None
-    if arm is not None:
-        deltas = _tensor(images.astype(np.int16) - clean.images[rows].astype(np.int16))
-        deltas[_tensor(~is_protected)] = 0
+    """What the adversary may use; deltas are those actually present in the files, for regimes that know them."""
     return Knowledge(
-        num_groups=None if arm is None or arm.levels is None else len(arm.levels),
+        num_groups=None if arm is None else arm.num_groups,
         epsilon=16 / 255 if arm is None else arm.epsilon,
         clean_images=_tensor(clean.images[held]) if held.any() else None,
         clean_labels=_tensor(labels.train[held]) if held.any() else None,
-        deltas=deltas if deltas is not None else torch.zeros(images.shape, dtype=torch.int16),
+        deltas=_deltas(clean, rows, images) if needs_deltas(regime) else None,
         images=_tensor(images),
         keys=tuple(clean.keys[row] for row in rows),
     )
 
 
-def _delta_tests(test: Collection, arm: Arm | None, seed: int) -> dict[str, Tensor]:
-    """The test images with their own cluster's delta, and with another's; empty if the deltas are unknown."""
-    if arm is not None and arm.own_tests is not None and arm.wrong_tests is not None:
-        return {"own_delta": _tensor(arm.own_tests), "wrong_delta": _tensor(arm.wrong_tests)}
-    if arm is None or arm.levels is None or arm.test_clusters is None:
+def _deltas(clean: Collection, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> Tensor:
+    """What the training images carry, int16 [n, 3, S, S]; zero for clean ones."""
+    deltas = np.empty(images.shape, np.int16)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        np.subtract(images[part], clean.images[rows[part]], out=deltas[part], dtype=np.int16)
+    return _tensor(deltas)
+
+
+def _delta_tests(arm: Arm | None, labels: Labels) -> dict[str, Labelled]:
+    """The test images with their own deltas and with wrong ones, where they are known."""
+    if arm is None or (tests := arm.delta_tests) is None or not len(tests.rows):
         return {}
-    num_clusters = len(arm.levels)
-    others = numpy_rng(seed, "wrong-delta").integers(1, num_clusters, len(test)) if num_clusters > 1 else 0
-    wrong = (arm.test_clusters + others) % num_clusters
-    return {
-        name: _tensor(carrying(test.images, arm.levels, clusters, arm.epsilon))
-        for name, clusters in (("own_delta", arm.test_clusters), ("wrong_delta", wrong))
-    }
+    theirs = _tensor(labels.test[tests.rows])
+    return {OWN_DELTA: Labelled(_tensor(tests.own), theirs), WRONG_DELTA: Labelled(_tensor(tests.wrong), theirs)}
 
 
 def _picture(training: Training, is_protected: NDArray[np.bool_], epoch: int) -> dict[str, Any]:
@@ -175,8 +183,8 @@ def _row(
         "accuracy_last": score.accuracy_last,
         "accuracy_best": score.accuracy_best,
         "accuracy_early_stop": score.accuracy_early_stop,
-        "accuracy_own_delta": score.extra_tests.get("own_delta"),
-        "accuracy_wrong_delta": score.extra_tests.get("wrong_delta"),
+        OWN_DELTA: score.extra_tests.get(OWN_DELTA),
+        WRONG_DELTA: score.extra_tests.get(WRONG_DELTA),
         "accuracy_train": score.accuracy_train,
         OWN_DB: figures.get(OWN_DB),
         HERE_DB: figures.get(HERE_DB),

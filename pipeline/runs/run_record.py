@@ -40,6 +40,31 @@ def read_run(output: Store) -> RunRecord:
 
 
 @dataclass(frozen=True)
+class StageProgress(JsonRecord):
+    """progress.json: how far the stage in progress is, for whoever looks from another terminal.
+
+    unit         what is counted: shard, percent
+    images       images of the shards that are done; 0 if the stage does not count them
+    quarantined  samples of those that were rejected
+    rate         images per second since the stage was started
+    eta          seconds left at that rate
+    steps        step -> share of the workers' time, largest first
+    updated      seconds since 1970
+    """
+
+    stage: str
+    unit: str
+    done: int
+    total: int
+    images: int
+    quarantined: int
+    rate: float
+    eta: float
+    steps: Mapping[str, float]
+    updated: float
+
+
+@dataclass(frozen=True)
 class RunStatus(JsonRecord):
     """status.json: the machine-readable state of a run.
 

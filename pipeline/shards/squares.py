@@ -11,8 +11,9 @@ from PIL import Image, ImageOps
 
 from pipeline.errors import InputError, Reason, SampleError
 from pipeline.pictures.members import image_suffix, rejection_of
-from pipeline.pictures.picture import decode_rgb
+from pipeline.pictures.picture import decode, decode_rgb, resize_and_crop
 from pipeline.records import Rejection, Sample, losses_of
+from pipeline.settings import Size
 from pipeline.shards.inputs import said_of
 
 
@@ -27,10 +28,19 @@ class LeftOut:
     said: str
 
 
-def square_of(sample: Sample, side: int, *, max_pixels: int, keep_sidecar: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """The central square of a sample's picture, resized bicubically: uint8 [side, side, 3]. Raises SampleError."""
+def square_of(
+    sample: Sample, side: int, *, max_pixels: int, keep_sidecar: Sequence[str] = (), size: Size = "native"
+) -> NDArray[np.uint8]:
+    """The central square of a sample's picture, resized bicubically: uint8 [side, side, 3]. Raises SampleError.
+
+    size  224: the central square of what a run with `--size 224` stores of it
+    """
     suffix = image_suffix(sample, keep_sidecar)
-    pixels = decode_rgb(sample.members[suffix], at_least=side, max_pixels=max_pixels, suffix=suffix)
+    data = sample.members[suffix]
+    if size == "224":
+        pixels = resize_and_crop(decode(data, max_pixels=max_pixels, suffix=suffix)).rgb
+    else:
+        pixels = decode_rgb(data, at_least=side, max_pixels=max_pixels, suffix=suffix)
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
 
 
@@ -41,9 +51,11 @@ def squares_of(
     *,
     side: int,
     max_pixels: int,
+    size: Size = "native",
 ) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
     """Samples with a wanted key, each with its square.
 
+    size        see square_of
     rejections  receives wanted samples that cannot be read, and every damaged part of the shard
     """
     for sample in samples:
@@ -52,7 +64,7 @@ def squares_of(
                 rejections.append(sample)
         elif wanted(sample.key):
             try:
-                square = square_of(sample, side, max_pixels=max_pixels)
+                square = square_of(sample, side, max_pixels=max_pixels, size=size)
             except SampleError as error:
                 rejections.append(rejection_of(sample, error))
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.cluster.placement import MANY, Workers, place
+from actors.cluster.placement import MANY, Workers, check_memory, place
 from pipeline.errors import ClusterError
 
 HEAD, CPU2, CPU64, GPU8 = {"CPU": 0.0}, {"CPU": 2.0}, {"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}
@@ -81,3 +81,13 @@ def test_what_can_never_be_placed_is_refused_with_what_was_asked_and_what_nodes_
 def test_stages_without_a_gpu_use_the_cpus_of_gpu_workers() -> None:
     assert Workers(2, 8.0, 1.0, 4).on_cpus() == Workers(16, 1.0, 0.0, 32)
     assert Workers(2, 8.0, 0.0, 4).on_cpus() == Workers(2, 8.0, 0.0, 4)
+
+
+def test_images_that_fit_into_no_node_or_not_into_all_together_are_refused_with_the_numbers() -> None:
+    nodes = [{"CPU": 8.0, "memory": 100e9}, {"CPU": 8.0, "memory": 300e9}]
+    check_memory(nodes, 100_000_000_000, 3, "fitting")
+    check_memory([{"CPU": 8.0}], 10**15, 3, "fitting")  # who does not say how much is not judged
+    check_memory([{"CPU": 0.0}, *nodes], 10**15, 3, "fitting")
+    for each, workers in ((301, 1), (100, 4)):
+        with pytest.raises(ClusterError, match=r"^fitting: .* the nodes .* have 400\.0 GB, the largest 300\.0 GB$"):
+            check_memory(nodes, each * 10**9, workers, "fitting")

@@ -23,14 +23,14 @@ from pipeline.fitting.fit import FitImages, FittedDeltas
 from pipeline.fitting.proxy_training import ProxyTraining
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.pictures.augment import ColourChanges, Views, recoloured, take
-from pipeline.records import Rejection
-from pipeline.relearning.arms import delta_tests
-from pipeline.relearning.collection import Collection
+from pipeline.records import Rejection, Sample
+from pipeline.relearning.arms import protected_tests
 from pipeline.relearning.regimes.adversarial import pgd
 from pipeline.settings import Settings, settings_from
 from pipeline.surrogates.embed import embed_shard
 from pipeline.surrogates.surrogate import load_surrogate
 from tests.deltas.test_picture_deltas import SETTINGS, samples
+from tests.support.samples import image_bytes
 
 SIDE, CLUSTERS, EPSILON = 16, 3, 16 / 255
 CHOICES = Settings(generator="sample", clusters=CLUSTERS, steps=12, proxies=2, robust_proxies=0, seed=5)
@@ -268,8 +268,12 @@ def test_the_evaluation_gives_test_images_the_deltas_that_steps_make_for_them(fi
     features = surrogate.embed_pictures(list(squares(images))).astype(np.float16)
     clustering = fit_clusters([features], "features", None, CLUSTERS, restarts=1, seed=0).clustering
     protection = fitted_protection(fitted, clustering, CHOICES, surrogate.id, "f" * 64)
-    test = Collection(images.pixels.numpy(), np.zeros(6, np.int64), keys)
-    own, wrong = delta_tests(test, SampleDeltas(protection, surrogate))
+    given = [Sample(key, {"png": image_bytes(one)}) for key, one in zip(keys, squares(images), strict=True)]
+    tests, clusters = protected_tests(
+        given, keys, SampleDeltas(protection, surrogate), settings=SETTINGS, side=SIDE, size="native", num_groups=None
+    )
+    own, wrong = tests.own, tests.wrong
+    assert clusters.tolist() == clustering.assign(features)[0].tolist()
     levels, _ = steps_of(protection).levels(squares(images), clustering.assign(features)[0].tolist(), keys)
     pixels = images.pixels.numpy().astype(int)
     assert np.array_equal(own, np.clip(pixels + levels, 0, 255))

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.cluster.batches import RunContext, shard_rows
 from actors.sampler import FitImageReader
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.fitting.fit_images import chosen_images, read_fit_images
+from pipeline.fitting.fit_images import chosen_images, fit_images_from, read_fit_images
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
@@ -80,3 +81,19 @@ def test_a_shard_of_which_nothing_is_chosen_is_not_opened(tmp_path: Path) -> Non
     assert FitImageReader(context, 8, {0: 0.0})(batch)["key"].tolist() == []
     with pytest.raises(InputError, match="is gone"):
         FitImageReader(context, 8, {0: 0.5})(batch)
+
+
+def test_pictures_are_laid_out_by_shard_and_key_whatever_order_their_tables_came_in() -> None:
+    def table(rows: list[tuple[str, str, int]]) -> pa.Table:
+        pixels = [np.full((4, 4, 3), cluster, np.uint8).tobytes() for _, _, cluster in rows]
+        shards, keys, clusters = zip(*rows, strict=True)
+        return pa.table({"pixels": pixels, "cluster": clusters, "shard": shards, "key": keys})
+
+    images = fit_images_from(
+        iter([table([("b", "k1", 3), ("a", "k9", 2)]), table([("a", "k2", 1), ("b", "k0", 7)])]), side=4
+    )
+    assert images.clusters.tolist() == [1, 2, 7, 3]
+    assert images.pixels.shape == (4, 3, 4, 4)
+    assert images.pixels[:, 0, 0, 0].tolist() == [1, 2, 7, 3]
+    with pytest.raises(InputError, match="nothing to fit deltas on"):
+        fit_images_from([], side=4)

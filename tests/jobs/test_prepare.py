@@ -9,7 +9,8 @@ import pytest
 
 from jobs.protection.options import parse_settings
 from jobs.protection.prepare import prepare
-from pipeline.errors import ConflictError, InputError, SettingsError
+from jobs.protection.stages import check_fit_memory
+from pipeline.errors import ClusterError, ConflictError, InputError, SettingsError
 from pipeline.settings import EMBEDDED_SURROGATE
 from tests.deltas.test_protection import LEVELS, made
 from tests.support import runs
@@ -78,3 +79,20 @@ def test_a_run_that_is_not_understood_is_not_resumed_but_may_be_overwritten(tmp_
         prepare(parse_settings(options))
     assert len(prepare(parse_settings([*options, "--overwrite"])).plan.left) == 1
     assert not record.exists()
+
+
+def test_images_to_fit_on_that_no_node_can_hold_are_refused_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.write_collection(tmp_path / "in", shards=2, per_shard=16)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--clusters", "2"]
+    options += ["--surrogate", EMBEDDED_SURROGATE, "--workers", "1"]
+    node = {"CPU": 2.0, "memory": 2.5 * 32 * 3 * 64 * 64}  # two copies of 32 images at 64 px, and half of one
+    monkeypatch.setattr("actors.cluster.connect._nodes", lambda: [node])
+    monkeypatch.setattr("actors.cluster.connect.is_autoscaler_v2", lambda **_: False)
+    every = prepare(parse_settings([*options, "--fit-images", "all"]))
+    check_fit_memory(every)
+    node["memory"] *= 0.7
+    check_fit_memory(prepare(parse_settings(options)))  # 10,000 images of this size are below what is judged
+    with pytest.raises(ClusterError, match=r"^fitting on 32 images at 64 px \(lower --fit-images or --workers\): "):
+        check_fit_memory(every)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.inspection.status import status_of
+from jobs import status
+from jobs.inspection.status import evaluation_status_of, progress_text, status_of
+from jobs.protection.status_file import StatusFile
+from jobs.shared.progress import progress
 from pipeline import layout
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.runs.fingerprint import Ingredients
 from pipeline.runs.run_record import RunRecord
 from pipeline.runs.totals import READERS, REFUSING, TOGETHER, totals_of
@@ -106,6 +112,84 @@ def test_status_tells_the_stage_from_what_the_run_has_left(tmp_path: Path) -> No
     assert status_of(output)["stage"] == "applying"
     output.put(layout.REPORT, b"")
     assert status_of(output)["stage"] == "report written"
+
+
+def test_status_shows_the_progress_that_another_process_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_output(tmp_path, 0, 40)
+    output, clock = Store(str(tmp_path)), [100.0]
+    monkeypatch.setattr("jobs.shared.progress.time.monotonic", lambda: clock[0])
+    file = StatusFile(output, "f" * 64)
+    with file.stage("apply"), progress("apply", 40, output=output) as bar:
+        clock[0] += 2
+        bar.step("a.tar", images=100, rejected=1, spent={"decode": 3.0, "encode": 1.0})
+        assert "progress" not in status_of(output)  # written every few seconds only
+        clock[0] += 8
+        bar.step("b.tar", units=9, images=900, rejected=2, spent={"decode": 3.0, "put": 0.5, "encode": 2.5})
+        found = status_of(output)["progress"]
+        assert (found["done"], found["total"], found["images"], found["quarantined"]) == (10, 40, 1000, 3)
+        assert (found["rate"], found["eta"]) == (100.0, 30.0)
+        assert found["steps"] == {"decode": 0.6, "encode": 0.35, "put": 0.05}
+        said = progress_text({**found, "updated": time.time() - 7})
+        assert said.startswith(
+            "apply 10 of 40 shards, 100 images/s, 3 quarantined, about 30.0 s left; time: decode 60%,"
+        )
+        assert re.search(r", encode 35% \(as of [78]\.\d s ago\)$", said)
+    file.write("running", stage="measure")
+    assert "progress" not in status_of(output)  # of a stage that is over
+    file.write("failed", message="the disk is full", exit_code=1)
+    assert (status_of(output)["state"], status_of(output)["message"]) == ("failed", "the disk is full")
+
+
+def test_status_counts_the_trials_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Store(str(tmp_path))
+    for name in ("evaluation.json", "trials/a.json", "trials/b.json", "trials/c.pt"):
+        output.put(name, b"{}")
+    assert evaluation_status_of(output) == {"trials": "2 finished", "report": False}
+    with progress("relearn", 4, "trial", output) as bar:
+        bar.step("nt on clean")
+        bar.write()
+        assert status.main(["--output", str(tmp_path)]) == 0
+        assert re.search(
+            r"^progress     relearn 1 of 4 trials, about .* left \(as of ", capsys.readouterr().out, re.MULTILINE
+        )
+        bar.step("all others", units=3)
+    assert "progress" not in evaluation_status_of(output)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_and_a_line_say_how_fast_how_long_what_was_rejected_and_what_takes_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for terminal in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", terminal)
+        clock = [100.0]
+        with monkeypatch.context() as patch, progress("embed", 4) as bar:
+            patch.setattr("jobs.shared.progress.time.monotonic", lambda clock=clock: clock[0])
+            bar.started = 100.0
+            clock[0] += 10
+            bar.step("a.tar", images=500, rejected=3, spent={"model": 9.0, "decode": 1.0})
+        shown = terminal.getvalue()
+        if terminal.isatty():
+            assert "50 images/s, 3 quarantined, model 90% of the time" in shown
+            assert "1/4" in shown
+        else:
+            assert shown == (
+                "stage=embed done=1/4 shard=a.tar images=500 rejected=3 rate=50/s eta=30s slowest=model:90%\n"
+            )
+
+
+def test_a_store_that_fails_costs_the_progress_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("the store is full")
+
+    output = Store(str(tmp_path))
+    monkeypatch.setattr(output, "put", refuse)
+    with progress("apply", 2, output=output) as bar:
+        bar.write()
 
 
 def test_a_folder_without_a_run_is_no_output(tmp_path: Path) -> None:

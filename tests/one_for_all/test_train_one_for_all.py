@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import protect_imagenet
+from jobs import protect_imagenet, train_one_for_all
 from jobs.protection.options import parse_settings
 from jobs.protection.prepare import prepare
 from pipeline.deltas.load import load_protection
+from pipeline.deltas.universal.generator import UniversalGenerator
+from pipeline.errors import InputError
 from tests.support import runs
 
 pytestmark = pytest.mark.ray
@@ -73,6 +76,22 @@ def test_the_command_leaves_a_protection_and_a_page(data: Path, trained) -> None
     assert "cosine" in trained.stdout
     assert "Cosine to the opposite concept" in (data / "u.html").read_text()
     assert not list(data.glob("*.checkpoint"))
+
+
+def test_a_dry_run_says_steps_memory_and_time_and_writes_nothing(data: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(data / "train", tmp_path / "train")
+    options = train(tmp_path, "--dry-run", "--epochs", "2", "--max-steps", "100")[2:]
+    assert train_one_for_all.main(options) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["images"] == "about 48 of 48, at 73 px"
+    assert lines["steps"].startswith("6 of 16 images")  # two passes over three batches
+    parameters = sum(each.numel() for each in UniversalGenerator(1280, width=2, blocks=1).parameters())
+    assert lines["memory"].startswith(f"{48 * 3 * 73 * 73 / 1e3:.1f} kB of images in each worker, and once for all; ")
+    assert f"{16 * parameters / 1e6:.1f} MB for generator and optimiser" in lines["memory"]
+    assert lines["time"].startswith("about ")
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    with pytest.raises(InputError, match="about 48 images are fewer than --batch-size 64"):
+        train_one_for_all.main([*options, "--batch-size", "64"])
 
 
 def test_the_same_command_again_trains_nothing(data: Path, trained) -> None:

@@ -22,9 +22,9 @@ from pipeline.one_for_all.finish import finished_protection
 from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit
-from pipeline.records import Rejection
-from pipeline.relearning.arms import delta_tests
-from pipeline.relearning.collection import Collection
+from pipeline.records import Rejection, Sample
+from pipeline.relearning.arms import protected_tests
+from pipeline.settings import ApplySettings
 from pipeline.surrogates.concepts import ConceptBank, bank_for, class_names
 from pipeline.surrogates.surrogate import load_surrogate
 from tests.support.samples import image_bytes, noise, read, tar_bytes
@@ -266,9 +266,11 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     alone = native.deltas(torch.from_numpy(asked[0].small).permute(2, 0, 1)[None], features)
     assert np.abs(ours[0].delta.levels - (alone[0] * 255).round().permute(1, 2, 0).numpy()).max() <= 1
 
-    tested = Collection(asked[0].small.transpose(2, 0, 1)[None], np.zeros(1, np.int64), ("a",))
-    own, _ = delta_tests(tested, UniversalDeltas(protection, surrogate, small_images="native"))
-    assert np.array_equal(own[0], np.clip(tested.images[0] + ours[0].delta.levels.transpose(2, 0, 1), 0, 255))
+    tested = [Sample("a", {"png": image_bytes(asked[0].small)})]
+    writing = ApplySettings(encode="lossless", small_images="native")
+    tests, _ = protected_tests(tested, ["a"], native, settings=writing, side=32, size="native", num_groups=None)
+    expected = np.clip(asked[0].small.astype(int) + ours[0].delta.levels, 0, 255)
+    assert np.array_equal(tests.own[0].transpose(1, 2, 0), expected)
 
 
 def test_the_delta_depends_on_the_picture_and_not_on_its_company(surrogate):

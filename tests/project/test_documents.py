@@ -101,6 +101,7 @@ def test_every_command_that_is_shown_exists_with_its_flags(path: Path) -> None:
 @pytest.mark.parametrize("name", SHOWING_FLAGS)
 def test_every_flag_that_is_shown_exists(name: str) -> None:
     known = {flag for path in (ROOT / "jobs").glob("*.py") for flag in flags_of(path.stem)} | OF_OTHER_COMMANDS
+    known |= flags_of("shared/scumble")
     known |= set(re.findall(r'add_argument\("(--[\w-]+)"', text_of("tests/make_data.py")))
     shown = set(re.findall(r"(?<![\w-])--[\w-]*", text_of(name)))
     assert {flag for flag in shown if flag.strip("-")} <= known

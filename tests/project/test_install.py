@@ -87,3 +87,16 @@ def test_what_is_installed_wins_over_a_package_of_the_same_name_and_finds_its_da
     done = run(installed, tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(installed / room / "__init__.py") for room in ("pipeline", "actors", "jobs")]
+
+
+def test_the_scumble_command_is_installed_and_runs_outside_of_the_checkout(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from importlib.metadata import entry_points\n"
+        "(script, *_) = entry_points(group='console_scripts', name='scumble')\n"
+        "sys.argv[0] = 'scumble'\n"
+        "sys.exit(script.load()())\n"
+    )
+    helped = run(installed, tmp_path, "-c", program, "verify", "--help")
+    assert helped.returncode == 0, helped.stderr
+    assert helped.stdout.startswith("usage: scumble verify ")

@@ -20,7 +20,7 @@ from pipeline.relearning.collection import (
     smallest_hashes,
 )
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, evaluation_from
-from pipeline.relearning.presets import PRESETS
+from pipeline.relearning.presets import PRESETS, RECIPES, recipe_settings
 from pipeline.storage.store import Store
 from tests.support.samples import image_bytes, noise, tar_bytes
 
@@ -128,7 +128,7 @@ def test_the_holdout_is_a_share_of_the_keys_and_does_not_depend_on_their_order()
 
 
 GIVEN = {"clean": "a", "test": "b", "output": "c", "protected": {"uc": "d", "sp": "e"}}
-DIGESTS = {CLEAN: "0", "uc": "1", "sp": "2"}
+DIGESTS = {CLEAN: "0", CLEAN_PART: "3", "uc": "1", "sp": "2"}
 
 
 def test_every_combination_is_one_trial_and_the_control_is_run_once_for_all_shares():
@@ -140,7 +140,7 @@ def test_every_combination_is_one_trial_and_the_control_is_run_once_for_all_shar
     assert len(trials) == 2 * 3 * per_cell
     assert len({trial.key for trial in trials}) == len(trials)
     assert [t.share for t in trials if t.protection == CLEAN_PART] == ["samples:0.5"] * 6
-    assert {t.data for t in trials if t.protection == CLEAN_PART} == {"0"}
+    assert {t.data for t in trials if t.protection == CLEAN_PART} == {"3"}
 
 
 TRIAL = Trial(
@@ -197,6 +197,36 @@ def test_an_unknown_preset_is_refused_with_near_matches():
 def test_a_preset_names_regimes_that_exist_once_each(name):
     for regime in evaluation_from(GIVEN, name).regimes:
         check_regime(regime)
+
+
+def test_a_recipe_with_other_settings_is_another_one_and_says_which():
+    plain, changed = evaluation_from(GIVEN), evaluation_from({**GIVEN, "lr": 0.05, "batch_size": 32, "weight_decay": 0})
+    assert plain.changed_recipe == "fast"
+    assert changed.changed_recipe == "fast[batch_size=32,lr=0.05,weight_decay=0]"
+    assert recipe_settings(changed.changed_recipe) == {"batch_size": 32, "lr": 0.05, "weight_decay": 0.0}
+    on_paper = recipe_settings(evaluation_from({**GIVEN, "batch_size": 256}, "one-for-all-paper").changed_recipe)
+    assert on_paper == RECIPES["one-for-all-paper"] | {"batch_size": 256}
+    keys = [{trial.key for trial in each.trials(DIGESTS, {"original": "l"})} for each in (plain, changed)]
+    assert keys[0].isdisjoint(keys[1])
+    for given, words in (
+        ({"lr": 0.0}, "--lr 0.0 is not above 0"),
+        ({"batch_size": 1}, "--batch-size must be at least 2"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            evaluation_from({**GIVEN, **given})
+
+
+def test_the_papers_presets_have_their_targets_and_settings():
+    """Dang et al. 2023, Table II; Chen et al. 2024, section 4; the code of Zhang et al. 2023."""
+    st, uc, ofa = (evaluation_from(GIVEN, name) for name in ("st-paper", "uc-paper", "one-for-all-paper"))
+    assert st.targets == ("resnet18", "resnet50", "vgg16", "densenet121", "wrn-28-10", "wrn-34-10")
+    assert len(ofa.targets) == 6
+    assert {"vgg16", "vit-14a"} < set(ofa.targets)
+    for originals, name in ((("mixup", "cutmix", "cutout"), uc), (("mixup",), ofa)):
+        assert set(originals) < set(name.regimes)
+    assert (recipe_settings("uc-paper")["normalise"], recipe_settings("one-for-all-paper")["normalise"]) == (
+        *("half", "none"),
+    )
 
 
 def test_a_range_of_labellings_is_one_of_each():

@@ -308,7 +308,9 @@ def test_several_urls_are_fits_of_one_protection_each_an_arm_of_its_own() -> Non
     settings = parse_evaluation([*given, "--seeds", "0,1", "--shares", "samples:1,samples:0.5"])
     assert settings.protected == {"uc": ("1", "s3://x/{2,3}.tar", "[4,5]"), "sp": ("6",)}
     assert settings.arms == {"uc": "1", "uc, fit 2": "s3://x/{2,3}.tar", "uc, fit 3": "[4,5]", "sp": "6"}
-    trials = settings.trials({name: f"of {name}" for name in ("clean", *settings.arms)}, {"original": "l"})
+    trials = settings.trials(
+        {name: f"of {name}" for name in ("clean", "clean-part", *settings.arms)}, {"original": "l"}
+    )
     assert len(trials) == len({trial.key for trial in trials}) == 2 * (1 + 1 + 2 * 4)  # seeds x (both controls, arms)
     assert {(t.fit, t.arm, t.data) for t in trials if t.protection == "uc"} == {
         *((0, "uc", "of uc"), (1, "uc, fit 2", "of uc, fit 2"), (2, "uc, fit 3", "of uc, fit 3"))

@@ -19,6 +19,8 @@ from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
 from tests.support.real import cifar10
 from tests.support.samples import stripes
 
+CPU = torch.device("cpu")
+
 
 def train(images: Tensor, labels: Tensor, *, regime: str = "nt", epochs: int = 6, seed: int = 0) -> TargetScore:
     test_images, test_labels = stripes(200, seed=99)
@@ -55,6 +57,27 @@ def test_the_same_seed_gives_the_same_run_whatever_the_global_generator_says():
     assert first.history == again.history
     assert torch.equal(state, torch.get_rng_state())
     assert train(images, labels, regime="nt-cg", epochs=2, seed=6).history != first.history
+
+
+def test_a_recipe_decides_the_last_batch_and_the_normalisation():
+    images, labels = stripes(70, seed=0)
+    network = build_target("small", 4, 32, seed=0)
+    made = {
+        kind: Training(network, images, labels, Regime(), Recipe(batch_size=32, keep_last=keep, normalise=kind), 0, CPU)
+        for kind, keep in (("train", False), ("half", True), ("none", True))
+    }
+    assert [each.num_batches for each in made.values()] == [2, 3, 3]
+    assert (
+        Training(network, images[:65], labels[:65], Regime(), Recipe(batch_size=32, keep_last=True), 0, CPU).num_batches
+        == 2
+    )
+    batch = images[:4].float() / 255
+    assert torch.equal(made["half"].normalise(batch), 2 * batch - 1)
+    assert torch.equal(made["none"].normalise(batch), batch)
+    seen = []
+    made["half"].regime.batch = lambda views, _: seen.append(len(views)) or views
+    made["half"].run_epoch(0)
+    assert seen == [32, 32, 6]
 
 
 def test_training_leaves_the_images_as_they_were():

@@ -25,6 +25,12 @@ def test_the_shares_of_a_worker_add_up_to_the_time_of_the_stage() -> None:
     assert all(sum(row.shares.values()) == pytest.approx(1) for row in (first, second))
 
 
+def test_what_a_shard_cost_counts_threads_that_share_work_and_no_waiting_for_them() -> None:
+    work = Work("a", 0.0, 6.0, {"wait": 3.0, "model": 2.0, "put": 0.5}, {"decode": 8.0, "read": 2.0}, threads=4)
+    assert work.spent() == {"model": 2.0, "put": 0.5, "decode": 2.0, "read": 0.5}
+    assert Work().spent() == {}
+
+
 def test_the_table_names_every_step_once() -> None:
     profile = Profile("embed", began=0.0)
     profile.add(Work("aaaaaaaaaaaa", 0.0, 1.0, {"model": 1.0}, {"decode": 1.0}), 1000)

@@ -89,9 +89,33 @@ def test_steps_are_what_the_generator_needs_unless_they_are_given() -> None:
     assert (settings_from().generator, settings_from().steps) == ("sample", 30)
     assert Settings(generator="direct").steps == settings_from({"generator": "direct"}).steps == 100
     assert settings_from({"steps": 7}).steps == settings_from({"steps": 7, "generator": "direct"}).steps == 7
-    assert settings_from(preset="uc-paper").steps == 750
+    assert settings_from(preset="uc-paper").for_images(3680).steps == 750  # Pets: 50 passes over 15 batches of 256
+    assert settings_from({"steps": 7}, preset="uc-paper").for_images(3680).steps == 7
     with pytest.raises(SettingsError, match="--steps must be at least 1; it is 0"):
         settings_from({"steps": 0})
+
+
+def test_epochs_are_steps_by_the_number_of_images_the_last_batch_included() -> None:
+    ten = settings_from({"epochs": 10, "batch_size": 64}, preset="uc-paper")
+    assert [ten.for_images(images).steps for images in (1, 64, 65, 127_000)] == [10, 10, 20, 10 * 1985]
+    assert ten.for_images(65).epochs is None
+    assert settings_from({"generator": "direct", "steps": 9}).for_images(10**6).steps == 9
+    for given, words in (
+        ({"epochs": 3, "steps": 9, "generator": "direct"}, "--steps and --epochs contradict each other"),
+        ({"epochs": 3}, "--epochs only applies to --generator direct and network, not sample"),
+        ({"epochs": 0, "generator": "direct"}, "--epochs must be at least 1; it is 0"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            settings_from(given)
+
+
+def test_all_images_to_fit_on_are_all_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    places = ["--input", "a", "--output", "b"]
+    (tmp_path / "run.yaml").write_text("fit_images: all\n")
+    for options in (["--fit-images", "all"], ["--config", str(tmp_path / "run.yaml")], ["--preset", "uc-paper"]):
+        assert parse_settings([*places, *options]).fit_images is None
+    assert parse_settings([*places, "--fit-images", "7", "--preset", "uc-paper"]).fit_images == 7
+    assert parse_settings(places).fit_images == 10_000
 
 
 def test_suffixes_that_are_kept_are_named_one_by_one_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.hashing import sha256
+from pipeline.relearning.alignment import check_aligned
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.shards.photographs import train_squares
@@ -19,14 +20,19 @@ Pictures = NDArray[np.uint8]  # [n, 3, S, S]
 
 
 def pair_up(clean: Collection, protected: Collection) -> tuple[Pictures, Pictures]:
-    """Clean and protected pictures of --pairs, aligned by key. Raises InputError for a copy without an original."""
+    """Clean and protected pictures of --pairs, aligned by key.
+
+    Raises InputError for a copy without an original, and if the two do not show the same part of the pictures.
+    """
     rows = {key: row for row, key in enumerate(clean.keys)}
     unknown = [key for key in protected.keys if key not in rows]
     if unknown:
         raise InputError(
             f"--pairs: {len(unknown):,} keys of the protected copies are not among the originals, e.g. {unknown[0]}"
         )
-    return clean.images[[rows[key] for key in protected.keys]], protected.images
+    matches = np.array([rows[key] for key in protected.keys], np.int64)
+    check_aligned(protected.images, clean.images, matches, protected.keys, "--pairs")
+    return clean.images[matches], protected.images
 
 
 def check_other_pictures(pairs: Pictures, *collections: Collection) -> None:

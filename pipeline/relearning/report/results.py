@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import unreadable
-from pipeline.relearning.evaluation import CLEAN, Trial
+from pipeline.hashing import canonical
+from pipeline.relearning.evaluation import CLEAN, COMPUTATION, TRIALS, Trial
 
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
@@ -96,6 +98,22 @@ def read_row(output: Store, trial: Trial) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         where = f"{output.url}/{trial.result}"
         raise unreadable(where, error, "restore it, or delete it to run that trial again") from None
+
+
+def outdated(trials: Sequence[Trial], output: Store) -> int:
+    """How many of the planned trials have a row in the output that an earlier COMPUTATION left, under another key."""
+    planned = {canonical(asdict(trial)) for trial in trials}
+    others = set(output.names(TRIALS)) - {trial.result for trial in trials}
+    names = [each.name for each in fields(Trial)]
+    found = set()
+    for name in sorted(others):
+        if not name.endswith(".json"):
+            continue
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(output.read(name))
+            if row.get("computation", 1) != COMPUTATION:
+                found.add(canonical({name: row[name] for name in names}))
+    return len(found & planned)
 
 
 def results_to_parquet(rows: Sequence[Row]) -> bytes:
