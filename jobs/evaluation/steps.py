@@ -28,9 +28,10 @@ from actors.trials import (
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
-from jobs.shared.inputs import list_input
+from jobs.shared.inputs import list_shards
 from jobs.shared.progress import progress
 from pipeline.errors import ClusterError, InputError, SettingsError
+from pipeline.records import Shard
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
@@ -51,7 +52,6 @@ from pipeline.relearning.report.results import histories_to_parquet, read_row, r
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
 from pipeline.report.page import duration, fits_range, size
-from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
 
@@ -129,7 +129,7 @@ def train_denoisers(
     settings: EvaluationSettings,
     workers: Workers,
     side: int,
-    pair_stores: Sequence[tuple[Store, list[Entry]]],
+    pair_stores: Sequence[tuple[Store, list[Shard]]],
     evaluated: tuple[Any, ...],
 ) -> dict[str, Denoising]:
     """Train the denoisers that regimes share, or find them in the output; prints how much each gains.
@@ -287,18 +287,18 @@ def _within(side: int) -> int:
     return max(SMALLEST_SIDE, min(LARGEST_SIDE, side))
 
 
-def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
+def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Shard]]]:
     """Store and shards of every collection. Raises InputError, SettingsError if the output is inside one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
-    stores = {name: list_input(url) for name, url in urls.items()}
+    stores = {name: list_shards(url) for name, url in urls.items()}
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
 
 
-def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Entry]]]:
+def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Shard]]]:
     """Store and shards of --pairs, if they are given. Raises as _stores does."""
-    stores = [list_input(url) for url in settings.pairs or ()]
+    stores = [list_shards(url) for url in settings.pairs or ()]
     for store, _ in stores:
         check_apart(store, Store(settings.output), may_hold=True)
     return stores

@@ -22,7 +22,8 @@ from pipeline.hashing import canonical, library_versions, sha256
 from pipeline.measures.estimate import first_samples
 from pipeline.one_for_all.pictures import square_side
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.storage.listings import Entry
+from pipeline.records import Shard
+from pipeline.shards.samples import samples_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for
@@ -34,7 +35,7 @@ class UniversalTraining:
     """A training that was checked and may start."""
 
     settings: OneForAllSettings
-    sources: tuple[tuple[Store, list[Entry]], ...]
+    sources: tuple[tuple[Store, list[Shard]], ...]
     output: Store
     name: str
     surrogate: Surrogate
@@ -99,15 +100,13 @@ def load_squares(run: UniversalTraining) -> list[Any]:
     share = 1.0
     if settings.images is not None:
         store, entries = run.sources[0]
-        with store.open(entries[0].name) as stream:
-            _, bytes_each = first_samples(stream, entries[0].size, max_member_bytes=settings.max_member_bytes)
+        _, bytes_each = first_samples(store, entries[0], max_member_bytes=settings.max_member_bytes)
         total = sum(entry.size for _, entries in run.sources for entry in entries) / bytes_each
         share = min(1.0, settings.images / max(1.0, total))
     references = []
     with ray_failures():
         for store, entries in run.sources:
-            names = [entry.name for entry in entries]
-            found, left = unpacked_squares(store, names, settings, side=side, share=share)
+            found, left = unpacked_squares(store, entries, settings, side=side, share=share)
             cli.print_left_out(left)
             references += found
     return references
@@ -137,8 +136,8 @@ def report(run: UniversalTraining) -> int:
     protection = load_universal_protection(run.output.read(run.name))
     store, entries = run.sources[0]
     page = f"{run.name.removesuffix('.safetensors')}.html"
-    with store.open(entries[0].name) as stream:
-        html = write_training_report(protection, run.surrogate, stream, run.settings)
+    samples = samples_of(store, entries[0], max_member_bytes=run.settings.max_member_bytes, any_version=True)
+    html = write_training_report(protection, run.surrogate, samples, run.settings)
     run.output.put(page, html.encode())
     curves = protection.figures["curves"]
     print(f"steps        {protection.figures['steps']:,} on {protection.figures['images']:,} images")

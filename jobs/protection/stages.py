@@ -40,7 +40,7 @@ from pipeline.fitting.fit_images import fit_shares, picture_side, shorter_sides
 from pipeline.fitting.objective import delta_side
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.settings import Settings
-from pipeline.shards.tar import read_samples
+from pipeline.shards.samples import samples_of
 
 CHUNK = 64  # shards that one short task looks at
 ANSWER_SECONDS = 3600.0
@@ -171,10 +171,9 @@ def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
 
 def _sides(run: Run) -> tuple[int, int]:
     """Side of the deltas and of the pictures they are fitted on, in pixels."""
-    first = run.plan.shards[0]
-    with run.source.open(first.name) as stream:
-        samples = read_samples(stream, max_member_bytes=run.settings.max_member_bytes)
-        sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
+    first, limit = run.plan.shards[0], run.settings.max_member_bytes
+    samples = samples_of(run.source, first, max_member_bytes=limit, any_version=True)
+    sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
     side = delta_side(run.settings, run.surrogate.input_size, sides)
     return side, picture_side(run.settings, side)
 
@@ -217,4 +216,4 @@ def watched(queue: Any, num_units: int) -> Iterator[None]:
 def measure(run: Run) -> None:
     """Measure what was written: a hash-sample of shards is decoded again."""
     with ray_failures():
-        measure_run(context_of(run, workers_for(run.settings)), [shard.name for shard in run.plan.shards], run.key)
+        measure_run(context_of(run, workers_for(run.settings)), run.plan.shards, run.key)
