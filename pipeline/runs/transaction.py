@@ -12,7 +12,7 @@ import errno
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import layout
@@ -61,7 +61,9 @@ class ShardTransaction:
             writer.publish(self.output)
             seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
         if outcome.rejections:
-            self.output.put(layout.quarantine(shard.name), quarantine_to_bytes(outcome.rejections))
+            names = {image.key: image.files[0].name for image in shard.images}  # as they are in the folder
+            told = [replace(one, member=names.get(one.key, one.member)) for one in outcome.rejections]
+            self.output.put(layout.quarantine(shard.name), quarantine_to_bytes(told))
         commit = self._commit(shard, writer, outcome, seconds)
         if self.output.create(layout.commit(shard.name), commit.to_bytes()):
             return commit, False

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.shared.inputs import list_shards
+from pipeline.errors import InputError
 from tests.faults.kills import Campaign
 from tests.support import runs
 
@@ -76,6 +78,16 @@ def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(tmp_path
     again = run(tmp_path, *of_the_readme("protect_imagenet.py"), *runs.SMALL, *runs.ONE_WORKER)
     assert again.returncode == 0, again.stderr
     assert "committed    3 shards, 0 left" in again.stdout
+
+
+def test_an_evaluation_asks_for_shards_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "photos", 4)
+    with pytest.raises(InputError, match=r"photos: 5 loose images, but no shards: pack them into shards with labels"):
+        list_shards(str(tmp_path / "photos"))
+    (tmp_path / "shards/loose.jpg").write_bytes(b"1")
+    _, shards = list_shards(str(tmp_path / "shards"))
+    assert [shard.name for shard in shards] == ["photos-000.tar"]
+    assert capsys.readouterr().err.endswith(": 1 loose images are not read: pack them into shards with labels\n")
 
 
 UNITS = [f"images-{number:07d}" for number in range(3)]

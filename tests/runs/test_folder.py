@@ -19,9 +19,9 @@ from PIL import Image
 from jobs.inspection.verification import check_run
 from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Reason
 from pipeline.measures.verify import ShardCheck
-from pipeline.records import Commit, Rejection, Sample, Shard
+from pipeline.records import Commit, Rejection, Sample, Shard, read_quarantine
 from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord
@@ -40,7 +40,7 @@ PICTURES = {
     "four.jpeg": image_bytes(noise(20, 20, 1, seed=4), "JPEG"),
     "b/broken.jpg": b"no image at all",
 }
-CLUSTERS = dict.fromkeys(("a/one", "a/TWO", "b/three", "four", "b/broken", "A", "a.jpg", "a.png"), 0)
+CLUSTERS = dict.fromkeys(("a/one", "a/TWO", "b/three", "four", "b/broken", "A", "a.jpg", "a.png", "a.webp", "t"), 0)
 SIDECARS = {"a/one.cls": b"3", "a/one.jpg.json": b'{"title": "one"}', "four.txt": "ü".encode()}
 
 
@@ -194,18 +194,30 @@ def test_a_sidecar_that_hides_a_picture_sends_its_image_to_quarantine(source: Pa
 
 def test_images_that_share_a_stem_are_all_protected(tmp_path: Path) -> None:
     pixels = noise(16, 16)
-    for name, kind in (("a.png", "PNG"), ("a.jpg", "JPEG"), ("A.png", "PNG"), ("a.txt", "")):
+    for name, kind in (("a.png", "PNG"), ("a.jpg", "JPEG"), ("A.png", "PNG"), ("a.txt", ""), ("a.webp", "")):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(image_bytes(pixels, kind) if kind else b"text")
     run = Run(tmp_path / "in", tmp_path / "out", Settings(encode="lossless"))
     (commit,) = run.go()
     assert set(files(tmp_path / "out")) == {"a.png", "a.jpg.png", "A.png", "a.txt"}
     assert [image.key for image in commit.images] == ["A", "a.jpg", "a.png"]
+    (refused,) = read_quarantine(run.output, layout.quarantine(commit.shard))
+    assert (refused.key, refused.member, refused.reason) == ("a.webp", "a.webp", Reason.UNSUPPORTED_FORMAT)
     assert run.check().problems == []
 
 
 CALLS = [f"put_file {name}" for name in ("a/TWO.PNG", "a/one.cls", "four.txt")]
 CALLS += ["put _scumble/quarantine/images-0000000.jsonl", "create _scumble/commits/images-0000000.json"]
+
+
+def test_shards_and_loose_images_side_by_side_are_both_protected(source: Path, tmp_path: Path) -> None:
+    with tarfile.open(source / "b/shard.tar", "w") as tar:
+        tar.add(source / "four.jpeg", "t.jpeg")
+    run = Run(source, tmp_path / "out")
+    assert run.plan.contents == "1 shards, 5 loose images in 1 units"
+    assert [commit.num_protected for commit in run.go()] == [1, 4]
+    assert {"b/shard.tar", "four.jpeg"} < set(files(tmp_path / "out"))
+    assert run.check().problems == []
 
 
 @pytest.mark.parametrize("call", CALLS)
