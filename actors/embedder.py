@@ -19,7 +19,7 @@ from pipeline.errors import ScumbleError
 from pipeline.metrics import SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work
 from pipeline.records import Shard
-from pipeline.shards.tar import read_samples
+from pipeline.shards.samples import samples_of
 from pipeline.surrogates.embed import embed_shard
 from pipeline.surrogates.features import Assignment, assignment_to_parquet, feature_keys, features_to_parquet
 from pipeline.surrogates.surrogate import surrogate_for
@@ -51,17 +51,16 @@ class Embedder:
             self.metrics.record(SHARDS, 1, stage="embed", state="skipped")
             images = len(feature_keys(output.read(layout.features(shard.name))))
             return ShardDone(shard.name, images, 0, shard.size, time.perf_counter() - started)
-        with self.context.source.open_version(shard.name, shard.etag) as stream:
-            features, rejections, spent = embed_shard(
-                read_samples(stream, max_member_bytes=settings.max_member_bytes),
-                self.surrogate,
-                shard=shard.name,
-                batch_size=BATCH[self.context.device],
-                threads=self.context.threads,
-                max_pixels=settings.max_pixels,
-                exact_clock=settings.profile,
-                keep_sidecar=settings.keep_sidecar,
-            )
+        features, rejections, spent = embed_shard(
+            samples_of(self.context.source, shard, max_member_bytes=settings.max_member_bytes),
+            self.surrogate,
+            shard=shard.name,
+            batch_size=BATCH[self.context.device],
+            threads=self.context.threads,
+            max_pixels=settings.max_pixels,
+            exact_clock=settings.profile,
+            keep_sidecar=settings.keep_sidecar,
+        )
         data = features_to_parquet(features, surrogate_id=self.surrogate.id, fingerprint=self.context.fingerprint)
         assigned = drifted = 0
         if self.protection is not None:

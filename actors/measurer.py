@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ray
 import torch
 
@@ -11,26 +13,34 @@ from pipeline.deltas.load import AnyProtection, load_protection
 from pipeline.measures.gallery import gallery_to_bytes
 from pipeline.measures.measure import ShardMeasures, measure_shard, measured_shards, removal_of
 from pipeline.measures.scores import scores_to_parquet
-from pipeline.records import Commit
+from pipeline.records import Commit, Shard
+from pipeline.shards.samples import samples_of
 from pipeline.surrogates.features import assignment_from_parquet
 
 TASK_SECONDS = 3600
 
 
-def measure_run(context: RunContext, names: list[str], key: bytes | None) -> None:
-    """Measure a hash-sample of the shards in `names`; returns when the figures are written."""
-    chosen = measured_shards(names, context.settings.seed)
+def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None) -> None:
+    """Measure a hash-sample of the shards; returns when the figures are written."""
+    named = set(measured_shards([shard.name for shard in shards], context.settings.seed))
+    chosen = [shard for shard in shards if shard.name in named]
     measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
     num_images = sum(
-        ray.get([ray.remote(num_cpus=0.25)(_count).remote(context, name) for name in chosen], timeout=TASK_SECONDS)
+        ray.get(
+            [ray.remote(num_cpus=0.25)(_count).remote(context, shard.name) for shard in chosen], timeout=TASK_SECONDS
+        )
     )
-    parts = [measure.remote(context, name, key, num_images) for name in chosen]
+    parts = [measure.remote(context, shard, key, num_images) for shard in chosen]
     ray.get(finish.remote(context, key, *parts), timeout=TASK_SECONDS)
 
 
-def _count(context: RunContext, shard: str) -> int:
+def _commit(context: RunContext, shard: str) -> Commit:
     name = layout.commit(shard)
-    return Commit.from_bytes(context.output.read(name), f"{context.output.url}/{name}").num_protected
+    return Commit.from_bytes(context.output.read(name), f"{context.output.url}/{name}")
+
+
+def _count(context: RunContext, shard: str) -> int:
+    return _commit(context, shard).num_protected
 
 
 def _protection(context: RunContext, key: bytes | None) -> AnyProtection:
@@ -38,18 +48,18 @@ def _protection(context: RunContext, key: bytes | None) -> AnyProtection:
     return protection.with_key(key) if key is not None and protection.needs_key else protection
 
 
-def _measure(context: RunContext, shard: str, key: bytes | None, num_images: int) -> ShardMeasures:
+def _measure(context: RunContext, shard: Shard, key: bytes | None, num_images: int) -> ShardMeasures:
     torch.set_num_threads(1)
-    assignment = assignment_from_parquet(context.output.read(layout.assignment(shard)))
-    with context.output.open(shard) as output, context.source.open(shard) as source:
-        return measure_shard(
-            output,
-            source,
-            assignment,
-            _protection(context, key),
-            context.settings,
-            num_images=max(num_images, 1),
-        )
+    assignment = assignment_from_parquet(context.output.read(layout.assignment(shard.name)))
+    limit, written = context.settings.max_member_bytes, _commit(context, shard.name).written()
+    return measure_shard(
+        samples_of(context.output, written, max_member_bytes=2 * limit, any_version=True),
+        samples_of(context.source, shard, max_member_bytes=limit, any_version=True),
+        assignment,
+        _protection(context, key),
+        context.settings,
+        num_images=max(num_images, 1),
+    )
 
 
 def _finish(context: RunContext, key: bytes | None, *parts: ShardMeasures) -> None:

@@ -21,7 +21,7 @@ from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, rep
 from pipeline.profile import Work
 from pipeline.records import Commit, Rejection, Sample, Shard
 from pipeline.runs.transaction import ShardTransaction
-from pipeline.shards.tar import ShardWriter
+from pipeline.shards.samples import SampleWriter
 from pipeline.surrogates.features import assignment_from_parquet
 
 
@@ -63,7 +63,7 @@ class Protector:
         report_shard(self.metrics, "apply", counts)
         return done
 
-    def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
+    def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: SampleWriter) -> ShardOutcome:
         """Step 3: the clusters are known, because earlier stages have assigned every image."""
         clusters, settings = self._clusters(shard), self.context.settings
         if isinstance(self.deltas, LaidDeltas):
@@ -93,5 +93,5 @@ class Protector:
 
 def transaction_of(context: RunContext, protection_sha256: str) -> ShardTransaction:
     """How the shards of a run are committed."""
-    limit = context.settings.max_member_bytes
-    return ShardTransaction(context.source, context.output, context.fingerprint, protection_sha256, limit)
+    limit, encode = context.settings.max_member_bytes, context.settings.encode
+    return ShardTransaction(context.source, context.output, context.fingerprint, protection_sha256, limit, encode)

@@ -15,7 +15,7 @@ from pipeline.errors import InputError, SampleError
 from pipeline.fitting.fit_images import chosen_images, read_fit_images
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
-from pipeline.shards.tar import read_samples
+from pipeline.shards.samples import samples_of
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet
 
@@ -44,13 +44,12 @@ class FitImageReader:
             chosen = chosen_images(assignment, self.shares, settings.seed)
             if not chosen:
                 continue  # the shard is not even opened
-            with self.context.source.open_version(shard.name, shard.etag) as stream:
-                samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
-                for key, pixels, cluster in _all_of(chosen, samples, shard.name, self.side, settings):
-                    columns["pixels"].append(pixels.tobytes())
-                    columns["cluster"].append(cluster)
-                    columns["shard"].append(shard.name)
-                    columns["key"].append(key)
+            samples = samples_of(self.context.source, shard, max_member_bytes=settings.max_member_bytes)
+            for key, pixels, cluster in _all_of(chosen, samples, shard.name, self.side, settings):
+                columns["pixels"].append(pixels.tobytes())
+                columns["cluster"].append(cluster)
+                columns["shard"].append(shard.name)
+                columns["key"].append(key)
         return {
             "pixels": np.array(columns["pixels"], dtype=object),
             "cluster": np.array(columns["cluster"], dtype=np.int64),

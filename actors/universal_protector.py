@@ -19,7 +19,7 @@ from pipeline.deltas.load import load_universal_protection
 from pipeline.deltas.picture_deltas import protect_pictures
 from pipeline.deltas.universal.deltas import UniversalDeltas
 from pipeline.records import Rejection, Sample, Shard
-from pipeline.shards.tar import ShardWriter
+from pipeline.shards.samples import SampleWriter
 from pipeline.surrogates.features import Assignment, assignment_to_parquet
 from pipeline.surrogates.surrogate import surrogate_for
 
@@ -39,7 +39,7 @@ class UniversalProtector(Protector):
         self.transaction = transaction_of(context, protection.sha256)
         self.universal = UniversalDeltas(protection, surrogate, small_images=settings.small_images)
 
-    def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: ShardWriter) -> ShardOutcome:
+    def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: SampleWriter) -> ShardOutcome:
         keys: list[str] = []
         nearest: list[tuple[int, float]] = []
 

@@ -20,8 +20,9 @@ from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.pictures import Squares, read_squares
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit
+from pipeline.records import Shard
+from pipeline.shards.samples import samples_of
 from pipeline.shards.squares import LeftOut
-from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.surrogates.concepts import ConceptBank
 from pipeline.surrogates.surrogate import surrogate_for
@@ -57,7 +58,7 @@ class UniversalTask:
 
 
 def unpacked_squares(
-    store: Store, shards: Sequence[str], settings: OneForAllSettings, *, side: int, share: float
+    store: Store, shards: Sequence[Shard], settings: OneForAllSettings, *, side: int, share: float
 ) -> tuple[list[Any], list[LeftOut]]:
     """References to the Squares of some shards, read by one task each, and what could not be read.
 
@@ -70,19 +71,18 @@ def unpacked_squares(
 
 
 def _read(
-    store: Store, shard: str, settings: OneForAllSettings, side: int, share: float
+    store: Store, shard: Shard, settings: OneForAllSettings, side: int, share: float
 ) -> tuple[Squares, tuple[LeftOut, ...]]:
-    with store.open(shard) as stream:
-        squares = read_squares(
-            read_samples(stream, max_member_bytes=settings.max_member_bytes),
-            shard,
-            f"{store.url}/{shard}",
-            side=side,
-            share=share,
-            seed=settings.seed,
-            max_pixels=settings.max_pixels,
-            with_labels=settings.select_by == "label",
-        )
+    squares = read_squares(
+        samples_of(store, shard, max_member_bytes=settings.max_member_bytes, any_version=True),
+        shard.name,
+        f"{store.url}/{shard.name}",
+        side=side,
+        share=share,
+        seed=settings.seed,
+        max_pixels=settings.max_pixels,
+        with_labels=settings.select_by == "label",
+    )
     return squares, squares.left_out
 
 

@@ -32,8 +32,8 @@ def doctor_parser() -> cli.Parser:
         defaults={"gpus_per_worker": 0},
     )
     add = parser.add_argument
-    add("--input", metavar="URL", help="folder, s3:// prefix or pattern of the shards to protect")
-    add("--output", metavar="URL", help="folder or s3:// prefix for protected shards")
+    add("--input", metavar="URL", help="folder, s3:// prefix or pattern of what is to be protected")
+    add("--output", metavar="URL", help="folder or s3:// prefix for protected copies")
     add("--surrogate", metavar="NAME", help="the surrogate whose weights must be available")
     add("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
     add("--surrogate-size", type=int, metavar="PIXELS", help="side of embedded images")

@@ -5,7 +5,7 @@ profile, schedules. A room imports only rooms listed before it; the last three d
 
 storage      access to objects: local folders and buckets, retries, conditional writes
 pictures     one picture: formats, decoding and encoding, metadata, finding it among a sample's members, augmentation
-shards       inputs by URL, tar reading and writing, square crops of samples
+shards       inputs by URL, reading and writing of tars and loose images, square crops of samples
 surrogates   pretrained encoders, their weights and their features
 clusters     clustering of features: the space, k-means, target clusters
 deltas       what is added to pictures, what makes it, the protection file, and applying it

@@ -23,17 +23,61 @@ IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))  # of members that ar
 _MOST_SHOWN = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file below the root of an input or output.
+
+    version  of its content: the store's etag of an input, the SHA-256 of an output
+    """
+
+    name: str
+    size: int  # bytes
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class LooseImage:
+    """An image that is a file of its own, with its sidecars: a sample outside any tar.
+
+    files  the image first
+    """
+
+    key: str
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+
 @dataclass(frozen=True)
 class Shard:
-    """A reference to one input shard, without its bytes."""
+    """A reference to one input shard, or to a unit of loose images that is handled like one; without its bytes.
 
-    name: str  # relative to the input's root; the same in the output
+    etag    the store's version tag for the content; of a unit, a digest over its files
+    images  of a unit, sorted by name; () for a shard
+    """
+
+    name: str  # relative to the input's root, and the same in the output; a unit's name is that of no file
     size: int  # bytes
-    etag: str  # the store's version tag for the content
+    etag: str
+    images: tuple[LooseImage, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith("/") or ".." in self.name.split("/"):
             raise ValueError(f"shard name leaves its prefix: {self.name!r}")
+
+
+def images_to_json(images: Iterable[LooseImage]) -> str:
+    """A unit's images as text, for tables and for Ray."""
+    rows = [[image.key, [[file.name, file.size, file.version] for file in image.files]] for image in images]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def images_from_json(text: str) -> tuple[LooseImage, ...]:
+    """The inverse of images_to_json."""
+    return tuple(LooseImage(key, tuple(File(*file) for file in files)) for key, files in json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -52,6 +96,15 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         return sum(shard.size for shard in self.shards)
+
+    @property
+    def contents(self) -> str:
+        """What there is, for people."""
+        units = [shard for shard in self.shards if shard.images]
+        tars = len(self.shards) - len(units)
+        said = [f"{tars} shards"] if tars or not units else []
+        images = sum(len(unit.images) for unit in units)
+        return ", ".join(said + ([f"{images:,} loose images in {len(units):,} units"] if units else []))
 
 
 @dataclass(frozen=True)
@@ -118,7 +171,11 @@ class Features:
 
 @dataclass(frozen=True)
 class Commit(CompactRecord):
-    """The record whose existence makes a shard's output visible and final."""
+    """The record whose existence makes a shard's output visible and final.
+
+    output_sha256  of the shard; of a unit of loose images, over names, sizes and digests of its files
+    images         of a unit: what was written; () for a shard
+    """
 
     fingerprint: str
     shard: str
@@ -136,6 +193,11 @@ class Commit(CompactRecord):
     quarantine: Mapping[str, int]  # reason -> count
     clusters: Mapping[str, int]  # cluster index -> samples protected with it
     seconds: Mapping[str, float]  # stage -> wall seconds; never compared
+    images: tuple[LooseImage, ...] = ()
+
+    def written(self) -> Shard:
+        """What it describes, to be read from the output."""
+        return Shard(self.shard, self.output_size, self.output_sha256, self.images)
 
     def agrees_with(self, other: Commit) -> bool:
         """True if both describe the same output bytes made from the same input under the same fingerprint."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.profile import Work
-from pipeline.records import Shard
+from pipeline.records import Shard, images_from_json, images_to_json
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
 
@@ -54,14 +54,17 @@ class ShardDone:
 
 def shard_rows(shards: Sequence[Shard]) -> list[dict[str, Any]]:
     """Rows for ray.data.from_items."""
-    return [asdict(shard) for shard in shards]
+    return [
+        {"name": shard.name, "size": shard.size, "etag": shard.etag, "images": images_to_json(shard.images)}
+        for shard in shards
+    ]
 
 
 def shards_of(batch: Batch) -> list[Shard]:
     """The shards of one incoming batch."""
     return [
-        Shard(str(name), int(size), str(etag))
-        for name, size, etag in zip(batch["name"], batch["size"], batch["etag"], strict=True)
+        Shard(str(name), int(size), str(etag), images_from_json(images))
+        for name, size, etag, images in zip(*(batch[column] for column in _SHARD), strict=True)
     ]
 
 
@@ -77,4 +80,5 @@ def done_of(batch: Batch) -> list[ShardDone]:
     return [ShardDone(str(n), int(i), int(r), int(b), float(s), Work(**json.loads(w))) for n, i, r, b, s, w in rows]
 
 
+_SHARD = ("name", "size", "etag", "images")
 _PLAIN = ("name", "images", "rejected", "input_bytes", "seconds")

@@ -29,11 +29,12 @@ from actors.trials import (
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
-from jobs.shared.inputs import list_input
+from jobs.shared.inputs import list_shards
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.hashing import sha256
+from pipeline.records import Shard
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import shard_side
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
@@ -57,12 +58,11 @@ from pipeline.relearning.targets import check_target
 from pipeline.report.page import duration, fits_range, size
 from pipeline.runs.run_record import read_run
 from pipeline.settings import Size, apply_settings
-from pipeline.storage.listings import Entry
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
-_Stores = Mapping[str, tuple[Store, list[Entry]]]  # name -> store and shards of a collection
+_Stores = Mapping[str, tuple[Store, list[Shard]]]  # name -> store and shards of a collection
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
 
 
@@ -166,7 +166,7 @@ def train_denoisers(
     settings: EvaluationSettings,
     workers: Workers,
     side: int,
-    pair_stores: Sequence[tuple[Store, list[Entry]]],
+    pair_stores: Sequence[tuple[Store, list[Shard]]],
     evaluated: tuple[Any, ...],
 ) -> dict[str, Denoising]:
     """Train the denoisers that regimes share, or find them in the output; prints how much each gains.
@@ -331,10 +331,10 @@ def _within(side: int) -> int:
     return max(SMALLEST_SIDE, min(LARGEST_SIDE, side))
 
 
-def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Entry]]]:
+def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Shard]]]:
     """Store and shards of every collection. Raises InputError, SettingsError if the output is inside one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
-    stores = {name: list_input(url) for name, url in urls.items()}
+    stores = {name: list_shards(url) for name, url in urls.items()}
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
@@ -357,9 +357,9 @@ def _stored_size(store: Store) -> Size:
     return apply_settings(read_run(store).ingredients.settings).size
 
 
-def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Entry]]]:
+def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Shard]]]:
     """Store and shards of --pairs, if they are given. Raises as _stores does."""
-    stores = [list_input(url) for url in settings.pairs or ()]
+    stores = [list_shards(url) for url in settings.pairs or ()]
     for store, _ in stores:
         check_apart(store, Store(settings.output), may_hold=True)
     return stores

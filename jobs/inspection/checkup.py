@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.records import Shard
 from pipeline.runs.checkup import (
     Finding,
     check_codecs,
@@ -18,7 +19,6 @@ from pipeline.runs.checkup import (
     check_weights,
     findings_of,
 )
-from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
 
@@ -29,7 +29,7 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     )
     yield from findings_of("python", check_python)
     yield from findings_of("codecs", check_codecs)
-    shards: list[Entry] = []
+    shards: list[Shard] = []
     sources: list[Store] = []
     if "input" in given:
         yield from findings_of("input", lambda: _input(given["input"], shards, sources))
@@ -44,7 +44,7 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     yield from findings_of("ray", lambda: _cluster(asked))
 
 
-def _input(url: str, shards: list[Entry], sources: list[Store]) -> list[Finding]:
+def _input(url: str, shards: list[Shard], sources: list[Store]) -> list[Finding]:
     sources.append(Store(url))  # even if it cannot be listed, it may be the same place as the output
     listed, findings = check_input(url)
     sources[:] = [listed.store]

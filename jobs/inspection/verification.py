@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,16 @@ from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.layout import RUN_FOLDER
-from pipeline.measures.verify import Expected, ShardCheck, verify_shard
-from pipeline.records import Commit, losses_of, read_quarantine
+from pipeline.measures.verify import Expected, ShardCheck, verify_images, verify_shard
+from pipeline.records import Commit, Shard, losses_of, read_quarantine
 from pipeline.relearning.report.certificate import Certificates, fit_at
 from pipeline.report.report_data import losses
-from pipeline.runs.bounded import bounded_map
+from pipeline.runs.plan import planned_units
 from pipeline.runs.run_record import RunRecord, read_run
 from pipeline.settings import Settings
 from pipeline.shards.inputs import resolve_input
+from pipeline.shards.samples import samples_of
+from pipeline.storage.bounded import bounded_map
 from pipeline.storage.store import Store
 from pipeline.uploads.origin import Origin
 from pipeline.uploads.verify import strangers, verify_row, written_rows
@@ -53,9 +55,19 @@ def check_run(output: Store, originals: str | None, share: float, pool: ThreadPo
     source = resolve_input(originals).store if originals else None
     there = set(output.names())
     committed = sorted(_shard_names(there))
-    result = ShardCheck("", _missing(there, committed, record), lost=list(losses(output, ())), files=0)
-    check = partial(_check, output, source, record=record, settings=settings, share=share)
-    return _added(result, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
+    result = ShardCheck("", _missing(committed, record), lost=list(losses(output, ())), files=0)
+    units = _units(output) if originals else {}
+    check = partial(_check, output, source, units=units, record=record, settings=settings, share=share)
+    result = _added(result, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
+    unknown = there.difference(result.written) - {name for name in there if name.startswith(f"{RUN_FOLDER}/")}
+    result.problems += [f"{name}: in the output without a commit, so it does not count" for name in sorted(unknown)]
+    return result
+
+
+def _units(output: Store) -> dict[str, Shard]:
+    """The units of loose images that the run was planned with."""
+    data = output.read_if_there(layout.PLAN)
+    return {} if data is None else planned_units(data, f"{output.url}/{layout.PLAN}")
 
 
 def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> ShardCheck:
@@ -86,35 +98,58 @@ def _shard_names(there: set[str]) -> Iterator[str]:
 
 
 def _check(
-    output: Store, source: Store | None, shard: str, record: RunRecord, settings: Settings, share: float
+    output: Store,
+    source: Store | None,
+    shard: str,
+    *,
+    units: Mapping[str, Shard],
+    record: RunRecord,
+    settings: Settings,
+    share: float,
 ) -> ShardCheck:
     name = layout.commit(shard)
     commit = Commit.from_bytes(output.read(name), f"{output.url}/{name}")
     refused = read_quarantine(output, layout.quarantine(shard)) if commit.num_quarantined else []
     quarantined = {rejection.key for rejection in refused}
     try:
-        with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(output.open(shard))
-            theirs = stack.enter_context(source.open(shard)) if source else None
-            check = verify_shard(Expected.of(commit), ours, theirs, quarantined, settings=settings, decode_share=share)
+        check = _compared(commit, output, source, units, quarantined, settings, share)
     except InputError as error:
         check = ShardCheck(shard, [str(error)])
     check.lost = losses_of(shard, refused)
+    check.written = [file.name for image in commit.images for file in image.files] if commit.images else [shard]
     if commit.fingerprint != record.fingerprint:
         check.fail("", f"its commit has fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
     return check
 
 
-def _missing(there: set[str], committed: list[str], record: RunRecord) -> list[str]:
-    """What is planned but not committed, and what is in the output without a commit."""
-    problems = []
-    if len(committed) != record.num_shards:
-        problems.append(
-            f"{record.num_shards - len(committed)} of {record.num_shards} shards are not committed: "
-            "run the protection job again to finish"
-        )
-    strangers = sorted(there.difference(committed) - {n for n in there if n.startswith(f"{RUN_FOLDER}/")})
-    return problems + [f"{name}: in the output without a commit, so it does not count" for name in strangers]
+def _compared(
+    commit: Commit,
+    output: Store,
+    source: Store | None,
+    units: Mapping[str, Shard],
+    quarantined: set[str],
+    settings: Settings,
+    share: float,
+) -> ShardCheck:
+    """A shard, or a unit of loose images, compared with its commit and its originals. Raises InputError."""
+    if commit.shard in units or commit.images:
+        limit, unit = settings.max_member_bytes, units.get(commit.shard)
+        theirs = samples_of(source, unit, max_member_bytes=limit, any_version=True) if source and unit else None
+        return verify_images(commit, output, theirs, quarantined, settings=settings, decode_share=share)
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(output.open(commit.shard))
+        original = stack.enter_context(source.open(commit.shard)) if source else None
+        return verify_shard(Expected.of(commit), ours, original, quarantined, settings=settings, decode_share=share)
+
+
+def _missing(committed: list[str], record: RunRecord) -> list[str]:
+    """What is planned but not committed."""
+    if len(committed) == record.num_shards:
+        return []
+    return [
+        f"{record.num_shards - len(committed)} of {record.num_shards} shards are not committed: "
+        "run the protection job again to finish"
+    ]
 
 
 def print_result(found: ShardCheck, *, with_originals: bool) -> None:

@@ -43,7 +43,13 @@ def one_for_all_parser() -> Parser:
 
 def _where(parser: Parser) -> None:
     add = parser.add_argument_group("where").add_argument
-    add("--input", metavar="URL", nargs="+", action="extend", help="folders, s3:// prefixes or patterns of shards")
+    add(
+        "--input",
+        metavar="URL",
+        nargs="+",
+        action="extend",
+        help="folders, s3:// prefixes or patterns of images or shards",
+    )
     add(
         "--output",
         metavar="FILE",

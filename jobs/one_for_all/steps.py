@@ -25,9 +25,9 @@ from pipeline.one_for_all.estimate import estimate_training
 from pipeline.one_for_all.finish import bank_tensor
 from pipeline.one_for_all.pictures import read_squares, square_side
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.records import Sample
+from pipeline.records import Sample, Shard
 from pipeline.report.page import duration, size
-from pipeline.storage.listings import Entry
+from pipeline.shards.samples import samples_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for
@@ -39,7 +39,7 @@ class UniversalTraining:
     """A training that was checked and may start."""
 
     settings: OneForAllSettings
-    sources: tuple[tuple[Store, list[Entry]], ...]
+    sources: tuple[tuple[Store, list[Shard]], ...]
     output: Store
     name: str
     surrogate: Surrogate
@@ -105,8 +105,7 @@ def count_images(run: UniversalTraining) -> int:
 def _first(run: UniversalTraining) -> tuple[list[Sample], int]:
     """The first samples, and about how many there are in all."""
     store, entries = run.sources[0]
-    with store.open(entries[0].name) as stream:
-        few, each = first_samples(stream, entries[0].size, max_member_bytes=run.settings.max_member_bytes)
+    few, each = first_samples(store, entries[0], max_member_bytes=run.settings.max_member_bytes)
     return few, max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
 
 
@@ -151,8 +150,7 @@ def load_squares(run: UniversalTraining) -> list[Any]:
         what = f"training on {images:,} images at {side} px (lower --images or --workers)"
         check_room(fit_bytes(images, side), _workers(settings).count, what)
         for store, entries in run.sources:
-            names = [entry.name for entry in entries]
-            found, left = unpacked_squares(store, names, settings, side=side, share=share)
+            found, left = unpacked_squares(store, entries, settings, side=side, share=share)
             cli.print_left_out(left)
             references += found
     return references
@@ -182,8 +180,8 @@ def report(run: UniversalTraining) -> int:
     protection = load_universal_protection(run.output.read(run.name))
     store, entries = run.sources[0]
     page = f"{run.name.removesuffix('.safetensors')}.html"
-    with store.open(entries[0].name) as stream:
-        html = write_training_report(protection, run.surrogate, stream, run.settings)
+    samples = samples_of(store, entries[0], max_member_bytes=run.settings.max_member_bytes, any_version=True)
+    html = write_training_report(protection, run.surrogate, samples, run.settings)
     run.output.put(page, html.encode())
     curves = protection.figures["curves"]
     print(f"steps        {protection.figures['steps']:,} on {protection.figures['images']:,} images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from jobs.protection.prepare import Run
-from pipeline.measures.estimate import Estimate, estimate
+from pipeline.measures.estimate import Estimate, estimate, first_samples
 from pipeline.report.page import duration
 from pipeline.report.page import size as as_bytes
 
@@ -14,9 +14,9 @@ def print_plan(run: Run) -> None:
     """Process a few images on this machine and print what the whole run would take."""
     settings, plan = run.settings, run.plan
     left = plan.left or plan.shards
-    with run.source.open(left[0].name) as stream:
-        total = sum(shard.size for shard in left)
-        predicted = estimate(stream, left[0].size, total, run.surrogate, settings, run.given)
+    total = sum(shard.size for shard in left)
+    samples, bytes_each = first_samples(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    predicted = estimate(samples, bytes_each, total, run.surrogate, settings, run.given)
     workers = settings.workers or os.cpu_count() or 1
     height, width = predicted.sides
     print(f"images       about {predicted.images:,}, median {width}x{height} pixels (measured on {left[0].name})")

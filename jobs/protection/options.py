@@ -13,7 +13,7 @@ KEEP_SIDECAR = """\
 copy members such as seg.png unchecked; any other sample that holds more than its image and text (cls, txt, json, csv,
 xml, yaml, ...), or a picture hidden in that text, goes to quarantine"""
 DESCRIPTION = """\
-Protect a collection of WebDataset shards with Unlearnable Clusters.
+Protect a collection, a folder of pictures or WebDataset shards, with Unlearnable Clusters.
 
   python jobs/protect_imagenet.py --input photos/ --output protected/ --surrogate timm:tf_efficientnet_lite0
   python jobs/protect_imagenet.py --input 's3://art/raw/train-{000..127}.tar' --output s3://art/protected --dry-run
@@ -64,9 +64,11 @@ def protection_parser() -> Parser:
 def _where(parser: Parser) -> None:
     add = parser.add_argument_group("where").add_argument
     add(
-        "--input", metavar="URL", help="folder, s3:// prefix, glob or brace pattern of .tar / .tar.gz shards; read only"
+        "--input",
+        metavar="URL",
+        help="folder, s3:// prefix, glob or brace pattern of images or .tar / .tar.gz shards; read only",
     )
-    add("--output", metavar="URL", help="folder or s3:// prefix for protected shards; must lie outside the input")
+    add("--output", metavar="URL", help="folder or s3:// prefix for protected copies; must lie outside the input")
     add("--config", metavar="FILE", help="YAML file of options (`epsilon: 8/255`); the command line overrides it")
     add("--preset", choices=sorted(PRESETS), help="scumble, or the settings of a paper")
     add("--protection", metavar="FILE", help="apply this protection.safetensors instead of fitting a new one")

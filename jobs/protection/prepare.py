@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jobs.shared import cli
@@ -20,8 +21,9 @@ from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, read_run
 from pipeline.settings import Settings
-from pipeline.shards.inputs import resolve_input, said_of, without_unwritable
-from pipeline.shards.tar import read_samples
+from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others, without_unwritable
+from pipeline.shards.names import output_name
+from pipeline.shards.samples import samples_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, size_for, surrogate_for
@@ -42,6 +44,7 @@ class Run:
     key: bytes | None  # secret of the texture generator
     record: RunRecord
     passed_over: tuple[Rejection, ...] = ()  # of the input, what may hold images and is not read
+    others: Sequence[str] = ()  # of the input, names of what is neither read nor copied
 
     @property
     def is_universal(self) -> bool:
@@ -52,12 +55,14 @@ class Run:
     def summary(self) -> str:
         plan = self.plan
         lines = [
-            f"input        {self.settings.input}: {len(plan.shards)} shards, {plan.total_bytes / 1e6:,.1f} MB",
+            f"input        {self.settings.input}: {plan.contents}, {plan.total_bytes / 1e6:,.1f} MB",
             f"output       {self.settings.output}",
             f"fingerprint  {plan.fingerprint[:16]}",
         ]
         if plan.done:
             lines.append(f"committed    {len(plan.done)} shards, {len(plan.left)} left")
+        if self.others:
+            lines.append(f"not copied   {told_of_others(self.others)}")
         if self.passed_over:
             lines.append(f"passed over  {said_of(self.passed_over)}")
         return "\n".join(lines)
@@ -70,9 +75,14 @@ def prepare(settings: Settings) -> Run:
     """
     check_surrogate(settings.surrogate)
     output = Store(settings.output)
-    source, entries, passed_over = without_unwritable(resolve_input(settings.input), output, layout.assignment)
-    check_apart(source, output, [entry.name for entry in entries])
-    shards = [Shard(entry.name, entry.size, entry.etag) for entry in entries]
+    listing = without_unwritable(
+        resolve_input(settings.input, settings.keep_sidecar),
+        output,
+        layout.assignment,
+        partial(output_name, encode=settings.encode),
+    )
+    source, shards = listing.store, listing.shards
+    check_apart(source, output, listing.names)
     key = cli.read_key(settings.key_file)
     given, protection_sha256 = _read_protection(settings, key)
     if given is not None:
@@ -89,19 +99,21 @@ def prepare(settings: Settings) -> Run:
         key_sha256=sha256(key) if key else None,
     )
     record = RunRecord.of(ingredients, settings, make_plan(shards, ingredients.fingerprint, ()))
-    committed = committed_shards(settings, output, record, shards)
+    committed = committed_shards(settings, output, record, written_names(listing, settings))
     plan = make_plan(shards, ingredients.fingerprint, committed)
-    return Run(settings, source, output, plan, surrogate, given, key, record, tuple(passed_over))
+    return Run(
+        settings, source, output, plan, surrogate, given, key, record, tuple(listing.passed_over), listing.others
+    )
 
 
 def start_run(run: Run) -> None:
     """Write the record of the run into the output, so that no other run can write there."""
     if not run.output.honours_create():
         cli.warn(f"{run.settings.output} does not support create-if-absent: never run two jobs on it at once")
-    if run.output.create(layout.RUN, run.record.to_bytes()):
-        run.output.put(layout.PLAN, plan_to_parquet(run.plan))
-    else:
+    if not run.output.create(layout.RUN, run.record.to_bytes()):
         check_same_run(read_run(run.output), run.record, run.settings.output)
+    if run.output.info(layout.PLAN) is None:
+        run.output.put(layout.PLAN, plan_to_parquet(run.plan))
     if run.passed_over:
         run.output.put(layout.PASSED_OVER, quarantine_to_bytes(run.passed_over))
     else:  # what an earlier start noted may be obsolete
@@ -160,8 +172,8 @@ def _with_surrogate(settings: Settings, source: Store, shards: list[Shard]) -> t
 
 def _first_sides(settings: Settings, source: Store, shard: Shard) -> list[int]:
     """Shorter sides in pixels of the first images of a shard; none where none of them can be read."""
-    with source.open(shard.name) as stream, contextlib.suppress(InputError):
-        samples = read_samples(stream, max_member_bytes=settings.max_member_bytes)
+    samples = samples_of(source, shard, max_member_bytes=settings.max_member_bytes, any_version=True)
+    with contextlib.suppress(InputError):
         return shorter_sides(samples, limit=_LOOKED_AT, max_pixels=settings.max_pixels)
     return []
 
@@ -172,20 +184,27 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
         return
     count = 0
     for shard in shards:
-        with source.open(shard.name) as stream:
-            for sample in read_samples(stream, max_member_bytes=settings.max_member_bytes):
-                count += not isinstance(sample, Rejection)
-                if count >= settings.clusters:
-                    return
+        for sample in samples_of(source, shard, max_member_bytes=settings.max_member_bytes, any_version=True):
+            count += not isinstance(sample, Rejection)
+            if count >= settings.clusters:
+                return
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 
-def committed_shards(settings: Settings, output: Store, record: RunRecord, shards: Sequence[Shard]) -> list[str]:
+def written_names(listing: Listing, settings: Settings) -> set[str]:
+    """Names that a run writes; to overwrite an older one, also those it has under other settings of --encode."""
+    ways = ("same", "lossless", "jpeg:95") if settings.overwrite else (settings.encode,)
+    names = set(listing.names)
+    images = (image.files[0].name for shard in listing.shards for image in shard.images)
+    return names.union(output_name(name, way) for name in images for way in ways)
+
+
+def committed_shards(settings: Settings, output: Store, record: RunRecord, names: Set[str]) -> list[str]:
     """Names of the shards with a commit in the output, after making sure that the output belongs to this run.
 
-    shards  of the input
+    names  of all files that the run may write
     """
-    is_ours, names = output.info(layout.RUN) is not None, {shard.name for shard in shards}
+    is_ours = output.info(layout.RUN) is not None
     if not is_ours and (stranger := _first_held(output, names)):  # it may be the input under another name
         raise ConflictError(
             f"{settings.output} holds {stranger}, which no run of Scumble wrote: choose another --output"

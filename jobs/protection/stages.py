@@ -41,7 +41,7 @@ from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.measures.estimate import first_samples
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.settings import Settings, clusters_for
-from pipeline.shards.tar import read_samples
+from pipeline.shards.samples import samples_of
 from pipeline.storage.store import Store
 
 CHUNK = 64  # shards that one short task looks at
@@ -164,9 +164,7 @@ def check_fit_memory(run: Run) -> None:
 
 def _count(run: Run) -> int:
     """About how many images there are, from the size of the first ones."""
-    first = run.plan.shards[0]
-    with run.source.open(first.name) as stream:
-        _, each = first_samples(stream, first.size, max_member_bytes=run.settings.max_member_bytes)
+    _, each = first_samples(run.source, run.plan.shards[0], max_member_bytes=run.settings.max_member_bytes)
     return max(1, round(run.plan.total_bytes / each))
 
 
@@ -203,10 +201,9 @@ def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
 
 def _sides(run: Run) -> tuple[int, int]:
     """Side of the deltas and of the pictures they are fitted on, in pixels."""
-    first = run.plan.shards[0]
-    with run.source.open(first.name) as stream:
-        samples = read_samples(stream, max_member_bytes=run.settings.max_member_bytes)
-        sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
+    first, limit = run.plan.shards[0], run.settings.max_member_bytes
+    samples = samples_of(run.source, first, max_member_bytes=limit, any_version=True)
+    sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
     side = delta_side(run.settings, run.surrogate.input_size, sides)
     return side, picture_side(run.settings, side)
 
@@ -252,4 +249,4 @@ def watched(queue: Any, num_units: int, output: Store | None = None) -> Iterator
 def measure(run: Run) -> None:
     """Measure what was written: a hash-sample of shards is decoded again."""
     with ray_failures():
-        measure_run(context_of(run, workers_for(run.settings)), [shard.name for shard in run.plan.shards], run.key)
+        measure_run(context_of(run, workers_for(run.settings)), run.plan.shards, run.key)

@@ -19,14 +19,13 @@ from pipeline.errors import Reason, ScumbleError, StoreError, ending
 from pipeline.hashing import sha256
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.records import shown
-from pipeline.shards.names import fault_of
+from pipeline.shards.names import fault_of, output_name
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.listing import Tally, changes
-from pipeline.uploads.names import output_name
 from pipeline.uploads.origin import Origin, check_origin, claim, honours_conditions
 from pipeline.uploads.settings import UploadSettings
 from pipeline.uploads.summary import Summary

@@ -17,7 +17,7 @@ from pipeline.pictures.members import check_sidecars, extension, image_suffix, r
 from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import ApplySettings
-from pipeline.shards.tar import ShardWriter
+from pipeline.shards.samples import SampleWriter
 
 _Item = TypeVar("_Item")
 
@@ -170,7 +170,7 @@ def _renamed(suffix: str, ending: str | None) -> str:
 
 def protect_shard(
     samples: Iterable[Sample | Rejection],
-    writer: ShardWriter,
+    writer: SampleWriter,
     deltas: LaidDeltas,
     clusters: Mapping[str, int],
     *,
@@ -200,7 +200,7 @@ def _one_by_one(
         yield done, cluster
 
 
-def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], writer: ShardWriter) -> ShardOutcome:
+def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], writer: SampleWriter) -> ShardOutcome:
     """Write protected samples, each with its cluster, and count outcomes; rejections are kept.
 
     Time outside a sample's stages counts as reading.

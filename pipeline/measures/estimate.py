@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from pipeline.fitting.proxy_training import ProxyTraining, Schedule
 from pipeline.hashing import numpy_rng
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
-from pipeline.records import Sample
+from pipeline.records import Sample, Shard
 from pipeline.settings import Settings, clusters_for
+from pipeline.shards.samples import samples_of
 from pipeline.shards.tar import read_samples
+from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
 from pipeline.surrogates.surrogate import Surrogate
 
@@ -84,21 +87,21 @@ class Estimate:
 
 
 def estimate(
-    stream: IO[bytes],
-    shard_bytes: int,
+    samples: list[Sample],
+    bytes_each: float,
     total_bytes: int,
     surrogate: Surrogate,
     settings: Settings,
     given: AnyProtection | None = None,
 ) -> Estimate:
-    """Measure the first images of one shard and extrapolate.
+    """Measure some images and extrapolate.
 
-    stream       of the shard, `shard_bytes` long
+    samples      the first of one shard
+    bytes_each   bytes per sample
     total_bytes  of all shards
     given        an existing protection to apply instead of fitting one
     Raises InputError if none of the images is usable.
     """
-    samples, bytes_each = first_samples(stream, shard_bytes, max_member_bytes=settings.max_member_bytes)
     embed = _embed_seconds(samples, surrogate, settings)
     apply, factor, sides = _apply_seconds(samples, settings)
     makes_deltas = given.sample is not None if given else settings.generator == "sample" and settings.protection is None
@@ -117,16 +120,24 @@ def estimate(
     return Estimate(images, sides, factor, clusters, embed, apply, fit, memory, makes_deltas)
 
 
-def first_samples(
-    stream: IO[bytes], shard_bytes: int, *, max_member_bytes: int, wanted: int = MEASURED_IMAGES
-) -> tuple[list[Sample], float]:
-    """The first samples of a shard, and bytes per sample, from at most 1,000 of them."""
+def first_samples(source: Store, shard: Shard, *, max_member_bytes: int) -> tuple[list[Sample], float]:
+    """The first samples of a shard or unit, and bytes per sample."""
+    if not shard.images:
+        with source.open(shard.name) as stream:
+            return first_of_tar(stream, shard.size, max_member_bytes=max_member_bytes)
+    items = samples_of(source, shard, max_member_bytes=max_member_bytes, any_version=True)
+    samples = list(islice((item for item in items if isinstance(item, Sample)), MEASURED_IMAGES))
+    return samples, shard.size / len(shard.images)
+
+
+def first_of_tar(stream: IO[bytes], shard_bytes: int, *, max_member_bytes: int) -> tuple[list[Sample], float]:
+    """The first samples of a tar, and bytes per sample, from at most 1,000 of them."""
     counted = HashingReader(stream)
     samples: list[Sample] = []
     count = 0
     for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=max_member_bytes):
         count += 1
-        if isinstance(item, Sample) and len(samples) < wanted:
+        if isinstance(item, Sample) and len(samples) < MEASURED_IMAGES:
             samples.append(item)
         if count == COUNTED_SAMPLES:
             break

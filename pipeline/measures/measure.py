@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,8 @@ from pipeline.measures.removal import RemovalCheck, check_removal
 from pipeline.measures.scores import PictureScore, score_picture
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode, decode_rgb, resize_and_crop
-from pipeline.records import Sample
+from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
-from pipeline.shards.tar import read_samples
 from pipeline.surrogates.features import Assignment
 
 SCORED_IMAGES = 200  # for the histograms
@@ -52,8 +50,8 @@ def measured_shards(names: list[str], seed: int) -> list[str]:
 
 
 def measure_shard(
-    output: IO[bytes],
-    source: IO[bytes],
+    output: Iterable[Sample | Rejection],
+    source: Iterable[Sample | Rejection],
     assignment: Assignment,
     protection: AnyProtection,
     settings: Settings,
@@ -62,8 +60,8 @@ def measure_shard(
 ) -> ShardMeasures:
     """Measure a hash-sample of one shard.
 
-    output      stream of the protected shard
-    source      stream of the original shard
+    output      samples of the protected shard
+    source      samples of the original shard
     num_images  images in all measured shards; determines the share that is sampled
     """
     clusters = dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
@@ -72,7 +70,7 @@ def measure_shard(
     scores: list[PictureScore] = []
     shown: list[GallerySample] = []
     squares: list[tuple[NDArray[np.uint8], int, NDArray[np.float32]]] = []
-    for before, after in _pairs(source, output, settings):
+    for before, after in _pairs(source, output):
         cluster = clusters[after.key]
         is_scored = in_sample(score_share, settings.seed, "score", assignment.shard, after.key)
         wanted = sum(sample.cluster == cluster for sample in shown) < PER_CLUSTER
@@ -111,10 +109,12 @@ def removal_of(parts: list[ShardMeasures], protection: AnyProtection, settings: 
     )
 
 
-def _pairs(source: IO[bytes], output: IO[bytes], settings: Settings) -> Iterator[tuple[Sample, Sample]]:
+def _pairs(
+    source: Iterable[Sample | Rejection], output: Iterable[Sample | Rejection]
+) -> Iterator[tuple[Sample, Sample]]:
     """Original and protected samples of a shard, paired; quarantined originals are skipped."""
-    originals = read_samples(source, max_member_bytes=settings.max_member_bytes)
-    for after in read_samples(output, max_member_bytes=2 * settings.max_member_bytes):
+    originals = iter(source)
+    for after in output:
         if not isinstance(after, Sample):
             raise InputError(f"the output cannot be read back ({after.detail}); run jobs/verify.py")
         for before in originals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -11,12 +11,14 @@ import numpy as np
 
 from pipeline.deltas.delta import levels_of
 from pipeline.errors import SampleError
-from pipeline.hashing import in_sample
+from pipeline.hashing import in_sample, sha256
 from pipeline.pictures.members import check_sidecars, image_suffix
 from pipeline.pictures.picture import decode, resize_and_crop
-from pipeline.records import Commit, Rejection, Sample
+from pipeline.records import Commit, LooseImage, Rejection, Sample
 from pipeline.settings import Settings
+from pipeline.shards.names import stem_of
 from pipeline.shards.tar import read_samples
+from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
 
 EXACT_FORMATS = ("PNG", "WEBP")  # written losslessly, so the bound holds for the decoded file
@@ -50,6 +52,7 @@ class ShardCheck:
     max_abs_delta: int = 0  # over decoded samples, in 8-bit levels, after the codec
     max_exact_delta: int = 0
     lost: list[str] = field(default_factory=list)  # parts of the original that could not be read
+    written: list[str] = field(default_factory=list)  # names that its record knows
     files: int = 1
 
     def fail(self, key: str, what: str) -> None:
@@ -57,7 +60,7 @@ class ShardCheck:
 
     def add(self, other: ShardCheck) -> None:
         """Merge in the findings for other files."""
-        for name in ("files", "num_samples", "num_decoded", "num_exact", "problems", "lost"):
+        for name in ("files", "num_samples", "num_decoded", "num_exact", "problems", "lost", "written"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("max_exact_delta", "max_abs_delta"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
@@ -81,29 +84,75 @@ def verify_shard(
     """
     check = ShardCheck(expected.shard)
     hashed = HashingReader(output)
-    originals = _originals(source, settings) if source is not None else None
+    originals = read_samples(source, max_member_bytes=settings.max_member_bytes) if source is not None else None
+    samples = read_samples(io.BufferedReader(hashed, 1 << 20), max_member_bytes=2 * settings.max_member_bytes)
+    num_members = _compare(check, samples, originals, quarantined, settings, decode_share)
+    hashed.drain()
+    found = {"bytes": (hashed.size, expected.size), "SHA-256": (hashed.sha256, expected.sha256)}
+    _compare_counts(check, found | _counts(check, expected, num_members))
+    return check
+
+
+def verify_images(
+    commit: Commit,
+    output: Store,
+    source: Iterable[Sample | Rejection] | None,
+    quarantined: set[str],
+    *,
+    settings: Settings,
+    decode_share: float,
+) -> ShardCheck:
+    """Compare a unit of loose protected images with its commit, file by file, and with the originals, if available.
+
+    Parameters as in verify_shard.
+    """
+    check = ShardCheck(commit.shard, files=sum(len(image.files) for image in commit.images))
+    samples = _intact(check, commit.images, output)
+    num_members = _compare(check, samples, source, quarantined, settings, decode_share)
+    _compare_counts(check, _counts(check, Expected.of(commit), num_members))
+    return check
+
+
+def _intact(check: ShardCheck, images: Iterable[LooseImage], output: Store) -> Iterator[Sample]:
+    """The images that are there with all their files."""
+    for image in images:
+        stem, members = stem_of(image.files[0].name), dict[str, bytes]()
+        for file in image.files:
+            data = output.read_if_there(file.name)
+            if data is None:
+                check.fail(image.key, f"{file.name} is missing")
+                continue
+            members[file.name[len(stem) + 1 :]] = data
+            if (digest := sha256(data)) != file.version:
+                check.fail(image.key, f"{file.name}: SHA-256: found {digest}, but the record says {file.version}")
+        if len(members) == len(image.files):
+            yield Sample(image.key, members)
+
+
+def _compare(
+    check: ShardCheck,
+    samples: Iterable[Sample | Rejection],
+    source: Iterable[Sample | Rejection] | None,
+    quarantined: set[str],
+    settings: Settings,
+    decode_share: float,
+) -> int:
+    """Compare samples with the originals; returns the number of members."""
+    originals = None if source is None else (item for item in source if isinstance(item, Sample))
     num_members = 0
-    for item in read_samples(io.BufferedReader(hashed, 1 << 20), max_member_bytes=2 * settings.max_member_bytes):
+    for item in samples:
         if isinstance(item, Rejection):
             check.fail(item.key, f"cannot be read back ({item.reason.value}: {item.detail})")
             continue
         check.num_samples += 1
         num_members += len(item.members)
         original = _next_original(check, item.key, originals, quarantined)
-        chosen = in_sample(decode_share, settings.seed, "verify", expected.shard, item.key)
+        chosen = in_sample(decode_share, settings.seed, "verify", check.shard, item.key)
         _compare_members(check, item, original, settings)
         if chosen:
             compare_pictures(check, item, original, settings)
-    hashed.drain()
     _next_original(check, None, originals, quarantined)
-    _compare_counts(check, expected, hashed, num_members)
-    return check
-
-
-def _originals(source: IO[bytes], settings: Settings) -> Iterator[Sample]:
-    for item in read_samples(source, max_member_bytes=settings.max_member_bytes):
-        if isinstance(item, Sample):
-            yield item
+    return num_members
 
 
 def _next_original(
@@ -171,12 +220,14 @@ def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, s
             check.fail(ours.key, f"a pixel differs by {largest} levels; epsilon allows {levels_of(settings.epsilon)}")
 
 
-def _compare_counts(check: ShardCheck, expected: Expected, hashed: HashingReader, num_members: int) -> None:
-    for what, actual, said in (
-        ("bytes", hashed.size, expected.size),
-        ("SHA-256", hashed.sha256, expected.sha256),
-        ("samples", check.num_samples, expected.num_samples),
-        ("members", num_members, expected.num_members),
-    ):
+def _counts(check: ShardCheck, expected: Expected, num_members: int) -> dict[str, tuple[object, object]]:
+    return {
+        "samples": (check.num_samples, expected.num_samples),
+        "members": (num_members, expected.num_members),
+    }
+
+
+def _compare_counts(check: ShardCheck, counts: dict[str, tuple[object, object]]) -> None:
+    for what, (actual, said) in counts.items():
         if said is not None and actual != said:
             check.fail("", f"{what}: found {actual}, but the record says {said}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import IO
 
 import matplotlib as mpl
 import numpy as np
@@ -23,18 +22,20 @@ from pipeline.records import Rejection, Sample
 from pipeline.report.charts import CLEAN, PROTECTED, STYLE, as_svg, panel
 from pipeline.report.page import find_template
 from pipeline.report.report_page import gallery_figures
-from pipeline.shards.tar import read_samples
 from pipeline.surrogates.surrogate import Surrogate
 
 SHOWN_PICTURES = 8
 
 
 def write_training_report(
-    protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
+    protection: UniversalProtection,
+    surrogate: Surrogate,
+    samples: Iterable[Sample | Rejection],
+    settings: OneForAllSettings,
 ) -> str:
     """The report as one self-contained HTML page.
 
-    shard  stream of a shard of training images; the first few are shown with their deltas
+    samples  training images; the first few are shown with their deltas
     """
     figures = protection.figures
     curves = figures["curves"]
@@ -52,7 +53,7 @@ def write_training_report(
         parameters=sum(
             int(np.prod(array.shape)) for name, array in protection.weights.items() if "running" not in name
         ),
-        gallery=[gallery_figures(sample) for sample in _gallery(protection, surrogate, shard, settings)],
+        gallery=[gallery_figures(sample) for sample in _gallery(protection, surrogate, samples, settings)],
     )
 
 
@@ -80,18 +81,20 @@ def _chart(lines: Sequence[tuple[Sequence[float], str]], steps: int, title: str,
 
 
 def _gallery(
-    protection: UniversalProtection, surrogate: Surrogate, shard: IO[bytes], settings: OneForAllSettings
+    protection: UniversalProtection,
+    surrogate: Surrogate,
+    samples: Iterable[Sample | Rejection],
+    settings: OneForAllSettings,
 ) -> Iterator[GallerySample]:
-    """The first readable pictures of a shard, each with its delta."""
+    """The first readable pictures, each with its delta."""
     deltas = UniversalDeltas(protection, surrogate)
-    samples = read_samples(shard, max_member_bytes=settings.max_member_bytes)
     for key, pixels in islice(_decoded(samples, settings.max_pixels), SHOWN_PICTURES):
         (answer,) = deltas.for_pictures([DeltaRequest(key, pixels, *pixels.shape[:2])])
         protected = (pixels.astype(np.int16) + answer.delta.levels).clip(0, 255).astype(np.uint8)
         yield GallerySample(key=key, cluster=answer.cluster, original=pixels, protected=protected)
 
 
-def _decoded(samples: Iterator[Sample | Rejection], max_pixels: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _decoded(samples: Iterable[Sample | Rejection], max_pixels: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     for sample in samples:
         if isinstance(sample, Sample):
             with contextlib.suppress(SampleError):

@@ -9,6 +9,7 @@ import torch
 
 from pipeline import layout
 from pipeline.measures.estimate import first_samples
+from pipeline.records import Shard
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
 from pipeline.relearning.evaluation import (
@@ -23,7 +24,6 @@ from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn
-from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
@@ -53,9 +53,9 @@ class EvaluationEstimate:
 
 def estimate_evaluation(
     settings: EvaluationSettings,
-    stores: dict[str, tuple[Store, list[Entry]]],
+    stores: dict[str, tuple[Store, list[Shard]]],
     side: int,
-    pairs: Sequence[tuple[Store, list[Entry]]] = (),
+    pairs: Sequence[tuple[Store, list[Shard]]] = (),
 ) -> EvaluationEstimate:
     """Estimate image counts from the size of the first ones, and time one epoch of the first target under nt.
 
@@ -86,13 +86,12 @@ def estimate_evaluation(
     )
 
 
-def _count(store: Store, entries: list[Entry]) -> int:
-    with store.open(entries[0].name) as stream:
-        _, bytes_each = first_samples(stream, entries[0].size, max_member_bytes=MAX_MEMBER_BYTES)
+def _count(store: Store, entries: list[Shard]) -> int:
+    _, bytes_each = first_samples(store, entries[0], max_member_bytes=MAX_MEMBER_BYTES)
     return max(1, round(sum(entry.size for entry in entries) / bytes_each))
 
 
-def _images_per_second(settings: EvaluationSettings, store: Store, entries: list[Entry], side: int) -> float:
+def _images_per_second(settings: EvaluationSettings, store: Store, entries: list[Shard], side: int) -> float:
     shard = [entries[0].name]
     limit = max(smallest_hashes(store, shard, MEASURED_IMAGES), default=None)
     few = join([load_labelled(store, shard, side=side, limit=limit)], store.url)

@@ -22,9 +22,9 @@ from pipeline.deltas.load import load_protection
 from pipeline.errors import InputError, ScumbleError
 from pipeline.hashing import library_versions, sha256
 from pipeline.layout import RUN_FOLDER
+from pipeline.records import Plan, Shard
 from pipeline.runs.run_record import RunRecord
-from pipeline.shards.inputs import Listing, resolve_input, said_of
-from pipeline.storage.listings import Entry
+from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.pretrained import EMBEDDED_SHA256, EMBEDDED_WEIGHTS, weights_file
@@ -95,7 +95,7 @@ def check_codecs() -> list[Finding]:
 _REINSTALL = "install Pillow again from a wheel: pip install --force-reinstall -c constraints.txt pillow"
 
 
-def check_space(shards: Iterable[Entry] = (), processes: int = 1) -> list[Finding]:
+def check_space(shards: Iterable[Shard] = (), processes: int = 1) -> list[Finding]:
     """Check shared memory for Ray, and scratch space for shards being written and for what Ray spills.
 
     shards     of the input, if known
@@ -178,13 +178,17 @@ def _published_digest(path: Path) -> str | None:
 def check_input(url: str) -> tuple[Listing, list[Finding]]:
     """Resolve the input and check that its first shard can be read. Raises a ScumbleError."""
     listing = resolve_input(url)
-    store, shards, passed_over = listing
-    with store.open(shards[0].name) as stream:
+    store, shards, passed_over = listing.store, listing.shards, listing.passed_over
+    first = shards[0].images[0].files[0] if shards[0].images else shards[0]
+    with store.open(first.name) as stream:
         beginning = stream.read(512)
-    total = sum(entry.size for entry in shards)
-    if len(beginning) < min(512, shards[0].size):
-        raise InputError(f"{store.url}/{shards[0].name} ends after {len(beginning)} bytes; upload it again")
-    findings = [Finding("ok", "input", f"{url}: {len(shards):,} shards, {_gb(total)}; the first one is readable")]
+    plan = Plan(tuple(shards), "")
+    if len(beginning) < min(512, first.size):
+        raise InputError(f"{store.url}/{first.name} ends after {len(beginning)} bytes; upload it again")
+    said = f"{url}: {plan.contents}, {_gb(plan.total_bytes)}; the first one is readable"
+    findings = [Finding("ok", "input", said)]
+    if listing.others:
+        findings.append(Finding("ok", "input", f"not copied: {told_of_others(listing.others)}"))
     if passed_over:
         findings.append(
             Finding("warning", "input", said_of(passed_over), "a run will end with exit code 3 because of these")

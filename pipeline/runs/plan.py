@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConflictError, InputError
-from pipeline.records import Plan, Shard
+from pipeline.errors import ConflictError, InputError, unreadable
+from pipeline.records import Plan, Shard, images_from_json, images_to_json
 
 
 def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str]) -> Plan:
@@ -19,7 +19,7 @@ def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str
     """
     rows = tuple(sorted(shards, key=lambda shard: shard.name))
     if not rows:
-        raise InputError("the input contains no shards")
+        raise InputError("the input contains no shards and no images")
     plan = Plan(rows, fingerprint, frozenset(committed))
     if len(plan.left) + len(plan.done) != len(
         rows
@@ -30,15 +30,26 @@ def make_plan(shards: Iterable[Shard], fingerprint: str, committed: Iterable[str
 
 
 def plan_to_parquet(plan: Plan) -> bytes:
-    """The listing a run was planned from as Parquet, one row per shard."""
+    """The listing a run was planned from as Parquet, one row per shard or unit."""
     table = pa.table(
         {
             "name": [shard.name for shard in plan.shards],
             "size": pa.array([shard.size for shard in plan.shards], pa.int64()),
             "etag": [shard.etag for shard in plan.shards],
+            "images": [images_to_json(shard.images) for shard in plan.shards],
         },
         metadata={"fingerprint": plan.fingerprint},
     )
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
+
+
+def planned_units(data: bytes, where: str) -> dict[str, Shard]:
+    """The units of loose images in a plan, by name. Raises InputError for anything but a plan."""
+    try:
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        units = [(row["name"], row["size"], row["etag"], images_from_json(row.get("images", "[]"))) for row in rows]
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise unreadable(where, error) from None
+    return {name: Shard(name, size, etag, images) for name, size, etag, images in units if images}

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.errors import Reason, unreadable
-from pipeline.runs.bounded import bounded_map
+from pipeline.storage.bounded import bounded_map
 from pipeline.storage.store import Store
 
 READERS = 16  # threads, for stores with high latency

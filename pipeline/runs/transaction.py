@@ -12,17 +12,17 @@ import errno
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import layout
 from pipeline.deltas.apply import ShardOutcome
 from pipeline.errors import ConflictError, StoreError
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
-from pipeline.shards.tar import ShardWriter, is_packed, read_samples
+from pipeline.shards.samples import FilesOutput, SampleWriter, TarOutput, output_for, samples_of
 from pipeline.storage.store import Store
 
-ProtectSamples = Callable[[Iterator[Sample | Rejection], ShardWriter], ShardOutcome]
+ProtectSamples = Callable[[Iterator[Sample | Rejection], SampleWriter], ShardOutcome]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class ShardTransaction:
     fingerprint        of the run
     protection_sha256  digest of the protection's file
     max_member_bytes   larger members are rejected
+    encode             of the run; decides the names of loose images
     """
 
     source: Store
@@ -39,6 +40,7 @@ class ShardTransaction:
     fingerprint: str
     protection_sha256: str
     max_member_bytes: int
+    encode: str = "same"
 
     def committed(self, shard: Shard) -> Commit | None:
         """Step 1: the commit of a shard, or None if it is not done."""
@@ -52,17 +54,16 @@ class ShardTransaction:
         run has committed different bytes, StoreError if there is no room in scratch.
         """
         with scratch_for(shard) as scratch:
-            path = scratch / "shard"
-            with (
-                self.source.open_version(shard.name, shard.etag) as stream,
-                ShardWriter(path, compressed=is_packed(shard.name)) as writer,
-            ):
-                outcome = protect(read_samples(stream, max_member_bytes=self.max_member_bytes), writer)
+            with output_for(shard, scratch, self.encode) as writer:
+                samples = samples_of(self.source, shard, max_member_bytes=self.max_member_bytes)
+                outcome = protect(samples, writer)
             put_started = time.perf_counter()
-            self.output.put_file(shard.name, path)
+            writer.publish(self.output)
             seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
         if outcome.rejections:
-            self.output.put(layout.quarantine(shard.name), quarantine_to_bytes(outcome.rejections))
+            names = {image.key: image.files[0].name for image in shard.images}  # as they are in the folder
+            told = [replace(one, member=names.get(one.key, one.member)) for one in outcome.rejections]
+            self.output.put(layout.quarantine(shard.name), quarantine_to_bytes(told))
         commit = self._commit(shard, writer, outcome, seconds)
         if self.output.create(layout.commit(shard.name), commit.to_bytes()):
             return commit, False
@@ -71,7 +72,9 @@ class ShardTransaction:
             check_same_commit(commit, existing)
         return commit, existing is not None
 
-    def _commit(self, shard: Shard, writer: ShardWriter, outcome: ShardOutcome, seconds: dict[str, float]) -> Commit:
+    def _commit(
+        self, shard: Shard, writer: TarOutput | FilesOutput, outcome: ShardOutcome, seconds: dict[str, float]
+    ) -> Commit:
         return Commit(
             fingerprint=self.fingerprint,
             shard=shard.name,
@@ -89,6 +92,7 @@ class ShardTransaction:
             quarantine=outcome.quarantine,
             clusters={str(cluster): count for cluster, count in sorted(outcome.clusters.items())},
             seconds=seconds,
+            images=tuple(writer.images),
         )
 
 

@@ -1,18 +1,20 @@
-"""Resolve an input URL: a folder or prefix, one shard, a glob, or a brace pattern; and list what will not be read."""
+"""Resolve an input URL: a folder or prefix, one file, a glob, or a brace pattern; and list what will not be read."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from braceexpand import braceexpand
 
 from pipeline.errors import InputError, Reason
 from pipeline.layout import RUN_FOLDER
-from pipeline.records import Rejection, shown
-from pipeline.shards.names import fault_of, is_shard
+from pipeline.records import LooseImage, Rejection, Shard, shown
+from pipeline.shards.loose import loose_images, units_of_images
+from pipeline.shards.names import fault_of, is_image, is_shard, stem_of
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store, file_at
 
@@ -21,21 +23,32 @@ _OTHER_ARCHIVES = re.compile(  # including split archives and incomplete downloa
     r"\.(tar\.([a-z]?z\d?|lz4|lzma|lzo|zstd?|bz|br|[0-9]+|part[0-9]*|gz\.(part)?[0-9]*|crdownload|aria2|tmp)"
     r"|t[bxlz]z2?|tb2|tzst|taz|zip|7z|rar|cpio)$"
 )
-_PICTURES = re.compile(r"\.(jpe?g|jfif|png|webp|tiff?|gif|bmp|heic|heif|avif|jp2|jxl)$")
+_PICTURES = re.compile(r"\.(jpe|jfif|tiff?|gif|bmp|heic|heif|avif|jp2|jxl)$")
 _SHOWN = 5
-_SHARD = "shard (*.tar, *.tar.gz)"
+_SHARD = "shard (*.tar, *.tar.gz) and no image"
 
 
 class Listing(NamedTuple):
     """What an input URL refers to.
 
-    shards       sorted by name
+    shards       sorted by name; loose images in units, after the shards
     passed_over  objects that may contain images but are not read, with reasons
+    others       names of objects that are neither shards, images nor sidecars of loose images; sorted
     """
 
     store: Store
-    shards: list[Entry]
+    shards: list[Shard]
     passed_over: list[Rejection]
+    others: Sequence[str] = ()
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Names of all files that are read."""
+        for shard in self.shards:
+            if shard.images:
+                yield from (file.name for image in shard.images for file in image.files)
+            else:
+                yield shard.name
 
 
 def said_of(passed_over: Sequence[Rejection]) -> str:
@@ -47,41 +60,52 @@ def said_of(passed_over: Sequence[Rejection]) -> str:
     return f"{len(passed_over):,} not read: {named}{more}"
 
 
-def resolve_input(url: str) -> Listing:
-    """Resolve an input URL to a store and its shards (.tar, .tar.gz, .tgz).
+def told_of_others(others: Sequence[str]) -> str:
+    """One line that counts and names files that are neither read nor copied; "" if there are none."""
+    if not others:
+        return ""
+    more = ", …" if len(others) > _SHOWN else ""
+    return f"{len(others):,} files that are no images and no sidecars: {', '.join(map(shown, others[:_SHOWN]))}{more}"
 
-    url  a prefix or folder, one shard, a glob (`*`, `?`, `[…]`) or a webdataset brace pattern (`{000..127}`); a name
-         that exists literally is not treated as a pattern
-    Raises InputError if no shard is found, or if a name from a brace pattern is missing.
+
+def resolve_input(url: str, keep_sidecar: Collection[str] = ()) -> Listing:
+    """Resolve an input URL to a store, its shards (.tar, .tar.gz, .tgz), and its loose images, in units.
+
+    url           a prefix or folder, one file, a glob (`*`, `?`, `[…]`) or a webdataset brace pattern (`{000..127}`); a
+                  name that exists literally is not treated as a pattern
+    keep_sidecar  suffixes of files beside loose images that are sidecars, whatever they hold
+    Raises InputError if there is neither, or if a name from a brace pattern is missing.
     """
     base, pattern = _split(url)
     if pattern:
         store = Store(base)
         matches = _braces(url, store, pattern) if "{" in pattern else store.glob(pattern)
         nothing = f"the pattern matches no {_SHARD}; quote it so that the shell does not expand it"
-        return _listing(url, store, matches, lambda _: nothing)
-    if is_shard(url):
+        return _listing(url, store, matches, lambda _: nothing, keep_sidecar)
+    if is_shard(url) or is_image(url):
         store, name = file_at(url)
         entry = store.info(name)
         if entry is not None:
-            return _listing(url, store, [entry], lambda _: f"no {_SHARD}")
+            return _listing(url, store, [entry], lambda _: f"no {_SHARD}", keep_sidecar)
     store = Store(url)
-    return _listing(url, store, store.starting(), lambda count: _nothing(url, count))
+    return _listing(url, store, store.starting(), lambda count: _nothing(url, count), keep_sidecar)
 
 
 def _nothing(url: str, count: int) -> str:
     if not count and is_shard(url):
         return "shard not found"
     seen = f"only {count} other objects" if count else "nothing there"
-    return f"no shards (*.tar, *.tar.gz) found, {seen}; check the path, or quote the pattern"
+    return f"no shards (*.tar, *.tar.gz) found and no images, {seen}; check the path, or quote the pattern"
 
 
-def _listing(url: str, store: Store, entries: Iterable[Entry], nothing: Callable[[int], str]) -> Listing:
-    """Pick the shards from entries, which may be far more numerous.
+def _listing(
+    url: str, store: Store, entries: Iterable[Entry], nothing: Callable[[int], str], keep: Collection[str]
+) -> Listing:
+    """Pick shards and loose images from entries.
 
-    nothing  number of entries -> error message if none of them is a shard
+    nothing  number of entries -> error message if none of them is a shard or an image
     """
-    count, shards, passed_over = 0, list[Entry](), list[Rejection]()
+    count, shards, loose, passed_over = 0, list[Shard](), list[Entry](), list[Rejection]()
     for entry in entries:
         count += 1
         if entry.name.startswith(f"{RUN_FOLDER}/") or entry.name.rpartition("/")[2].startswith("._"):
@@ -90,16 +114,20 @@ def _listing(url: str, store: Store, entries: Iterable[Entry], nothing: Callable
         if fault is not None:
             passed_over.append(Rejection(shown(entry.name), "", *fault))
         elif is_shard(entry.name):
-            shards.append(entry)
+            shards.append(Shard(entry.name, entry.size, entry.etag))
+        else:
+            loose.append(entry)
     passed_over.sort(key=lambda rejection: rejection.key)
-    if not shards:
+    images, others = loose_images(loose, keep)
+    if not shards and not images:
         also = f" ({said_of(passed_over)})" if passed_over else ""
         raise InputError(f"{url}: {nothing(count)}{also}")
-    return Listing(store, sorted(shards), passed_over)
+    shards.sort(key=attrgetter("name"))
+    return Listing(store, shards + units_of_images(images), passed_over, others)
 
 
 def _fault(store: Store, entry: Entry) -> tuple[Reason, str] | None:
-    """Why an object that may contain images is passed over; None for shards, and for objects that never contain any."""
+    """Why an object that may contain images is passed over; None for what is read, and for what never contains any."""
     name = entry.name
     if not entry.etag:
         path = store.path(name)
@@ -109,10 +137,14 @@ def _fault(store: Store, entry: Entry) -> tuple[Reason, str] | None:
         return Reason.NOT_A_FILE, kind
     if is_shard(name):
         return fault_of(name)
+    if is_image(name):
+        if not stem_of(name).rpartition("/")[2]:
+            return Reason.UNUSABLE_NAME, "the name has nothing before its extension"
+        return fault_of(name)
     if _OTHER_ARCHIVES.search(name.lower()):
         return Reason.UNSUPPORTED_FORMAT, "repack it as .tar or .tar.gz"
     if _PICTURES.search(name.lower()):
-        return Reason.UNSUPPORTED_FORMAT, "an image outside any shard"
+        return Reason.UNSUPPORTED_FORMAT, "convert it to JPEG, PNG or WebP"
     return None
 
 
@@ -152,23 +184,38 @@ def _braces(url: str, store: Store, pattern: str) -> list[Entry]:
     return there
 
 
-def without_unwritable(listing: Listing, output: Store, longest: Callable[[str], str]) -> Listing:
-    """The listing without shards whose names the output cannot hold; these are passed over.
+def without_unwritable(
+    listing: Listing, output: Store, longest: Callable[[str], str], written: Callable[[str], str] = str
+) -> Listing:
+    """The listing without shards and loose images whose names the output cannot hold; these are passed over.
 
     longest  shard name -> the longest name that is written for it
+    written  name of a loose image -> its name in the output
     """
-    names, shards, passed_over = {shard.name for shard in listing.shards}, [], [*listing.passed_over]
-    for entry in listing.shards:
-        fault = output.too_long(longest(entry.name))
-        if output.is_local and not listing.store.is_local:
-            above = (entry.name[:at] for at, sign in enumerate(entry.name) if sign == "/")
-            fault = fault or next((f"{folder} is a shard, not a folder" for folder in above if folder in names), "")
+    shards, passed_over = list[Shard](), [*listing.passed_over]
+    images = list[LooseImage]()
+    names = {shard.name for shard in listing.shards if not shard.images}
+    names |= {written(image.files[0].name) for shard in listing.shards for image in shard.images}
+
+    def fits(name: str, *outputs: str) -> bool:
+        fault = next(filter(None, map(output.too_long, outputs)), "")
+        if output.is_local and not fault:  # unlike a folder, an object store may hold both `a` and `a/b`
+            above = (name[:at] for at, sign in enumerate(name) if sign == "/")
+            there = next((folder for folder in above if folder in names), "")
+            fault = f"{there} is {'a shard' if is_shard(there) else 'an image'}, not a folder" if there else ""
         if fault:
-            passed_over.append(Rejection(entry.name, "", Reason.UNUSABLE_NAME, f"in the output: {fault}"))
-        else:
-            shards.append(entry)
-    if not shards:
+            passed_over.append(Rejection(name, "", Reason.UNUSABLE_NAME, f"in the output: {fault}"))
+        return not fault
+
+    for shard in listing.shards:
+        if not shard.images and fits(shard.name, longest(shard.name)):
+            shards.append(shard)
+        for image in shard.images:
+            first, *sidecars = (file.name for file in image.files)
+            if fits(first, written(first), *sidecars):
+                images.append(image)
+    if not shards and not images:
         raise InputError(
             f"{listing.store.url}: none of its shards can be written to {output.url}: {said_of(passed_over)}"
         )
-    return Listing(listing.store, shards, passed_over)
+    return Listing(listing.store, shards + units_of_images(images), passed_over, listing.others)

@@ -1,10 +1,13 @@
-"""Object names: which are shards, and which are never read or written."""
+"""Object names: which are shards or images, what images are called in the output, which names are never used."""
 
 from __future__ import annotations
 
+import mimetypes
 import re
 
 from pipeline.errors import Reason
+from pipeline.records import IMAGE_SUFFIXES
+from pipeline.settings import jpeg_quality
 from pipeline.storage.listings import SHARD_SUFFIXES
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
@@ -29,3 +32,48 @@ def fault_of(name: str) -> tuple[Reason, str] | None:
     if _NOT_UTF8.search(name):
         return Reason.UNUSABLE_NAME, "the name is not UTF-8"
     return None
+
+
+def extension_of(name: str) -> str:
+    """What follows the last dot of the base name, in lower case; "" if there is none."""
+    base = name.rpartition("/")[2]
+    return base.rpartition(".")[2].lower() if "." in base else ""
+
+
+def is_image(name: str) -> bool:
+    """True for the name of an image that can be protected, ignoring case."""
+    return extension_of(name) in IMAGE_SUFFIXES
+
+
+def stem_of(name: str) -> str:
+    """An image's name without its image extensions: a.jpg and a.jpg.png are both `a`."""
+    while is_image(name):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def sample_name(name: str) -> tuple[str, str]:
+    """(key, suffix) of a loose image, split at the last dot, so that only `a.jpg` and `a.png` can share a key."""
+    stem, _, extension = name.rpartition(".")
+    return stem, extension
+
+
+def output_name(name: str, encode: str) -> str:
+    """Name of a loose image in the output; unique for every image.
+
+    `same` keeps every name. If the format may change, the new extension is appended (`a.jpg` -> `a.jpg.png`) unless the
+    name already ends with it; a name with two image extensions (`a.jpg.png`) gets a third, because another image may
+    become that name.
+    """
+    if encode == "same":
+        return name
+    fitting = ("png",) if jpeg_quality(encode) is None else ("jpg", "jpeg")
+    stem, _, extension = name.rpartition(".")
+    if extension.lower() in fitting and not is_image(stem):
+        return name
+    return f"{name}.{fitting[0]}"
+
+
+def content_type(name: str) -> str | None:
+    """Media type by extension, e.g. image/png, or None."""
+    return mimetypes.types_map.get("." + extension_of(name)) or {"webp": "image/webp"}.get(extension_of(name))

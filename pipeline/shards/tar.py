@@ -13,12 +13,14 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
 from pipeline.errors import Reason
 from pipeline.records import Rejection, Sample, shown
 from pipeline.shards.archive import BLOCK, END, FILE, FOLDER, LABEL, Damaged, Gap, Member, Source, members_of
 from pipeline.storage.streams import HashedFile
+
+_W = TypeVar("_W", bound="ShardWriter")
 
 _ZEROS = bytes(BLOCK)
 _MAX_NAME_BYTES = 4096
@@ -245,7 +247,7 @@ class ShardWriter:
         self._parts = []
         self._waiting = 0
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self: _W) -> _W:
         return self
 
     def __exit__(

@@ -73,6 +73,19 @@ class Versions(Listings):
         now = self.info(name)
         return data if now is not None and now.etag == etag else None
 
+    def read_version(self, name: str, etag: str) -> bytes:
+        """All bytes of one version of an object.
+
+        Raises InputError (changed-input) if the current version is another one, or changes meanwhile.
+        """
+        data = self.read_if(name, etag)
+        if data is None:
+            self.open_version(name, etag).close()  # says what has changed
+            raise InputError(
+                f"changed-input: {self.url}/{name} changes while it is read; run again once it is complete"
+            )
+        return data
+
     def look(self, name: str) -> Seen | None:
         """An object with the version that `replace_if` needs; None if it does not exist."""
         self._needs_conditions()

@@ -1,6 +1,6 @@
 """New uploads: protects what is new below a prefix with a fitted protection, unit by unit, each object once.
 
-names         which objects are images or shards, their names in the output, which names are refused
+names         which objects are images or shards
 settings      user settings
 listing       listing - ledger: what is new, settled and worth an attempt
 units         groups of new objects that are protected and committed together

@@ -24,9 +24,9 @@ from pipeline.hashing import sha256
 from pipeline.metrics import ShardCounts
 from pipeline.records import Rejection, Sample, quarantine_to_bytes, shown
 from pipeline.settings import ApplySettings
+from pipeline.shards.names import content_type, output_name, sample_name
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import UnitCommit
-from pipeline.uploads.names import content_type, output_name, sample_name
 from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from pipeline.errors import Reason
 from pipeline.hashing import canonical, sha256
+from pipeline.shards.loose import grouped
 from pipeline.uploads.names import SHARD
 
 
@@ -48,20 +50,12 @@ def units_of(items: Iterable[Item], *, max_images: int, max_bytes: int) -> Itera
 
     A unit is yielded as soon as it is full, so no more than one unit of `items` is held.
     """
-    limit = 1
-    waiting: list[Item] = []
-    size = 0
-    for item in items:
-        if item.kind == SHARD:
-            yield Unit((item,))
-            continue
-        if waiting and size + item.size > max_bytes:
-            yield Unit(tuple(waiting))
-            waiting, size, limit = [], 0, min(2 * limit, max_images)
-        waiting.append(item)
-        size += item.size
-        if len(waiting) >= limit:
-            yield Unit(tuple(waiting))
-            waiting, size, limit = [], 0, min(2 * limit, max_images)
-    if waiting:
-        yield Unit(tuple(waiting))
+    groups = grouped(
+        items,
+        attrgetter("size"),
+        first=1,
+        most=max_images,
+        most_bytes=max_bytes,
+        is_alone=lambda item: item.kind == SHARD,
+    )
+    return map(Unit, groups)

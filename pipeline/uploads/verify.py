@@ -12,9 +12,10 @@ from pipeline.layout import RUN_FOLDER
 from pipeline.measures.verify import Expected, ShardCheck, compare_pictures, verify_shard
 from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown
 from pipeline.settings import Settings
+from pipeline.shards.names import sample_name
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger
-from pipeline.uploads.names import SHARD, sample_name
+from pipeline.uploads.names import SHARD
 from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 

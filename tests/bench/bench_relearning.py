@@ -141,9 +141,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     paths = {name: shards(getattr(options, name)) for name in ("train", "test")}
-    test_store, entries, _ = resolve_input(options.test)
+    test_store, entries, *_ = resolve_input(options.test)
     test = load_labelled(test_store, [entry.name for entry in entries], side=SIDE)
-    train_store, entries, _ = resolve_input(options.train)
+    train_store, entries, *_ = resolve_input(options.train)
     count = options.images or len(load_labelled(train_store, [entry.name for entry in entries], side=SIDE))
     rows = []
     for seed in range(options.seeds):
@@ -168,7 +168,7 @@ def main() -> None:
 
 def shards(url: str) -> list[str]:
     """Paths of local shards."""
-    store, entries, _ = resolve_input(url)
+    store, entries, *_ = resolve_input(url)
     return [f"{store.url}/{entry.name}" for entry in entries]
 
 

@@ -149,7 +149,7 @@ def measure_resume(folder: Path, size: int) -> dict[str, Any]:
     record = read_run(output)
 
     def work() -> tuple[int, int, str]:
-        done = committed_shards(settings, output, record, listing)
+        done = committed_shards(settings, output, record, {shard.name for shard in listing})
         plan = make_plan(listing, record.fingerprint, done)
         return len(plan.done), len(plan.left), plan.left[0].name
 

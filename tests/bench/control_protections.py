@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    store, entries, _ = resolve_input(options.input)
+    store, entries, *_ = resolve_input(options.input)
     shards = {entry.name: read(store, entry.name) for entry in entries}
     labels = np.array([int(label) for samples in shards.values() for _, label, _, _ in samples], np.int64)
     images = np.stack([pixels for samples in shards.values() for _, _, pixels, _ in samples]).transpose(0, 3, 1, 2)

@@ -20,7 +20,7 @@ from pipeline.shards.inputs import resolve_input
 
 
 def load(url: str, side: int) -> Collection:
-    store, entries, _ = resolve_input(url)
+    store, entries, *_ = resolve_input(url)
     return load_labelled(store, [entry.name for entry in entries], side=side)
 
 

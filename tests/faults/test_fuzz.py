@@ -26,10 +26,9 @@ from pipeline import layout
 from pipeline.errors import Reason
 from pipeline.records import Rejection
 from pipeline.settings import Settings
-from pipeline.shards.names import fault_of
+from pipeline.shards.names import fault_of, output_name
 from pipeline.storage.store import Store
 from pipeline.uploads.listing import Tally, changes
-from pipeline.uploads.names import output_name
 from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit, units_of
 from tests.faults.mutations import BASES, MARKER, OUTSIDE, Bomb, Case, Corpus, bent_image, shard_of

@@ -166,7 +166,7 @@ def test_a_listing_of_several_pages_is_whole_although_pages_fail(bucket: str, he
         return [SLOW_DOWN, None, Fault("short"), INTERNAL, None][asked.turn % 5] if "list-type" in asked.query else None
 
     server = here(every_second_page)
-    _, entries, _ = resolve_input(bucket + "/in")
+    _, entries, *_ = resolve_input(bucket + "/in")
     assert [f"in/{entry.name}" for entry in entries] == names
     assert [f"in/{entry.name}" for entry in Store(bucket + "/in").walk()] == names
     assert len(resolve_input(bucket + "/in/photos-{0000..1099}.tar")[1]) == len(names)

@@ -14,7 +14,8 @@ from pipeline.deltas.protection import Protection
 from pipeline.deltas.proxy_network import ProxyNetwork
 from pipeline.deltas.sample_steps import SampleGenerator
 from pipeline.errors import InputError
-from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, estimate
+from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, estimate, first_of_tar
+from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.support.samples import image_bytes, noise, tar_bytes
@@ -27,7 +28,11 @@ def surrogate() -> Surrogate:
 
 
 def predicted(data: bytes, surrogate: Surrogate, total: int | None = None, **settings: object) -> Estimate:
-    return estimate(io.BytesIO(data), len(data), total or len(data), surrogate, Settings(**settings))  # type: ignore[arg-type]
+    return estimate(*first_of(data), total or len(data), surrogate, Settings(**settings))  # type: ignore[arg-type]
+
+
+def first_of(data: bytes) -> tuple[list[Sample], float]:
+    return first_of_tar(io.BytesIO(data), len(data), max_member_bytes=1 << 28)
 
 
 def test_a_shard_that_is_read_whole_gives_the_number_of_images_exactly(surrogate):
@@ -47,7 +52,7 @@ def test_of_a_long_shard_only_the_beginning_is_read(surrogate):
     small = image_bytes(noise(8, 8))
     data = tar_bytes([(f"{n:05}.png", small) for n in range(3 * COUNTED_SAMPLES)])
     stream = io.BytesIO(data)
-    found = estimate(stream, len(data), len(data), surrogate, Settings())
+    found = estimate(*first_of_tar(stream, len(data), max_member_bytes=1 << 28), len(data), surrogate, Settings())
     assert stream.tell() < len(data) / 2
     assert abs(found.images - 3 * COUNTED_SAMPLES) < 0.05 * 3 * COUNTED_SAMPLES
 
@@ -125,8 +130,8 @@ def test_a_given_protection_that_makes_deltas_image_by_image_costs_what_its_own_
     fitted = predicted(data, surrogate, generator="sample", steps=steps, clusters=3)
     assert fitted.makes_deltas
     plain = predicted(data, surrogate, protection="p.safetensors")
-    stream, settings = io.BytesIO(data), Settings(protection="p.safetensors", steps=7)
-    found = estimate(stream, len(data), len(data), surrogate, settings, sample_wise(side=40, steps=steps))
+    settings = Settings(protection="p.safetensors", steps=7)
+    found = estimate(*first_of(data), len(data), surrogate, settings, sample_wise(side=40, steps=steps))
     assert found.apply == pytest.approx(fitted.apply, rel=0.1)
     assert found.apply > 10 * plain.apply
     assert (found.makes_deltas, found.clusters, found.fit) == (True, 3, 0)
@@ -140,6 +145,6 @@ def test_a_given_protection_of_shared_deltas_takes_no_steps(surrogate, monkeypat
         sample_wise(side=40, steps=9), generator="direct", sample=None, levels=np.zeros((3, 3, 40, 40), np.int8)
     )
     settings = Settings(protection="p.safetensors", generator="sample")
-    found = estimate(io.BytesIO(data), len(data), len(data), surrogate, settings, shared)
+    found = estimate(*first_of(data), len(data), surrogate, settings, shared)
     assert found.apply < 1
     assert not found.makes_deltas

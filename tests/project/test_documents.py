@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -156,18 +155,3 @@ def test_the_notebook_protects_ten_pictures_and_shows_them(tmp_path: Path) -> No
     assert sheet.shape == (3 * 128, 10 * 128, 3)
     before, after = sheet[:128].astype(int), sheet[128:256].astype(int)
     assert np.abs(after - before).max() == 16
-
-
-def test_a_folder_of_pictures_is_packed_as_the_readme_says(tmp_path: Path) -> None:
-    for name in ("a.jpg", "b/c.d.jpg"):
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    (example,) = blocks("README.md", "python")
-    done = python(example, tmp_path)
-    assert done.returncode == 0, done.stderr
-    with tarfile.open(tmp_path / "shards" / "photos-000000.tar") as tar:
-        assert tar.getnames() == ["a.jpg", "b/c_d.jpg"]
-        packed = tar.extractfile("a.jpg")
-        assert packed is not None
-        assert packed.read() == (tmp_path / "photos" / "a.jpg").read_bytes()

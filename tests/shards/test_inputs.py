@@ -12,7 +12,7 @@ import pytest
 from pipeline import layout
 from pipeline.errors import InputError, SettingsError
 from pipeline.records import Rejection
-from pipeline.shards.inputs import Listing, resolve_input, said_of, without_unwritable
+from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others, without_unwritable
 from pipeline.storage import folder
 from pipeline.storage.store import Store
 
@@ -35,7 +35,7 @@ def put(store: Store, *objects: str) -> None:
             store.put(name, b"x")
 
 
-def test_tars_are_known_in_any_case_and_other_archives_and_loose_images_are_named(store: Store) -> None:
+def test_tars_and_images_are_known_in_any_case_and_other_archives_and_formats_are_named(store: Store) -> None:
     put(
         store, "a.tar", "UPPER.TAR", "g.tgz", "G.Tar.Gz", "._a.tar", "sub/x.json", "a.tar.idx", "a.tar.md5", "a.parquet"
     )
@@ -48,12 +48,30 @@ def test_tars_are_known_in_any_case_and_other_archives_and_loose_images_are_name
         "h.zip",
         "i.tar.001",
         "k.tar.gz.part",
-        "l.jpg",
+        "l.gif",
     ]
-    put(store, *others, "m/n.PNG", "o.txz", "p.tzst", "q.tar.Z", "_scumble/r.tar", "readme.txt", "s.json.gz")
+    put(
+        store,
+        *others,
+        "m/n.HEIC",
+        "l.jpg",
+        "m/l.PNG",
+        "o.txz",
+        "p.tzst",
+        "q.tar.Z",
+        "_scumble/r.tar",
+        "readme.txt",
+        "s.json.gz",
+    )
     found = resolve_input(store.url)
-    assert names(found) == ["G.Tar.Gz", "UPPER.TAR", "a.tar", "g.tgz"]
-    assert set(passed_over(found.passed_over)) == {*others, "m/n.PNG", "o.txz", "p.tzst", "q.tar.Z"}
+    assert names(found) == ["G.Tar.Gz", "UPPER.TAR", "a.tar", "g.tgz", "images-0000000"]
+    assert [image.files[0].name for image in found.shards[-1].images] == ["l.jpg", "m/l.PNG"]
+    assert set(passed_over(found.passed_over)) == {*others, "m/n.HEIC", "o.txz", "p.tzst", "q.tar.Z"}
+    others = ["a.parquet", "a.tar.idx", "a.tar.md5", "readme.txt", "s.json.gz", "sub/x.json"]
+    assert found.others == others
+    assert told_of_others(others) == (
+        "6 files that are no images and no sidecars: a.parquet, a.tar.idx, a.tar.md5, readme.txt, s.json.gz, …"
+    )
     assert said_of(found.passed_over).startswith("13 not read: b.tar.bz2 (repack it as .tar or .tar.gz), ")
     assert said_of(found.passed_over).endswith(", …")
     assert said_of([]) == ""

@@ -55,7 +55,7 @@ def test_a_shard_that_is_a_link_opens_as_the_version_that_was_listed(tmp_path: P
     (tmp_path / "in" / "a.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")
     (tmp_path / "in" / "lost").symlink_to(tmp_path / "nowhere")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    source, (entry,), passed_over = resolve_input(str(tmp_path / "in"))
+    source, (entry,), passed_over, _ = resolve_input(str(tmp_path / "in"))
     assert (entry.name, entry.size) == ("a.tar", 4)
     assert entry.etag.startswith("4-1000000000000000-")
     assert [(one.key, one.detail) for one in passed_over] == [
@@ -138,7 +138,7 @@ def test_a_prefix_a_glob_a_brace_pattern_and_one_shard_are_understood(
 ) -> None:
     for name in ("t-0.tar", "t-1.tar", "sub/t-2.tar.gz", "notes.txt", "_scumble/x.tar"):
         store.put(name, b"x")
-    source, entries, _ = resolve_input(store.url + pattern)
+    source, entries, *_ = resolve_input(store.url + pattern)
     assert [entry.name for entry in entries] == expected
     assert source.read(entries[0].name) == b"x"
 

@@ -22,8 +22,8 @@ from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.hashing import sha256
 from pipeline.records import Sample
 from pipeline.settings import Settings
+from pipeline.shards.names import sample_name
 from pipeline.storage.store import Store
-from pipeline.uploads.names import sample_name
 from tests.support.runs import ROOT, write_collection
 from tests.support.samples import image_bytes, read, tar_bytes
 from tests.support.uploads import Job, jpeg, patch, small_protection, small_surrogate, upload

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import Reason, SettingsError, StoreError
 from pipeline.settings import parse_bytes, parse_seconds
-from pipeline.shards.names import fault_of
+from pipeline.shards.names import fault_of, output_name, sample_name
 from pipeline.storage.listings import Entry
 from pipeline.uploads.listing import Known, Tally, changes
-from pipeline.uploads.names import output_name, sample_name, upload_kind
+from pipeline.uploads.names import upload_kind
 from pipeline.uploads.settings import UploadSettings, uploads_from
 from pipeline.uploads.units import Item, Unit, units_of
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.runs.bounded import bounded_map
+from pipeline.storage.bounded import bounded_map
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 7, 100])

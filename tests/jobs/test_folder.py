@@ -1,0 +1,116 @@
+"""A folder of pictures as a user has it: the commands of the README, and a run that is killed on the way."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.shared.inputs import list_shards
+from pipeline.errors import InputError
+from tests.faults.kills import Campaign
+from tests.support import runs
+
+BROKEN = "broken.JPG"
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Real patches in nested folders, extensions in either case, labels beside them; one file is no image."""
+    runs.write_collection(folder.parent / "shards", shards=1, per_shard=count)
+    with tarfile.open(folder.parent / "shards/photos-000.tar") as tar:
+        tar.extractall(folder, filter="data")
+    for path in sorted(folder.rglob("*2.jpg")):
+        path.rename(path.with_suffix(".JPG"))
+    (folder / BROKEN).write_bytes(b"no image")
+    (folder / "notes.md").write_bytes(b"# notes")
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder but the records of a run."""
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("_scumble/")}
+
+
+def of_the_readme(command: str) -> list[str]:
+    """The commands of the quick start for a folder of pictures, for this machine."""
+    start = (runs.ROOT / "README.md").read_text().partition("**On one GPU machine with a folder of pictures.**")[2]
+    lines = re.findall(r"^```\n(.*?)^```$", start, re.MULTILINE | re.DOTALL)[0].splitlines()
+    (line,) = (line for line in lines if command in line and "--dry-run" not in line)
+    return shlex.split(line.replace("--gpus-per-worker 1", "").replace("jobs/", f"{runs.ROOT}/jobs/"))[1:]
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=500
+    )
+
+
+@pytest.mark.ray
+def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(tmp_path: Path) -> None:
+    before = files(pictures(tmp_path / "photos", 40))
+    done = run(tmp_path, *of_the_readme("protect_imagenet.py"), *runs.SMALL, *runs.ONE_WORKER)
+    assert done.returncode == 0, done.stderr
+    assert "photos/: 41 loose images in 3 units, " in done.stdout
+    assert "not copied   1 files that are no images and no sidecars: notes.md" in done.stdout
+    assert "protected    40 images in 3 shards" in done.stdout
+    after = files(tmp_path / "protected")
+    assert set(after) == set(before) - {BROKEN, "notes.md"}
+    for name, data in after.items():
+        if name.endswith((".cls", ".txt")):
+            assert data == before[name]
+            continue
+        ours, theirs = (Image.open(io.BytesIO(one)) for one in (data, before[name]))
+        assert (ours.format, ours.size, ours.mode) == (theirs.format, theirs.size, theirs.mode)
+        change = np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max()
+        assert 0 < change <= 16 or ours.format == "JPEG"
+    checked = run(tmp_path, *of_the_readme("verify.py"), "--decode", "1")
+    assert checked.returncode == 0, checked.stdout
+    assert "samples      40 counted, 40 decoded" in checked.stdout
+    again = run(tmp_path, *of_the_readme("protect_imagenet.py"), *runs.SMALL, *runs.ONE_WORKER)
+    assert again.returncode == 0, again.stderr
+    assert "committed    3 shards, 0 left" in again.stdout
+
+
+def test_an_evaluation_asks_for_shards_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "photos", 4)
+    with pytest.raises(InputError, match=r"photos: 5 loose images, but no shards: pack them into shards with labels"):
+        list_shards(str(tmp_path / "photos"))
+    (tmp_path / "shards/loose.jpg").write_bytes(b"1")
+    _, shards = list_shards(str(tmp_path / "shards"))
+    assert [shard.name for shard in shards] == ["photos-000.tar"]
+    assert capsys.readouterr().err.endswith(": 1 loose images are not read: pack them into shards with labels\n")
+
+
+UNITS = [f"images-{number:07d}" for number in range(3)]
+POINTS = (
+    *("after create _scumble/run.json", f"before create _scumble/features/{UNITS[1]}.parquet"),
+    *("before put_file 000/0003.png", "after put_file 000/0020.jpg", f"before create _scumble/commits/{UNITS[2]}.json"),
+    f"after create _scumble/commits/{UNITS[0]}.json",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_run_over_a_folder_that_is_killed_again_and_again_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", 40)
+    done = runs.protect(str(source), str(tmp_path / "quiet"))
+    assert done.returncode == 0, done.stderr
+    campaign = Campaign(source, tmp_path / "out", tmp_path / "tokens", named=POINTS, random=[])
+    campaign.run()
+    assert not campaign.left, "points that no process came by"
+    assert files(tmp_path / "out") == files(tmp_path / "quiet")
+    for name in ("run.json", "plan.parquet", "protection.safetensors", f"quarantine/{UNITS[2]}.jsonl"):
+        ours, quiet = (tmp_path / output / "_scumble" / name for output in ("out", "quiet"))
+        assert ours.read_bytes() == quiet.read_bytes(), name
+    checked = run(tmp_path, f"{runs.ROOT}/jobs/verify.py", "--output", "out", "--input", "in", "--decode", "1")
+    assert checked.returncode == 0, checked.stdout
