@@ -24,6 +24,8 @@ def print_plan(run: Run) -> None:
     how = f"{run.given.generator}, from the given protection" if run.given else how
     print(f"delta        {how}, epsilon {settings.epsilon * 255:g}/255")
     print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
+    finer = f"; {predicted.num_finer} of these need a finer coding than their own" if predicted.num_finer else ""
+    print(f"survival     {predicted.survival:.1%} of the delta left in the files, on the images measured{finer}")
     _print_time(predicted, workers, run)
 
 

@@ -89,6 +89,9 @@ class ShardTransaction:
             quarantine=outcome.quarantine,
             clusters={str(cluster): count for cluster, count in sorted(outcome.clusters.items())},
             seconds=seconds,
+            num_finer=outcome.num_finer,
+            num_reread=outcome.num_reread,
+            survival=outcome.survival,
         )
 
 
