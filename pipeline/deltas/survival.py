@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,9 +26,11 @@ def survival(before: NDArray[np.uint8], protected: NDArray[np.uint8], decoded: N
     decoded    the same read back from the file
     Returns nan if nothing changed.
     """
-    delta, left = (changed.astype(np.int16) - before for changed in (protected, decoded))
-    energy = int(np.einsum("hwc,hwc->", delta, delta, dtype=np.int64))
-    return int(np.einsum("hwc,hwc->", left, delta, dtype=np.int64)) / energy if energy else float("nan")
+    whole, left, lost = (
+        cv2.norm(one, other, cv2.NORM_L2SQR)  # whole numbers, exact far beyond any picture's size
+        for one, other in ((protected, before), (decoded, before), (protected, decoded))
+    )
+    return (whole + left - lost) / (2 * whole) if whole else float("nan")  # the scalar product by three distances
 
 
 def coding_for(laid: LaidDelta, coding: JpegCoding) -> JpegCoding:

@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, cast
 
 import cv2
@@ -19,6 +19,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import zigzag_index
+
+# Workers share the CPUs already; a pool of OpenCV's own in each costs more than the work on one picture.
+cv2.setNumThreads(0)
 
 Tables = tuple[tuple[int, ...], ...]
 
@@ -69,7 +72,7 @@ class JpegCoding:
         """The same in 4:4:4."""
         return replace(self, subsampling=_FULL)
 
-    @property
+    @cached_property
     def quality(self) -> int | None:
         """The quality, 1 to 100, of which libjpeg makes these tables; None if there is none."""
         kinds = [_qualities()[min(index, 1)].get(table) for index, table in enumerate(self.tables)]
@@ -83,6 +86,7 @@ class JpegHeader:
     coding    None for what is written otherwise, such as CMYK and RGB
     density   JFIF's unit (1 byte) and density across and down; empty without JFIF
     is_plain  without segments that may hold EXIF, XMP, a profile or a second picture
+    has_scans  True if there may be more than one scan
     """
 
     width: int
@@ -91,12 +95,13 @@ class JpegHeader:
     coding: JpegCoding | None
     density: bytes
     is_plain: bool
+    has_scans: bool
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG; None for anything unusual, which is Pillow's to judge."""
     frame, density, is_plain = b"", b"", True
-    tables, codes, restart, kind, adobe = b"", b"", 0, 0, b""
+    tables, codes, restart, kind, adobe, scanned = b"", b"", 0, 0, b"", b""
     for marker, body in _segments(data):
         if marker == _DQT:
             tables += body
@@ -109,6 +114,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
         elif marker == _APP0 and body[:5] == b"JFIF\0" and len(body) >= 14:
             density = body[7:12]
         elif marker == _SOS:
+            scanned = body[:1]
             break
         elif marker != _COM:
             is_plain = False
@@ -123,7 +129,8 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     height, width = struct.unpack(">HH", frame[1:5])
     usual = bool(density) or (not adobe.startswith(b"Adobe") or adobe[11:] == b"\1") and frame[6:15:3] != b"RGB"
     coding = _coding(frame, kind, tables, codes, restart) if usual and min(width, height) else None
-    return JpegHeader(width, height, frame[5], coding, density, is_plain)
+    has_scans = kind == _PROGRESSIVE or scanned != frame[5:6]
+    return JpegHeader(width, height, frame[5], coding, density, is_plain, has_scans)
 
 
 def decode_pixels(data: bytes, header: JpegHeader) -> NDArray[np.uint8] | None:
@@ -147,7 +154,8 @@ def encode_pixels(pixels: NDArray[np.uint8], coding: JpegCoding, **metadata: Any
     metadata  options of Pillow's `save`, such as exif
     """
     channels = pixels.shape[2]
-    coding = replace(coding, tables=coding.tables[:channels])
+    if len(coding.tables) > channels:
+        coding = replace(coding, tables=coding.tables[:channels])
     quality = coding.quality
     if quality is not None and not metadata:
         options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, coding.restart]

@@ -243,8 +243,9 @@ def _checked_header(data: bytes, max_pixels: int) -> JpegHeader | None:
     """The header of a usual JPEG, with the same checks as `_opened`; None for anything else."""
     if kind_of(data) != "JPEG":
         return None
-    check_cost(data, "JPEG")
     header = jpeg_header(data)
+    if header is None or header.has_scans:
+        check_cost(data, "JPEG")
     if header is not None:
         _check_size((header.width, header.height), max_pixels)
     return header
