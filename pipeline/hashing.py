@@ -12,8 +12,19 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-FORMAT_VERSION = 2  # of output bytes; since 2, stored layout, transparency and colour metadata are kept
-_DECIDE_BYTES = ("pillow", "numpy", "torch", "torchvision", "timm", "open_clip_torch", "scikit-learn")
+# of output bytes; since 2, stored layout, transparency and colour metadata are kept; since 3, a JPEG's coding
+FORMAT_VERSION = 3
+_DECIDE_BYTES = (
+    "pillow",
+    "opencv-python-headless",
+    "simplejpeg",
+    "numpy",
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "scikit-learn",
+)
 
 
 def sha256(data: bytes) -> str:

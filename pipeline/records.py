@@ -193,7 +193,11 @@ class Commit(CompactRecord):
     quarantine: Mapping[str, int]  # reason -> count
     clusters: Mapping[str, int]  # cluster index -> samples protected with it
     seconds: Mapping[str, float]  # stage -> wall seconds; never compared
+    # commits of earlier versions lack these
     images: tuple[LooseImage, ...] = ()
+    num_finer: int = 0  # JPEGs written with finer steps or more colour than they came with, for the delta's sake
+    num_reread: int = 0  # pictures decoded again after encoding
+    survival: float = 0.0  # sum of the shares of their deltas that were left
 
     def written(self) -> Shard:
         """What it describes, to be read from the output."""

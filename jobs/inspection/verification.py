@@ -117,6 +117,8 @@ def _check(
         check = ShardCheck(shard, [str(error)])
     check.lost = losses_of(shard, refused)
     check.written = [file.name for image in commit.images for file in image.files] if commit.images else [shard]
+    check.input_image_bytes, check.output_image_bytes = commit.input_image_bytes, commit.output_image_bytes
+    check.num_reread, check.survival = commit.num_reread, commit.survival
     if commit.fingerprint != record.fingerprint:
         check.fail("", f"its commit has fingerprint {commit.fingerprint[:16]}, the run {record.fingerprint[:16]}")
     return check
@@ -160,6 +162,13 @@ def print_result(found: ShardCheck, *, with_originals: bool) -> None:
         exact = f"in {found.num_exact} files written without loss"
         print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
         print(f"             largest change {found.max_abs_delta} levels in any decoded file, including lossy codecs")
+    if found.input_image_bytes:
+        print(f"size         {found.output_image_bytes / found.input_image_bytes:.2f} x the original image files")
+    if found.num_reread:
+        share = found.survival / found.num_reread
+        print(
+            f"delta        {share:.1%} left in the files: mean of {found.num_reread:,} decoded when they were written"
+        )
     for line in found.problems[:50]:
         print(f"problem      {line}")
     print(f"result       {f'{len(found.problems)} problems' if found.problems else 'ok'}")

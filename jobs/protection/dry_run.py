@@ -29,6 +29,8 @@ def print_plan(run: Run) -> None:
         steps = settings.for_images(fitted).steps
         print(f"fit          about {steps:,} steps: {settings.epochs} epochs of {fitted:,} images")
     print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
+    finer = f"; {predicted.num_finer} of these need a finer coding than their own" if predicted.num_finer else ""
+    print(f"survival     {predicted.survival:.1%} of the delta left in the files, on the images measured{finer}")
     if predicted.fit_bytes:
         print(f"memory       {as_bytes(predicted.fit_bytes)} of images in each process that fits, and once for all")
     _print_time(predicted, workers, run)

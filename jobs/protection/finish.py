@@ -6,6 +6,7 @@ from jobs.protection.prepare import Run
 from jobs.protection.status_file import StatusFile
 from jobs.shared import cli
 from pipeline import layout
+from pipeline.deltas.survival import finer_jpegs
 from pipeline.errors import PromiseError
 from pipeline.report.report_data import report_data
 from pipeline.report.report_page import ReportData, write_report
@@ -25,6 +26,7 @@ def finish_run(run: Run, status: StatusFile) -> int:
     status.write("done", exit_code=code, stage="done", counts=counts)
     print(f"protected    {data.num_protected:,} images in {total} shards")
     print(f"quarantined  {data.num_quarantined:,} samples")
+    _print_files(data)
     _print_clusters(data)
     print(f"report       {place}")
     cli.print_losses(data.lost, f"{run.settings.output}/{layout.REPORT}")
@@ -34,6 +36,15 @@ def finish_run(run: Run, status: StatusFile) -> int:
             f"{run.settings.max_quarantine:.1%}; see {run.settings.output}/{layout.QUARANTINE}/"
         )
     return code
+
+
+def _print_files(data: ReportData) -> None:
+    """Size of the image files, what they keep of the deltas, and a warning where JPEGs were too coarse for that."""
+    if data.input_image_bytes:
+        left = f", {data.survival / data.num_reread:.1%} of the delta left" if data.num_reread else ""
+        print(f"image files  {data.output_image_bytes / data.input_image_bytes:.2f} x the size of the originals{left}")
+    if data.num_finer:
+        cli.warn(finer_jpegs(data.num_finer))
 
 
 def _print_clusters(data: ReportData) -> None:

@@ -119,7 +119,7 @@ def add_picture_options(add: Callable[..., Any]) -> None:
     """
     small = "how a universal generator sees images of at most 64 px: enlarged, or as they are"
     add("--small-images", choices=["resize", "native"], help=small)
-    add("--encode", metavar="HOW", help="same: JPEG q95, PNG or lossless WebP, as in the input; lossless: PNG; jpeg:Q")
+    add("--encode", metavar="HOW", help="same: as it came, JPEGs with their own tables; lossless: PNG; jpeg:Q")
     kept = "what to keep of EXIF and XMP; colour profile and orientation are always kept"
     add("--metadata", choices=["keep", "strip-gps", "strip"], help=kept)
     add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)

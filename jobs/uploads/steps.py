@@ -196,6 +196,10 @@ def _finish(run: UploadsRun, summary: Summary, *, stopped: bool) -> int:
     if summary.drifts(settings.max_drift):
         shown_share = f"{summary.drift_share:.0%} of the new images are unlike what the protection was fitted on"
         cli.warn(f"{shown_share} (--max-drift {settings.max_drift:.0%}): plan to fit a new one")
+    if summary.finer:
+        from pipeline.deltas.survival import finer_jpegs  # imported late, like all of `deltas`
+
+        cli.warn(finer_jpegs(summary.finer))
     cli.print_losses(summary.lost, f"{where}/quarantine/")
     if share > settings.max_quarantine:
         allowed = f"--max-quarantine allows {settings.max_quarantine:.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deltas.delta import LaidDelta
+from pipeline.deltas.survival import coding_for, survival
 from pipeline.errors import Reason, SampleError
+from pipeline.hashing import in_sample
 from pipeline.pictures.members import check_sidecars, extension, image_suffix, rejection_of
 from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import ApplySettings
 from pipeline.shards.samples import SampleWriter
 
+REREAD = 1 / 32  # share of pictures that are decoded again, to see what is left of their deltas
 _Item = TypeVar("_Item")
 
 
@@ -76,6 +80,8 @@ class ProtectedSample:
     input_image_bytes: int
     output_image_bytes: int
     seconds: Mapping[str, float]  # decode, delta, add, encode -> wall seconds
+    is_finer: bool = False  # a JPEG written with finer steps or more colour than it came with, for the delta's sake
+    survival: float | None = None  # share of the delta left in the file; None if it was not read again
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,9 @@ class ShardOutcome:
     input_image_bytes: int
     output_image_bytes: int
     seconds: Mapping[str, float]  # stage -> wall seconds
+    num_finer: int = 0  # JPEGs written with finer steps or more colour than they came with
+    num_reread: int = 0  # pictures decoded again
+    survival: float = 0.0  # sum of the shares of their deltas that were left
 
     @property
     def num_quarantined(self) -> int:
@@ -124,22 +133,33 @@ def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
     return Opened(sample, suffix, picture, time.perf_counter() - started)
 
 
-def protect_sample(sample: Sample, deltas: LaidDeltas, cluster: int, *, settings: ApplySettings) -> ProtectedSample:
+def protect_sample(
+    sample: Sample, deltas: LaidDeltas, cluster: int, *, settings: ApplySettings, reread: float = REREAD
+) -> ProtectedSample:
     """Add the delta of its cluster to a sample's image; all other members keep their bytes and their order.
 
+    reread  share of samples, chosen by the hash of their keys, whose files are decoded again
     Raises SampleError if it cannot be protected, PromiseError if the bound does not hold.
     """
     opened = open_sample(sample, settings=settings)
     started = time.perf_counter()
     laid = deltas.delta_for(cluster, sample.key, *opened.picture.upright_size, opened.picture.orientation)
     spent = time.perf_counter() - started
-    return close_sample(opened, laid, deltas.epsilon, settings=settings, delta_seconds=spent)
+    return close_sample(opened, laid, deltas.epsilon, settings=settings, delta_seconds=spent, reread=reread)
 
 
 def close_sample(
-    opened: Opened, laid: LaidDelta, epsilon: float, *, settings: ApplySettings, delta_seconds: float = 0.0
+    opened: Opened,
+    laid: LaidDelta,
+    epsilon: float,
+    *,
+    settings: ApplySettings,
+    delta_seconds: float = 0.0,
+    reread: float = REREAD,
 ) -> ProtectedSample:
     """Add a delta to an opened image and encode it as the settings say.
+
+    reread  as for protect_sample
 
     Raises SampleError if it cannot be encoded, PromiseError if the bound does not hold.
     """
@@ -147,7 +167,15 @@ def close_sample(
     picture, source = opened.picture, opened.sample.members[opened.suffix]
     pixels, largest = laid.added_to(picture.pixels, epsilon)
     marks.append(time.perf_counter())
-    encoded, ending = encode(replace(picture, pixels=pixels), how=settings.encode, metadata=settings.metadata)
+    coding = picture.coding if settings.encode == "same" else None
+    if coding is not None:
+        coding = coding_for(laid, coding)
+    changed = replace(picture, pixels=pixels, coding=coding)
+    encoded, ending = encode(changed, how=settings.encode, metadata=settings.metadata)
+    left = None
+    if in_sample(reread, 0, "reread", opened.sample.key):
+        again = decode(encoded, max_pixels=settings.max_pixels, suffix=opened.suffix).pixels
+        left = survival(picture.pixels, pixels, again)
     marks.append(time.perf_counter())
     # no other member can have the new name: open_sample would have rejected it as a second image
     renamed = _renamed(opened.suffix, ending)
@@ -157,7 +185,9 @@ def close_sample(
     }
     seconds = {"decode": opened.seconds, "delta": delta_seconds}
     seconds |= {"add": marks[1] - marks[0], "encode": marks[2] - marks[1]}
-    return ProtectedSample(Sample(opened.sample.key, members), largest, len(source), len(encoded), seconds)
+    done = Sample(opened.sample.key, members)
+    is_finer = coding is not None and coding != picture.coding
+    return ProtectedSample(done, largest, len(source), len(encoded), seconds, is_finer, left)
 
 
 def _renamed(suffix: str, ending: str | None) -> str:
@@ -208,7 +238,8 @@ def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], 
     rejections: list[Rejection] = []
     used: Counter[int] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
-    largest = bytes_in = bytes_out = 0
+    largest = bytes_in = bytes_out = finer = 0
+    left: list[float] = []
     for result in _timed(results, seconds):
         if isinstance(result, Rejection):
             rejections.append(result)
@@ -224,6 +255,9 @@ def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], 
         largest = max(largest, done.max_abs_delta)
         bytes_in += done.input_image_bytes
         bytes_out += done.output_image_bytes
+        finer += done.is_finer
+        if done.survival is not None and math.isfinite(done.survival):
+            left.append(done.survival)
     seconds["read"] = max(0.0, seconds["read"])
     return ShardOutcome(
         sum(used.values()),
@@ -233,6 +267,9 @@ def write_protected(results: Iterable[tuple[ProtectedSample, int] | Rejection], 
         bytes_in,
         bytes_out,
         dict(seconds),
+        finer,
+        len(left),
+        math.fsum(left),
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import PromiseError, SettingsError
+from pipeline.pictures.jpeg import JpegCoding
 
 _ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough for the CPU cache
 
@@ -109,12 +110,21 @@ class LaidDelta:
             raise PromiseError(f"a delta of shape {levels.shape} is not [H, W, 3]")
         if max(int(levels.max(initial=0)), -int(levels.min(initial=0))) > 127:
             raise PromiseError("a delta cannot have more than 127 levels")
+        self.codings: dict[JpegCoding, JpegCoding] = {}  # a cache of `survival.coding_for`
         self._up, self._down = np.maximum(levels, 0).astype(np.uint8), np.maximum(-levels, 0).astype(np.uint8)
 
     @property
     def levels(self) -> NDArray[np.int16]:
         """int16 [H, W, 3], whole 8-bit levels."""
         return self._up.astype(np.int16) - self._down
+
+    def patch(self, side: int) -> NDArray[np.int16]:
+        """Levels of at most side x side pixels: four squares from all over the picture, int16 [h, w, 3]."""
+        height, width = self._up.shape[:2]
+        rows, columns = (_spread(length, side) for length in (height, width))
+        up, down = (part[rows][:, columns].astype(np.int16) for part in (self._up, self._down))
+        levels: NDArray[np.int16] = up - down
+        return levels
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +144,8 @@ class LaidDelta:
         up, down = self._for_channels(pixels.shape[2])
         pixels = np.ascontiguousarray(pixels)
         # both saturate at 0 and 255, and no pixel is both raised and lowered
-        changed: NDArray[Any] = cv2.subtract(cv2.add(pixels, up), down).reshape(pixels.shape)
+        raised = cv2.add(pixels, up)
+        changed = np.asarray(cv2.subtract(raised, down, dst=raised), np.uint8).reshape(pixels.shape)
         largest = int(cv2.norm(changed, pixels, cv2.NORM_INF))
         if largest > levels_of(epsilon):
             distance = np.abs(changed.astype(np.int16) - pixels)
@@ -155,6 +166,16 @@ class LaidDelta:
         grey = np.zeros((*self._up.shape[:2], channels), np.int16)
         grey[:, :, 0] = np.rint(self.levels.mean(axis=2))
         return np.maximum(grey, 0).astype(np.uint8), np.maximum(-grey, 0).astype(np.uint8)
+
+
+def _spread(length: int, side: int) -> NDArray[np.intp]:
+    """Indices of two runs of side / 2 each, a quarter and three quarters along; all, if there are at most `side`."""
+    if length <= side:
+        return np.arange(length)
+    half = np.arange(side // 2)
+    return np.concatenate(
+        [half + max(0, length // 4 - side // 4), half + min(length, 3 * length // 4 + side // 4) - side // 2]
+    )
 
 
 def perturb(images: Tensor, delta: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class Estimate:
     images           number of images, extrapolated from bytes per sample
     sides            median (height, width) in pixels
     output_factor    size of the protected image files relative to the originals
+    survival         mean share of the deltas that is left in them
+    num_finer        JPEGs that had to be coded more finely than the originals, of the images measured
     embed            seconds per image of one process
     apply            seconds per image of one process
     fit              seconds of the whole fit in one process
@@ -61,6 +63,8 @@ class Estimate:
     fit: float
     fit_bytes: int = 0
     makes_deltas: bool = False
+    survival: float = 1.0
+    num_finer: int = 0
 
     def stage_seconds(self, workers: int) -> dict[str, float]:
         """Wall seconds of each stage with that many worker processes."""
@@ -103,7 +107,11 @@ def estimate(
     Raises InputError if none of the images is usable.
     """
     embed = _embed_seconds(samples, surrogate, settings)
-    apply, factor, sides = _apply_seconds(samples, settings)
+    has_colour = settings.plain or settings.method == "one-for-all"
+    if given is not None and given.sample is not None:
+        has_colour = given.sample.plain
+    files = _protected(samples, settings, has_colour)
+    apply, sides = files.seconds, files.sides
     makes_deltas = given.sample is not None if given else settings.generator == "sample" and settings.protection is None
     if given and given.sample:
         choices = replace(settings, plain=given.sample.plain)
@@ -117,7 +125,8 @@ def estimate(
     fit = _fit_seconds(images, sides, surrogate, settings, clusters)
     side = picture_side(settings, delta_side(settings, surrogate.input_size, [min(sides)]))
     memory = fit_bytes(min(images, settings.fit_images or images), side) if fit else 0
-    return Estimate(images, sides, factor, clusters, embed, apply, fit, memory, makes_deltas)
+    rest = (memory, makes_deltas, files.survival, files.num_finer)
+    return Estimate(images, sides, files.factor, clusters, embed, apply, fit, *rest)
 
 
 def first_samples(source: Store, shard: Shard, *, max_member_bytes: int) -> tuple[list[Sample], float]:
@@ -164,34 +173,50 @@ def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settin
     return (decoded + time.perf_counter() - started) / len(pictures)
 
 
-class _Typical:
-    """A delta at its bound everywhere whose signs form stripes and patches of a few pixels, like fitted ones."""
+class TypicalDeltas:
+    """A delta at its bound everywhere whose signs form stripes and patches of a few pixels, like fitted ones.
 
-    per_sample = True
+    has_colour  other patches in each channel
+    """
 
-    def __init__(self, epsilon: float, side: int) -> None:
+    per_sample = False
+
+    def __init__(self, epsilon: float, side: int, *, has_colour: bool) -> None:
         self.epsilon = epsilon
-        noise = gaussian_filter(numpy_rng(0, "typical-delta").normal(size=(side, side)), _PATCH_PIXELS)
-        self._levels = np.repeat((levels_of(epsilon) * np.sign(noise)).astype(np.int8)[None], 3, axis=0)
+        noise = numpy_rng(0, "typical-delta").normal(size=(3 if has_colour else 1, side, side))
+        signs = np.sign(gaussian_filter(noise, (0, _PATCH_PIXELS, _PATCH_PIXELS)))
+        self._levels = np.broadcast_to((levels_of(epsilon) * signs).astype(np.int8), (3, side, side))
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> Any:
         return lay(self._levels, height, width, self.epsilon)
 
 
-def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, float, tuple[int, int]]:
-    """Seconds per image, size factor, median height and width."""
-    deltas = LaidDeltas(_Typical(settings.epsilon, PROXY_SIDES[1]))
-    bytes_in = bytes_out = 0
-    seconds, sides = [], []
+@dataclass(frozen=True)
+class _Files:
+    """What came of protecting some images: seconds per image, median height and width, the rest as in Estimate."""
+
+    seconds: float
+    factor: float
+    sides: tuple[int, int]
+    survival: float
+    num_finer: int
+
+
+def _protected(samples: list[Sample], settings: Settings, has_colour: bool) -> _Files:
+    deltas = LaidDeltas(TypicalDeltas(settings.epsilon, PROXY_SIDES[1], has_colour=has_colour))
+    bytes_in = bytes_out = finer = 0
+    seconds, sides, left = [], [], []
     for sample in samples:
         started = time.perf_counter()
         try:
-            done = protect_sample(sample, deltas, 0, settings=settings)
+            done = protect_sample(sample, deltas, 0, settings=settings, reread=1.0)
         except SampleError as error:
             why = error
             continue
         seconds.append(time.perf_counter() - started)
         bytes_in, bytes_out = bytes_in + done.input_image_bytes, bytes_out + done.output_image_bytes
+        finer += done.is_finer
+        left.append(1.0 if done.survival is None else done.survival)
         suffix = image_suffix(done.sample, settings.keep_sidecar)
         pixels = decode_rgb(
             done.sample.members[suffix], at_least=1 << 20, max_pixels=settings.max_pixels, suffix=suffix
@@ -200,7 +225,8 @@ def _apply_seconds(samples: list[Sample], settings: Settings) -> tuple[float, fl
     if not seconds:
         raise InputError(f"none of the first {len(samples)} samples can be protected; last error: {why}")
     height, width = (int(np.median([side[axis] for side in sides])) for axis in (0, 1))
-    return float(np.mean(seconds)), bytes_out / max(bytes_in, 1), (height, width)
+    factor = bytes_out / max(bytes_in, 1)
+    return _Files(float(np.mean(seconds)), factor, (height, width), float(np.nanmean(left)), finer)
 
 
 def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, settings: Settings, clusters: int) -> float:

@@ -21,8 +21,6 @@ from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
 
-EXACT_FORMATS = ("PNG", "WEBP")  # written losslessly, so the bound holds for the decoded file
-
 
 @dataclass(frozen=True)
 class Expected:
@@ -40,6 +38,10 @@ class Expected:
         return cls(commit.shard, commit.output_size, commit.output_sha256, commit.num_protected, commit.num_members)
 
 
+_COUNTS = ("files", "num_samples", "num_decoded", "num_exact", "num_reread")
+_ADDED = (*_COUNTS, "input_image_bytes", "output_image_bytes", "survival", "problems", "lost", "written")
+
+
 @dataclass
 class ShardCheck:
     """Findings for one file, or for several added up. Each problem is a line naming shard and key."""
@@ -54,13 +56,18 @@ class ShardCheck:
     lost: list[str] = field(default_factory=list)  # parts of the original that could not be read
     written: list[str] = field(default_factory=list)  # names that its record knows
     files: int = 1
+    # as the commits say; zero for uploads, whose records do not
+    input_image_bytes: int = 0
+    output_image_bytes: int = 0
+    num_reread: int = 0  # pictures decoded again when they were written
+    survival: float = 0.0  # sum of the shares of their deltas that were left
 
     def fail(self, key: str, what: str) -> None:
         self.problems.append(f"{self.shard}{f' key {key}' if key else ''}: {what}")
 
     def add(self, other: ShardCheck) -> None:
         """Merge in the findings for other files."""
-        for name in ("files", "num_samples", "num_decoded", "num_exact", "problems", "lost", "written"):
+        for name in _ADDED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("max_exact_delta", "max_abs_delta"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
@@ -213,7 +220,7 @@ def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, s
         return
     largest = int(np.abs(picture.pixels.astype(np.int16) - before.pixels.astype(np.int16)).max())
     check.max_abs_delta = max(check.max_abs_delta, largest)
-    if picture.format in EXACT_FORMATS:
+    if not picture.is_lossy:  # so the bound holds for the decoded file
         check.num_exact += 1
         check.max_exact_delta = max(check.max_exact_delta, largest)
         if largest > levels_of(settings.epsilon):

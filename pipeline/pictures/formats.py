@@ -84,6 +84,26 @@ def kind_of(data: bytes) -> str | None:
     return "netpbm" if data[:1] == b"P" and _NETPBM.match(data) else None
 
 
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height from a WebP header; zeros if it has none."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def is_lossy_webp(data: bytes) -> bool:
+    """True if the picture of a WebP file is in a chunk of the lossy kind."""
+    at = 12
+    while at + 8 <= len(data) and data[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return data[at : at + 4] == b"VP8 "
+
+
 def hidden_in(text: bytes) -> str | None:
     """Why `text` may contain a picture; None if it is plain text without one.
 

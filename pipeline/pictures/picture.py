@@ -17,7 +17,8 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.errors import Reason, SampleError
-from pipeline.pictures.formats import DECODED, check_cost, kind_of, split_png
+from pipeline.pictures.formats import DECODED, check_cost, is_lossy_webp, kind_of, split_png, webp_size
+from pipeline.pictures.jpeg import QUALITY, JpegCoding, JpegHeader, decode_pixels, encode_pixels, jpeg_header
 from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
 from pipeline.settings import Metadata, jpeg_quality
 
@@ -26,7 +27,7 @@ from pipeline.settings import Metadata, jpeg_quality
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_JPEG_QUALITY = 95
+_WEBP_QUALITY = 95  # of a lossy WebP, which does not say its own; bench_sizes.py shows what it keeps of deltas
 _MAX_JPEG_EXIF = 65_533  # bytes of one JPEG segment
 _MAX_JPEG_XMP = 65_533 - 29
 _MAX_RESIZED_PIXELS = 1 << 22
@@ -50,6 +51,8 @@ class Picture:
     xmp     cleaned, see clean_xmp
     display  other display information: PNG chunk -> data, and the density of a JPEG
     orientation  EXIF orientation, 1 to 8: how to turn the pixels upright
+    coding  how it was coded, if it is a grey or YCbCr JPEG
+    is_lossy  True if its file does not hold pixels exactly
     """
 
     pixels: NDArray[np.uint8]
@@ -59,6 +62,8 @@ class Picture:
     xmp: bytes | None = None
     display: Mapping[bytes, bytes] = field(default_factory=dict)
     orientation: int = 1
+    coding: JpegCoding | None = None
+    is_lossy: bool = False
 
     @property
     def upright(self) -> NDArray[np.uint8]:
@@ -98,8 +103,13 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
     ANIMATED, UNDECODABLE.
     """
     with _around_pillow():
+        header = _checked_header(data, max_pixels)
+        known = None if header is None else decode_pixels(data, header)
+        if header is not None and known is not None and header.is_plain:
+            display = {_JFIF: header.density} if header.density else {}
+            return Picture(known, "JPEG", display=display, coding=header.coding, is_lossy=True)
         image, data = _opened(data, max_pixels)
-        pixels = _pixels(image, data)
+        pixels = _pixels(image, data) if known is None else known
         exif, xmp = image.info.get("exif"), image.info.get("xmp")
         icc = image.info.get("icc_profile")
         display = dict(image.info.get("display", {}))
@@ -116,6 +126,8 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
             xmp=clean_xmp(xmp, keep_gps=True) if xmp else None,
             display=display,
             orientation=orientation_of(exif, xmp) if exif or xmp else 1,
+            coding=header.coding if header is not None else None,
+            is_lossy=kind == "JPEG" or (kind == "WEBP" and is_lossy_webp(data)),
         )
 
 
@@ -126,6 +138,11 @@ def decode_rgb(data: bytes, *, at_least: int, max_pixels: int, suffix: str) -> N
     dropped rather than composited, because that is what readers that convert to RGB see.
     """
     with _around_pillow():
+        header = _checked_header(data, max_pixels)
+        if header is not None and header.is_plain and min(header.width, header.height) < 2 * at_least:
+            known = decode_pixels(data, header)
+            if known is not None:
+                return _rgb(known)
         image, data = _opened(data, max_pixels)
         if image.format in ("JPEG", "MPO"):
             image.draft(None, (at_least, at_least))
@@ -158,7 +175,8 @@ def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, str | None]:
     """Encode a picture; returns the file and the suffix it needs (None: unchanged).
 
-    how       same (JPEG quality 95, 4:4:4; PNG; WebP lossless) | lossless (PNG) | jpeg:QUALITY (4:4:4)
+    how       same | lossless (PNG) | jpeg:QUALITY (4:4:4). `same` writes a JPEG as `picture.coding` says (without one,
+              quality 95, 4:4:4), PNG, and WebP lossless or, if it was lossy, at quality 95
     metadata  keep | strip-gps | strip; orientation, colour profile and other display information are always kept.
               EXIF or XMP too large for a JPEG are dropped.
     Equal pictures give equal bytes. Raises SampleError UNSUPPORTED_FORMAT for transparency or a non-sRGB gamma in a
@@ -173,16 +191,23 @@ def encode(picture: Picture, *, how: str, metadata: Metadata) -> tuple[bytes, st
     side = {"JPEG": 65_500, "WEBP": 16_383}.get(kind, 1 << 31)
     if max(picture.pixels.shape[:2]) > side:
         raise SampleError(Reason.UNSUPPORTED_FORMAT, f"a side is longer than the {side} pixels that {kind} allows")
-    options = _metadata_options(picture, kind, metadata)
+    with _around_pillow():
+        data = _encoded(picture, kind, quality, _metadata_options(picture, kind, metadata))
+    return _shown(data, kind, picture), {"same": None, "lossless": "png"}.get(how, "jpg")
+
+
+def _encoded(picture: Picture, kind: str, quality: int | None, options: dict[str, Any]) -> bytes:
+    """The file without what `_shown` adds; `quality` of a JPEG overrides its coding."""
     if kind == "JPEG":
-        options |= {"quality": quality or _JPEG_QUALITY, "subsampling": 0}
-    elif kind == "WEBP":
-        options |= {"lossless": True, "exact": True}
+        coding = None if quality else picture.coding
+        return encode_pixels(picture.pixels, coding or JpegCoding.of_quality(quality or QUALITY), **options)
+    if kind == "WEBP":
+        options |= {"quality": _WEBP_QUALITY} if picture.is_lossy else {"lossless": True}
+        options |= {"exact": True}
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
     buffer = io.BytesIO()
-    with _around_pillow():
-        Image.fromarray(pixels).save(buffer, kind, **options)
-    return _shown(buffer.getvalue(), kind, picture), {"same": None, "lossless": "png"}.get(how, "jpg")
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Picture:
@@ -219,6 +244,18 @@ def _around_pillow() -> Iterator[None]:
         raise SampleError(Reason.UNDECODABLE, f"{type(error).__name__}: {detail}") from error
 
 
+def _checked_header(data: bytes, max_pixels: int) -> JpegHeader | None:
+    """The header of a usual JPEG, with the same checks as `_opened`; None for anything else."""
+    if kind_of(data) != "JPEG":
+        return None
+    header = jpeg_header(data)
+    if header is None or header.has_scans:
+        check_cost(data, "JPEG")
+    if header is not None:
+        _check_size((header.width, header.height), max_pixels)
+    return header
+
+
 def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     """Open an image and check its header, without decoding pixels; returns it and the file it reads from."""
     if not data:
@@ -227,7 +264,7 @@ def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     if kind not in DECODED:
         raise SampleError(Reason.UNSUPPORTED_FORMAT, f"the content is {kind or 'not an image'}, not JPEG, PNG or WebP")
     if kind == "WEBP":
-        _check_size(_webp_size(data), max_pixels)  # opening it allocates its canvas
+        _check_size(webp_size(data), max_pixels)  # opening it allocates its canvas
     check_cost(data, kind)
     info: dict[str, Any] = {}
     if kind == "PNG":
@@ -245,17 +282,6 @@ def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise SampleError(Reason.TOO_MANY_PIXELS, f"{size[0]}x{size[1]} pixels exceed --max-pixels {max_pixels:,}")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height from a WebP header; zeros if it has none."""
-    chunk = data[12:16]
-    if chunk == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if chunk == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
 def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:

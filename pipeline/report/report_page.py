@@ -85,6 +85,9 @@ class ReportData:
     num_shards: int
     input_image_bytes: int
     output_image_bytes: int
+    num_finer: int = 0  # JPEGs written with finer steps or more colour than they came with
+    num_reread: int = 0  # pictures decoded again when they were written
+    survival: float = 0.0  # sum of the shares of their deltas that were left
     finished: str = ""
     stages: tuple[StageRate, ...] = ()
     clusters: tuple[ClusterRow, ...] = ()

@@ -26,6 +26,9 @@ REFUSING = 50  # shards with a quarantine to name: at least one refused sample e
 class Totals:
     """Sums over commits.
 
+    finer     JPEGs written with finer steps or more colour than they came with
+    reread    pictures decoded again after encoding
+    survival  sum of the shares of their deltas that were left
     reasons   quarantined samples by reason
     clusters  protected images by cluster
     seconds   process seconds by step of apply
@@ -40,6 +43,9 @@ class Totals:
     output_bytes: int = 0
     input_image_bytes: int = 0
     output_image_bytes: int = 0
+    finer: int = 0
+    reread: int = 0
+    survival: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
     clusters: Counter[int] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
@@ -55,6 +61,9 @@ class Totals:
         self.output_bytes += commit["output_size"]
         self.input_image_bytes += commit["input_image_bytes"]
         self.output_image_bytes += commit["output_image_bytes"]
+        self.finer += commit.get("num_finer", 0)
+        self.reread += commit.get("num_reread", 0)
+        self.survival += commit.get("survival", 0.0)
         for reason, count in commit["quarantine"].items():
             self.reasons[reason] += count
         for cluster, count in commit["clusters"].items():

@@ -93,6 +93,9 @@ class ShardTransaction:
             clusters={str(cluster): count for cluster, count in sorted(outcome.clusters.items())},
             seconds=seconds,
             images=tuple(writer.images),
+            num_finer=outcome.num_finer,
+            num_reread=outcome.num_reread,
+            survival=outcome.survival,
         )
 
 

@@ -23,6 +23,7 @@ class LastRun(JsonRecord):
     ended   UTC, by the clock of the machine that ran
     lost    parts of shards that could not be read
     rate    images per second
+    finer   JPEGs coded more finely than they came
     """
 
     state: str
@@ -48,6 +49,7 @@ class LastRun(JsonRecord):
     seconds: float
     rate: float
     message: str | None = None
+    finer: int = 0
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Summary:
     protected: int = 0
     quarantined: int = 0
     drifted: int = 0  # protected, but beyond their cluster's fitted p99
+    finer: int = 0  # JPEGs coded more finely than they came
     units: int = 0
     moved: int = 0  # replaced or deleted while being read
     num_failed: int = 0  # the store failed to return them
@@ -71,6 +74,7 @@ class Summary:
         self.protected += result.protected
         self.quarantined += result.quarantined
         self.drifted += result.drifted
+        self.finer += result.finer
         self.moved += len(result.moved)
         self.num_failed += len(result.failed)
         self.failed += [(shown(name), error) for name, error in result.failed[: _SHOWN - len(self.failed)]]
@@ -121,6 +125,7 @@ class Summary:
             failed_names=tuple(name for name, _ in self.failed),
             lost=tuple(self.lost[:_SHOWN]),
             drifted=self.drifted,
+            finer=self.finer,
             drift_share=round(self.drift_share, 4),
             seconds=round(self.seconds, 3),
             rate=round(self.rate, 2),

@@ -31,7 +31,7 @@ from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 
 if TYPE_CHECKING:
-    from pipeline.deltas.apply import ProtectedSample
+    from pipeline.deltas.apply import ProtectedSample, ShardOutcome
     from pipeline.deltas.picture_deltas import ProtectedPicture
     from pipeline.uploads.deltas import UploadDeltas
 
@@ -57,6 +57,7 @@ class UnitResult:
     refused  what was quarantined, including images inside shards
     seconds  step -> seconds of work, summed over threads
     elapsed  wall seconds
+    finer    JPEGs coded more finely than they came
     is_down  True if the store kept failing for one of them despite retries
     """
 
@@ -66,6 +67,7 @@ class UnitResult:
     refused: tuple[Rejection, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     elapsed: float = 0.0
+    finer: int = 0
     is_down: bool = False
 
     @property
@@ -114,6 +116,7 @@ def protect_unit(unit: Unit, places: Places, deltas: UploadDeltas, *, threads: i
         tuple(outcome.refused),
         outcome.seconds(),
         time.perf_counter() - started,
+        outcome.finer,
         outcome.is_down,
     )
 
@@ -124,6 +127,7 @@ class _Outcome:
     refused: list[Rejection] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    finer: int = 0
     is_down: bool = False
     spent: list[tuple[str, float]] = field(default_factory=list)  # step, seconds; threads append to it
 
@@ -140,6 +144,12 @@ class _Outcome:
         for step, seconds in self.spent:
             summed[step] += seconds
         return dict(summed)
+
+    def take(self, written: ShardOutcome) -> None:
+        """Add what became of a shard's images."""
+        self.refused += written.rejections
+        self.spent += written.seconds.items()
+        self.finer += written.num_finer
 
     def refuse(self, item: Item, rejection: Rejection) -> None:
         name = shown(item.name)
@@ -169,6 +179,7 @@ def _protect_images(unit: Unit, places: Places, deltas: UploadDeltas, threads: i
                 outcome.refuse(item, result)
             else:
                 outcome.spent += result.done.seconds.items()
+                outcome.finer += result.done.is_finer
                 waiting.append((item, pool.submit(_put_image, item, result, places, deltas, outcome)))
         for item, putting in waiting:
             done = putting.result()
@@ -282,8 +293,7 @@ def _protect_shard(unit: Unit, places: Places, deltas: UploadDeltas, threads: in
             detail = "a file in the output blocks this name's folder"
             outcome.refuse(item, Rejection(item.name, item.name, Reason.UNUSABLE_NAME, detail))
             return outcome
-    outcome.refused += written.rejections
-    outcome.spent += written.seconds.items()
+    outcome.take(written)
     outcome.rows.append(
         _row(
             item,

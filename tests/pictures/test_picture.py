@@ -132,7 +132,7 @@ def test_orientation_in_xmp_counts_where_exif_has_none_and_stays_there() -> None
 # ---- encoding
 
 
-def test_jpegs_are_written_at_quality_95_without_chroma_subsampling() -> None:
+def test_jpegs_of_unknown_coding_are_written_at_quality_95_without_chroma_subsampling() -> None:
     before = noise(32, 32)
     data, suffix = encode(Picture(before, "JPEG"), how="same", metadata="keep")
     assert suffix is None
