@@ -64,11 +64,14 @@ def library_versions() -> dict[str, str]:
     """Versions of everything that can change an output byte."""
     from importlib.metadata import version
 
-    from PIL import features
-
     versions = {name: version(name) for name in _DECIDE_BYTES}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
-    for codec in ("jpg", "zlib"):
-        versions[codec] = str(features.version_codec(codec))
-    versions["webp"] = str(features.version_module("webp"))
-    return versions
+    return versions | codec_versions()
+
+
+def codec_versions() -> dict[str, str]:
+    """Versions of what encodes images."""
+    from PIL import __version__, features
+
+    codecs = {codec: str(features.version_codec(codec)) for codec in ("jpg", "zlib")}
+    return {"pillow": __version__, **codecs, "webp": str(features.version_module("webp"))}
