@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 FORMAT_VERSION = 2  # of output bytes; since 2, stored layout, transparency and colour metadata are kept
 _DECIDE_BYTES = ("pillow", "numpy", "torch", "torchvision", "timm", "open_clip_torch", "scikit-learn")
 
@@ -23,7 +24,7 @@ def sha256(data: bytes) -> str:
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    return _CANONICAL(value).encode()
 
 
 def derive(seed: int, purpose: str, *index: object) -> int:

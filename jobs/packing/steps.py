@@ -29,7 +29,7 @@ from pipeline.shards.inputs import resolve_input, said_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
 
-_THREADS = 2  # of a run without Ray; each packs or unpacks one shard
+_THREADS = 4  # of a run without Ray; each packs or unpacks one shard
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class PackRun:
 def prepare_pack(settings: PackSettings) -> PackRun:
     """List the input once, check everything, decide what goes where. Raises a ScumbleError; writes nothing."""
     output = Store(settings.output)
-    store, source, kind = source_for(settings)
-    check_apart(store, output)
+    store, source, kind, is_file = source_for(settings)
+    if not is_file:  # beside a single file there is room: what exists is never overwritten
+        check_apart(store, output)
     plan = plan_pack(source, settings)
     versions = codec_versions() if isinstance(source, ArraySource) else {}
     ingredients = PackIngredients(settings.deciding, plan.sha256, versions)
@@ -94,7 +95,7 @@ def _check_output(output: Store, record: PackRecord, names: Sequence[str]) -> No
 def start_pack(run: PackRun) -> None:
     """Claim the output for this run; write the plan that workers read, the classes, and what is passed over."""
     output, plan = run.output, run.plan
-    claim(output, run.record)
+    claim_output(output, run.record)
     if output.info(layout.PACK_PLAN) is not None:
         return
     output.put(layout.PACK_CLASSES, "".join(f"{name}\n" for name in plan.classes).encode())
@@ -108,7 +109,7 @@ def start_pack(run: PackRun) -> None:
     output.put(layout.PACK_PLAN, file.getvalue())
 
 
-def claim(output: Store, record: PackRecord) -> None:
+def claim_output(output: Store, record: PackRecord) -> None:
     """Create the record of a run. Raises ConflictError if another run was faster."""
     if not output.create(layout.PACK_RUN, record.to_bytes()):
         existing = PackRecord.read(output, layout.PACK_RUN)
@@ -243,7 +244,7 @@ def _check_committed(source: Store, shards: Sequence[Shard]) -> None:
 
 def start_unpack(run: UnpackRun) -> None:
     """Claim the output for this run."""
-    claim(run.output, run.record)
+    claim_output(run.output, run.record)
     if run.passed_over:
         run.output.put(layout.PACK_PASSED_OVER, quarantine_to_bytes(run.passed_over))
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import IO
 
 from pipeline.errors import InputError, Reason
-from pipeline.packing.items import Content, Item, LeftOutItems, class_folder, in_files, rejected
+from pipeline.packing.items import Content, LeftOutItems, PackItem, class_folder, in_files, rejected
 from pipeline.records import Rejection
 from pipeline.shards.archive import END, FILE, FOLDER, LABEL, ArchivePart, Damaged, Gap, Member, members_of
 from pipeline.storage.listings import Entry
@@ -37,7 +37,7 @@ class TarSource:
     classes = None
     by_blocks = False
 
-    def items(self, left: LeftOutItems) -> Iterator[Item]:
+    def items(self, left: LeftOutItems) -> Iterator[PackItem]:
         for entry in self.archives:
             prefix = f"{_stem(entry.name)}/" if self.by_name else ""
             with self.store.open_version(entry.name, entry.etag) as stream:
@@ -45,7 +45,7 @@ class TarSource:
                     raise InputError(f"{self.store.url}/{entry.name} is gzipped: run gunzip first, so that it can seek")
                 yield from _Scan(self, entry, stream, left).images(0, entry.size, prefix)
 
-    def contents(self, items: Sequence[Item]) -> Iterator[Content | Rejection]:
+    def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         for file, etag, group in in_files(items):
             with self.store.open_version(file, etag) as stream:
                 for item in group:
@@ -82,7 +82,7 @@ class _Scan:
     stream: IO[bytes]
     left: LeftOutItems
 
-    def images(self, start: int, size: int, prefix: str, *, nested: bool = False) -> Iterator[Item]:
+    def images(self, start: int, size: int, prefix: str, *, nested: bool = False) -> Iterator[PackItem]:
         part = ArchivePart(self.stream, start, size)
         where = prefix.rstrip("/") if nested else self.entry.name
         try:
@@ -102,7 +102,7 @@ class _Scan:
         except Damaged as error:
             self.left.reject(where, Reason.TRUNCATED_SHARD, f"the archive {error}")
 
-    def _image(self, member: Member, prefix: str, at: int, end: int) -> Iterator[Item]:
+    def _image(self, member: Member, prefix: str, at: int, end: int) -> Iterator[PackItem]:
         path = prefix + member.name.removeprefix("./")
         if path.endswith(".cls"):
             raise InputError(
@@ -114,7 +114,7 @@ class _Scan:
         if at + member.size > end:
             self.left.reject(path, Reason.TRUNCATED_SHARD, "the archive ends within it")
             return
-        yield Item(path, self.source.class_of(path), member.size, self.entry.name, self.entry.etag, at)
+        yield PackItem(path, self.source.class_of(path), member.size, self.entry.name, self.entry.etag, at)
 
 
 def _stem(name: str) -> str:

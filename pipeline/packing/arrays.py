@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import InputError, one_line
-from pipeline.packing.items import Content, Item, LeftOutItems, in_files
+from pipeline.packing.items import Content, LeftOutItems, PackItem, in_files
 from pipeline.packing.labels import numbered
 from pipeline.packing.pickled import unpickled
 from pipeline.records import Rejection
@@ -57,7 +57,7 @@ class ArraySource:
     split: str | None = None
     by_blocks = False
 
-    def items(self, left: LeftOutItems) -> Iterator[Item]:
+    def items(self, left: LeftOutItems) -> Iterator[PackItem]:
         for entry in self.files:
             arrays = self._load(entry.name, entry.etag)
             bytes_each = arrays.pixels[:1].nbytes
@@ -67,9 +67,9 @@ class ArraySource:
                     raise InputError(f"{where}: label {label} of image {row} is none of {len(self.classes)} classes")
                 name = self.classes[label]
                 path = f"{_folder(name, label)}/{_stem(entry.name)}-{row:06d}.png"
-                yield Item(path, name, bytes_each, entry.name, entry.etag, row)
+                yield PackItem(path, name, bytes_each, entry.name, entry.etag, row)
 
-    def contents(self, items: Sequence[Item]) -> Iterator[Content | Rejection]:
+    def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         loaded: dict[str, Arrays] = {}
         for file, etag, group in in_files(items):
             if file not in loaded:

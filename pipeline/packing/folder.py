@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import InputError, Reason
-from pipeline.packing.items import Content, Item, LeftOutItems, class_folder, rejected
+from pipeline.packing.items import Content, LeftOutItems, PackItem, class_folder, rejected
 from pipeline.packing.labels import LabelTable
 from pipeline.records import Rejection
 from pipeline.runs.bounded import bounded_map
@@ -32,7 +32,7 @@ class FolderSource:
     def classes(self) -> tuple[str, ...] | None:
         return self.table.classes if self.table is not None else None
 
-    def items(self, left: LeftOutItems) -> Iterator[Item]:
+    def items(self, left: LeftOutItems) -> Iterator[PackItem]:
         names = self.table.class_names if self.table is not None else None
         missing = set(names or ())
         folders: set[str] = set()
@@ -47,7 +47,7 @@ class FolderSource:
             missing.discard(name)
             class_name = class_folder(name) if names is None else names[name]
             folders.add(class_folder(name))
-            yield Item(name, class_name, entry.size, "", entry.etag, 0)
+            yield PackItem(name, class_name, entry.size, "", entry.etag, 0)
         if missing:
             raise InputError(
                 f"--labels names {len(missing):,} files that are not in {self.store.url}, e.g. {min(missing)}"
@@ -57,14 +57,14 @@ class FolderSource:
                 f"{self.store.url} has the splits {', '.join(sorted(folders))}, which are no classes: add --split NAME"
             )
 
-    def contents(self, items: Sequence[Item]) -> Iterator[Content | Rejection]:
+    def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         if self.store.is_local:  # threads would only wait for each other
             yield from map(self._content, items)
             return
         with ThreadPoolExecutor(READERS) as pool:
             yield from bounded_map(pool, self._content, items, ahead=2 * READERS)
 
-    def _content(self, item: Item) -> Content | Rejection:
+    def _content(self, item: PackItem) -> Content | Rejection:
         data = self.store.read_if(item.path, item.etag)
         if data is None:
             raise InputError(

@@ -19,7 +19,7 @@ _OTHER_PICTURES = re.compile(r"\.(jfif|tiff?|gif|bmp|heic|heif|avif|jp2|jxl|p[bg
 _ARCHIVES = re.compile(r"\.(tar|tgz|tar\.[a-z0-9]+|zip|7z|rar|npz|parquet)$")
 
 
-class Item(NamedTuple):
+class PackItem(NamedTuple):
     """One image of a source, before it is read.
 
     path        where it lies in the original collection, and where it is unpacked to; safe to write anywhere
@@ -51,7 +51,7 @@ class Content(NamedTuple):
     text: str | None = None
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """A collection in one format. Pickles, so that any worker can read any item."""
 
     @property
@@ -62,13 +62,13 @@ class Source(Protocol):
     def by_blocks(self) -> bool:
         """True if items of one file and neighbouring `at` are cheap to read only together."""
 
-    def items(self, left: LeftOutItems) -> Iterator[Item]:
+    def items(self, left: LeftOutItems) -> Iterator[PackItem]:
         """Every image, in an order that depends on the input alone; `left` is told of the rest.
 
         Raises InputError for an input that cannot be listed.
         """
 
-    def contents(self, items: Sequence[Item]) -> Iterator[Content | Rejection]:
+    def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         """What is packed of each item, in order. Raises InputError (changed-input) for another version of a file."""
 
 
@@ -155,14 +155,14 @@ def class_folder(path: str) -> str:
     return path.partition("/")[0] if "/" in path else ""
 
 
-def rejected(item: Item, reason: Reason, detail: str) -> Rejection:
+def rejected(item: PackItem, reason: Reason, detail: str) -> Rejection:
     """The quarantine entry for an item."""
     return Rejection(item.path, item.path, reason, detail)
 
 
-def in_files(items: Iterable[Item]) -> Iterator[tuple[str, str, list[Item]]]:
+def in_files(items: Iterable[PackItem]) -> Iterator[tuple[str, str, list[PackItem]]]:
     """Neighbours of one file together: (file, etag, items)."""
-    group: list[Item] = []
+    group: list[PackItem] = []
     for item in items:
         if group and (group[0].file, group[0].etag) != (item.file, item.etag):
             yield group[0].file, group[0].etag, group

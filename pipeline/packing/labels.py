@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +182,10 @@ def _matlab_synsets(data: bytes, where: str) -> list[str]:
             for number, wnid, children in zip(rows["ILSVRC2012_ID"], rows["WNID"], rows["num_children"], strict=True)
             if int(children) == 0
         }
-    except (ValueError, TypeError, KeyError, IndexError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
+    except (
+        *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError),
+        *(NotImplementedError, zlib.error, scipy.io.matlab.MatReadError),
+    ) as error:
         raise InputError(f"{where}: not the kit's meta.mat ({one_line(error, 80)})") from None
     if sorted(pairs) != list(range(1, len(pairs) + 1)):
         raise InputError(f"{where}: its synsets are not numbered from 1 on")

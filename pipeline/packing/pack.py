@@ -19,7 +19,7 @@ from pipeline import layout
 from pipeline.errors import ConflictError
 from pipeline.hashing import canonical, sha256
 from pipeline.json_record import CompactRecord, JsonRecord
-from pipeline.packing.items import Content, Item, Source
+from pipeline.packing.items import Content, DataSource, PackItem
 from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample, Shard, quarantine_to_bytes
 from pipeline.shards.scratch import scratch_for
 from pipeline.shards.tar import ShardWriter
@@ -80,7 +80,7 @@ class PackCommit(CompactRecord):
 class Packing:
     """What every worker needs to pack any shard of a run: the rows are in the plan's file, a row group per shard."""
 
-    source: Source
+    source: DataSource
     output: Store
     fingerprint: str
     classes: tuple[str, ...]
@@ -121,7 +121,7 @@ class Packing:
 
     def _write(self, rows: Mapping[str, Sequence[Any]], writer: ShardWriter) -> tuple[list[Rejection], int]:
         """Write the samples; returns what was refused, and the bytes of all images."""
-        items = list(map(Item, *(rows[name] for name in Item._fields)))
+        items = list(map(PackItem, *(rows[name] for name in PackItem._fields)))
         rejections, image_bytes = list[Rejection](), 0
         for item, key, label, content in zip(
             items, rows["key"], rows["label"], self.source.contents(items), strict=True
@@ -133,7 +133,7 @@ class Packing:
             image_bytes += len(content.data)
         return rejections, image_bytes
 
-    def _members(self, item: Item, label: int, content: Content) -> dict[str, bytes]:
+    def _members(self, item: PackItem, label: int, content: Content) -> dict[str, bytes]:
         """The image, its label, its caption, and where it is from; the last in the words of `unpack`."""
         has_name = item.path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
         about = {**content.about, "path": item.path if has_name else f"{item.path}.{content.suffix}"}

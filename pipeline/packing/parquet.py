@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, Reason, SampleError, one_line
-from pipeline.packing.items import Content, Item, LeftOutItems, in_files, rejected, size_fault, suffix_of
+from pipeline.packing.items import Content, LeftOutItems, PackItem, in_files, rejected, size_fault, suffix_of
 from pipeline.packing.labels import numbered
 from pipeline.records import Rejection
 from pipeline.storage.listings import Entry
@@ -59,19 +59,19 @@ class ParquetSource:
     max_member_bytes: int
     by_blocks = True
 
-    def items(self, left: LeftOutItems) -> Iterator[Item]:
+    def items(self, left: LeftOutItems) -> Iterator[PackItem]:
         for entry in self.files:
             with self.store.open_version(entry.name, entry.etag) as stream:
                 file = opened(stream, f"{self.store.url}/{entry.name}")
                 yield from self._rows(entry, file)
 
-    def _rows(self, entry: Entry, file: pq.ParquetFile) -> Iterator[Item]:
+    def _rows(self, entry: Entry, file: pq.ParquetFile) -> Iterator[PackItem]:
         stem, row = entry.name.removesuffix(".parquet"), 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             size = file.metadata.row_group(group).total_byte_size // max(rows, 1)
             for label in self._labels(file, group, f"{self.store.url}/{entry.name}"):
-                yield Item(f"{stem}/{row:08d}", label, size, entry.name, entry.etag, row)
+                yield PackItem(f"{stem}/{row:08d}", label, size, entry.name, entry.etag, row)
                 row += 1
 
     def _labels(self, file: pq.ParquetFile, group: int, where: str) -> Iterator[str]:
@@ -88,14 +88,14 @@ class ParquetSource:
                     raise InputError(f"{where}: label {value} is none of {len(self.classes)} classes")
             yield "" if value is None else self.classes[value] if self.classes is not None else str(value)
 
-    def contents(self, items: Sequence[Item]) -> Iterator[Content | Rejection]:
+    def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         """Rows of one file are asked for together, and each row group is read once."""
         for name, etag, group in in_files(items):
             with self.store.open_version(name, etag) as stream:
                 file = opened(stream, f"{self.store.url}/{name}")
                 yield from self._of_file(file, group)
 
-    def _of_file(self, file: pq.ParquetFile, items: list[Item]) -> Iterator[Content | Rejection]:
+    def _of_file(self, file: pq.ParquetFile, items: list[PackItem]) -> Iterator[Content | Rejection]:
         wanted = {item.at: number for number, item in enumerate(items)}
         found: dict[int, Content | Rejection] = {}
         waiting, start = 0, 0
@@ -111,7 +111,7 @@ class ParquetSource:
                     waiting += 1
 
     def _of_group(
-        self, file: pq.ParquetFile, group: int, rows: range, wanted: dict[int, int], items: list[Item]
+        self, file: pq.ParquetFile, group: int, rows: range, wanted: dict[int, int], items: list[PackItem]
     ) -> Iterator[tuple[int, Content | Rejection]]:
         columns = [self.columns.image, *self.columns.about, *filter(None, (self.columns.text,))]
         row = rows.start
@@ -125,7 +125,7 @@ class ParquetSource:
             for lost in (one for one in range(row, rows.stop) if one in wanted):
                 yield lost, rejected(items[wanted[lost]], Reason.TRUNCATED_SHARD, why)
 
-    def _content(self, item: Item, values: dict[str, Any]) -> Content | Rejection:
+    def _content(self, item: PackItem, values: dict[str, Any]) -> Content | Rejection:
         image = values[self.columns.image]
         about = {name: values[name] for name in self.columns.about if _is_value(values[name])}
         if self.columns.is_struct:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, SettingsError
 from pipeline.hashing import canonical, hash_sample, numpy_rng, sha256
-from pipeline.packing.items import Item, LeftOutItems, Source
+from pipeline.packing.items import DataSource, LeftOutItems, PackItem
 from pipeline.packing.labels import read_classes
 from pipeline.packing.settings import PackSettings
 from pipeline.records import Shard
@@ -39,7 +39,7 @@ _ROWS = pa.schema(
 class PackPlan:
     """The rows of all shards, in order.
 
-    rows     path, class_name, size, file, etag, at of each Item, its key, and its label (-1: none)
+    rows     path, class_name, size, file, etag, at of each PackItem, its key, and its label (-1: none)
     ends     end of each shard in the rows
     classes  names by label
     sha256   digest of all of it
@@ -62,7 +62,7 @@ class PackPlan:
         return self.rows.slice(start, self.ends[number] - start)
 
 
-def plan_pack(source: Source, settings: PackSettings) -> PackPlan:
+def plan_pack(source: DataSource, settings: PackSettings) -> PackPlan:
     """List a source and decide what goes where. Raises InputError if nothing is left, SettingsError for a class."""
     left = LeftOutItems(settings.max_member_bytes)
     table = _distinct(_listed(source.items(left)), left)
@@ -82,7 +82,7 @@ def plan_pack(source: Source, settings: PackSettings) -> PackPlan:
     return PackPlan(table, ends, classes, left, _digest(table, classes), shards)
 
 
-def _listed(items: Iterator[Item]) -> pa.Table:
+def _listed(items: Iterator[PackItem]) -> pa.Table:
     batches = []
     while some := list(islice(items, _BATCH)):
         columns = [pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), _ROWS, strict=True)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import attrgetter
+from typing import NamedTuple
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.layout import RUN_FOLDER
 from pipeline.packing.archives import TarSource
 from pipeline.packing.arrays import CIFAR_FILES, cifar_source, npz_source
 from pipeline.packing.folder import FolderSource
-from pipeline.packing.items import Source
+from pipeline.packing.items import DataSource
 from pipeline.packing.labels import read_ground_truth, read_labels
 from pipeline.packing.parquet import parquet_source
 from pipeline.packing.settings import Format, PackSettings
@@ -24,8 +25,20 @@ _LOOKED_AT = 1000  # first files, which tell the format
 _BY_ENDING: dict[str, Format] = {".tar": "tar", ".npz": "npz", ".parquet": "parquet"}
 
 
-def source_for(settings: PackSettings) -> tuple[Store, Source, str]:
-    """The store, the source in it, and its format. Raises InputError or SettingsError if there is none."""
+class Found(NamedTuple):
+    """A source, and where it lies.
+
+    is_file  True if it is a single file of the store, which may hold other things
+    """
+
+    store: Store
+    source: DataSource
+    format: str
+    is_file: bool = False
+
+
+def source_for(settings: PackSettings) -> Found:
+    """The source that --input means. Raises InputError or SettingsError if there is none."""
     store, single = _place(settings)
     first = [single] if single else list(islice(store.walk(), _LOOKED_AT))
     if not first:
@@ -37,8 +50,9 @@ def source_for(settings: PackSettings) -> tuple[Store, Source, str]:
             raise InputError(f"{settings.input} is a file: expected a folder, or a .tar, .npz or .parquet")
         table = read_labels(settings.labels) if settings.labels else None
         within = _within_split(store, settings.split, first)
-        return within, FolderSource(within, table), kind
-    return store, _MAKERS[kind](settings, store, [single] if single else _files(store)), kind
+        return Found(within, FolderSource(within, table), kind)
+    source = _MAKERS[kind](settings, store, [single] if single else _files(store))
+    return Found(store, source, kind, is_file=single is not None)
 
 
 def _place(settings: PackSettings) -> tuple[Store, Entry | None]:
@@ -97,7 +111,7 @@ def _ending(files: Sequence[Entry], ending: str) -> list[Entry]:
     return [entry for entry in files if entry.name.lower().endswith(ending)]
 
 
-def _tar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> Source:
+def _tar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
     truth = None
     if settings.ground_truth is not None:
         truth = tuple(read_ground_truth(settings.ground_truth, settings.synsets))
@@ -105,18 +119,18 @@ def _tar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> Source
     return TarSource(store, archives, by_name=len(archives) > 1 and truth is None, truth=truth)
 
 
-def _cifar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> Source:
+def _cifar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
     return cifar_source(store, files, settings.split)
 
 
-def _npz(settings: PackSettings, store: Store, files: Sequence[Entry]) -> Source:
+def _npz(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
     found = _ending(files, ".npz")
     if len(found) != 1:
         raise InputError(f"{settings.input}: {len(found)} .npz files; pass one of them as --input")
     return npz_source(store, found[0], settings.split)
 
 
-def _parquet(settings: PackSettings, store: Store, files: Sequence[Entry]) -> Source:
+def _parquet(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
     found = _ending(files, ".parquet")
     if settings.split is not None:
         # as Hugging Face names them: data/train-00000-of-00005.parquet, or a folder of the split's name
@@ -140,7 +154,7 @@ def _split_of(name: str) -> str:
     return next((split for split in ("train", "validation", "val", "test") if _is_of_split(name, split)), "")
 
 
-_MAKERS: dict[str, Callable[[PackSettings, Store, Sequence[Entry]], Source]] = {
+_MAKERS: dict[str, Callable[[PackSettings, Store, Sequence[Entry]], DataSource]] = {
     "tar": _tar,
     "cifar": _cifar,
     "npz": _npz,

@@ -193,7 +193,7 @@ class ArchivePart(Source):
 
         def read(size: int) -> bytes:
             stream.seek(self._position)  # always, because an archive may be read within another one
-            data = stream.read(min(size, _PART_BYTES, self._end - self._position))
+            data = stream.read(max(0, min(size, _PART_BYTES, self._end - self._position)))
             self._position += len(data)
             return data
 

@@ -19,39 +19,13 @@ from hypothesis import strategies as st
 
 from jobs import pack, unpack
 from pipeline import layout
-from pipeline.records import Sample, read_quarantine
+from pipeline.records import read_quarantine
 from pipeline.storage.store import Store
 from tests.support import runs
+from tests.support.packed import about, jpeg, packed, photos, write
 from tests.support.samples import image_bytes, noise, read, tar_bytes
 
 Pack = Callable[..., int]
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def jpeg(seed: int) -> bytes:
-    return image_bytes(noise(8, 8, seed=seed), "JPEG")
-
-
-def photos(folder: Path, classes: str = "abc", count: int = 4) -> Path:
-    files = {f"{name}/deep/{n}.JPEG": jpeg(10 * ord(name) + n) for name in classes for n in range(count)}
-    return write(folder, files)
-
-
-def packed(folder: Path) -> list[Sample]:
-    """All samples, which are all whole, in the order of the shards."""
-    found = [one for path in sorted(folder.glob("*.tar")) for one in read(path.read_bytes())]
-    assert all(isinstance(one, Sample) for one in found)
-    return found  # type: ignore[return-value]
-
-
-def about(sample: Sample) -> dict[str, object]:
-    return json.loads(sample.members["json"])  # type: ignore[no-any-return]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -115,9 +89,14 @@ def test_what_may_hold_images_and_is_not_packed_is_listed_and_ends_with_3(tmp_pa
         one.key: one.reason.value for one in read_quarantine(Store(str(tmp_path / "out")), layout.PACK_PASSED_OVER)
     }
     assert listed == {
-        "a/x.gif": "unsupported-format", "a/empty.jpg": "empty", "a/big.jpg": "too-large",
-        "a/old.tar": "unsupported-format", "a/new\\x0aline.jpg": "unsafe-name",
-        "a/link.jpg": "not-a-file", "b": "not-a-file", "a/fifo.png": "not-a-file",
+        "a/x.gif": "unsupported-format",
+        "a/empty.jpg": "empty",
+        "a/big.jpg": "too-large",
+        "a/old.tar": "unsupported-format",
+        "a/new\\x0aline.jpg": "unsafe-name",
+        "a/link.jpg": "not-a-file",
+        "b": "not-a-file",
+        "a/fifo.png": "not-a-file",
     }
 
 
@@ -335,7 +314,8 @@ def test_shards_without_a_commit_are_not_unpacked(tmp_path: Path) -> None:
     code, said = runs.refusal(unpack.main, "--input", str(tmp_path / "shards"), "--output", str(tmp_path / "back"))
     assert (code, said) == (
         1,
-        f"error: {tmp_path}/shards: 1 of 3 shards have no commit, e.g. shard-000001.tar: finish the run that writes them\n",
+        f"error: {tmp_path}/shards: 1 of 3 shards have no commit, e.g. shard-000001.tar: finish the run that writes "
+        "them\n",
     )
 
 
