@@ -162,11 +162,16 @@ def test_a_folder_of_pictures_is_packed_as_the_readme_says(tmp_path: Path) -> No
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    (example,) = blocks("README.md", "python")
-    done = python(example, tmp_path)
+    (command,) = re.findall(r"^python (jobs/pack.py --input photos/ .*)$", text_of("README.md"), re.MULTILINE)
+    job, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / job), *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    with tarfile.open(tmp_path / "shards" / "photos-000000.tar") as tar:
-        assert tar.getnames() == ["a.jpg", "b/c_d.jpg"]
+    with tarfile.open(tmp_path / "shards" / "shard-000000.tar") as tar:
+        names = tar.getnames()
+        assert [name for name in names if not name.startswith("b/")] == ["a.jpg", "a.json"]
+        assert [name.rpartition(".")[2] for name in names if name.startswith("b/c_d~")] == ["jpg", "cls", "json"]
         packed = tar.extractfile("a.jpg")
         assert packed is not None
         assert packed.read() == (tmp_path / "photos" / "a.jpg").read_bytes()
