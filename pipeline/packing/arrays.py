@@ -152,7 +152,7 @@ def _npz(stream: Any, where: str, split: str | None) -> tuple[NDArray[Any], Any]
             return _member(archive, images, where), _member(archive, labels, where)
     except (
         *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, KeyError),
-        *(OverflowError, MemoryError),
+        *(OverflowError, MemoryError, OSError),
     ) as error:
         raise InputError(f"{where}: not an .npz file of arrays ({one_line(error, 120)})") from None
 

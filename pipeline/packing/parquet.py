@@ -80,6 +80,8 @@ class ParquetSource:
             yield from [""] * file.metadata.row_group(group).num_rows
             return
         values = _readable(where, lambda: file.read_row_group(group, columns=[self.columns.label])).column(0)
+        if len(values) != file.metadata.row_group(group).num_rows:
+            raise InputError(f"{where}: not Parquet, or damaged (row group {group} has {len(values):,} labels)")
         for value in values.to_pylist():
             if value is not None and self.classes is not None and not 0 <= value < len(self.classes):
                 if value == -1:  # how test sets without labels are published
@@ -114,7 +116,7 @@ class ParquetSource:
         self, file: pq.ParquetFile, group: int, rows: range, wanted: dict[int, int], items: list[PackItem]
     ) -> Iterator[tuple[int, Content | Rejection]]:
         columns = [self.columns.image, *self.columns.about, *filter(None, (self.columns.text,))]
-        row = rows.start
+        row, why = rows.start, "its row group has fewer rows than the file says"
         try:
             for batch in file.iter_batches(_TOGETHER, row_groups=[group], columns=columns):
                 for values in _chosen(batch, row, wanted):
@@ -122,8 +124,8 @@ class ParquetSource:
                 row += len(batch)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # damaged; failures of the store are neither
             why = f"its row group cannot be read ({one_line(error, 80)})"
-            for lost in (one for one in range(row, rows.stop) if one in wanted):
-                yield lost, rejected(items[wanted[lost]], Reason.TRUNCATED_SHARD, why)
+        for lost in (one for one in range(row, rows.stop) if one in wanted):
+            yield lost, rejected(items[wanted[lost]], Reason.TRUNCATED_SHARD, why)
 
     def _content(self, item: PackItem, values: dict[str, Any]) -> Content | Rejection:
         image = values[self.columns.image]

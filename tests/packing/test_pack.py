@@ -13,13 +13,17 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.ExifTags import Base
 
 from jobs import pack, unpack
 from pipeline import layout
 from pipeline.records import read_quarantine
+from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
 from tests.support import runs
 from tests.support.packed import about, jpeg, packed, photos, write
@@ -333,6 +337,34 @@ def test_a_bucket_is_packed_and_unpacked_like_a_folder(bucket: str, tmp_path: Pa
     assert unpack.main(["--input", f"{bucket}/out", "--output", f"{bucket}/back"]) == 0
     back = Store(f"{bucket}/back")
     assert {name: back.read(name) for name in back.names() if not name.startswith("_scumble")} == tree(source)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_folder_that_is_packed_protected_and_unpacked_differs_within_epsilon_alone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[Base.Artist] = "somebody"
+    for n in range(24):
+        path = tmp_path / "in" / "ab"[n % 2] / f"{n:02d}.{('png', 'JPEG')[n % 3 == 0]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph("coffee")[10 * n : 10 * n + 48, 10 * n : 10 * n + 64]).save(path, exif=exif)
+    options = ["--shuffle", "1", "--shard-images", "9", "--ray", "--workers", "1"]
+    command = [sys.executable, str(runs.ROOT / "jobs/pack.py"), "--input", str(tmp_path / "in")]
+    subprocess.run([*command, "--output", str(tmp_path / "shards"), *options], check=True, timeout=300)
+    assert run(tmp_path / "in", tmp_path / "here", *options[:4]) == 0
+    assert digests(tmp_path / "shards") == digests(tmp_path / "here")
+    done = runs.protect(str(tmp_path / "shards"), str(tmp_path / "protected"))
+    assert done.returncode == 0, done.stderr
+    assert unpack.main(["--input", str(tmp_path / "protected"), "--output", str(tmp_path / "out")]) == 0
+    assert tree(tmp_path / "out").keys() == tree(tmp_path / "in").keys()
+    changes = []
+    for name in tree(tmp_path / "in"):
+        before, after = (Image.open(tmp_path / folder / name) for folder in ("in", "out"))
+        assert (after.size, after.format) == (before.size, before.format)
+        assert after.getexif()[Base.Artist] == "somebody"
+        if name.endswith(".png"):
+            changes.append(np.abs(np.asarray(after).astype(int) - np.asarray(before)).max())
+    assert 0 < max(changes) <= 16
 
 
 @settings(max_examples=60, deadline=None)
