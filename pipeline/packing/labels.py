@@ -18,7 +18,7 @@ from pipeline.storage.store import file_at
 
 _PATHS, _LABELS = ("path", "file_name", "filename", "file"), ("label", "class", "class_name")
 _MAX_MATLAB_BYTES = 1 << 24  # the published meta.mat has 400 kB
-_MAX_LABEL = 10_000_000
+_MAX_LABEL = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.packing.steps import PackRun, prepare_pack, start_pack
-from pipeline.errors import ScumbleError, ending
+from pipeline.errors import ScumbleError
 from pipeline.packing.pack import pack_commits
 from pipeline.packing.settings import PackSettings
 from pipeline.records import Sample
@@ -137,7 +137,7 @@ def test_a_mutated_data_set_is_packed_where_whole_or_ends_in_one_line(tmp_path: 
     good, rng = make(), random.Random(f"{SEED} {kind}")
     given = {"cifar": "in", "names": "in", "labels": "photos"}.get(kind, name)
     table = str(tmp_path / name) if kind == "labels" else None
-    found = {"packed": 0, "refused": 0}
+    num_packed, said = 0, list[str]()
     for number in range(INPUTS):
         data = mutated(good, rng)
         (tmp_path / name).write_bytes(data)
@@ -145,11 +145,11 @@ def test_a_mutated_data_set_is_packed_where_whole_or_ends_in_one_line(tmp_path: 
         with watched((kind, SEED, number)):
             try:
                 run = prepare_pack(PackSettings(input=str(tmp_path / given), output=str(output), labels=table))
-                found["packed"] += packed_whole(run, output) > 0
+                num_packed += packed_whole(run, output) > 0
             except ScumbleError as error:
-                found["refused"] += 1
-                assert "\n" not in ending(error)[0]
-    assert found["packed"] > 10
-    assert found["refused"] > 0
+                said.append(str(error))
+    assert num_packed > 10
+    assert said
+    assert not [line for line in said if "\n" in line]
     outputs = {f"out-{number}" for number in range(INPUTS)}
     assert {path.name for path in tmp_path.iterdir()} <= {"in", "photos", name.partition("/")[0]} | outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from PIL.ExifTags import Base
 
 from jobs import pack, unpack
 from pipeline import layout
+from pipeline.errors import ConflictError
+from pipeline.packing.pack import PackCommit
 from pipeline.records import read_quarantine
 from pipeline.shards.photographs import photograph
 from pipeline.storage.store import Store
@@ -142,6 +145,20 @@ def test_a_changed_input_is_never_mixed_in(tmp_path: Path) -> None:
     assert "belongs to another run (plan_sha256 was" in said
 
 
+def test_two_runs_at_once_commit_a_shard_once_and_notice_if_they_disagree(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    counts = {"num_images": 1, "num_quarantined": 0, "image_bytes": 1, "output_size": 1, "quarantine": {}}
+    ours, equal, other = (
+        PackCommit(fingerprint="f", shard="s.tar", output_sha256=digest, seconds=seconds, **counts)  # type: ignore[arg-type]
+        for digest, seconds in (("a", 1.0), ("a", 2.0), ("b", 1.0))
+    )
+    ours.created(store)
+    equal.created(store)
+    with pytest.raises(ConflictError, match="s.tar: committed with SHA-256 a, but made here with b: two runs disagree"):
+        other.created(store)
+    assert PackCommit.read(store, layout.pack_commit("s.tar")) == ours
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_changes_no_byte(tmp_path: Path) -> None:
     source = photos(tmp_path / "in", "abc", 60)
@@ -209,7 +226,7 @@ def test_labels_from_a_table(tmp_path: Path, name: str, table: str, labels: dict
         ("a/0.jpg,1\n", "its first line must name the columns, such as path,label"),
         ('path,label\n"a/0.jpg,1\n', "unexpected end of data"),
         ("path,label\n", "no rows"),
-        ("path,label\na/0.jpg,99999999\n", "labels must lie between 0 and 10,000,000"),
+        ("path,label\na/0.jpg,99999999\n", "labels must lie between 0 and 1,000,000"),
     ],
 )
 def test_a_table_that_does_not_fit_is_one_line(tmp_path: Path, table: str, said: str) -> None:
@@ -358,8 +375,8 @@ def test_a_folder_that_is_packed_protected_and_unpacked_differs_within_epsilon_a
     assert unpack.main(["--input", str(tmp_path / "protected"), "--output", str(tmp_path / "out")]) == 0
     assert tree(tmp_path / "out").keys() == tree(tmp_path / "in").keys()
     changes = []
-    for name in tree(tmp_path / "in"):
-        before, after = (Image.open(tmp_path / folder / name) for folder in ("in", "out"))
+    for name, original in tree(tmp_path / "in").items():
+        before, after = (Image.open(io.BytesIO(data)) for data in (original, tree(tmp_path / "out")[name]))
         assert (after.size, after.format) == (before.size, before.format)
         assert after.getexif()[Base.Artist] == "somebody"
         if name.endswith(".png"):

@@ -307,7 +307,7 @@ def test_npz_files_that_are_none_are_one_line(tmp_path: Path) -> None:
     np.savez(path, images=np.zeros((2, 4, 4), np.uint8), labels=np.zeros(3, int))
     assert "2 images need as many labels" in refused(path)
     np.savez(path, images=np.zeros((2, 4, 4), np.uint8), labels=np.array([0, -1]))
-    assert "labels must lie between 0 and 10,000,000, not -1 to 0" in refused(path)
+    assert "labels must lie between 0 and 1,000,000, not -1 to 0" in refused(path)
     np.savez(path, x_train=np.zeros((2, 4, 4), np.uint8), y_train=np.zeros(2, int), x_test=0, y_test=0)
     assert "add --split train or --split test" in refused(path)
     path.write_bytes(path.read_bytes()[:300])
