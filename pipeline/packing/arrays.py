@@ -19,7 +19,7 @@ from pipeline.errors import InputError, one_line
 from pipeline.packing.items import Content, LeftOutItems, PackItem, in_files
 from pipeline.packing.labels import numbered
 from pipeline.packing.pickled import unpickled
-from pipeline.records import Rejection
+from pipeline.records import Rejection, shown
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
@@ -104,7 +104,7 @@ def cifar_source(store: Store, entries: Sequence[Entry], split: str | None) -> A
         if meta in there:
             names = unpickled(store.read(meta), f"{store.url}/{meta}").get(key)
             if isinstance(names, list) and names and all(isinstance(name, bytes | str) for name in names):
-                classes = [name.decode("latin-1") if isinstance(name, bytes) else name for name in names]
+                classes = [shown(name.decode("latin-1") if isinstance(name, bytes) else name) for name in names]
                 return ArraySource(store, files, _distinct(classes, f"{store.url}/{meta}"))
             raise InputError(f"{store.url}/{meta}: names no classes")
     raise InputError(f"{store.url}: batches.meta (CIFAR-10) or meta (CIFAR-100) is missing; it names the classes")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError, SettingsError, one_line
 from pipeline.packing.items import path_fault
+from pipeline.records import shown
 from pipeline.settings import near_matches
 from pipeline.storage.store import file_at
 
@@ -51,7 +52,7 @@ def read_labels(url: str) -> LabelTable:
         if path in found:
             raise InputError(f"{url}, line {line}: {path} occurs twice")
         numbers = numbers and re.fullmatch("0|[1-9][0-9]{0,8}", label) is not None
-        found[path] = label
+        found[path] = shown(label)
     if not found:
         raise InputError(f"{url}: no rows")
     return LabelTable(found, numbered(map(int, found.values()), url) if numbers else None)

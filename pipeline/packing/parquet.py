@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError, Reason, SampleError, one_line
 from pipeline.packing.items import Content, LeftOutItems, PackItem, in_files, rejected, size_fault, suffix_of
 from pipeline.packing.labels import numbered
-from pipeline.records import Rejection
+from pipeline.records import Rejection, shown
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
 
@@ -257,5 +257,7 @@ def _names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         names = noted["info"]["features"][label]["names"]
     except (KeyError, ValueError, TypeError, RecursionError):
         return ()
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list and len(set(names)) == len(names) else ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    readable = tuple(map(shown, names))
+    return readable if len(set(readable)) == len(names) else ()

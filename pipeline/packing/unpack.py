@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
 
 _ROWS = 100  # per row group, as Hugging Face writes images
+_GROUP_BYTES = 256 << 20
 _COLUMNS = ("image", "label", "class", "text")
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
@@ -158,17 +158,17 @@ class Unpacking:
 
     def _to_parquet(self, shard: Shard, written: _Written) -> None:
         """One file per shard, read twice: the first time for the columns, so that few images are held at once."""
-        kinds: dict[str, set[type]] = {}
+        kinds: dict[str, set[pa.DataType]] = {}
         for one in self._samples(shard, []):
             for name, value in one.about.items():
-                kinds.setdefault(name, set()).add(type(value))
+                kinds.setdefault(name, set()).add(_kind(value))
         schema = _schema(kinds)
         name = f"{shard.name.partition('.tar')[0].removesuffix('.tgz')}.parquet"
         with scratch_for(shard) as scratch:
             path = scratch / "parquet"
             with pq.ParquetWriter(path, schema) as writer:
                 samples = self._samples(shard, written.rejections)
-                while some := list(islice(samples, _ROWS)):
+                for some in _groups(samples):
                     for one in some:
                         written.count(one)
                     writer.write_table(pa.Table.from_pylist([_row(one, schema) for one in some], schema))
@@ -176,12 +176,32 @@ class Unpacking:
             self.output.put_file(name, path)
 
 
-def _schema(kinds: dict[str, set[type]]) -> pa.Schema:
-    """Columns for what the JSON of all samples says; values of mixed or nested types become JSON text."""
+def _groups(samples: Iterable[Unpacked]) -> Iterator[list[Unpacked]]:
+    """Row groups, of at most _ROWS images and about _GROUP_BYTES."""
+    some, size = list[Unpacked](), 0
+    for one in samples:
+        some.append(one)
+        size += len(one.data)
+        if len(some) == _ROWS or size > _GROUP_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _kind(value: Any) -> pa.DataType:
+    """The column that a value of a sample's JSON fits into; text, as JSON, for what is nested or too large."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return pa.string()
+    return _PLAIN.get(type(value), pa.string())
+
+
+def _schema(kinds: dict[str, set[pa.DataType]]) -> pa.Schema:
+    """Columns for what the JSON of all samples says; where it says values of several kinds, text."""
     fields = [("image", _IMAGE), ("label", pa.int64()), ("class", pa.string()), ("text", pa.string())]
     fields += [
-        (name, _PLAIN.get(next(iter(types)), pa.string()) if len(types) == 1 else pa.string())
-        for name, types in sorted(kinds.items())
+        (name, next(iter(found)) if len(found) == 1 else pa.string())
+        for name, found in sorted(kinds.items())
         if name not in _COLUMNS
     ]
     return pa.schema(fields)
@@ -240,7 +260,13 @@ def _about(sample: Sample) -> dict[str, Any]:
         value = json.loads(sample.members.get("json", b"{}"))
     except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    about = value if isinstance(value, dict) else {}
+    return {_encodable(name): _encodable(one) if isinstance(one, str) else one for name, one in about.items()}
+
+
+def _encodable(text: str) -> str:
+    """JSON may hold halves of characters, which no file can."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _fitting(path: str, suffix: str) -> str:

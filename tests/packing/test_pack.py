@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -326,6 +327,29 @@ def test_unpacking_never_leaves_its_folder_nor_overwrites(tmp_path: Path) -> Non
     assert [one.reason.value for one in refused] == [
         *("unsafe-name", "unsafe-name", "duplicate-member", "unsafe-name", "unusable-name", "no-image")
     ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_json_that_no_column_fits_is_unpacked_all_the_same(tmp_path: Path, kind: str) -> None:
+    image = image_bytes(noise(4, 4))
+    odd = [
+        '{"x": 1e999, "class": "\\ud800"}',
+        '{"x": 1' + "0" * 40 + "}",
+        '{"x": [1, {"y": null}], "label": 3}',
+        "[1]",
+        "{",
+        "\xff",
+    ]
+    odd += ['{"x": null, "image": 1, "\\ud800": "\\ud800"}', "[" * 100_000]
+    members: list[tuple[str | tarfile.TarInfo, bytes]] = []
+    for n, text in enumerate(odd):
+        members += [(f"{n}.png", image), (f"{n}.cls", b"1"), (f"{n}.json", text.encode("latin-1"))]
+    write(tmp_path / "in", {"s.tar": tar_bytes(members)})
+    assert unpack.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--format", kind]) == 0
+    written = [data for name, data in tree(tmp_path / "out").items() if name.endswith(".png")]
+    if kind == "parquet":
+        written = [one["bytes"] for one in pq.read_table(tmp_path / "out/s.parquet")["image"].to_pylist()]
+    assert written == [image] * len(odd)
 
 
 def test_shards_without_a_commit_are_not_unpacked(tmp_path: Path) -> None:
