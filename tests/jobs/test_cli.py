@@ -35,6 +35,7 @@ raise SystemExit(cli.run(main))
 
 # what each command needs to get past its options
 ENOUGH = {
+    "concepts": ["--output", "o.safetensors"],
     "demo": ["--output", "o"],
     "doctor": [],
     "evaluate_relearning": ["--clean", "c", "--test", "t", "--output", "o"],

@@ -422,3 +422,27 @@ def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     assert refused(tmp_path / "void").endswith("is empty; check the path")
     assert "not found" in refused(tmp_path / "gone")
+
+
+def test_single_files_in_a_bucket_are_read_like_local_ones(bucket: str, tmp_path: Path) -> None:
+    imagenet_train(tmp_path / "in.tar")
+    hugging_face(tmp_path / "in.parquet", [(jpeg(n), n % 2) for n in range(9)])
+    np.savez(tmp_path / "in.npz", images=np.arange(128, dtype=np.uint8).reshape(2, 8, 8), labels=np.arange(2))
+    for kind in ("tar", "parquet", "npz"):
+        local = tmp_path / f"in.{kind}"
+        Store(f"{bucket}/sets").put(local.name, local.read_bytes())
+        assert run(local, tmp_path / kind, "--shuffle", "2", "--shard-images", "4") == 0
+        there = Store(f"{bucket}/{kind}")
+        given = [
+            "--input",
+            f"{bucket}/sets/{local.name}",
+            "--output",
+            there.url,
+            "--shuffle",
+            "2",
+            "--shard-images",
+            "4",
+        ]
+        assert pack.main(given) == 0
+        for path in sorted((tmp_path / kind).glob("*.tar")):
+            assert there.read(path.name) == path.read_bytes()
