@@ -88,7 +88,7 @@ class ParquetSource:
                     value = None
                 else:
                     raise InputError(f"{where}: label {value} is none of {len(self.classes)} classes")
-            yield "" if value is None else self.classes[value] if self.classes is not None else str(value)
+            yield "" if value is None else self.classes[value] if self.classes is not None else shown(str(value))
 
     def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         """Rows of one file are asked for together, and each row group is read once."""
