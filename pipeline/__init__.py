@@ -12,6 +12,7 @@ deltas       what is added to pictures, what makes it, the protection file, and 
 fitting      fitting deltas and proxies to a collection
 measures     what a protection does to pictures, verification of an output, estimates for a dry run
 runs         records of a run: settings, commits, totals, and whether it may start
+packing      data sets as they are published -> shards, and back
 report       a run's report page, and what all report pages share
 one_for_all  One for All (14A): training a universal generator
 relearning   what a model can still learn: targets, regimes, labels, denoisers, report and certificate

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 # of output bytes; since 2, stored layout, transparency and colour metadata are kept; since 3, a JPEG's coding
 FORMAT_VERSION = 3
 _DECIDE_BYTES = (
@@ -34,7 +35,7 @@ def sha256(data: bytes) -> str:
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    return _CANONICAL(value).encode()
 
 
 def derive(seed: int, purpose: str, *index: object) -> int:
@@ -75,11 +76,14 @@ def library_versions() -> dict[str, str]:
     """Versions of everything that can change an output byte."""
     from importlib.metadata import version
 
-    from PIL import features
-
     versions = {name: version(name) for name in _DECIDE_BYTES}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
-    for codec in ("jpg", "zlib"):
-        versions[codec] = str(features.version_codec(codec))
-    versions["webp"] = str(features.version_module("webp"))
-    return versions
+    return versions | codec_versions()
+
+
+def codec_versions() -> dict[str, str]:
+    """Versions of what encodes images."""
+    from PIL import __version__, features
+
+    codecs = {codec: str(features.version_codec(codec)) for codec in ("jpg", "zlib")}
+    return {"pillow": __version__, **codecs, "webp": str(features.version_module("webp"))}

@@ -77,3 +77,26 @@ def upload_segment(name: str) -> str:
 def upload_quarantine(unit: str) -> str:
     """The quarantine of a unit of new uploads, one line per image."""
     return f"{UPLOADS}/quarantine/{unit}.jsonl"
+
+
+PACK = f"{RUN_FOLDER}/pack"
+PACK_RUN = f"{PACK}/run.json"
+PACK_PLAN = f"{PACK}/plan.parquet"
+PACK_CLASSES = f"{PACK}/classes.txt"
+PACK_PASSED_OVER = f"{PACK}/passed_over.jsonl"  # what was not packed, in quarantine format
+PACK_COMMITS = f"{PACK}/commits"
+
+
+def pack_commit(shard: str) -> str:
+    """The record that makes a packed or unpacked shard count."""
+    return f"{PACK_COMMITS}/{shard}.json"
+
+
+def pack_quarantine(shard: str) -> str:
+    """What could not be packed or unpacked of a shard, one line per image."""
+    return f"{PACK}/quarantine/{shard}.jsonl"
+
+
+def pack_labels(shard: str) -> str:
+    """Path and class of what was unpacked of a shard, as CSV."""
+    return f"{PACK}/labels/{shard}.csv"

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import pickle
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.hashing import numpy_rng
+from pipeline.packing.arrays import cifar_batch
 from pipeline.records import Sample
 from pipeline.shards.tar import ShardWriter
 
@@ -80,41 +79,12 @@ class Chosen:
     about: dict[str, Any]
 
 
-class ArraysOnly(pickle.Unpickler):
-    """Unpickles numpy arrays and plain values; whatever else a pickle names is refused before it is looked up."""
-
-    _REBUILD = np.empty(0).__reduce__()[0]  # what numpy's own pickles call
-    _KNOWN = {
-        ("numpy.core.multiarray", "_reconstruct"): _REBUILD,
-        ("numpy._core.multiarray", "_reconstruct"): _REBUILD,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class or function of that name. Raises UnpicklingError for all but numpy's arrays."""
-        try:
-            return self._KNOWN[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch of CIFAR-10") from None
-
-
-def read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """Pixels uint8 [n, 32, 32, 3] and labels of one of CIFAR-10's Python batches."""
-    with path.open("rb") as file:
-        batch = ArraysOnly(file, encoding="bytes").load()
-    pixels, labels = batch[b"data"], batch[b"labels"]
-    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-        raise SystemExit(f"{path}: not a batch of CIFAR-10, its data are {pixels.dtype} {pixels.shape}")
-    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-
 def cifar10(folder: Path) -> dict[str, list[Chosen]]:
     """Of each class the first 600 training images; as test images its test images, and training images up to 200."""
     classes: dict[str, list[list[Chosen]]] = {part: [[] for _ in CIFAR10] for part in ("official", "train", "rest")}
     for number, count in AT_HAND.items():
         name = f"data_batch_{number}" if number else "test_batch"
-        pixels, labels = read_batch(folder / name)
+        pixels, labels, _ = cifar_batch((folder / name).read_bytes(), str(folder / name))
         for index, label in enumerate(labels[:count]):
             full = len(classes["train"][label]) == CIFAR10_TRAIN
             part = "official" if not number else "rest" if full else "train"

@@ -6,7 +6,6 @@ Deltas are whole 8-bit levels before they are added to 8-bit pixels, so rounding
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np

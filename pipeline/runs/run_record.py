@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline import layout
 from pipeline.errors import ConflictError, InputError
@@ -85,15 +85,28 @@ class RunStatus(JsonRecord):
     exit_code: int | None = None
 
 
-def check_same_run(existing: RunRecord, wanted: RunRecord, output: str) -> None:
-    """Raise ConflictError, naming the differences, if an output belongs to a run with another fingerprint."""
+class Fingerprinted(Protocol):
+    """The record of a run of any job, with what its fingerprint is made of: a dataclass."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def ingredients(self) -> Any: ...
+
+
+def check_same_run(existing: Fingerprinted, wanted: Fingerprinted, output: str, *, overwrite: bool = True) -> None:
+    """Raise ConflictError, naming the differences, if an output belongs to a run with another fingerprint.
+
+    overwrite  whether the job has --overwrite
+    """
     if existing.fingerprint == wanted.fingerprint:
         return
     differences = list(_differences("", asdict(existing.ingredients), asdict(wanted.ingredients)))
     shown = "; ".join(differences[:6]) or "format version"
     raise ConflictError(
-        f"{output} belongs to another run ({shown}): use its settings to resume it, choose another --output, "
-        "or add --overwrite"
+        f"{output} belongs to another run ({shown}): use its settings to resume it, "
+        + ("choose another --output, or add --overwrite" if overwrite else "or choose another --output")
     )
 
 

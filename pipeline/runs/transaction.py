@@ -7,19 +7,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pipeline import layout
 from pipeline.deltas.apply import ShardOutcome
-from pipeline.errors import ConflictError, StoreError
+from pipeline.errors import ConflictError
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
 from pipeline.shards.samples import FilesOutput, SampleWriter, TarOutput, output_for, samples_of
+from pipeline.shards.scratch import scratch_for
 from pipeline.storage.store import Store
 
 ProtectSamples = Callable[[Iterator[Sample | Rejection], SampleWriter], ShardOutcome]
@@ -107,18 +104,3 @@ def check_same_commit(ours: Commit, theirs: Commit) -> None:
             f"but produced here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
             "run jobs/verify.py and compare the workers' library versions"
         )
-
-
-@contextlib.contextmanager
-def scratch_for(shard: Shard) -> Iterator[Path]:
-    """A temporary folder for the output. Raises StoreError, naming the folder, if the disk is full."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="scumble-") as folder:
-            yield Path(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(
-            f"cannot write {shard.name} to scratch space {tempfile.gettempdir()}: {error.strerror}; make room for one "
-            "shard per worker, or set TMPDIR to another disk, then run the same command again"
-        ) from None

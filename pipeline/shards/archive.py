@@ -17,6 +17,7 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 16
 _READ_BYTES = 4 * _CHUNK
+_PART_BYTES = 4096  # at once where bodies are skipped
 _MAX_READ_BYTES = 256 * _CHUNK  # at once: a size claimed by a header is not trusted until the bytes arrive
 _MAX_HEADER_BYTES = 1 << 20  # limit for one extended header: a long name or pax records
 _MAX_PADDING_BYTES = 1 << 20  # after an end mark; more zeros than this indicate lost data
@@ -79,6 +80,12 @@ class _Blocks:
     def unread(self, data: bytes) -> None:
         """Push `data` back, to be read next."""
         self._block, self._at = data + self._block[self._at :], 0
+
+    def discard(self, size: int) -> int:
+        """Skip up to `size` bytes of what is buffered; returns how many."""
+        found = min(size, len(self._block) - self._at)
+        self._at += found
+        return found
 
     def read(self, size: int) -> bytes:
         """`size` bytes, or fewer at the end."""
@@ -173,6 +180,34 @@ class Source:
     def _unread(self, data: bytes) -> None:
         self.at -= len(data)
         self._blocks.unread(data)
+
+
+class ArchivePart(Source):
+    """A plain archive within an object that can seek: its bodies are skipped without being read.
+
+    start, size  where it lies in the object, in bytes
+    """
+
+    def __init__(self, stream: IO[bytes], start: int, size: int) -> None:
+        self._position, self._end = start, start + size
+
+        def read(size: int) -> bytes:
+            stream.seek(self._position)  # always, because an archive may be read within another one
+            data = stream.read(max(0, min(size, _PART_BYTES, self._end - self._position)))
+            self._position += len(data)
+            return data
+
+        self.at = 0
+        self._blocks = self._packed = _Blocks(read)
+
+    def skip_body(self, size: int) -> bytes:
+        """As Source says; does not notice that bytes are missing, which the next header then shows."""
+        left = size + -size % BLOCK
+        begun = self.take(min(left, BLOCK))
+        left -= len(begun)
+        self._position += left - self._blocks.discard(left)
+        self.at += left
+        return begun[:size]
 
 
 def members_of(source: Source) -> Iterator[Member | Gap]:

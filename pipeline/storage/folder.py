@@ -156,15 +156,24 @@ def moved(source: Path, target: Path) -> bool:
 
 def read_settled(path: str, etag: str, etag_of: Callable[[Found], str]) -> bytes | None:
     """A file's contents if its version is `etag` both before and after reading; otherwise None."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # do not block if it has become a fifo
-        before = os.fstat(file.fileno())
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # do not block if it has become a fifo
+    try:
+        before = os.fstat(opened)
         if not stat.S_ISREG(before.st_mode):
             return None
-        data = file.read()
-        after = os.fstat(file.fileno())
+        data = os.read(opened, before.st_size + 1)  # in one call, if it is small
+        while len(data) < before.st_size and (more := os.read(opened, before.st_size + 1 - len(data))):
+            data += more
+        after = os.fstat(opened)
+    finally:
+        os.close(opened)
     now = os.stat(path)
-    seen = {etag_of(_found("", stats)) for stats in (before, after, now)}
-    return data if seen == {etag} and len(data) == now.st_size and before.st_ino == now.st_ino else None
+    same = _version(before) == _version(after) == _version(now) and len(data) == now.st_size
+    return data if same and etag_of(_found("", now)) == etag else None
+
+
+def _version(seen: os.stat_result) -> tuple[int, ...]:
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
 
 def read_seen(path: str, scratch: Path) -> tuple[bytes, str, float]:

@@ -72,6 +72,13 @@ class ConceptBank:
             raise InputError(f"{len(missing)} of {len(class_names)} classes are not in the concept bank: {shown}{near}")
         return np.stack(embeddings)
 
+    def lacks(self, class_names: Sequence[str]) -> dict[str, str]:
+        """The names that `of` would refuse, each with near matches in words, or ""."""
+        tiers = self._tiers()
+        known = [name for tier in tiers[1:] for name in tier]
+        missing = (name for name in class_names if not any(_plain(name) in tier for tier in tiers))
+        return {name: near_matches(_plain(name), known) for name in missing}
+
     def _tiers(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, list[int]]]:
         """Rows by full name, by synonym, and by every ending of a synonym."""
         whole: dict[str, list[int]] = {}
@@ -171,6 +178,11 @@ def class_names(source: str) -> list[str]:
     return names
 
 
+def has_text_tower(surrogate: Surrogate) -> bool:
+    """True if the surrogate embeds names as well, so that no name is lacking."""
+    return surrogate.name.startswith("open_clip:")
+
+
 def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) -> ConceptBank:
     """The bank that a universal generator is trained with, in the surrogate's own embedding space.
 
@@ -187,11 +199,24 @@ def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) 
         if source == "head":
             raise SettingsError(f"--concepts head: {surrogate.name} is not a classifier; use names or a bank")
     names = class_names(source or "imagenet")
-    if surrogate.name.startswith("open_clip:"):
+    if has_text_tower(surrogate):
         return text_bank(names, surrogate.name, weights=weights)
     if surrogate.head is None or len(surrogate.head[0]) != IMAGENET_CLASSES:
         raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; use head or a bank")
     return ConceptBank(tuple(names), _head_bank(surrogate.head[0]).of(names))
+
+
+def bank_lacks(source: str | None, surrogate: Surrogate) -> dict[str, str]:
+    """The names in `source` that `bank_for` would not find, each with near ones in words. Raises InputError."""
+    if (
+        source is None
+        or source == "head"
+        or source.endswith(".safetensors")
+        or has_text_tower(surrogate)
+        or not surrogate.head
+    ):
+        return {}
+    return _head_bank(surrogate.head[0]).lacks(class_names(source))
 
 
 def _head_bank(rows: NDArray[np.float32]) -> ConceptBank:

@@ -35,14 +35,17 @@ raise SystemExit(cli.run(main))
 
 # what each command needs to get past its options
 ENOUGH = {
+    "concepts": ["--output", "o.safetensors"],
     "demo": ["--output", "o"],
     "doctor": [],
     "evaluate_relearning": ["--clean", "c", "--test", "t", "--output", "o"],
+    "pack": ["--input", "i", "--output", "o"],
     "protect_imagenet": ["--input", "i", "--output", "o"],
     "protect_uploads": ["--input", "i", "--output", "o", "--protection", "p"],
     "report": ["--output", "o"],
     "status": ["--output", "o"],
     "train_one_for_all": ["--input", "i", "--output", "o"],
+    "unpack": ["--input", "i", "--output", "o"],
     "verify": ["--output", "o"],
 }
 HEAVY = {

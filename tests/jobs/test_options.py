@@ -10,11 +10,13 @@ import pytest
 from jobs.doctor import doctor_parser
 from jobs.evaluation.options import evaluation_parser
 from jobs.one_for_all.options import one_for_all_parser
+from jobs.packing.options import pack_parser, unpack_parser
 from jobs.protection.options import protection_parser
 from jobs.shared.cli import Parser, defaults_of
 from jobs.uploads.options import uploads_parser
 from pipeline.errors import SettingsError
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.packing.settings import PackSettings, UnpackSettings
 from pipeline.relearning.evaluation import EvaluationSettings
 from pipeline.settings import Settings, parse_bytes, parse_epsilon, parse_seconds
 from pipeline.uploads.settings import UploadSettings
@@ -24,6 +26,8 @@ PARSERS = {
     evaluation_parser: EvaluationSettings,
     one_for_all_parser: OneForAllSettings,
     uploads_parser: UploadSettings,
+    pack_parser: PackSettings,
+    unpack_parser: UnpackSettings,
 }
 SAID_BY_HAND = {"steps"}  # 0 stands for the steps of the generator
 RESEARCH = {

@@ -21,7 +21,7 @@ FORBIDDEN = {
 # a room imports only rooms that stand before it; those of the last line do not import each other
 ROOMS = (
     *("words", "storage", "pictures", "shards", "surrogates", "clusters", "deltas", "fitting", "measures", "runs"),
-    "report",
+    *("packing", "report"),
 )
 LAST_ROOMS = ("one_for_all", "relearning", "uploads")
 ONLY_STORE = {"fsspec", "s3fs", "botocore", "aiohttp"}

@@ -1,11 +1,8 @@
-"""make_data.py on sets of the same layout that are made here: what it chooses, and what it refuses to unpickle."""
+"""make_data.py on sets of the same layout that are made here: what it chooses."""
 
 from __future__ import annotations
 
 import io
-import os
-import pickle
-import struct
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,31 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.packing.arrays import cifar_batch
 from tests import make_data
+from tests.support.batches import as_python_2_wrote_it
 from tests.support.data import set_at_hand
 from tests.support.samples import read
 
 UNKNOWN = -1
-
-
-def as_python_2_wrote_it(pixels: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as CIFAR-10 is published: protocol 2, texts of Python 2, numpy's names before version 2."""
-
-    def text(value: bytes) -> bytes:
-        return b"T" + struct.pack("<i", len(value)) + value
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    empty = (
-        b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + number(0) + b"\x85" + text(b"b") + b"\x87R"
-    )
-    kind = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
-    kind += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb"
-    shape = number(pixels.shape[0]) + number(pixels.shape[1]) + b"\x86"
-    state = b"(" + number(1) + shape + kind + b"\x89" + text(pixels.tobytes()) + b"tb"
-    listed = b"](" + b"".join(map(number, labels)) + b"e"
-    return b"\x80\x02}(" + text(b"data") + empty + state + text(b"labels") + listed + b"u."
 
 
 @pytest.fixture
@@ -77,20 +56,9 @@ def test_cifar10_is_cut_by_class_in_the_order_of_its_batches(batches: Path, tmp_
     sample = read((folder / "cifar10-train-000000.tar.gz").read_bytes())[0]
     _, origin = sample.members["json"].decode().split("CIFAR-10 ")
     name, index = origin.rstrip('"}]').split("[")
-    pixels, _ = make_data.read_batch(batches / name)
+    pixels, _, _ = cifar_batch((batches / name).read_bytes(), name)
     assert sample.key == "c10-train-00000"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.members["webp"]))), pixels[int(index)])
-
-
-def test_a_batch_that_would_run_something_is_refused(tmp_path: Path) -> None:
-    class Hostile:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    (tmp_path / "batch").write_bytes(pickle.dumps({b"data": Hostile(), b"labels": []}))
-    with pytest.raises(pickle.UnpicklingError, match="mkdir has no place in a batch of CIFAR-10"):
-        make_data.read_batch(tmp_path / "batch")
-    assert not (tmp_path / "ran").exists()
 
 
 def photograph(path: Path, side: int, mode: str, seed: int) -> None:

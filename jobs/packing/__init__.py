@@ -1,0 +1,1 @@
+"""Options and steps of pack and unpack."""
