@@ -19,12 +19,15 @@ class Command:
 
 
 COMMANDS = {
+    "pack": Command("pack", "pack a data set into shards"),
     "protect": Command("protect_imagenet", "protect a collection"),
     "uploads": Command("protect_uploads", "protect new uploads, each once"),
+    "concepts": Command("concepts", "make a bank of concepts"),
     "train-universal": Command("train_one_for_all", "train a universal generator"),
     "evaluate": Command("evaluate_relearning", "measure what a protected collection still teaches"),
     "verify": Command("verify", "check an output against its records and its originals"),
     "status": Command("status", "show the progress of a run"),
+    "unpack": Command("unpack", "write shards as files again"),
     "report": Command("report", "write the report of a run again"),
     "doctor": Command("doctor", "find what would break a run later"),
     "demo": Command("demo", "protect a small real collection and measure the effect"),
