@@ -144,8 +144,8 @@ class LaidDelta:
         up, down = self._for_channels(pixels.shape[2])
         pixels = np.ascontiguousarray(pixels)
         # both saturate at 0 and 255, and no pixel is both raised and lowered
-        changed: NDArray[Any] = cv2.add(pixels, up)
-        changed = cv2.subtract(changed, down, dst=changed).reshape(pixels.shape)
+        raised: NDArray[Any] = cv2.add(pixels, up)
+        changed: NDArray[Any] = cv2.subtract(raised, down, dst=raised).reshape(pixels.shape)
         largest = int(cv2.norm(changed, pixels, cv2.NORM_INF))
         if largest > levels_of(epsilon):
             distance = np.abs(changed.astype(np.int16) - pixels)
