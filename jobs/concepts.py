@@ -1,7 +1,7 @@
 """Make a bank of concepts, name -> embedding, and see how many groups it falls into.
 
-python jobs/concepts.py --concepts pets --surrogate open_clip:ViT-B-32/openai --output pets.safetensors --groups 2-20
-python jobs/concepts.py --concepts names.txt --surrogate timm:tf_efficientnet_lite0 --output bank.safetensors
+  python jobs/concepts.py --concepts pets --surrogate open_clip:ViT-B-32/openai --output pets.safetensors --groups 2-20
+  python jobs/concepts.py --concepts names.txt --surrogate timm:tf_efficientnet_lite0 --output bank.safetensors
 
 Names are embedded by the surrogate's text tower, or looked up among the classes of an ImageNet classifier; for names
 that it lacks, near ones are shown, and no bank is written. train_one_for_all.py takes the bank as --concepts.
@@ -42,19 +42,21 @@ def main(argv: list[str] | None = None) -> int:
         )
     weights = Path(options.surrogate_weights) if options.surrogate_weights else None
     bank = bank_for(options.concepts, surrogate, weights=weights)
-    found = list(groupings(bank, options.groups, seed=options.seed))
+    groups = list(groupings(bank, options.groups or (), seed=options.seed))
     output, name = file_at(options.output)
     data = bank_bytes(bank)
     if not output.create(name, data) and output.read(name) != data:
         raise ConflictError(f"{options.output} is there already and differs: choose another --output")
     print(f"concepts     {len(bank.names):,}, {bank.embeddings.shape[1]:,} numbers each: {options.output}")
-    for one in found:
-        scores = f"SSE {one.sse:.4g}, silhouette {one.silhouette:.3f}, Calinski-Harabasz {one.calinski_harabasz:.4g}"
-        print(f"groups       {one.groups}: {scores}")
-    if found:
+    for grouping in groups:
+        print(
+            f"groups       {grouping.groups}: SSE {grouping.sse:.4g}, silhouette {grouping.silhouette:.3f}, "
+            f"Calinski-Harabasz {grouping.calinski_harabasz:.4g}"
+        )
+    if groups:
         page = f"{name.removesuffix('.safetensors')}.html"
         output.put(
-            page, concepts_page(f"{options.concepts or 'default'}, {surrogate.name}", len(bank.names), found).encode()
+            page, concepts_page(f"{options.concepts or 'default'}, {surrogate.name}", len(bank.names), groups).encode()
         )
         print(f"report       {output.url}/{page}")
     return cli.DONE
@@ -71,20 +73,22 @@ def group_counts(text: str) -> range:
 
 def parse_concepts(argv: list[str] | None) -> Namespace:
     """The options. Raises SettingsError."""
-    made = cli.Parser(prog="concepts.py", description=__doc__)
+    parser = cli.Parser(prog="concepts.py", usage="concepts.py --output FILE [options]", description=__doc__)
     banks = "head (the surrogate's classes), imagenet, cifar100, pets, a file of names, or a safetensors bank"
-    made.add_argument("--concepts", metavar="BANK", help=f"{banks} (default: head, or imagenet without one)")
-    made.add_argument("--surrogate", default=DEFAULT_SURROGATE, metavar="NAME", help="encoder whose space they lie in")
-    made.add_argument("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
-    made.add_argument(
+    parser.add_argument("--concepts", metavar="BANK", help=f"{banks} (default: head, or imagenet without one)")
+    parser.add_argument(
+        "--surrogate", default=DEFAULT_SURROGATE, metavar="NAME", help="encoder whose space they lie in"
+    )
+    parser.add_argument("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")
+    parser.add_argument(
         "--output", metavar="FILE", help="the bank, a .safetensors file; the page of --groups goes beside it"
     )
     counts = "score groupings into N groups, or A to B: SSE, silhouette, Calinski-Harabasz, with a page of plots"
-    made.add_argument("--groups", type=group_counts, default=range(0), metavar="N|A-B", help=counts)
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of k-means")
-    made.add_argument("--debug", action="store_true", help="show tracebacks")
-    made.set_defaults(surrogate_size=None)
-    options: Namespace = made.parse_args(argv)
+    parser.add_argument("--groups", type=group_counts, metavar="N|A-B", help=counts)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of k-means")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(surrogate_size=None)
+    options: Namespace = parser.parse_args(argv)
     if not (options.output or "").endswith(".safetensors"):
         raise SettingsError("--output must be a file that ends in .safetensors")
     return options
