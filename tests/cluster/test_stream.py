@@ -22,7 +22,7 @@ from ray.exceptions import ActorUnavailableError
 import actors.cluster.stream
 import actors.uploader
 from actors.cluster.attendance import signing
-from actors.cluster.batches import ShardDone, done_columns, done_of, shards_of
+from actors.cluster.batches import ShardDone, done_columns, done_of, shard_rows, shards_of
 from actors.cluster.connect import Workers, connected
 from actors.cluster.failures import Failure
 from actors.cluster.stream import collected, over_shards
@@ -60,7 +60,8 @@ class Uploads:
             time.sleep(1000)
         try:
             with signing(self.book, unit, 1.0):
-                return Worker(self.folder)({"name": [unit], "size": [1], "etag": [""]})["name"][0]
+                (row,) = shard_rows([Shard(unit, 1, "")])
+                return Worker(self.folder)({name: [value] for name, value in row.items()})["name"][0]
         except StoreError as error:
             return Failure.of(error, unit)
 
