@@ -29,7 +29,7 @@ from pipeline.shards.samples import samples_of
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
-from pipeline.surrogates.surrogate import Surrogate
+from pipeline.surrogates.surrogate import WHOLE_BATCH, Surrogate
 
 MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read at most to estimate bytes per sample; most are not decoded
@@ -267,7 +267,7 @@ def _proxy_seconds(side: int, settings: Settings) -> float:
 
 def _pass_seconds(surrogate: Surrogate) -> float:
     """Seconds per image of a forward and backward pass through the surrogate: about three forward passes."""
-    pictures = [np.zeros((surrogate.input_size, surrogate.input_size, 3), np.uint8)] * 4
+    pictures = [np.zeros((surrogate.input_size, surrogate.input_size, 3), np.uint8)] * WHOLE_BATCH
     surrogate.embed_pictures(pictures)
     started = time.perf_counter()
     surrogate.embed_pictures(pictures)

@@ -25,6 +25,16 @@ from pipeline.surrogates.pretrained import Tower, build_tower, check_surrogate
 __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "size_for", "surrogate_for"]
 
 SMALL_SIDE, ENLARGED_SIDE = 96, 160  # pixels
+WHOLE_BATCH = 16  # images
+
+
+def filled(images: Tensor) -> Tensor:
+    """Images [B, ...]; on a CPU, the last one is repeated until B is a multiple of 16.
+
+    In other batches CPU threads share the work of one image, and their number decides the last bits of its sums.
+    """
+    missing = 0 if images.device.type != "cpu" else -len(images) % WHOLE_BATCH
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
 
 
 class SurrogateSettings(Protocol):
@@ -169,6 +179,7 @@ class Surrogate:
     ) -> NDArray[np.float32]:
         """Features, float32 [n, d], of pictures, uint8 [H, W, 3]; computed in bfloat16 on a GPU.
 
+        The number of CPU threads changes no bit of them.
         clock  records the steps `copy`, `resize` and `model`
         Raises PromiseError for non-finite features.
         """
@@ -176,7 +187,7 @@ class Surrogate:
         with torch.inference_mode(), self._half_precision():
             images = self.prepare(pictures, clock)
             with clock.step("model"):
-                features = self.embed(images).cpu().numpy()
+                features = self.embed(filled(images))[: len(images)].cpu().numpy()
         if not np.isfinite(features).all():
             raise PromiseError(f"{self.name} returned non-finite features: its weights are damaged")
         return np.asarray(features, dtype=np.float32)

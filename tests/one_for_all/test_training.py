@@ -273,6 +273,23 @@ def test_small_pictures_may_be_seen_as_they_are(surrogate):
     assert np.array_equal(tests.own[0].transpose(1, 2, 0), expected)
 
 
+@pytest.mark.parametrize("count", [1, 15, 17])
+def test_the_number_of_threads_changes_no_bit_of_a_delta(surrogate, count):
+    fit = fitted(surrogate, width=16, blocks=2, max_steps=1)
+    deltas, rng = UniversalDeltas(protection_of(fit, surrogate), surrogate), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 64, 64), generator=rng, dtype=torch.uint8)
+    features, before = torch.randn(count, surrogate.dimension, generator=rng), torch.get_num_threads()
+    made = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            made.append(deltas.deltas(images, features))
+    finally:
+        torch.set_num_threads(before)
+    assert len(made[0]) == count
+    assert all(torch.equal(others, made[0]) for others in made[1:])
+
+
 def test_the_delta_depends_on_the_picture_and_not_on_its_company(surrogate):
     deltas = UniversalDeltas(protection_of(fitted(surrogate), surrogate), surrogate)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)

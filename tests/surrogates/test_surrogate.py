@@ -132,6 +132,23 @@ def test_gradients_reach_the_images_and_nothing_else(embedded: Surrogate) -> Non
     assert not any(module.training for module in embedded._network.modules())
 
 
+@pytest.mark.parametrize("count", [1, 7, 15, 17])
+def test_the_number_of_threads_changes_no_bit_of_a_feature(
+    embedded: Surrogate, pictures: list[NDArray[np.uint8]], count: int
+) -> None:
+    before, batch = torch.get_num_threads(), [pictures[number % len(pictures)] for number in range(count)]
+    features = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            features.append(embedded.embed_pictures(batch))
+    finally:
+        torch.set_num_threads(before)
+    assert features[0].shape[0] == count
+    for others in features[1:]:
+        np.testing.assert_array_equal(others, features[0])
+
+
 def test_other_sides_are_resized_bilinearly_only_on_request(embedded: Surrogate) -> None:
     images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     larger = torch.nn.functional.interpolate(images, (224, 224), mode="bilinear", align_corners=False)
