@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # a file stays on one process: its tests share what fixtures have run, and what they count
-PYTEST := $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(RUN) -m pytest -q --durations=20 -n auto --maxprocesses 4 --dist loadfile
 # root, but not allowed to read what a file's mode forbids
 LIKE_A_USER := setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search
 
