@@ -11,14 +11,14 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.JpegImagePlugin import zigzag_index
+from PIL.JpegImagePlugin import JpegImageFile, zigzag_index
 
 # Workers share the CPUs already; a pool of OpenCV's own in each costs more than the work on one picture.
 cv2.setNumThreads(0)
@@ -234,7 +234,8 @@ def _standard(quality: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """libjpeg's tables for brightness and colour at a quality."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
-    tables = cast(Any, Image.open(file)).quantization
+    file.seek(0)
+    tables = JpegImageFile(file).quantization
     return tuple(tables[0]), tuple(tables[1])
 
 
