@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.clusters.kmeans import KMeansResult, Slices, assign_slice, best_start, cluster_sums, lloyd
-from pipeline.clusters.smoothing import smooth, unit_rows
+from pipeline.clusters.smoothing import neighbours_for, smooth, unit_rows
 from pipeline.errors import InputError, SettingsError
 from pipeline.hashing import numpy_rng
 from pipeline.json_record import JsonRecord
@@ -190,7 +190,9 @@ def fit_clusters(
     with threadpool_limits(1):  # the number of threads may change BLAS's order of summation
         space = ClusterSpace.fit(name, rows, head)
         points = space.points(rows)
-    fitted = smooth(points, threads=threads) if name == "smoothed" else points
+    fitted = points
+    if name == "smoothed":
+        fitted = smooth(points, neighbours_for(len(points), num_clusters), threads=threads)
     start = best_start(fitted, num_clusters, restarts=restarts, seed=seed, threads=threads)
     bounds = np.cumsum([len(part) for part in features])[:-1]
     result = lloyd(Slices(np.split(fitted, bounds), threads), start.centroids)

@@ -15,12 +15,19 @@ ROUNDS = 2
 _BLOCK = 1024  # rows that are searched at once
 
 
-def smooth(points: Floats, *, threads: int = 1) -> Floats:
-    """Replace each point by the mean of its 16 nearest neighbours by cosine, itself included, at unit length; twice.
+def neighbours_for(num_points: int, num_clusters: int) -> int:
+    """How many neighbours to average: 16, but no more than a cluster's share, or small collections become one point."""
+    return min(NEIGHBOURS, max(1, num_points // num_clusters))
 
-    points  float32 [n, k] of unit length. The result does not depend on `threads`.
+
+def smooth(points: Floats, neighbours: int = NEIGHBOURS, *, threads: int = 1) -> Floats:
+    """Replace each point by the mean of its nearest neighbours by cosine, itself included, at unit length; twice.
+
+    points      float32 [n, k] of unit length
+    neighbours  how many are averaged, at most n
+    The result does not depend on `threads`.
     """
-    neighbours = min(NEIGHBOURS, len(points))
+    neighbours = min(neighbours, len(points))
     for _ in range(ROUNDS):
         points = _neighbour_means(points, neighbours, threads)
     return points

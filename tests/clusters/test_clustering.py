@@ -81,6 +81,14 @@ def test_smoothing_fewer_points_than_neighbours_gives_their_common_direction() -
     np.testing.assert_allclose(smooth(points), np.full((2, 2), 0.5**0.5), atol=1e-6)
 
 
+def test_nine_images_fall_into_the_four_groups_that_they_are_in() -> None:
+    """With as many neighbours as images, every point becomes the mean of all and nothing is left to group."""
+    directions = np.eye(4, 6)[[0, 0, 0, 1, 1, 2, 2, 3, 3]]
+    rows = (3 * directions + numpy_rng(0, "jitter").normal(scale=0.05, size=(9, 6))).astype(np.float16)
+    fitted = fit_clusters([rows], "smoothed", None, 4, restarts=8, seed=0)
+    assert adjusted_rand_score([0, 0, 0, 1, 1, 2, 2, 3, 3], fitted.clusters) == 1
+
+
 @pytest.mark.parametrize("space", ["features", "smoothed"])
 def test_clusters_find_the_groups(
     features: NDArray[np.float16], head: Head, space: Literal["features", "smoothed"]
