@@ -36,7 +36,7 @@ osd pool default pgp num = 4
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 osd memory target = 1073741824
-osd max object name len = 256
+osd max object name len = 2048
 osd max object namespace len = 64
 rgw data = $D/rgw
 rgw frontends = beast endpoint=127.0.0.1:$PORT
