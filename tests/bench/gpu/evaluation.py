@@ -20,16 +20,29 @@ def main() -> None:
     train, test = collection(task)
     output, controls = task.work / "uc", task.work / "controls"
     small = [*TINY_FIT, "--clusters", "2", "--steps", "2", "--batch-size", "8", "--restarts", "2"] if task.tiny else []
+    alone = ["--workers", "1"] if task.tiny else []  # other steps run beside it
     surrogate = ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64" if task.tiny else "160"]
     with task.timed("the default protection"):
-        run(job("protect_imagenet", "--input", train, "--output", str(output), *surrogate, *small, *task.gpu_options))
+        run(
+            job(
+                "protect_imagenet",
+                "--input",
+                train,
+                "--output",
+                str(output),
+                *surrogate,
+                *small,
+                *alone,
+                *task.gpu_options,
+            )
+        )
     run([sys.executable, str(BENCH / "control_protections.py"), "--input", train, "--output", str(controls)])
     target, regimes, epochs = ("small", "nt", 1) if task.tiny else ("resnet18", REGIMES, 12)
     judged = ["--clean", train, "--test", test, "--protected", f"uc={output}", f"control={controls / 'class-random'}"]
     judged += ["--targets", target, "--regimes", regimes, "--epochs", str(epochs), "--seeds", "0"]
     judged += ["--output", str(task.work / "evaluation"), *(["--gpus-per-worker", "0.25"] if task.gpu_options else [])]
     with task.timed(f"evaluate_relearning.py, {target}, {epochs} epochs, {len(regimes.split(','))} regimes"):
-        run(job("evaluate_relearning", *judged))
+        run(job("evaluate_relearning", *judged, *alone))
     tell(task, task.work / "evaluation")
 
 
