@@ -24,7 +24,7 @@ class ProxyFit:
     """Trains the proxy, then optimises all clusters' deltas at once, by sign steps on its features.
 
     images    all clusters' images, at the side of the deltas
-    settings  uses permutation, distance, epsilon, steps, batch_size, plain, seed, step_size
+    settings  uses permutation, distance, epsilon, steps, proxy_steps, batch_size, plain, seed, step_size
     Without `plain`, the proxy is trained and deltas are fitted under colour jitter, and each delta is equal in all
     channels. Target clusters are chosen from the proxy's mean feature of each cluster.
     """
@@ -38,7 +38,12 @@ class ProxyFit:
         self._num_clusters = num_clusters
         self._colour_robust = not settings.plain
         self._proxy = ProxyTraining(
-            images, num_clusters, colour_robust=self._colour_robust, seed=settings.seed, device=self._device
+            images,
+            num_clusters,
+            colour_robust=self._colour_robust,
+            seed=settings.seed,
+            device=self._device,
+            least_steps=settings.proxy_steps,
         )
         start = DirectDelta(
             num_clusters,

@@ -42,6 +42,7 @@ class SampleFit:
                 colour_robust=not settings.plain,
                 seed=derive(settings.seed, "sample-proxy", number),
                 device=self._device,
+                least_steps=settings.proxy_steps,
                 radius=0.0 if number < settings.proxies - settings.robust_proxies else ROBUST * settings.epsilon,
             )
             for number in range(settings.proxies)

@@ -236,7 +236,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
     fitted = min(images, settings.fit_images or images)
     settings = settings.for_images(fitted)
     if settings.optimise_through == "proxy":
-        schedule = Schedule.of(fitted)
+        schedule = Schedule.of(fitted, settings.proxy_steps)
         seen = schedule.steps * schedule.batch
         if settings.generator == "sample":
             seen *= settings.proxies + settings.robust_proxies  # robust proxies take two passes per step
@@ -254,13 +254,18 @@ def _proxy_seconds(side: int, settings: Settings) -> float:
     torch.set_num_threads(settings.fit_threads)
     try:
         training = ProxyTraining(
-            images, 2, colour_robust=not settings.plain, seed=settings.seed, device=torch.device("cpu")
+            images,
+            2,
+            colour_robust=not settings.plain,
+            seed=settings.seed,
+            device=torch.device("cpu"),
+            least_steps=_TIMED_STEPS + 1,
         )
         training.advance()
         started = time.perf_counter()
         for _ in range(_TIMED_STEPS):
             training.advance()
-        return (time.perf_counter() - started) / (_TIMED_STEPS * Schedule.of(_TIMED_BATCH).batch)
+        return (time.perf_counter() - started) / (_TIMED_STEPS * Schedule.of(_TIMED_BATCH, 1).batch)
     finally:
         torch.set_num_threads(threads)
 

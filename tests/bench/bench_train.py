@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pipeline.deltas.generators import ResNetGenerator
 from pipeline.deltas.proxy_network import ProxyNetwork
-from pipeline.fitting import proxy_training as proxy_module
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.direct_fit import ProxyFit
 from pipeline.fitting.fit import FitImages
+from pipeline.fitting.proxy_training import Schedule
 from pipeline.settings import EMBEDDED_SURROGATE, Settings
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
@@ -129,9 +129,10 @@ def main() -> None:
     cluster_fit = ClusterFit(0, images, surrogate, Aims(means, targets), through)
     rows = [compare("ClusterFit", cluster_fit.advance, bare_cluster_loop(images, surrogate, batch), batch, 2, 7)]
     batch, images = 256, pictures(512, 32)
-    proxy_module.LEAST_STEPS = 1  # the speed of a delta's step does not depend on how well the proxy has learned
-    proxy_fit = ProxyFit(images, CLUSTERS, Settings(generator="direct", steps=10_000, batch_size=batch))
-    proxy_fit.advance(proxy_module.Schedule.of(len(images.pixels)).steps)  # the proxy's own
+    # the speed of a delta's step does not depend on how well the proxy has learned
+    settings = Settings(generator="direct", steps=10_000, batch_size=batch, proxy_steps=1)
+    proxy_fit = ProxyFit(images, CLUSTERS, settings)
+    proxy_fit.advance(Schedule.of(len(images.pixels), settings.proxy_steps).steps)  # the proxy's own
     rows.append(compare("ProxyFit", proxy_fit.advance, bare_proxy_loop(images, batch), batch, 5, 9))
     found = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()

@@ -33,7 +33,7 @@ from tests.deltas.test_picture_deltas import SETTINGS, samples
 from tests.support.samples import image_bytes
 
 SIDE, CLUSTERS, EPSILON = 16, 3, 16 / 255
-CHOICES = Settings(generator="sample", clusters=CLUSTERS, steps=12, proxies=2, robust_proxies=0, seed=5)
+CHOICES = Settings(generator="sample", clusters=CLUSTERS, steps=12, proxies=2, robust_proxies=0, proxy_steps=60, seed=5)
 
 
 def striped(count: int, seed: int = 0) -> FitImages:
@@ -54,11 +54,9 @@ def squares(images: FitImages) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def fitted() -> FittedDeltas:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 60)
-        fit = SampleFit(striped(96), CLUSTERS, CHOICES)
-        fit.advance(1_000)
-        return fit.result()
+    fit = SampleFit(striped(96), CLUSTERS, CHOICES)
+    fit.advance(1_000)
+    return fit.result()
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +111,11 @@ def test_levels_keep_the_bound_and_are_grey_unless_plain(protection: Protection)
 def test_they_move_a_network_that_was_never_seen_and_noise_of_the_same_size_does_not(protection: Protection) -> None:
     images = striped(48, seed=2)
     levels = made(steps_of(protection), images, list(range(48)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 60)
-        stranger = ProxyTraining(striped(96, seed=3), CLUSTERS, colour_robust=True, seed=9, device=torch.device("cpu"))
-        while not stranger.is_done:
-            stranger.advance()
+    stranger = ProxyTraining(
+        striped(96, seed=3), CLUSTERS, colour_robust=True, seed=9, device=torch.device("cpu"), least_steps=60
+    )
+    while not stranger.is_done:
+        stranger.advance()
     targets = torch.tensor(protection.targets)[images.clusters]
 
     def share(delta: NDArray[np.int8]) -> float:
@@ -134,13 +132,17 @@ def test_a_robust_proxy_errs_less_on_images_moved_against_it() -> None:
     images, tests = striped(96), striped(96, seed=4)
     accuracy = []
     for radius in (0.0, 8 / 255):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 150)
-            proxy = ProxyTraining(
-                images, CLUSTERS, colour_robust=False, seed=1, device=torch.device("cpu"), radius=radius
-            )
-            while not proxy.is_done:
-                proxy.advance()
+        proxy = ProxyTraining(
+            images,
+            CLUSTERS,
+            colour_robust=False,
+            seed=1,
+            device=torch.device("cpu"),
+            least_steps=150,
+            radius=radius,
+        )
+        while not proxy.is_done:
+            proxy.advance()
         network = proxy.network.eval()
         moved = pgd(
             *(network, tests.pixels / 255, tests.clusters),
@@ -189,8 +191,7 @@ def test_batch_normalisation_put_into_convolutions_changes_no_logit(fitted: Fitt
     assert before.std() > 0.1
 
 
-def test_a_fit_that_was_stopped_goes_on_to_the_same_bytes(fitted: FittedDeltas, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 60)
+def test_a_fit_that_was_stopped_goes_on_to_the_same_bytes(fitted: FittedDeltas) -> None:
     first, second = (SampleFit(striped(96), CLUSTERS, CHOICES) for _ in range(2))
     first.advance(70)  # in the middle of the second proxy
     second.load(load(save(first.state())))

@@ -51,12 +51,6 @@ class BrokenSurrogate(TinySurrogate):
         return super().embed(images) * (math.nan if self.calls > 2 else 1.0)
 
 
-@pytest.fixture(autouse=True)
-def _short_proxy_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny sets need no 400 steps here: what is tested does not depend on how well the proxy has learned."""
-    monkeypatch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 1)
-
-
 def images(count: int = 90, side: int = SIDE) -> FitImages:
     """Noisy pictures of three colours, one for each cluster."""
     rng = torch_rng(0, "images")
@@ -86,7 +80,9 @@ def network_fit(**choices: Any) -> ClusterFit:
 
 
 def proxy_fit(**choices: Any) -> ProxyFit:
-    return ProxyFit(images(), CLUSTERS, Settings(**{"generator": "direct", "steps": 8, "batch_size": 32} | choices))
+    """What is tested does not depend on how well the proxy has learned."""
+    few = {"generator": "direct", "steps": 8, "batch_size": 32, "proxy_steps": 1}
+    return ProxyFit(images(), CLUSTERS, Settings(**few | choices))
 
 
 def finished(fit: Fit) -> FittedDeltas:

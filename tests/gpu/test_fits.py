@@ -26,12 +26,7 @@ from tests.support.samples import image_bytes, noise, stripes
 CLUSTERS = 4
 # SHA-256 of the pixels that the test below writes, as a CPU of the year 2026 made them
 PIXELS_SHA256 = "5ce29307a31ee4530ffd0986adc7ddf1dcf7e5e4944e3f79b6cbc0ba62d3d4f7"
-
-
-@pytest.fixture(autouse=True)
-def _short_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stripes are learnt at once."""
-    monkeypatch.setattr("pipeline.fitting.proxy_training.LEAST_STEPS", 30)
+LEARNT = 30  # steps in which a proxy learns the stripes
 
 
 def images() -> FitImages:
@@ -39,7 +34,8 @@ def images() -> FitImages:
 
 
 def proxy_fit(device: str) -> Fit:
-    return ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=12, batch_size=16), device)
+    settings = Settings(generator="direct", steps=12, batch_size=16, proxy_steps=LEARNT)
+    return ProxyFit(images(), CLUSTERS, settings, device)
 
 
 def cluster_fit(generator: str) -> Callable[[str], Fit]:
@@ -90,8 +86,9 @@ def test_a_protection_is_laid_to_the_same_pixels_on_every_machine(device: str) -
 
 def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
     left = {}
+    settings = Settings(generator="direct", steps=40, batch_size=64, proxy_steps=LEARNT)
     for place in {"cpu", device}:
-        fit = ProxyFit(images(), CLUSTERS, Settings(generator="direct", steps=40, batch_size=64), place)
+        fit = ProxyFit(images(), CLUSTERS, settings, place)
         while not fit.is_done:
             fit.advance(50)
         losses = fit.result().losses
@@ -104,8 +101,7 @@ def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
 def test_a_fit_that_is_resumed_ends_with_the_same_bytes(
     name: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for least in ("EPOCHS", "LEAST_STEPS"):
-        monkeypatch.setattr(f"pipeline.fitting.proxy_training.{least}", 2)  # it need not have learnt
+    monkeypatch.setattr("pipeline.fitting.proxy_training.EPOCHS", 2)  # it need not have learnt
     whole = finished(FITS[name](device))
     fit = FITS[name](device)
     fit.advance(3)

@@ -257,9 +257,9 @@ def test_two_runs_at_once_over_one_output_both_end_well_and_leave_one_truth(tmp_
 def test_the_papers_way_at_224_pixels_goes_to_the_end_with_its_figures(tmp_path: Path) -> None:
     """A generator network for each cluster, through the surrogate: the preset uc-paper but for its size."""
     runs.write_collection(tmp_path / "in", shards=2, per_shard=16)
-    options = ["--preset", "uc-paper", "--generator", "network", "--batch-size", "4"]
-    options += ["--fit-images", "16", "--generator-lr", "1e-3"]
-    done = runs.protect(str(tmp_path / "in"), str(tmp_path / "out"), *options)
+    options = [*runs.FEW_STEPS, "--preset", "uc-paper", "--generator", "network", "--batch-size", "4"]
+    options += ["--fit-images", "16", "--generator-lr", "1e-3", "--workers", "1"]
+    done = job("protect_imagenet.py", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *options)
     assert done.returncode == 0, done.stderr
     for members in read_back(tmp_path / "out").values():
         assert Image.open(io.BytesIO(members["png"])).size == (224, 224)

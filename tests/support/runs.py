@@ -24,10 +24,11 @@ from tests.support.processes import named as named
 from tests.support.samples import image_bytes
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
+FEW_STEPS = [
     *("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64"),
     *("--clusters", "4", "--generator", "direct", "--steps", "8", "--restarts", "4", "--max-quarantine", "1"),
 ]
+SMALL = [*FEW_STEPS, "--proxy-steps", "40"]
 ONE_WORKER = ["--workers", "1"]  # half the starts of processes where nothing depends on their number
 _NAMES = ("grass", "brick", "coffee", "retina")
 
