@@ -22,8 +22,7 @@ from pipeline import layout
 from pipeline.clusters.clustering import Clustering
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.direct_fit import ProxyFit
-from pipeline.fitting.fit import Fit, FitImages
-from pipeline.fitting.fit_images import fit_images_from
+from pipeline.fitting.fit import Fit, FitImages, fit_images_from
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.surrogates.surrogate import Surrogate, surrogate_for

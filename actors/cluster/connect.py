@@ -119,6 +119,7 @@ def _private_cluster(quiet: Mapping[str, Any], log_level: str) -> Iterator[None]
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": log_level,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that waits for the cloud to take a node away
         # on a busy machine, threads that wait by spinning take the processor from those they wait for
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }

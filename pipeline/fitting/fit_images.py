@@ -1,4 +1,7 @@
-"""The images deltas are fitted on, and their size: a deterministic hash-sample, decoded once to uint8."""
+"""The images deltas are fitted on, and their size: a deterministic hash-sample, decoded once to uint8.
+
+The processes that read them start without torch.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SampleError
-from pipeline.fitting.fit import FitImages
 from pipeline.hashing import in_sample
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode
@@ -64,28 +64,6 @@ def read_fit_images(
 def fit_bytes(images: int, side: int) -> int:
     """Memory of so many pictures to fit on, in each process that fits: uint8 [n, 3, side, side]."""
     return images * 3 * side * side
-
-
-def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
-    """Pictures from tables with the columns pixels (bytes), cluster, shard and key, sorted by (shard, key).
-
-    Beside the tables it takes the memory of the pictures once. Raises InputError if there are none.
-    """
-    tables = list(tables)
-    rows = [
-        (shard, key, number, row)
-        for number, table in enumerate(tables)
-        for row, (shard, key) in enumerate(zip(*(table[name].to_pylist() for name in ("shard", "key")), strict=True))
-    ]
-    if not rows:
-        raise InputError("none of the collection's images could be decoded, so there is nothing to fit deltas on")
-    pixels = np.empty((len(rows), 3, side, side), np.uint8)
-    clusters = np.empty(len(rows), np.int64)
-    for place, (_, _, number, row) in enumerate(sorted(rows)):
-        picture = tables[number]["pixels"][row].as_py()
-        pixels[place] = np.frombuffer(picture, np.uint8).reshape(side, side, 3).transpose(2, 0, 1)
-        clusters[place] = tables[number]["cluster"][row].as_py()
-    return FitImages(torch.from_numpy(pixels), torch.from_numpy(clusters))
 
 
 def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:

@@ -183,3 +183,9 @@ def test_a_million_shards_are_few_blocks_that_end_singly(count: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) <= 30_000
     assert set(sizes[-SHARE:]) <= {1}
+
+
+@pytest.mark.parametrize("name", ["sampler", "assigner", "fit_queue", "cluster.attendance"])
+def test_actors_that_need_no_network_start_without_torch(name: str) -> None:
+    command = f"import sys, actors.{name}; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

@@ -13,7 +13,8 @@ from actors.cluster.batches import RunContext, shard_rows
 from actors.sampler import FitImageReader
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.fitting.fit_images import chosen_images, fit_images_from, read_fit_images
+from pipeline.fitting.fit import fit_images_from
+from pipeline.fitting.fit_images import chosen_images, read_fit_images
 from pipeline.records import Sample, Shard
 from pipeline.settings import Settings
 from pipeline.storage.store import Store
