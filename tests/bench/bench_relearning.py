@@ -6,6 +6,9 @@ Ours: `train_target` on arrays that were decoded once, the decoding counted. Pla
 epoch, torchvision's crop (reflect 4) and flip and normalisation image by image, a DataLoader with a worker per CPU,
 the same network, batch size, optimiser and schedule, in float32 on a CPU and in bf16 on a GPU. Both use all CPUs;
 neither is compiled. What ours gains on a CPU beside the decoding is bf16, where the CPU has it, and channels_last.
+
+The arithmetic's limit is measured beside: ours as a share of the floating-point operations per second of the network's
+own convolutions alone, one after the other in bf16, and of a large matrix product.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import io
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +28,7 @@ from PIL import Image
 from ratio import where, write
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from pipeline.hashing import derive
@@ -130,6 +134,51 @@ def ours(train: list[str], test: Collection, options: argparse.Namespace, seed: 
     return decoding, score.train_seconds, score.accuracy_last
 
 
+def operations(target: str) -> int:
+    """Floating-point operations of a training step for one image, counted by torch."""
+    network, images = build_target(target, 10, SIDE, seed=0), torch.zeros(2, 3, SIDE, SIDE)
+    with FlopCounterMode(display=False) as counter:
+        network(images).sum().backward()
+    return int(counter.get_total_flops()) // len(images)
+
+
+def limits(target: str, device: str) -> dict[str, float]:
+    """Operations per second in bf16 of the network's convolutions, forward and backward, and of a matrix product."""
+    steps: list[Callable[[], object]] = []
+    network = build_target(target, 10, SIDE, seed=0).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, _: steps.append(one_step(layer, given[0])))
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    images = torch.randn(BATCH, 3, SIDE, SIDE, device=device, dtype=torch.bfloat16)
+    network(images.contiguous(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+    left, right = torch.randn(2, 2048, 2048, device=device, dtype=torch.bfloat16)
+    seconds = sum(quickest(step, device) for step in steps)
+    product = 2 * 2048**3 / quickest(lambda: left @ right, device)
+    return {"convolutions": operations(target) * BATCH / seconds, "product": product}
+
+
+def one_step(layer: nn.Module, given: Tensor) -> Callable[[], object]:
+    """A forward and backward pass of one layer."""
+    images = given.detach().clone(memory_format=torch.preserve_format).requires_grad_(given.shape[1] > 3)
+    return lambda: layer(images).sum().backward()
+
+
+def quickest(step: Callable[[], object], device: str) -> float:
+    """Least seconds of ten calls, after a first one."""
+    seconds = []
+    for _ in range(11):
+        started = time.perf_counter()
+        step()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", default=f"{CIFAR10}/cifar10-train-*.tar.gz")
@@ -162,6 +211,14 @@ def main() -> None:
         f"{epoch:.2f} x faster per epoch (needed {needed}), {ratio:.2f} x with the decoding; "
         f"accuracy {means['ours']:.1%}, plain {means['plain']:.1%}, {options.seeds} seeds; load {where()['load']}"
     )
+    possible = limits(options.target, options.device)
+    reached = operations(options.target) * count * options.epochs / statistics.median(row["ours_s"] for row in rows)
+    shares = {name: reached / limit for name, limit in possible.items()}
+    print(
+        f"{reached / 1e9:,.0f} GFLOP/s: {shares['convolutions']:.0%} of its convolutions alone "
+        f"({possible['convolutions'] / 1e9:,.0f}), {shares['product']:.0%} of a matrix product"
+    )
+    found |= {"flops_per_s": reached, "limits": possible, "shares": shares}
     record = found | {"epoch_ratio": epoch, "ratio": ratio, "accuracies": means, "needed": needed, "rows": rows}
     write(f"relearning_{options.target}", record)
 

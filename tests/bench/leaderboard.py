@@ -1,0 +1,235 @@
+"""The leaderboard: one JSON file for each protection, data set and epsilon, and the pages made from them.
+
+  python tests/bench/leaderboard.py add evaluation/ --protection scumble --method scumble --labels none \\
+      --data "CIFAR-10 at hand, 32 px" --source "this repository" --command "python jobs/protect_imagenet.py …"
+  python tests/bench/leaderboard.py write      leaderboard.md and leaderboard.html, from the files
+  python tests/bench/leaderboard.py check      exit with 1 unless both pages are what `write` would write
+
+`add` takes the output of evaluate_relearning.py and the outputs of the fits that its evaluation.json names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from jinja2 import ChoiceLoader, FileSystemLoader
+
+from pipeline import layout
+from pipeline.deltas.load import load_protection
+from pipeline.json_record import JsonRecord
+from pipeline.measures.scores import scores_from_parquet
+from pipeline.relearning.evaluation import CLEAN, WHOLE
+from pipeline.relearning.presets import AUDIT, AUDIT_CPU
+from pipeline.relearning.report.certificate import fit_at
+from pipeline.relearning.report.results import Row, mean_accuracies, results_from_parquet, select
+from pipeline.report.page import find_template
+from pipeline.storage.store import Store
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "results/leaderboard"
+PAGES = {"md": HERE / "results/leaderboard.md", "html": HERE / "results/leaderboard.html"}
+LABELS = ("none", "cluster", "predicted", "true")
+FEWEST_FITS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Accuracy on clean test images in [0, 1] after training under one regime: a mean for each fit, and the control."""
+
+    regime: str
+    target: str
+    fits: tuple[float, ...]
+    sd: float | None  # over trainings of one fit
+    clean: float
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.fits))
+
+
+@dataclass(frozen=True)
+class Entry(JsonRecord):
+    """One protection on one data set.
+
+    labels    what it was given: none, cluster, predicted or true labels
+    epsilon   the largest change of a pixel value in units of 1/255 that the fits declare
+    hours     of all trainings of its targets, on `device`
+    psnr      median over pictures of all fits, dB
+    """
+
+    method: str
+    source: str
+    labels: str
+    data: str
+    epsilon: float
+    epochs: int
+    seeds: int
+    cells: tuple[Cell, ...]
+    psnr: float
+    ssim: float
+    hours: float
+    device: str
+    versions: tuple[str, ...]
+    commit: str
+    collections: tuple[str, ...]  # digest of each fit's shards
+    commands: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        parts = (self.data, f"{self.epsilon:g}-255", self.method, self.labels)
+        return "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in parts) + ".json"
+
+    @property
+    def worst(self) -> Cell:
+        return max(self.cells, key=lambda cell: cell.mean)
+
+    @property
+    def clean(self) -> float:
+        """What the strongest regime gets out of unprotected images."""
+        return max(cell.clean for cell in self.cells)
+
+    @property
+    def ordinary(self) -> Cell | None:
+        return next((cell for cell in self.cells if cell.regime == "nt"), None)
+
+    @property
+    def battery(self) -> str:
+        """The widest battery that was run whole, else ""."""
+        has = {cell.regime for cell in self.cells}
+        names = {"audit": AUDIT, "audit-cpu": AUDIT_CPU}
+        return next((name for name, regimes in names.items() if set(regimes) <= has), "")
+
+    @property
+    def lacks(self) -> str:
+        """Why it is shown but not ranked; "" if it is ranked."""
+        if not self.battery:
+            missing = sorted(set(AUDIT_CPU) - {cell.regime for cell in self.cells})
+            return f"regimes not run: {', '.join(missing)}"
+        fits = min(len(cell.fits) for cell in self.cells)
+        return "" if fits >= FEWEST_FITS else f"{FEWEST_FITS} fits are needed; of some regimes there are {fits}"
+
+
+def entry_of(rows: Sequence[Row], fits: Sequence[Store], options: argparse.Namespace) -> Entry:
+    """An entry from the rows of an evaluation and the outputs of the fits. Raises ValueError if there are no rows."""
+    own, control = select(rows, options.protection, "original", WHOLE), select(rows, CLEAN, "original", WHOLE)
+    if not own or not control:
+        raise ValueError(f"no rows of {options.protection if not own else CLEAN} with the original labels")
+    clean = mean_accuracies(control, ("regime", "target"))
+    cells = [
+        Cell(regime, target, found.fits, found.sd, clean[regime, target].mean or 0.0)
+        for (regime, target), found in sorted(mean_accuracies(own, ("regime", "target")).items())
+    ]
+    scores = [score for fit in fits for score in scores_from_parquet(fit.read(layout.SCORES), fit.url)]
+    epsilons = {load_protection(fit.read(layout.PROTECTION)).epsilon for fit in fits}
+    if len(epsilons) != 1:
+        raise ValueError(f"the fits have different bounds: {sorted(255 * epsilon for epsilon in epsilons)}")
+    return Entry(
+        method=options.method,
+        source=options.source,
+        labels=options.labels,
+        data=options.data,
+        epsilon=round(255 * epsilons.pop(), 6),
+        epochs=own[0]["epochs"],
+        seeds=len({row["seed"] for row in own}),
+        cells=tuple(cells),
+        psnr=float(np.median([score.psnr for score in scores])),
+        ssim=float(np.nanmedian([score.ssim for score in scores])),
+        hours=sum(row["seconds"] for row in own) / 3600,
+        device=options.device or str(own[0]["device"]),
+        versions=tuple(sorted({str(row["versions"]) for row in own})),
+        collections=tuple(fit_at(fit, "").collection_sha256 for fit in fits),
+        commit=options.commit or _head(),
+        commands=tuple(options.command),
+    )
+
+
+def _head() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def read_entries(folder: Path = FOLDER) -> list[Entry]:
+    """All entries. Raises InputError for a file that is not one, ValueError for one under another's name."""
+    entries = []
+    for path in sorted(folder.glob("*.json")):
+        entry = Entry.from_bytes(path.read_bytes(), str(path))
+        if entry.file != path.name or entry.labels not in LABELS:
+            raise ValueError(f"{path}: it should be called {entry.file}, with labels that are one of {LABELS}")
+        entries.append(entry)
+    return entries
+
+
+def tables(entries: Sequence[Entry]) -> list[tuple[str, float, list[Entry], list[Entry]]]:
+    """(data, epsilon, ranked, others) for each data set and epsilon: what differs in either is never compared."""
+
+    def place(entry: Entry) -> tuple[str, float]:
+        return entry.data, entry.epsilon
+
+    found = []
+    for (data, epsilon), group in groupby(sorted(entries, key=place), key=place):
+        members = sorted(group, key=lambda entry: entry.worst.mean)
+        ranked = [entry for entry in members if not entry.lacks]
+        found.append((data, epsilon, ranked, [entry for entry in members if entry.lacks]))
+    return found
+
+
+def pages(entries: Sequence[Entry]) -> dict[str, str]:
+    """The text of both pages."""
+    made = {}
+    for kind in PAGES:
+        template = find_template("page.html.j2")
+        loader = ChoiceLoader([FileSystemLoader(HERE), template.environment.loader or FileSystemLoader(HERE)])
+        environment = template.environment.overlay(loader=loader, autoescape=kind == "html")
+        made[kind] = environment.get_template(f"leaderboard.{kind}.j2").render(tables=tables(entries)).rstrip() + "\n"
+    return made
+
+
+def add(options: argparse.Namespace) -> None:
+    output = Store(options.evaluation)
+    rows = results_from_parquet(output.read("results.parquet"))
+    entry = entry_of(rows, [Store(url) for url in options.fits], options)
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / entry.file).write_bytes(entry.to_bytes() + b"\n")
+    print(f"{FOLDER / entry.file}: {entry.lacks or 'ranked'}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    adding = actions.add_parser("add", help="write the file of one protection")
+    adding.add_argument("evaluation", help="output of evaluate_relearning.py")
+    adding.add_argument("--protection", required=True, help="its name in the evaluation")
+    adding.add_argument("--fits", required=True, nargs="+", metavar="URL", help="the outputs of its fits, in order")
+    adding.add_argument("--method", required=True, help="name in the table")
+    adding.add_argument("--labels", required=True, choices=LABELS, help="what the method was given")
+    adding.add_argument("--data", required=True, help="data set, as the table calls it")
+    adding.add_argument("--source", required=True, help="paper or repository")
+    adding.add_argument("--device", help="processor or GPU that the targets were trained on")
+    adding.add_argument("--commit", help="that the evaluation ran on (default: the one that is checked out)")
+    adding.add_argument("--command", action="append", required=True, help="one of the commands; repeat")
+    actions.add_parser("write", help="make the pages from the files")
+    actions.add_parser("check", help="are the pages what the files say?")
+    options = parser.parse_args()
+    if options.action == "add":
+        add(options)
+        return 0
+    made = pages(read_entries())
+    if options.action == "write":
+        for kind, text in made.items():
+            PAGES[kind].write_text(text)
+        return 0
+    stale = [path.name for kind, path in PAGES.items() if path.read_text() != made[kind]]
+    if stale:
+        print(f"{', '.join(stale)}: run python tests/bench/leaderboard.py write", file=sys.stderr)
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

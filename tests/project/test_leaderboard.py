@@ -1,0 +1,82 @@
+"""The leaderboard: its pages say what its files say, and what cannot be compared never shares a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.relearning.presets import AUDIT_CPU
+from tests.bench.leaderboard import PAGES, Cell, Entry, pages, read_entries, tables
+
+ENTRY = Entry(
+    method="one",
+    source="somebody 2026",
+    labels="none",
+    data="tiny",
+    epsilon=16.0,
+    epochs=12,
+    seeds=1,
+    cells=tuple(Cell(regime, "small", (0.25, 0.3, 0.35), None, 0.6) for regime in AUDIT_CPU),
+    psnr=25.0,
+    ssim=0.9,
+    hours=1.0,
+    device="cpu",
+    versions=("torch",),
+    commit="0000000",
+    collections=("a", "b", "c"),
+    commands=("python",),
+)
+
+
+def worst(accuracy: float, **changes: object) -> Entry:
+    """The entry with another accuracy under adversarial training."""
+    cells = tuple(replace(cell, fits=(accuracy,) * 3) if cell.regime == "at" else cell for cell in ENTRY.cells)
+    return replace(ENTRY, cells=cells, **changes)  # type: ignore[arg-type]
+
+
+def test_the_pages_of_the_repository_are_made_from_its_files() -> None:
+    made = pages(read_entries())
+    for kind, path in PAGES.items():
+        assert path.read_text() == made[kind], "run python tests/bench/leaderboard.py write"
+
+
+def test_the_strongest_regime_decides_and_other_bounds_and_data_stand_apart() -> None:
+    weak, strong = worst(0.5, method="weak"), worst(0.4, method="strong")
+    other, elsewhere = worst(0.2, method="other", epsilon=8.0), worst(0.1, method="elsewhere", data="more")
+    found = [
+        (data, epsilon, [each.method for each in ranked])
+        for data, epsilon, ranked, _ in tables([weak, other, strong, elsewhere])
+    ]
+    assert found == [("more", 16.0, ["elsewhere"]), ("tiny", 8.0, ["other"]), ("tiny", 16.0, ["strong", "weak"])]
+    assert (strong.worst.regime, strong.worst.mean, strong.clean) == ("at", pytest.approx(0.4), 0.6)
+    text = pages([weak, strong])["md"]
+    assert (
+        "| 1 | strong (somebody 2026) | none | **40.0** (40.0 to 40.0 over 3 fits) | at, small | 60.0 | 0.67 |" in text
+    )
+
+
+def test_what_was_not_run_whole_is_shown_with_the_reason_and_not_ranked() -> None:
+    partial = replace(ENTRY, cells=ENTRY.cells[1:], method="partial")
+    few = replace(ENTRY, cells=tuple(replace(cell, fits=(0.1,)) for cell in ENTRY.cells), method="few")
+    ((_, _, ranked, others),) = tables([partial, few, worst(0.9)])
+    assert [entry.method for entry in ranked] == ["one"]
+    assert {entry.lacks for entry in others} == {
+        f"regimes not run: {ENTRY.cells[0].regime}",
+        "3 fits are needed; of some regimes there are 1",
+    }
+    for text in pages([partial, few]).values():
+        assert "3 fits are needed" in text
+
+
+def test_a_file_that_is_no_entry_or_has_anothers_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ENTRY.file).write_bytes(ENTRY.to_bytes())
+    assert read_entries(tmp_path) == [ENTRY]
+    (tmp_path / "else.json").write_bytes(ENTRY.to_bytes())
+    with pytest.raises(ValueError, match=r"it should be called tiny_16-255_one_none\.json"):
+        read_entries(tmp_path)
+    (tmp_path / "else.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match=r"else\.json"):
+        read_entries(tmp_path)
