@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from pipeline.deltas.load import deltas_of, load_protection
 from pipeline.errors import ClusterError, InputError, ScumbleError
 from pipeline.hashing import sha256
 from pipeline.metrics import RESTARTED
-from pipeline.records import Rejection, Sample
+from pipeline.records import Rejection, Sample, Shard
 from pipeline.relearning.arms import (
     Arm,
     Labels,
@@ -57,8 +58,8 @@ from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
 from pipeline.runs.run_record import read_run
 from pipeline.settings import Size, apply_settings
+from pipeline.shards.samples import samples_of
 from pipeline.shards.squares import LeftOut
-from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet
 
@@ -108,7 +109,7 @@ class Loading:
         return ray.get(self.receipt, timeout=seconds)
 
 
-def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
+def sample_limit(store: Store, shards: Sequence[Shard], at_most: int) -> int | None:
     """The largest of the `at_most` smallest hashes of keys; None if there are no more keys than that."""
     task = ray.remote(smallest_hashes).options(num_cpus=1)
     waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
@@ -119,26 +120,34 @@ def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | Non
 
 def load_collection(
     store: Store,
-    shards: Sequence[str],
+    shards: Sequence[Shard],
     side: int,
     limit: int | None = None,
     *,
     has_labels: bool = True,
+    classes: Mapping[str, int] = MappingProxyType({}),
     size: Size = "native",
 ) -> Loading:
     """The Collection of some shards, decoded by one task each; waiting returns what is left out. Raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
-    options: dict[str, Any] = {"limit": limit, "has_labels": has_labels, "size": size}
+    options: dict[str, Any] = {"limit": limit, "has_labels": has_labels, "classes": classes, "size": size}
     parts = [load.remote(store, [shard], side=side, **options) for shard in shards]
     return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
 def make_arm(
-    name: str, store: Store, protected: Any, clean: Any, test: Any, *, test_shards: tuple[Store, list[str]], size: Size
+    name: str,
+    store: Store,
+    protected: Any,
+    clean: Any,
+    test: Any,
+    *,
+    test_shards: tuple[Store, list[Shard]],
+    size: Size,
 ) -> Loading:
     """The Arm of a protected collection; waiting raises InputError if it does not match the clean one.
 
-    test_shards  store and names of the shards of the test collection
+    test_shards  store and shards of the test collection
     size         how the protected images were loaded
     """
     task = ray.remote(_arm).options(num_cpus=1, num_returns=2)
@@ -182,7 +191,7 @@ def digest_of(holdout: float, *collections: Any) -> str:
     return sha256("\n".join([str(holdout), *ray.get([task.remote(collection) for collection in collections])]).encode())
 
 
-def median_side(store: Store, shard: str) -> int:
+def median_side(store: Store, shard: Shard) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
     return int(_answer(ray.remote(shard_side).options(num_cpus=1).remote(store, shard)))
 
@@ -322,24 +331,13 @@ def _arm(
     protected: Collection,
     clean: Collection,
     test: Collection,
-    test_shards: tuple[Store, list[str]],
+    test_shards: tuple[Store, list[Shard]],
     size: Size,
 ) -> tuple[Arm, None]:
-    return _fitted_arm(name, store, protected, clean, test, test_shards, size), None
-
-
-def _fitted_arm(
-    name: str,
-    store: Store,
-    protected: Collection,
-    clean: Collection,
-    test: Collection,
-    test_shards: tuple[Store, list[str]],
-    size: Size,
-) -> Arm:
+    """An arm, and a receipt for the driver."""
     arm = Arm(protected, like_clean(protected, clean, name))
     if store.info(layout.PROTECTION) is None:
-        return arm
+        return arm, None
     data = store.read(layout.PROTECTION)
     protection = load_protection(data)
     arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
@@ -348,9 +346,9 @@ def _fitted_arm(
     settings = read_run(store).ingredients.settings
     surrogate = surrogate_of(protection, settings)
     if surrogate is None:
-        return arm
+        return arm, None
     if protection.needs_key:  # nobody hands the secret to an evaluation, so test images cannot get textures
-        return replace(arm, test_clusters=clusters_of(test, protection, surrogate))
+        return replace(arm, test_clusters=clusters_of(test, protection, surrogate)), None
     writing = apply_settings(settings)
     tests, clusters = protected_tests(
         _samples(*test_shards, writing.max_member_bytes),
@@ -363,13 +361,12 @@ def _fitted_arm(
     )
     if (clusters < 0).any():  # a run would reject the image, but a labelling by clusters needs one for it
         clusters = np.where(clusters < 0, clusters_of(test, protection, surrogate), clusters)
-    return replace(arm, test_clusters=clusters, delta_tests=tests)
+    return replace(arm, test_clusters=clusters, delta_tests=tests), None
 
 
-def _samples(store: Store, shards: Sequence[str], max_member_bytes: int) -> Iterator[Sample | Rejection]:
+def _samples(store: Store, shards: Sequence[Shard], max_member_bytes: int) -> Iterator[Sample | Rejection]:
     for shard in shards:
-        with store.open(shard) as stream:
-            yield from read_samples(stream, max_member_bytes=max_member_bytes)
+        yield from samples_of(store, shard, max_member_bytes=max_member_bytes, any_version=True)
 
 
 def _shared_rows(clean: Collection, *arms: Arm) -> tuple[NDArray[np.bool_], str]:

@@ -29,7 +29,7 @@ from actors.trials import (
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
-from jobs.shared.inputs import list_shards
+from jobs.shared.inputs import list_labelled
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import ClusterError, InputError, SettingsError
@@ -52,6 +52,7 @@ from pipeline.relearning.evaluation import (
     EvaluationSettings,
     Trial,
 )
+from pipeline.relearning.labels.given import class_numbers
 from pipeline.relearning.report.results import histories_to_parquet, outdated, read_row, relearned, results_to_parquet
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
@@ -62,7 +63,7 @@ from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
-_Stores = Mapping[str, tuple[Store, list[Shard]]]  # name -> store and shards of a collection
+_Stores = Mapping[str, tuple[Store, list[Shard]]]  # name -> store, and shards or units, of a collection
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
 
 
@@ -129,13 +130,14 @@ def _decoded(
     """References to all collections by name, and how many samples of each could not be read."""
     loading: dict[str, Loading] = {}
     left_out: dict[str, int] = {}
-    source, shards = stores[CLEAN]
-    limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
+    classes = class_numbers({name: entries for name, (_, entries) in stores.items()})
+    if classes:
+        print(f"labels       the first folder of every image: {len(classes):,} classes, in sorted order")
+    limit = settings.images and sample_limit(*stores[CLEAN], settings.images)
     with progress("load", len(stores), "collection") as bar:
         for name, (store, entries) in stores.items():
-            names = [entry.name for entry in entries]
             bound = None if name == "test" else limit
-            loading[name] = load_collection(store, names, side, bound, size=sizes[name])
+            loading[name] = load_collection(store, entries, side, bound, classes=classes, size=sizes[name])
         for name, collection in loading.items():
             if left := cli.print_left_out(collection.wait()):
                 left_out[name] = left
@@ -151,10 +153,8 @@ def _arms(
     clean_and_test: tuple[Any, Any],
 ) -> dict[str, Any]:
     """References to the Arm of every protected collection. Raises InputError for one that does not match."""
-    store, entries = stores["test"]
-    shards = (store, [entry.name for entry in entries])
     making = {
-        name: make_arm(name, stores[name][0], data[name], *clean_and_test, test_shards=shards, size=sizes[name])
+        name: make_arm(name, stores[name][0], data[name], *clean_and_test, test_shards=stores["test"], size=sizes[name])
         for name in settings.arms
     }
     for arm in making.values():
@@ -178,7 +178,7 @@ def train_denoisers(
     pairs = []
     sizes = _sizes({str(number): pair for number, pair in enumerate(pair_stores)})
     for (store, entries), geometry in zip(pair_stores, sizes.values(), strict=True):
-        loading = load_collection(store, [entry.name for entry in entries], side, has_labels=False, size=geometry)
+        loading = load_collection(store, entries, side, has_labels=False, size=geometry)
         cli.print_left_out(loading.wait())
         pairs.append(loading.reference)
     output, both = Store(settings.output), (pairs[0], pairs[1]) if pairs else None
@@ -218,7 +218,7 @@ def print_trials(settings: EvaluationSettings) -> int:
     stores = _stores(settings)
     store, entries = stores[CLEAN]
     is_cropped = _sizes(stores)[CLEAN] == "224"
-    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0].name)))
+    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0])))
     estimate = estimate_evaluation(settings, stores, side, _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
@@ -324,7 +324,7 @@ def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
     """Median shorter side of the first images of the first shard, within what targets are built for."""
-    return _within(median_side(store, entries[0].name))
+    return _within(median_side(store, entries[0]))
 
 
 def _within(side: int) -> int:
@@ -332,9 +332,9 @@ def _within(side: int) -> int:
 
 
 def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Shard]]]:
-    """Store and shards of every collection. Raises InputError, SettingsError if the output is inside one."""
+    """Store and shards or units of every collection. Raises InputError, SettingsError if the output is inside one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
-    stores = {name: list_shards(url) for name, url in urls.items()}
+    stores = {name: list_labelled(url) for name, url in urls.items()}
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
@@ -359,7 +359,7 @@ def _stored_size(store: Store) -> Size:
 
 def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Shard]]]:
     """Store and shards of --pairs, if they are given. Raises as _stores does."""
-    stores = [list_shards(url) for url in settings.pairs or ()]
+    stores = [list_labelled(url) for url in settings.pairs or ()]
     for store, _ in stores:
         check_apart(store, Store(settings.output), may_hold=True)
     return stores

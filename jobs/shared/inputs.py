@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from jobs.shared import cli
+from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.records import Shard
+from pipeline.runs.totals import committed_units
 from pipeline.shards.inputs import resolve_input, said_of
 from pipeline.storage.store import Store
 
@@ -20,13 +22,14 @@ def list_input(url: str) -> tuple[Store, list[Shard]]:
     return listing.store, listing.shards
 
 
-def list_shards(url: str) -> tuple[Store, list[Shard]]:
-    """Like list_input, for jobs that need labels: loose images are not read. Raises InputError if there is no shard."""
-    store, found = list_input(url)
-    shards = [shard for shard in found if not shard.images]
-    loose = sum(len(shard.images) for shard in found)
-    if not shards:
-        raise InputError(f"{url}: {loose:,} loose images, but no shards: pack them into shards with labels first")
-    if loose:
-        cli.warn(f"{url}: {loose:,} loose images are not read: pack them into shards with labels")
+def list_labelled(url: str) -> tuple[Store, list[Shard]]:
+    """Like list_input, for jobs that compare copies: loose images that a run wrote have the keys of their originals.
+
+    Raises InputError as well if a run wrote loose images there, but has not committed any.
+    """
+    store, shards = list_input(url)
+    if any(shard.images for shard in shards) and store.info(layout.RUN) is not None:
+        shards = [shard for shard in shards if not shard.images] + committed_units(store)
+        if not shards:
+            raise InputError(f"{url}: a run was started there, but has committed no image: run it to its end first")
     return store, shards

@@ -20,6 +20,7 @@ from pipeline.relearning.evaluation import (
     needs_deltas,
     plain_parts,
 )
+from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
@@ -63,6 +64,7 @@ def estimate_evaluation(
     pairs   store and shards of --pairs: the originals, then their protected copies
     Raises InputError for collections that cannot be read.
     """
+    classes = class_numbers({name: entries for name, (_, entries) in stores.items()})
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
     for name in images.keys() - {"test"}:
         images[name] = min(images[name], settings.images or images[name])
@@ -80,7 +82,7 @@ def estimate_evaluation(
         images=images,
         shared_bytes=each * (sum(images.values()) + delta_tests + sum(_count(*pair) for pair in pairs)),
         trial_bytes=(_COPIES + _DELTAS * any(map(needs_deltas, settings.regimes))) * each * images[CLEAN],
-        seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
+        seconds=seconds / _images_per_second(settings, *stores[CLEAN], side, classes),
         denoiser_seconds=seconds_at_most(side) if num_leaked or settings.denoisers() else 0.0,
         num_leaked=num_leaked,
     )
@@ -91,10 +93,11 @@ def _count(store: Store, entries: list[Shard]) -> int:
     return max(1, round(sum(entry.size for entry in entries) / bytes_each))
 
 
-def _images_per_second(settings: EvaluationSettings, store: Store, entries: list[Shard], side: int) -> float:
-    shard = [entries[0].name]
-    limit = max(smallest_hashes(store, shard, MEASURED_IMAGES), default=None)
-    few = join([load_labelled(store, shard, side=side, limit=limit)], store.url)
+def _images_per_second(
+    settings: EvaluationSettings, store: Store, entries: list[Shard], side: int, classes: Classes
+) -> float:
+    limit = max(smallest_hashes(store, entries[:1], MEASURED_IMAGES), default=None)
+    few = join([load_labelled(store, entries[:1], side=side, limit=limit, classes=classes)], store.url)
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
     regime = find_regime("nt")
     return train_target(
