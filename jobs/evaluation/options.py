@@ -114,7 +114,7 @@ def _data(parser: Parser) -> None:
         "--side",
         type=int,
         metavar="PIXELS",
-        help="side of all images (default: median of the clean ones, at most 224)",
+        help="side of what targets see (default: median of the clean ones, at most 224)",
     )
     add("--images", type=int, metavar="N", help="train on at most N images, chosen by key (default: all)")
     add("--config", metavar="FILE", help="YAML file of options; the command line overrides it")

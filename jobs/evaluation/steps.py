@@ -56,6 +56,7 @@ from pipeline.relearning.labels.given import class_numbers
 from pipeline.relearning.report.results import histories_to_parquet, outdated, read_row, relearned, results_to_parquet
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
+from pipeline.relearning.training import recipe_of
 from pipeline.report.page import duration, fits_range, size
 from pipeline.runs.run_record import read_run
 from pipeline.settings import Size, apply_settings
@@ -69,10 +70,14 @@ PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
 
 @dataclass(frozen=True)
 class Loaded:
-    """The collections in the object store, their digests, and how many samples of each could not be read."""
+    """The collections in the object store, their digests, and how many samples of each could not be read.
+
+    side, kept  of what targets see, and of the images that it is cut out of
+    """
 
     output: Store
     side: int
+    kept: int
     clean: Any
     test: Any
     arms: dict[str, Any]
@@ -109,7 +114,8 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         side = settings.side or (LARGEST_SIDE if sizes[CLEAN] == "224" else _side(*stores[CLEAN]))
         if sizes[CLEAN] == "224":
             print("geometry     the centre of 224 px that a protected copy stores, of all other pictures as well")
-        data, left_out = _decoded(settings, stores, sizes, side)
+        kept = recipe_of(settings.changed_recipe).kept_side(side)
+        data, left_out = _decoded(settings, stores, sizes, kept)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
         arms = _arms(settings, stores, sizes, data, (clean, test))
@@ -119,9 +125,9 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests[CLEAN_PART] = sha256(f"{digests[CLEAN]} {missing}".encode()) if missing else digests[CLEAN]
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
-        trained = train_denoisers(settings, workers, side, pairs, (clean, test))
+        trained = train_denoisers(settings, workers, kept, pairs, (clean, test))
         output = Store(settings.output)
-        return Loaded(output, side, clean, test, arms, everywhere, labels, digests, workers, left_out, trained)
+        return Loaded(output, side, kept, clean, test, arms, everywhere, labels, digests, workers, left_out, trained)
 
 
 def _decoded(
@@ -204,7 +210,7 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     cleaning = {name: found.digest for name, found in loaded.denoisers.items()}
     trials = settings.trials(loaded.digests, labels, cleaning | {LEAKED_PAIRS: DenoiserRecipe().digest()})
     loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
-    print(f"collections  clean and {len(settings.arms)} protected, at {loaded.side} px")
+    print(f"collections  clean and {len(settings.arms)} protected, {_at(loaded.side, loaded.kept)}")
     if loaded.left_out:
         print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())} unreadable")
     print(f"trials       {len(trials)}, {loaded.workers.count} at a time")
@@ -219,10 +225,11 @@ def print_trials(settings: EvaluationSettings) -> int:
     store, entries = stores[CLEAN]
     is_cropped = _sizes(stores)[CLEAN] == "224"
     side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0])))
-    estimate = estimate_evaluation(settings, stores, side, _pair_stores(settings))
+    kept = recipe_of(settings.changed_recipe).kept_side(side)
+    estimate = estimate_evaluation(settings, stores, kept, _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
-    print(f"images       about {counts}, at {side} px")
+    print(f"images       about {counts}, {_at(side, kept)}")
     print(f"trials       {estimate.trials}, {workers} at a time")
     print(
         f"memory       {size(estimate.shared_bytes)} per node, plus {size(estimate.trial_bytes)} for each trial on it"
@@ -325,6 +332,10 @@ def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -
 def _side(store: Store, entries: Sequence[Any]) -> int:
     """Median shorter side of the first images of the first shard, within what targets are built for."""
     return _within(median_side(store, entries[0]))
+
+
+def _at(side: int, kept: int) -> str:
+    return f"at {side} px" if kept == side else f"at {kept} px, of which targets see {side}"
 
 
 def _within(side: int) -> int:

@@ -21,10 +21,9 @@ from pipeline.relearning.evaluation import (
     plain_parts,
 )
 from pipeline.relearning.labels.given import Classes, class_numbers
-from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
-from pipeline.relearning.training import Labelled, Recipe, ScoredOn
+from pipeline.relearning.training import Labelled, ScoredOn, recipe_of
 from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
@@ -61,6 +60,7 @@ def estimate_evaluation(
     """Estimate image counts from the size of the first ones, and time one epoch of the first target under nt.
 
     stores  clean, test and every arm -> store and shards
+    side    at which images are kept, in pixels
     pairs   store and shards of --pairs: the originals, then their protected copies
     Raises InputError for collections that cannot be read.
     """
@@ -106,5 +106,5 @@ def _images_per_second(
         regime=regime,
         seed=0,
         target=settings.targets[0],
-        recipe=replace(Recipe(**recipe_settings(settings.changed_recipe)), epochs=1),
+        recipe=replace(recipe_of(settings.changed_recipe), epochs=1),
     ).images_per_second
