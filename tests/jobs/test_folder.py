@@ -119,8 +119,8 @@ def test_a_folder_and_the_same_pictures_in_shards_are_protected_and_evaluated_al
     measured = ("seconds", "images_per_second", "started")
     ours, theirs = ([{k: v for k, v in row.items() if k not in measured} for row in rows[kind]] for kind in rows)
     assert ours == theirs
-    assert {row["protection"] for row in ours} == {"clean", "uc"}
-    assert all(row["accuracy_own_delta"] is not None for row in ours[:2] if row["protection"] == "uc")
+    (own,) = [row["accuracy_own_delta"] for row in ours if row.get("protection") == "uc"]
+    assert 0 <= own <= 1
 
 
 UNITS = [f"images-{number:07d}" for number in range(3)]
