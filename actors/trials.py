@@ -12,8 +12,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -25,20 +25,16 @@ from ray import tune
 
 from actors.cluster.failures import ours_in
 from actors.cluster.metrics import recorder
-from pipeline import layout
-from pipeline.deltas.load import deltas_of, load_protection
-from pipeline.errors import ClusterError, InputError, ScumbleError
+from pipeline.errors import ClusterError, ScumbleError
 from pipeline.hashing import sha256
 from pipeline.metrics import RESTARTED
-from pipeline.records import Rejection, Sample, Shard
+from pipeline.records import Shard
 from pipeline.relearning.arms import (
     Arm,
     Labels,
-    clusters_of,
+    arm_of,
     label_both,
     overlap_columns,
-    protected_tests,
-    surrogate_of,
 )
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
@@ -46,7 +42,6 @@ from pipeline.relearning.collection import (
     check_classes,
     holdout_mask,
     join,
-    like_clean,
     load_labelled,
     shard_side,
     smallest_hashes,
@@ -56,12 +51,9 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, Trial
 from pipeline.relearning.report.certificate import scores_of
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
-from pipeline.runs.run_record import read_run
-from pipeline.settings import Size, apply_settings
-from pipeline.shards.samples import samples_of
+from pipeline.settings import Size
 from pipeline.shards.squares import LeftOut
 from pipeline.storage.store import Store
-from pipeline.surrogates.features import assignment_from_parquet
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3
@@ -145,12 +137,14 @@ def make_arm(
     test_shards: tuple[Store, list[Shard]],
     size: Size,
 ) -> Loading:
-    """The Arm of a protected collection; waiting raises InputError if it does not match the clean one.
+    """The Arm of a protected collection; waiting returns why it has no test images with deltas, "" if it has.
+
+    Waiting raises InputError if the collection does not match the clean one.
 
     test_shards  store and shards of the test collection
     size         how the protected images were loaded
     """
-    task = ray.remote(_arm).options(num_cpus=1, num_returns=2)
+    task = ray.remote(arm_of).options(num_cpus=1, num_returns=2)
     return Loading(*task.remote(name, store, protected, clean, test, test_shards, size))
 
 
@@ -325,67 +319,11 @@ def _answer(references: Any) -> Any:
     return ray.get(references, timeout=LOAD_SECONDS)
 
 
-def _arm(
-    name: str,
-    store: Store,
-    protected: Collection,
-    clean: Collection,
-    test: Collection,
-    test_shards: tuple[Store, list[Shard]],
-    size: Size,
-) -> tuple[Arm, None]:
-    """An arm, and a receipt for the driver."""
-    arm = Arm(protected, like_clean(protected, clean, name))
-    if store.info(layout.PROTECTION) is None:
-        return arm, None
-    data = store.read(layout.PROTECTION)
-    protection = load_protection(data)
-    arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
-    if not protection.per_sample:
-        arm = replace(arm, num_groups=len(protection.targets))
-    settings = read_run(store).ingredients.settings
-    surrogate = surrogate_of(protection, settings)
-    if surrogate is None:
-        return arm, None
-    if protection.needs_key:  # nobody hands the secret to an evaluation, so test images cannot get textures
-        return replace(arm, test_clusters=clusters_of(test, protection, surrogate)), None
-    writing = apply_settings(settings)
-    tests, clusters = protected_tests(
-        _samples(*test_shards, writing.max_member_bytes),
-        test.keys,
-        deltas_of(data, surrogate, small_images=writing.small_images),
-        settings=writing,
-        side=test.images.shape[-1],
-        size=size,
-        num_groups=arm.num_groups,
-    )
-    if (clusters < 0).any():  # a run would reject the image, but a labelling by clusters needs one for it
-        clusters = np.where(clusters < 0, clusters_of(test, protection, surrogate), clusters)
-    return replace(arm, test_clusters=clusters, delta_tests=tests), None
-
-
-def _samples(store: Store, shards: Sequence[Shard], max_member_bytes: int) -> Iterator[Sample | Rejection]:
-    for shard in shards:
-        yield from samples_of(store, shard, max_member_bytes=max_member_bytes, any_version=True)
-
-
 def _shared_rows(clean: Collection, *arms: Arm) -> tuple[NDArray[np.bool_], str]:
     shared = np.ones(len(clean), bool)
     for arm in arms:
         shared &= np.isin(np.arange(len(clean)), arm.rows)
     return shared, "" if shared.all() else sha256(shared.tobytes())
-
-
-def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
-    """The cluster of every protected image, by key."""
-    found: dict[str, int] = {}
-    for name in store.names(layout.ASSIGNMENTS):
-        assignment = assignment_from_parquet(store.read(name))
-        found |= dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
-    missing = [key for key in protected.keys if key not in found]
-    if missing:
-        raise InputError(f"{store.url}: no cluster is recorded for {len(missing):,} keys, first {missing[0]}")
-    return np.array([found[key] for key in protected.keys], np.int64)
 
 
 def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:
