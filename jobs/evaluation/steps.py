@@ -136,9 +136,7 @@ def _decoded(
     """References to all collections by name, and how many samples of each could not be read."""
     loading: dict[str, Loading] = {}
     left_out: dict[str, int] = {}
-    classes = class_numbers({name: entries for name, (_, entries) in stores.items()})
-    if classes:
-        print(f"labels       the first folder of every image: {len(classes):,} classes, in sorted order")
+    classes = _classes(stores)
     limit = settings.images and sample_limit(*stores[CLEAN], settings.images)
     with progress("load", len(stores), "collection") as bar:
         for name, (store, entries) in stores.items():
@@ -149,6 +147,14 @@ def _decoded(
                 left_out[name] = left
             bar.step(name)
     return {name: collection.reference for name, collection in loading.items()}, left_out
+
+
+def _classes(stores: _Stores) -> Mapping[str, int]:
+    """The labels of class folders, said to the user; {} if labels are numbers. Raises as class_numbers does."""
+    classes = class_numbers({name: entries for name, (_, entries) in stores.items()})
+    if classes:
+        print(f"labels       the first folder of every image: {len(classes):,} classes, in sorted order")
+    return classes
 
 
 def _arms(
@@ -227,7 +233,7 @@ def print_trials(settings: EvaluationSettings) -> int:
     is_cropped = _sizes(stores)[CLEAN] == "224"
     side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0])))
     kept = recipe_of(settings.changed_recipe).kept_side(side)
-    estimate = estimate_evaluation(settings, stores, kept, _pair_stores(settings))
+    estimate = estimate_evaluation(settings, stores, kept, _classes(stores), _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
     print(f"images       about {counts}, {_at(side, kept)}")

@@ -20,7 +20,7 @@ from pipeline.relearning.evaluation import (
     needs_deltas,
     plain_parts,
 )
-from pipeline.relearning.labels.given import Classes, class_numbers
+from pipeline.relearning.labels.given import Classes
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, ScoredOn, recipe_of
@@ -55,16 +55,17 @@ def estimate_evaluation(
     settings: EvaluationSettings,
     stores: dict[str, tuple[Store, list[Shard]]],
     side: int,
+    classes: Classes,
     pairs: Sequence[tuple[Store, list[Shard]]] = (),
 ) -> EvaluationEstimate:
     """Estimate image counts from the size of the first ones, and time one epoch of the first target under nt.
 
-    stores  clean, test and every arm -> store and shards
-    side    at which images are kept, in pixels
-    pairs   store and shards of --pairs: the originals, then their protected copies
+    stores   clean, test and every arm -> store and shards
+    side     at which images are kept, in pixels
+    classes  what labels are: see class_numbers
+    pairs    store and shards of --pairs: the originals, then their protected copies
     Raises InputError for collections that cannot be read.
     """
-    classes = class_numbers({name: entries for name, (_, entries) in stores.items()})
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
     for name in images.keys() - {"test"}:
         images[name] = min(images[name], settings.images or images[name])
@@ -89,6 +90,8 @@ def estimate_evaluation(
 
 
 def _count(store: Store, entries: list[Shard]) -> int:
+    if all(entry.images for entry in entries):
+        return sum(len(entry.images) for entry in entries)
     _, bytes_each = first_samples(store, entries[0], max_member_bytes=MAX_MEMBER_BYTES)
     return max(1, round(sum(entry.size for entry in entries) / bytes_each))
 
