@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.shared import cli
 from pipeline import layout
 from pipeline.errors import InputError
@@ -29,7 +31,11 @@ def list_labelled(url: str) -> tuple[Store, list[Shard]]:
     """
     store, shards = list_input(url)
     if any(shard.images for shard in shards) and store.info(layout.RUN) is not None:
-        shards = [shard for shard in shards if not shard.images] + committed_units(store)
+        there = {image.files[0].name for shard in shards for image in shard.images}
+        shards = [shard for shard in shards if not shard.images]
+        for unit in committed_units(store):
+            images = tuple(image for image in unit.images if image.files[0].name in there)
+            shards += [replace(unit, images=images)] if images else []
         if not shards:
             raise InputError(f"{url}: a run was started there, but has committed no image: run it to its end first")
     return store, shards

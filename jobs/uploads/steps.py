@@ -38,7 +38,7 @@ Protect = Callable[[Iterable[Unit]], Iterator[UnitResult]]
 COMMAND, STAGE = "protect_uploads", "uploads"  # in metrics
 _COMPACT_UNITS = 200  # between two compactions of a long run
 _SILENT_UNITS = 5  # of which the store gave no object, and not even an answer: it is down
-_LOOKING = 0.1  # of the time of a unit, to find out how much there is to do
+_LOOKING = 0.1  # share of the time that may go into finding out how much there is to do
 _SHOWN = 50
 
 
@@ -163,7 +163,7 @@ def _protect_new(
                 ledger.commit(result.commit)
                 report_shard(metrics, STAGE, result.counts)
             summary.add(result)
-            items.look(_LOOKING * result.elapsed)
+            items.look(_LOOKING)
             _say(bar, result, summary.tally, items)
             silent = silent + 1 if result.is_down and not result.commit.rows else 0
             if silent == _SILENT_UNITS:

@@ -50,6 +50,7 @@ class LookedAhead(Iterator[Item]):
 
     def __init__(self, items: Iterator[Item]) -> None:
         self.is_whole = False
+        self._looked = time.monotonic()
         self._items, self._waiting = items, deque[Item]()
         self._failure: ScumbleError | None = None
 
@@ -62,16 +63,17 @@ class LookedAhead(Iterator[Item]):
             raise StopIteration
         return self._waiting.popleft()
 
-    def look(self, seconds: float) -> None:
-        """Look ahead for about so long; whatever fails now is raised after what was found before it."""
-        until = time.monotonic() + seconds
-        while not self.is_whole and self._failure is None and time.monotonic() < until:
-            if len(self._waiting) >= MOST_AHEAD:
-                return
+    def look(self, share: float) -> None:
+        """Look ahead for a share of the time since the last look; what fails is raised after what was found before."""
+        now = time.monotonic()
+        until = now + share * (now - self._looked)
+        while not self.is_whole and self._failure is None and len(self._waiting) < MOST_AHEAD and now < until:
             try:
                 self._find()
             except ScumbleError as error:
                 self._failure = error
+            now = time.monotonic()
+        self._looked = now
 
     def _find(self) -> None:
         for item in self._items:

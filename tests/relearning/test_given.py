@@ -114,6 +114,8 @@ def test_copies_find_their_originals_whatever_they_are_called_now(tmp_path: Path
     assert theirs.keys == ours.keys
     assert like_clean(ours, theirs, "uc").tolist() == [0, 1, 2, 3]
     assert sum(len(unit.images) for unit in clean.shards) == 5
+    _, part = list_labelled(f"{tmp_path}/out/*/1.*")  # a pattern still chooses
+    assert sorted(image.key for unit in part for image in unit.images) == ["a/1.jpg", "a/1.png"]
 
 
 def protect(source: Path, output: Path, encode: str) -> None:
