@@ -18,7 +18,7 @@ from pipeline.fitting.fit_images import shorter_sides
 from pipeline.hashing import derive, in_sample
 from pipeline.records import Rejection, Sample, Shard
 from pipeline.relearning.alignment import check_aligned
-from pipeline.relearning.labels.given import Classes, label_of
+from pipeline.relearning.labels.given import Classes, given_label
 from pipeline.settings import Size
 from pipeline.shards.samples import samples_of
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
@@ -91,7 +91,7 @@ def load_labelled(
         where, rejections = f"{store.url}/{shard.name}", list[Rejection]()
         samples = _samples(store, shard, wanted)
         for sample, square in squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS, size=size):
-            labels.append(label_of(sample, classes, where) if has_labels else 0)
+            labels.append(given_label(sample, classes, where) if has_labels else 0)
             images.append(square)
             keys.append(sample.key)
         left += left_out(where, rejections)

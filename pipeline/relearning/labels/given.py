@@ -62,7 +62,7 @@ def class_folders(shards: Sequence[Shard], where: str) -> tuple[str, ...]:
     return tuple(sorted(classes))
 
 
-def label_of(sample: Sample, classes: Classes, where: str) -> int:
+def given_label(sample: Sample, classes: Classes, where: str) -> int:
     """The label of a sample. Raises InputError, naming it, if it has none."""
     if classes:
         return classes[class_folder(sample.key)]
