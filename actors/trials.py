@@ -12,8 +12,9 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,16 @@ from ray import tune
 
 from actors.cluster.failures import ours_in
 from actors.cluster.metrics import recorder
-from pipeline import layout
-from pipeline.deltas.load import deltas_of, load_protection
-from pipeline.errors import ClusterError, InputError, ScumbleError
+from pipeline.errors import ClusterError, ScumbleError
 from pipeline.hashing import sha256
 from pipeline.metrics import RESTARTED
-from pipeline.records import Rejection, Sample
+from pipeline.records import Shard
 from pipeline.relearning.arms import (
     Arm,
     Labels,
-    clusters_of,
+    arm_of,
     label_both,
     overlap_columns,
-    protected_tests,
-    surrogate_of,
 )
 from pipeline.relearning.checks import check_labels
 from pipeline.relearning.collection import (
@@ -45,7 +42,6 @@ from pipeline.relearning.collection import (
     check_classes,
     holdout_mask,
     join,
-    like_clean,
     load_labelled,
     shard_side,
     smallest_hashes,
@@ -55,12 +51,9 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, Trial
 from pipeline.relearning.report.certificate import scores_of
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
-from pipeline.runs.run_record import read_run
-from pipeline.settings import Size, apply_settings
+from pipeline.settings import Size
 from pipeline.shards.squares import LeftOut
-from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.surrogates.features import assignment_from_parquet
 
 LOAD_SECONDS = 6 * 3600.0
 RESTARTS = 3
@@ -108,7 +101,7 @@ class Loading:
         return ray.get(self.receipt, timeout=seconds)
 
 
-def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | None:
+def sample_limit(store: Store, shards: Sequence[Shard], at_most: int) -> int | None:
     """The largest of the `at_most` smallest hashes of keys; None if there are no more keys than that."""
     task = ray.remote(smallest_hashes).options(num_cpus=1)
     waiting = [task.remote(store, [shard], at_most + 1) for shard in shards]
@@ -119,29 +112,39 @@ def sample_limit(store: Store, shards: Sequence[str], at_most: int) -> int | Non
 
 def load_collection(
     store: Store,
-    shards: Sequence[str],
+    shards: Sequence[Shard],
     side: int,
     limit: int | None = None,
     *,
     has_labels: bool = True,
+    classes: Mapping[str, int] = MappingProxyType({}),
     size: Size = "native",
 ) -> Loading:
     """The Collection of some shards, decoded by one task each; waiting returns what is left out. Raises InputError."""
     load = ray.remote(load_labelled).options(num_cpus=1)
-    options: dict[str, Any] = {"limit": limit, "has_labels": has_labels, "size": size}
+    options: dict[str, Any] = {"limit": limit, "has_labels": has_labels, "classes": classes, "size": size}
     parts = [load.remote(store, [shard], side=side, **options) for shard in shards]
     return Loading(*ray.remote(_joined).options(num_cpus=1, num_returns=2).remote(store.url, *parts))
 
 
 def make_arm(
-    name: str, store: Store, protected: Any, clean: Any, test: Any, *, test_shards: tuple[Store, list[str]], size: Size
+    name: str,
+    store: Store,
+    protected: Any,
+    clean: Any,
+    test: Any,
+    *,
+    test_shards: tuple[Store, list[Shard]],
+    size: Size,
 ) -> Loading:
-    """The Arm of a protected collection; waiting raises InputError if it does not match the clean one.
+    """The Arm of a protected collection; waiting returns why it has no test images with deltas, "" if it has.
 
-    test_shards  store and names of the shards of the test collection
+    Waiting raises InputError if the collection does not match the clean one.
+
+    test_shards  store and shards of the test collection
     size         how the protected images were loaded
     """
-    task = ray.remote(_arm).options(num_cpus=1, num_returns=2)
+    task = ray.remote(arm_of).options(num_cpus=1, num_returns=2)
     return Loading(*task.remote(name, store, protected, clean, test, test_shards, size))
 
 
@@ -182,7 +185,7 @@ def digest_of(holdout: float, *collections: Any) -> str:
     return sha256("\n".join([str(holdout), *ray.get([task.remote(collection) for collection in collections])]).encode())
 
 
-def median_side(store: Store, shard: str) -> int:
+def median_side(store: Store, shard: Shard) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
     return int(_answer(ray.remote(shard_side).options(num_cpus=1).remote(store, shard)))
 
@@ -316,79 +319,11 @@ def _answer(references: Any) -> Any:
     return ray.get(references, timeout=LOAD_SECONDS)
 
 
-def _arm(
-    name: str,
-    store: Store,
-    protected: Collection,
-    clean: Collection,
-    test: Collection,
-    test_shards: tuple[Store, list[str]],
-    size: Size,
-) -> tuple[Arm, None]:
-    return _fitted_arm(name, store, protected, clean, test, test_shards, size), None
-
-
-def _fitted_arm(
-    name: str,
-    store: Store,
-    protected: Collection,
-    clean: Collection,
-    test: Collection,
-    test_shards: tuple[Store, list[str]],
-    size: Size,
-) -> Arm:
-    arm = Arm(protected, like_clean(protected, clean, name))
-    if store.info(layout.PROTECTION) is None:
-        return arm
-    data = store.read(layout.PROTECTION)
-    protection = load_protection(data)
-    arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
-    if not protection.per_sample:
-        arm = replace(arm, num_groups=len(protection.targets))
-    settings = read_run(store).ingredients.settings
-    surrogate = surrogate_of(protection, settings)
-    if surrogate is None:
-        return arm
-    if protection.needs_key:  # nobody hands the secret to an evaluation, so test images cannot get textures
-        return replace(arm, test_clusters=clusters_of(test, protection, surrogate))
-    writing = apply_settings(settings)
-    tests, clusters = protected_tests(
-        _samples(*test_shards, writing.max_member_bytes),
-        test.keys,
-        deltas_of(data, surrogate, small_images=writing.small_images),
-        settings=writing,
-        side=test.images.shape[-1],
-        size=size,
-        num_groups=arm.num_groups,
-    )
-    if (clusters < 0).any():  # a run would reject the image, but a labelling by clusters needs one for it
-        clusters = np.where(clusters < 0, clusters_of(test, protection, surrogate), clusters)
-    return replace(arm, test_clusters=clusters, delta_tests=tests)
-
-
-def _samples(store: Store, shards: Sequence[str], max_member_bytes: int) -> Iterator[Sample | Rejection]:
-    for shard in shards:
-        with store.open(shard) as stream:
-            yield from read_samples(stream, max_member_bytes=max_member_bytes)
-
-
 def _shared_rows(clean: Collection, *arms: Arm) -> tuple[NDArray[np.bool_], str]:
     shared = np.ones(len(clean), bool)
     for arm in arms:
         shared &= np.isin(np.arange(len(clean)), arm.rows)
     return shared, "" if shared.all() else sha256(shared.tobytes())
-
-
-def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
-    """The cluster of every protected image, by key."""
-    found: dict[str, int] = {}
-    for name in store.names(layout.ASSIGNMENTS):
-        assignment = assignment_from_parquet(store.read(name))
-        found |= dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
-    missing = [key for key in protected.keys if key not in found]
-    if missing:
-        raise InputError(f"{store.url}: no cluster is recorded for {len(missing):,} keys, first {missing[0]}")
-    return np.array([found[key] for key in protected.keys], np.int64)
 
 
 def _first_failure(errors: Sequence[BaseException]) -> ScumbleError:

@@ -10,27 +10,26 @@ from typing import Any
 
 from jobs import importing
 from jobs.shared import cli
-from pipeline import layout
 from pipeline.errors import SettingsError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     made = cli.Parser(prog="status.py", description=__doc__)
-    made.add_argument("--output", metavar="URL", help="output of a protection, of uploads or of an evaluation")
+    made.add_argument(
+        "--output",
+        metavar="URL",
+        help="output of a protection, of uploads or of an evaluation, or a universal .safetensors",
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     made.add_argument("--debug", action="store_true", help="show tracebacks")
     options = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
     with importing():
-        from jobs.inspection.status import evaluation_status_of, progress_text, status_of, uploads_status_of
-        from pipeline.relearning.evaluation import SETTINGS
-        from pipeline.storage.store import Store
+        from jobs.inspection.status import any_status_of, progress_text
 
-    output = Store(options.output)
-    look = uploads_status_of if output.info(layout.UPLOADS_ORIGIN) else status_of
-    facts = (evaluation_status_of if output.info(SETTINGS) else look)(output)
+    facts = any_status_of(options.output)
     if options.json:
         print(json.dumps(facts, sort_keys=True))
     else:

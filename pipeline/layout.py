@@ -60,6 +60,7 @@ UPLOADS_ORIGIN = f"{UPLOADS}/run.json"
 UPLOADS_LEASE = f"{UPLOADS}/lease.json"
 UPLOADS_LEDGER = f"{UPLOADS}/ledger.json"
 UPLOADS_LAST_RUN = f"{UPLOADS}/last-run.json"
+UPLOADS_PROGRESS = f"{UPLOADS}/progress.json"
 UPLOADS_COMMITS = f"{UPLOADS}/commits"
 UPLOADS_SEGMENTS = f"{UPLOADS}/ledger"
 
@@ -100,3 +101,8 @@ def pack_quarantine(shard: str) -> str:
 def pack_labels(shard: str) -> str:
     """Path and class of what was unpacked of a shard, as CSV."""
     return f"{PACK}/labels/{shard}.csv"
+
+
+def training_progress(protection: str) -> str:
+    """How far the training of a universal generator is, beside the file that it will be."""
+    return f"{protection}.progress.json"

@@ -32,12 +32,17 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   adversarial   at, at-8, at-16 (bounds of 4, 8 and 16 of 255)
   augmented     nt-cg (cg), cg-paper, mixup, cutmix, cutout, randaugment, autoaugment, trivialaugment, ueraser,
                 ueraser-lite, ueraser-max, mixup-uc, cutmix-uc, cutout-uc, mixup-14a
+  one colour    jitter, grayscale, gamma, brightness, solarize, hue
   compressed    iss-jpeg10, iss-gray, iss-bits2, and with -train on training images alone
   smoothed      smooth-0.5, smooth-1, smooth-2, smooth-uc, on training images alone
   filtered      equalise, spectral, highpass:C, lowpass:C (C cycles per image, any number above 0)
   estimated     subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
   cleaned       self-pairs, purify, leaked-pairs:N (a denoiser, see below)
   informed      adabn, dfr, few-clean (clean images), delta-known (the deltas)
+
+Labels are numbers in a .cls beside each image, in shards as in folders. If the pictures of a folder have none, the
+first folder of a picture's path is its class, and classes are numbered in sorted order, as pack.py does it. All
+collections must be labelled in the same way.
 
 An adversary may protect other pictures with this product and train a denoiser on the pairs. This does the same:
 
@@ -101,13 +106,16 @@ def evaluation_parser() -> Parser:
 
 def _data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--clean", metavar="URL", help="the originals: shards with a .cls label beside each image")
+    add("--clean", metavar="URL", help="the originals: shards, or a folder of pictures (labels: see below)")
     copies = "protected copies, each under a name; several URLs are fits of one protection with different seeds"
     add("--protected", metavar="NAME=URL[,URL]", type=named_urls, nargs="+", action="extend", help=copies)
     add("--test", metavar="URL", help="clean test images: never used for training or tuning")
     add("--output", metavar="URL", help="folder or s3:// prefix for results.parquet, histories.parquet and report.html")
     add(
-        "--side", type=int, metavar="PIXELS", help="side of all images (default: median of the clean ones, at most 224)"
+        "--side",
+        type=int,
+        metavar="PIXELS",
+        help="side of what targets see (default: median of the clean ones, at most 224)",
     )
     add("--images", type=int, metavar="N", help="train on at most N images, chosen by key (default: all)")
     add("--config", metavar="FILE", help="YAML file of options; the command line overrides it")

@@ -29,7 +29,7 @@ from actors.trials import (
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
-from jobs.shared.inputs import list_shards
+from jobs.shared.inputs import list_labelled
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import ClusterError, InputError, SettingsError
@@ -52,9 +52,11 @@ from pipeline.relearning.evaluation import (
     EvaluationSettings,
     Trial,
 )
+from pipeline.relearning.labels.given import class_numbers
 from pipeline.relearning.report.results import histories_to_parquet, outdated, read_row, relearned, results_to_parquet
 from pipeline.relearning.report.tables import denoisers, order_of
 from pipeline.relearning.targets import check_target
+from pipeline.relearning.training import recipe_of
 from pipeline.report.page import duration, fits_range, size
 from pipeline.runs.run_record import read_run
 from pipeline.settings import Size, apply_settings
@@ -62,16 +64,20 @@ from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
 
 LARGEST_SIDE, SMALLEST_SIDE = 224, 32
-_Stores = Mapping[str, tuple[Store, list[Shard]]]  # name -> store and shards of a collection
+_Stores = Mapping[str, tuple[Store, list[Shard]]]  # name -> store, and shards or units, of a collection
 PACKAGES = ("torch", "torchvision", "timm", "kornia", "ray", "numpy")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The collections in the object store, their digests, and how many samples of each could not be read."""
+    """The collections in the object store, their digests, and how many samples of each could not be read.
+
+    side, kept  of what targets see, and of the images that it is cut out of
+    """
 
     output: Store
     side: int
+    kept: int
     clean: Any
     test: Any
     arms: dict[str, Any]
@@ -108,7 +114,8 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         side = settings.side or (LARGEST_SIDE if sizes[CLEAN] == "224" else _side(*stores[CLEAN]))
         if sizes[CLEAN] == "224":
             print("geometry     the centre of 224 px that a protected copy stores, of all other pictures as well")
-        data, left_out = _decoded(settings, stores, sizes, side)
+        kept = recipe_of(settings.changed_recipe).kept_side(side)
+        data, left_out = _decoded(settings, stores, sizes, kept)
         clean, test = data.pop(CLEAN), data.pop("test")
         check_collections(clean, test, settings.regimes, settings.holdout)
         arms = _arms(settings, stores, sizes, data, (clean, test))
@@ -118,9 +125,9 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests[CLEAN_PART] = sha256(f"{digests[CLEAN]} {missing}".encode()) if missing else digests[CLEAN]
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
-        trained = train_denoisers(settings, workers, side, pairs, (clean, test))
+        trained = train_denoisers(settings, workers, kept, pairs, (clean, test))
         output = Store(settings.output)
-        return Loaded(output, side, clean, test, arms, everywhere, labels, digests, workers, left_out, trained)
+        return Loaded(output, side, kept, clean, test, arms, everywhere, labels, digests, workers, left_out, trained)
 
 
 def _decoded(
@@ -129,18 +136,25 @@ def _decoded(
     """References to all collections by name, and how many samples of each could not be read."""
     loading: dict[str, Loading] = {}
     left_out: dict[str, int] = {}
-    source, shards = stores[CLEAN]
-    limit = settings.images and sample_limit(source, [entry.name for entry in shards], settings.images)
+    classes = _classes(stores)
+    limit = settings.images and sample_limit(*stores[CLEAN], settings.images)
     with progress("load", len(stores), "collection") as bar:
         for name, (store, entries) in stores.items():
-            names = [entry.name for entry in entries]
             bound = None if name == "test" else limit
-            loading[name] = load_collection(store, names, side, bound, size=sizes[name])
+            loading[name] = load_collection(store, entries, side, bound, classes=classes, size=sizes[name])
         for name, collection in loading.items():
             if left := cli.print_left_out(collection.wait()):
                 left_out[name] = left
             bar.step(name)
     return {name: collection.reference for name, collection in loading.items()}, left_out
+
+
+def _classes(stores: _Stores) -> Mapping[str, int]:
+    """The labels of class folders, said to the user; {} if labels are numbers. Raises as class_numbers does."""
+    classes = class_numbers({name: entries for name, (_, entries) in stores.items()})
+    if classes:
+        print(f"labels       the first folder of every image: {len(classes):,} classes, in sorted order")
+    return classes
 
 
 def _arms(
@@ -151,14 +165,13 @@ def _arms(
     clean_and_test: tuple[Any, Any],
 ) -> dict[str, Any]:
     """References to the Arm of every protected collection. Raises InputError for one that does not match."""
-    store, entries = stores["test"]
-    shards = (store, [entry.name for entry in entries])
     making = {
-        name: make_arm(name, stores[name][0], data[name], *clean_and_test, test_shards=shards, size=sizes[name])
+        name: make_arm(name, stores[name][0], data[name], *clean_and_test, test_shards=stores["test"], size=sizes[name])
         for name in settings.arms
     }
-    for arm in making.values():
-        arm.wait()
+    for name, arm in making.items():
+        if why := arm.wait():
+            print(f"own delta    not tested for {name}: {why}")
     return {name: arm.reference for name, arm in making.items()}
 
 
@@ -178,7 +191,7 @@ def train_denoisers(
     pairs = []
     sizes = _sizes({str(number): pair for number, pair in enumerate(pair_stores)})
     for (store, entries), geometry in zip(pair_stores, sizes.values(), strict=True):
-        loading = load_collection(store, [entry.name for entry in entries], side, has_labels=False, size=geometry)
+        loading = load_collection(store, entries, side, has_labels=False, size=geometry)
         cli.print_left_out(loading.wait())
         pairs.append(loading.reference)
     output, both = Store(settings.output), (pairs[0], pairs[1]) if pairs else None
@@ -204,7 +217,7 @@ def plan(settings: EvaluationSettings, loaded: Loaded) -> list[Trial]:
     cleaning = {name: found.digest for name, found in loaded.denoisers.items()}
     trials = settings.trials(loaded.digests, labels, cleaning | {LEAKED_PAIRS: DenoiserRecipe().digest()})
     loaded.output.put(SETTINGS, json.dumps(asdict(settings), indent=1, default=str).encode())
-    print(f"collections  clean and {len(settings.arms)} protected, at {loaded.side} px")
+    print(f"collections  clean and {len(settings.arms)} protected, {_at(loaded.side, loaded.kept)}")
     if loaded.left_out:
         print(f"left out     {', '.join(f'{name} {count:,}' for name, count in loaded.left_out.items())} unreadable")
     print(f"trials       {len(trials)}, {loaded.workers.count} at a time")
@@ -218,11 +231,12 @@ def print_trials(settings: EvaluationSettings) -> int:
     stores = _stores(settings)
     store, entries = stores[CLEAN]
     is_cropped = _sizes(stores)[CLEAN] == "224"
-    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0].name)))
-    estimate = estimate_evaluation(settings, stores, side, _pair_stores(settings))
+    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0])))
+    kept = recipe_of(settings.changed_recipe).kept_side(side)
+    estimate = estimate_evaluation(settings, stores, kept, _classes(stores), _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
-    print(f"images       about {counts}, at {side} px")
+    print(f"images       about {counts}, {_at(side, kept)}")
     print(f"trials       {estimate.trials}, {workers} at a time")
     print(
         f"memory       {size(estimate.shared_bytes)} per node, plus {size(estimate.trial_bytes)} for each trial on it"
@@ -324,7 +338,11 @@ def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
     """Median shorter side of the first images of the first shard, within what targets are built for."""
-    return _within(median_side(store, entries[0].name))
+    return _within(median_side(store, entries[0]))
+
+
+def _at(side: int, kept: int) -> str:
+    return f"at {side} px" if kept == side else f"at {kept} px, of which targets see {side}"
 
 
 def _within(side: int) -> int:
@@ -332,9 +350,9 @@ def _within(side: int) -> int:
 
 
 def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Shard]]]:
-    """Store and shards of every collection. Raises InputError, SettingsError if the output is inside one."""
+    """Store and shards or units of every collection. Raises InputError, SettingsError if the output is inside one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
-    stores = {name: list_shards(url) for name, url in urls.items()}
+    stores = {name: list_labelled(url) for name, url in urls.items()}
     for store, _ in stores.values():
         check_apart(store, Store(settings.output), may_hold=True)
     return stores
@@ -359,7 +377,7 @@ def _stored_size(store: Store) -> Size:
 
 def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Shard]]]:
     """Store and shards of --pairs, if they are given. Raises as _stores does."""
-    stores = [list_shards(url) for url in settings.pairs or ()]
+    stores = [list_labelled(url) for url in settings.pairs or ()]
     for store, _ in stores:
         check_apart(store, Store(settings.output), may_hold=True)
     return stores

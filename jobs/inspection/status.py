@@ -8,15 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import layout
-from pipeline.relearning.evaluation import REPORT, TRIALS
+from pipeline.errors import InputError
+from pipeline.relearning.evaluation import REPORT, SETTINGS, TRIALS
 from pipeline.report.page import duration
 from pipeline.runs.run_record import RunStatus, StageProgress, read_run
 from pipeline.runs.totals import totals_of
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, file_at
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.summary import LastRun
 
 _SHOWN_SHARE = 0.1  # of the time, below which a step is not named
+
+
+def any_status_of(url: str) -> dict[str, Any]:
+    """How far the run is that writes to `url`, whichever job it is. Raises InputError if none was started there."""
+    if url.endswith(".safetensors"):
+        return training_status_of(*file_at(url))
+    output = Store(url)
+    look = uploads_status_of if output.info(layout.UPLOADS_ORIGIN) else status_of
+    return (evaluation_status_of if output.info(SETTINGS) else look)(output)
 
 
 def status_of(output: Store) -> dict[str, Any]:
@@ -50,6 +60,15 @@ def evaluation_status_of(output: Store) -> dict[str, Any]:
     return facts if progress is None or progress.done == progress.total else facts | {"progress": progress.to_json()}
 
 
+def training_status_of(output: Store, name: str) -> dict[str, Any]:
+    """How far the training of a universal generator is, whose file is `name`. Raises InputError if none was started."""
+    progress, info = StageProgress.read(output, layout.training_progress(name)), output.info(name)
+    if progress is None and info is None:
+        raise InputError(f"{output.url}/{name}: no such protection, and no training of it has been started")
+    facts: dict[str, Any] = {"protection": "there" if info is not None else "not yet"}
+    return facts if progress is None else facts | {"progress": progress.to_json()}
+
+
 def progress_text(progress: Mapping[str, Any]) -> str:
     """A StageProgress as plain data, in one line."""
     parts = [
@@ -59,7 +78,8 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     ]
     if progress["images"]:
         parts += [f"{progress['rate']:,.0f} images/s", f"{progress['quarantined']:,} quarantined"]
-    parts.append(f"about {duration(progress['eta'])} left")
+    left = progress["eta"]
+    parts.append("more are being looked for" if left is None else f"about {duration(left)} left")
     steps = ", ".join(f"{step} {share:.0%}" for step, share in progress["steps"].items() if share >= _SHOWN_SHARE)
     age = f"(as of {duration(max(0.0, time.time() - progress['updated']))} ago)"
     return ", ".join(parts) + (f"; time: {steps}" if steps else "") + f" {age}"
@@ -78,8 +98,10 @@ def uploads_status_of(output: Store) -> dict[str, Any]:
         counts["input_bytes"] += row.size
         counts["output_bytes"] += row.output_size
         reasons[row.reason or "inside of shards"] += row.quarantined
-    last = LastRun.read(output, layout.UPLOADS_LAST_RUN)
+    last, progress = LastRun.read(output, layout.UPLOADS_LAST_RUN), StageProgress.read(output, layout.UPLOADS_PROGRESS)
+    is_running = progress is not None and (last is None or progress.updated > last.ended_s)
     return {
+        **({"progress": progress.to_json()} if progress is not None and is_running else {}),
         **{name: counts[name] for name in ("objects", "images", "quarantined", "drifted")},
         "reasons": {reason: count for reason, count in sorted(reasons.items()) if count},
         "input_bytes": counts["input_bytes"],

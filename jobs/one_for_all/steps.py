@@ -16,6 +16,7 @@ from actors.universal_trainer import UNIT, UniversalTask, universal_loop, unpack
 from jobs.protection.stages import watched
 from jobs.shared import cli
 from jobs.shared.inputs import list_input
+from pipeline import layout
 from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fitting.fit_images import fit_bytes
@@ -164,8 +165,10 @@ def train_generator(run: UniversalTraining, squares: list[Any]) -> None:
         task = UniversalTask(
             run.settings, run.bank, run.fingerprint, run.output, run.name, squares, queue, workers.threads
         )
-        with watched(queue, 1):
+        shown = layout.training_progress(run.name)
+        with watched(queue, 1, run.output, shown):
             train_group(universal_loop, task, workers, run.fingerprint[:16])
+        run.output.delete([shown])
 
 
 def _workers(settings: OneForAllSettings) -> Workers:

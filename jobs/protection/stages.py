@@ -217,16 +217,16 @@ def _cluster_sizes(run: Run) -> dict[int, int]:
 
 
 @contextlib.contextmanager
-def watched(queue: Any, num_units: int, output: Store | None = None) -> Iterator[None]:
+def watched(queue: Any, num_units: int, output: Store | None = None, file: str = layout.PROGRESS) -> Iterator[None]:
     """Show the progress of the fits while the trainer blocks.
 
-    output  see Progress
+    output, file  see Progress
     """
     over = threading.Event()
 
     def watch() -> None:
         before = 0.0
-        with progress("fit", 100 * num_units, "percent", output) as bar:
+        with progress("fit", 100 * num_units, "percent", output, file) as bar:
             while not over.wait(1.0):
                 with contextlib.suppress(RayError):
                     shares = ray.get(queue.progress.remote(), timeout=30)

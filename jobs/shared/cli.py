@@ -31,7 +31,7 @@ DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
 _SHOWN = 5
 _UNITS = ((30, "G"), (20, "M"), (10, "k"), (0, ""))
-_LOG = logging.getLogger("scumble")  # at DEBUG with --debug: it shows tracebacks
+_LOG = logging.getLogger("scumble")  # says what takes long; at DEBUG, with --debug, it shows tracebacks
 
 
 class Parser(argparse.ArgumentParser):
@@ -200,8 +200,7 @@ def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
 def run(main: Callable[[list[str] | None], int]) -> int:
     """Run a job's main; a failure becomes one line on stderr and an exit code, with a traceback only with --debug."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    if "--debug" in sys.argv:
-        _LOG.setLevel(logging.DEBUG)
+    _LOG.setLevel(logging.DEBUG if "--debug" in sys.argv else logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run

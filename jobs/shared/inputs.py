@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.shared import cli
+from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.records import Shard
+from pipeline.runs.totals import committed_units
 from pipeline.shards.inputs import resolve_input, said_of
 from pipeline.storage.store import Store
 
@@ -20,13 +24,18 @@ def list_input(url: str) -> tuple[Store, list[Shard]]:
     return listing.store, listing.shards
 
 
-def list_shards(url: str) -> tuple[Store, list[Shard]]:
-    """Like list_input, for jobs that need labels: loose images are not read. Raises InputError if there is no shard."""
-    store, found = list_input(url)
-    shards = [shard for shard in found if not shard.images]
-    loose = sum(len(shard.images) for shard in found)
-    if not shards:
-        raise InputError(f"{url}: {loose:,} loose images, but no shards: pack them into shards with labels first")
-    if loose:
-        cli.warn(f"{url}: {loose:,} loose images are not read: pack them into shards with labels")
+def list_labelled(url: str) -> tuple[Store, list[Shard]]:
+    """Like list_input, for jobs that compare copies: loose images that a run wrote have the keys of their originals.
+
+    Raises InputError as well if a run wrote loose images there, but has not committed any.
+    """
+    store, shards = list_input(url)
+    if any(shard.images for shard in shards) and store.info(layout.RUN) is not None:
+        there = {image.files[0].name for shard in shards for image in shard.images}
+        shards = [shard for shard in shards if not shard.images]
+        for unit in committed_units(store):
+            images = tuple(image for image in unit.images if image.files[0].name in there)
+            shards += [replace(unit, images=images)] if images else []
+        if not shards:
+            raise InputError(f"{url}: a run was started there, but has committed no image: run it to its end first")
     return store, shards

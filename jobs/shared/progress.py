@@ -26,17 +26,27 @@ WRITTEN_EVERY = 5.0  # seconds
 class Progress:
     """Progress of one stage over `total` units (shards, or per cent of a fit).
 
-    output  of the run, whose progress.json is kept up to date; None: no file
+    output    of the run, where `file` is kept up to date; None: no file
+    is_whole  False while more units may be found, so that nobody can tell the time left
     """
 
-    def __init__(self, stage: str, total: int, unit: str, output: Store | None = None) -> None:
+    def __init__(
+        self, stage: str, total: int, unit: str, output: Store | None = None, file: str = layout.PROGRESS
+    ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
+        self.is_whole = True
         self.done = self.images = self.rejected = 0
         self.started = time.monotonic()
         self._steps: Counter[str] = Counter()
-        self._output, self._written = output, self.started
+        self._output, self._file, self._written = output, file, self.started
         live = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=stage, unit=unit, file=sys.stderr, dynamic_ncols=True) if live else None
+
+    def found(self, total: int, *, is_whole: bool) -> None:
+        """So many units were found so far, done ones included."""
+        self.total, self.is_whole = total, is_whole
+        if self._bar is not None:
+            self._bar.total = total
 
     def step(
         self,
@@ -67,7 +77,8 @@ class Progress:
         if images or rejected:
             parts += [f"images={images}", f"rejected={rejected}", f"rate={self.rate:.0f}/s"]
         slowest = [f"slowest={step}:{share:.0%}" for step, share in self.shares.items()][:1]
-        print(*parts, f"eta={self.seconds_left:.0f}s", *slowest, file=sys.stderr, flush=True)
+        left = self.seconds_left
+        print(*parts, "eta=?" if left is None else f"eta={left:.0f}s", *slowest, file=sys.stderr, flush=True)
 
     def _postfix(self) -> str:
         parts = [f"{self.rate:,.0f} images/s"] if self.images else []
@@ -81,7 +92,10 @@ class Progress:
         return self.images / max(time.monotonic() - self.started, 1e-9)
 
     @property
-    def seconds_left(self) -> float:
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None while more units may be found."""
+        if not self.is_whole:
+            return None
         elapsed = time.monotonic() - self.started
         return elapsed / max(self.done, 1) * (self.total - self.done)
 
@@ -92,10 +106,11 @@ class Progress:
         return {step: round(seconds / total, 3) for step, seconds in self._steps.most_common() if total > 0}
 
     def write(self) -> None:
-        """Write progress.json, unless the store fails: what a run does is worth more than what it shows."""
+        """Write the file, unless the store fails: what a run does is worth more than what it shows."""
         self._written = time.monotonic()
-        if self._output is None:
+        if self._output is None or not self.total:
             return
+        left = self.seconds_left
         record = StageProgress(
             stage=self.stage,
             unit=self.unit,
@@ -104,12 +119,12 @@ class Progress:
             images=self.images,
             quarantined=self.rejected,
             rate=round(self.rate, 2),
-            eta=round(self.seconds_left, 1),
+            eta=None if left is None else round(left, 1),
             steps=self.shares,
             updated=round(time.time(), 1),
         )
         with contextlib.suppress(ScumbleError):
-            self._output.put(layout.PROGRESS, record.to_bytes())
+            self._output.put(self._file, record.to_bytes())
 
     def close(self) -> None:
         if self._bar is not None:
@@ -117,9 +132,11 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress(stage: str, total: int, unit: str = "shard", output: Store | None = None) -> Iterator[Progress]:
+def progress(
+    stage: str, total: int, unit: str = "shard", output: Store | None = None, file: str = layout.PROGRESS
+) -> Iterator[Progress]:
     """A Progress that is closed however the stage ends."""
-    shown = Progress(stage, total, unit, output)
+    shown = Progress(stage, total, unit, output, file)
     try:
         yield shown
         shown.write()

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from jobs.shared import cli
+from jobs.shared.progress import Progress, progress
 from pipeline import layout
 from pipeline.errors import Reason, ScumbleError, StoreError, ending
 from pipeline.hashing import sha256
@@ -25,7 +26,7 @@ from pipeline.storage.store import Store, file_at
 from pipeline.uploads.deltas import UploadDeltas, check_protection, deltas_from
 from pipeline.uploads.lease import Held, Lease, LeaseLost, take_lease
 from pipeline.uploads.ledger import Ledger
-from pipeline.uploads.listing import Tally, changes
+from pipeline.uploads.listing import LookedAhead, Tally, changes
 from pipeline.uploads.origin import Origin, check_origin, claim, honours_conditions
 from pipeline.uploads.settings import UploadSettings
 from pipeline.uploads.summary import Summary
@@ -37,6 +38,7 @@ Protect = Callable[[Iterable[Unit]], Iterator[UnitResult]]
 COMMAND, STAGE = "protect_uploads", "uploads"  # in metrics
 _COMPACT_UNITS = 200  # between two compactions of a long run
 _SILENT_UNITS = 5  # of which the store gave no object, and not even an answer: it is down
+_LOOKING = 0.1  # share of the time that may go into finding out how much there is to do
 _SHOWN = 50
 
 
@@ -151,21 +153,23 @@ def _protect_new(
 ) -> None:
     ledger, settings = Ledger(run.places.output), run.settings
     ledger.compact(merge=False, before=lease.check)  # what a run left that was killed
-    items = new_uploads(run, summary.tally)
+    items = LookedAhead(new_uploads(run, summary.tally))
     units = units_of(items, max_images=settings.unit_images, max_bytes=settings.unit_bytes)
     silent = 0
-    for result in protect(_until(stop, units)):
-        lease.check()
-        if result.commit.rows:
-            ledger.commit(result.commit)
-            report_shard(metrics, STAGE, result.counts)
-        summary.add(result)
-        _say(result, summary)
-        silent = silent + 1 if result.is_down and not result.commit.rows else 0
-        if silent == _SILENT_UNITS:
-            raise StoreError(f"{_SILENT_UNITS} units in a row could not be read: {result.failed[0][1]}")
-        if summary.units % _COMPACT_UNITS == 0:
-            ledger.compact(merge=False, before=lease.check)
+    with progress(STAGE, 0, "object", run.places.output, layout.UPLOADS_PROGRESS) as bar:
+        for result in protect(_until(stop, units)):
+            lease.check()
+            if result.commit.rows:
+                ledger.commit(result.commit)
+                report_shard(metrics, STAGE, result.counts)
+            summary.add(result)
+            items.look(_LOOKING)
+            _say(bar, result, summary.tally, items)
+            silent = silent + 1 if result.is_down and not result.commit.rows else 0
+            if silent == _SILENT_UNITS:
+                raise StoreError(f"{_SILENT_UNITS} units in a row could not be read: {result.failed[0][1]}")
+            if summary.units % _COMPACT_UNITS == 0:
+                ledger.compact(merge=False, before=lease.check)
     ledger.compact(merge=True, before=lease.check)
 
 
@@ -176,10 +180,12 @@ def _until(stop: threading.Event, units: Iterator[Unit]) -> Iterator[Unit]:
         yield unit
 
 
-def _say(result: UnitResult, summary: Summary) -> None:
-    unit, rate = result.commit.unit[:12], f"{summary.rate:.1f}/s"
-    fields = f"images={summary.protected} rejected={summary.quarantined} rate={rate}"
-    print(f"stage=uploads unit={unit} {fields}", file=sys.stderr, flush=True)
+def _say(bar: Progress, result: UnitResult, tally: Tally, items: LookedAhead) -> None:
+    """Show what is done of what was found so far."""
+    bar.found(tally.new + tally.changed, is_whole=items.is_whole)
+    units = len(result.commit.rows) + len(result.moved) + len(result.failed)
+    counts = {"images": result.protected, "rejected": result.quarantined}
+    bar.step(result.commit.unit[:12], units=units, spent=result.seconds, **counts)
 
 
 def _finish(run: UploadsRun, summary: Summary, *, stopped: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,10 +52,8 @@ class FolderSource:
             raise InputError(
                 f"--labels names {len(missing):,} files that are not in {self.store.url}, e.g. {min(missing)}"
             )
-        if names is None and folders and folders <= _SPLITS:
-            raise InputError(
-                f"{self.store.url} has the splits {', '.join(sorted(folders))}, which are no classes: add --split NAME"
-            )
+        if names is None:
+            check_no_splits(folders, self.store.url, "add --split NAME")
 
     def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
         if self.store.is_local:  # threads would only wait for each other
@@ -77,3 +75,9 @@ class FolderSource:
 
 
 _NOTHING: Mapping[str, str] = {}
+
+
+def check_no_splits(folders: Collection[str], where: str, advice: str) -> None:
+    """Raise InputError if the folders at the top of a collection are its splits rather than its classes."""
+    if folders and _SPLITS.issuperset(folders):
+        raise InputError(f"{where} has the splits {', '.join(sorted(folders))}, which are no classes: {advice}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,19 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import layout
 from pipeline.deltas.apply import close_sample
 from pipeline.deltas.delta import LaidDelta, lay
-from pipeline.deltas.load import AnyProtection
+from pipeline.deltas.load import AnyProtection, deltas_of, load_protection
 from pipeline.deltas.picture_deltas import DeltaAnswer, DeltaRequest, PictureDeltas, PictureOpener, picture_batches
-from pipeline.errors import SampleError, ScumbleError
+from pipeline.errors import InputError, SampleError, ScumbleError
 from pipeline.hashing import derive, sha256
-from pipeline.records import Rejection, Sample
-from pipeline.relearning.collection import Collection
+from pipeline.records import Rejection, Sample, Shard
+from pipeline.relearning.collection import Collection, like_clean
 from pipeline.relearning.labels.labellings import make_labelling
 from pipeline.relearning.labels.overlap import overlap
-from pipeline.settings import ApplySettings, Size
+from pipeline.runs.run_record import read_run
+from pipeline.settings import ApplySettings, Size, apply_settings
+from pipeline.shards.samples import samples_of
 from pipeline.shards.squares import square_of, stacked
+from pipeline.storage.store import Store
 from pipeline.surrogates.concepts import read_bank
+from pipeline.surrogates.features import assignment_from_parquet
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
 _AT_ONCE = 64  # test images that get their deltas together
@@ -81,6 +86,73 @@ class Labels:
     def digest(self) -> str:
         """SHA-256 over train and test labels."""
         return sha256(self.train.tobytes() + b"/" + self.test.tobytes())
+
+
+def arm_of(
+    name: str,
+    store: Store,
+    protected: Collection,
+    clean: Collection,
+    test: Collection,
+    test_shards: tuple[Store, Sequence[Shard]],
+    size: Size,
+) -> tuple[Arm, str]:
+    """A protected collection with what its run tells of its deltas, and why no test image can get one; "" if they can.
+
+    name         of the collection, for messages
+    store        where it lies, with its protection beside it if a run wrote it
+    test_shards  store and shards of the test collection
+    size         how the protected images were loaded
+    Raises InputError if the collection does not match the clean one, or if its records do not match it.
+    """
+    arm = Arm(protected, like_clean(protected, clean, name))
+    if store.info(layout.PROTECTION) is None:
+        return arm, "no protection lies beside the images"
+    data = store.read(layout.PROTECTION)
+    protection = load_protection(data)
+    arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
+    if not protection.per_sample:
+        arm = replace(arm, num_groups=len(protection.clustering.centroids))
+    settings = read_run(store).ingredients.settings
+    surrogate = surrogate_of(protection, settings)
+    if surrogate is None:
+        return (
+            arm,
+            f"its surrogate {settings['surrogate']} is not on this machine, or not the one it was fitted with",
+        )
+    if protection.needs_key:
+        clusters = clusters_of(test, protection, surrogate)
+        return replace(arm, test_clusters=clusters), "its deltas come from a key, which an evaluation is not given"
+    writing = apply_settings(settings)
+    tests, clusters = protected_tests(
+        _samples(*test_shards, writing.max_member_bytes),
+        test.keys,
+        deltas_of(data, surrogate, small_images=writing.small_images),
+        settings=writing,
+        side=test.images.shape[-1],
+        size=size,
+        num_groups=arm.num_groups,
+    )
+    if (clusters < 0).any():  # a run would reject the image, but a labelling by clusters needs one for it
+        clusters = np.where(clusters < 0, clusters_of(test, protection, surrogate), clusters)
+    return replace(arm, test_clusters=clusters, delta_tests=tests), ""
+
+
+def _samples(store: Store, shards: Sequence[Shard], max_member_bytes: int) -> Iterator[Sample | Rejection]:
+    for shard in shards:
+        yield from samples_of(store, shard, max_member_bytes=max_member_bytes, any_version=True)
+
+
+def _clusters(store: Store, protected: Collection) -> NDArray[np.int64]:
+    """The cluster of every protected image, by key."""
+    found: dict[str, int] = {}
+    for name in store.names(layout.ASSIGNMENTS):
+        assignment = assignment_from_parquet(store.read(name))
+        found |= dict(zip(assignment.keys, assignment.clusters.tolist(), strict=True))
+    missing = [key for key in protected.keys if key not in found]
+    if missing:
+        raise InputError(f"{store.url}: no cluster is recorded for {len(missing):,} keys, first {missing[0]}")
+    return np.array([found[key] for key in protected.keys], np.int64)
 
 
 def surrogate_of(protection: AnyProtection, settings: Mapping[str, Any]) -> Surrogate | None:

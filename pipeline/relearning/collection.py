@@ -1,4 +1,4 @@
-"""A collection's labelled pictures as arrays, decoded once: what a trainer would load from its shards."""
+"""A collection's labelled pictures as arrays, decoded once: what a trainer would load from its shards or files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.fitting.fit_images import shorter_sides
 from pipeline.hashing import derive, in_sample
-from pipeline.records import Rejection, Sample
+from pipeline.records import Rejection, Sample, Shard
 from pipeline.relearning.alignment import check_aligned
+from pipeline.relearning.labels.given import Classes, given_label
 from pipeline.settings import Size
+from pipeline.shards.samples import samples_of
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
-from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 
 MAX_PIXELS = 100_000_000
@@ -63,17 +65,19 @@ class Collection:
 
 def load_labelled(
     store: Store,
-    shards: Sequence[str],
+    shards: Sequence[Shard],
     *,
     side: int,
     limit: int | None = None,
     has_labels: bool = True,
+    classes: Classes = MappingProxyType({}),
     size: Size = "native",
 ) -> Collection:
-    """Every sample with an image and a `.cls` label, resized to one side, in shard order.
+    """Every sample with an image and a label, resized to one side, in the order of shards and units of loose images.
 
     limit       skip samples whose key hashes above this (see smallest_hashes) without decoding them
     has_labels  False: ignore labels and set them all to 0
+    classes     what labels are: see class_numbers
     size        224: load what a run with `--size 224` would store of the pictures
 
     Raises InputError, naming shard and key, if a shard is damaged or a sample has no label.
@@ -84,37 +88,44 @@ def load_labelled(
         return limit is None or _hash(key) <= limit
 
     for shard in shards:
-        where, rejections = f"{store.url}/{shard}", list[Rejection]()
-        with store.open(shard) as stream:
-            samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
-            squares = squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS, size=size)
-            for sample, square in squares:
-                labels.append(_label(sample, where) if has_labels else 0)
-                images.append(square)
-                keys.append(sample.key)
+        where, rejections = f"{store.url}/{shard.name}", list[Rejection]()
+        samples = _samples(store, shard, wanted)
+        for sample, square in squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS, size=size):
+            labels.append(given_label(sample, classes, where) if has_labels else 0)
+            images.append(square)
+            keys.append(sample.key)
         left += left_out(where, rejections)
     return Collection(stacked(images, side), np.array(labels, np.int64), tuple(keys), tuple(left))
 
 
-def shard_side(store: Store, shard: str) -> int:
+def _samples(
+    store: Store, shard: Shard, wanted: Callable[[str], bool] = lambda _: True
+) -> Iterator[Sample | Rejection]:
+    """The samples of a shard, or the wanted ones of a unit of loose images; files of unwanted ones are not read."""
+    if shard.images:
+        images = tuple(image for image in shard.images if wanted(image.key))
+        if not images:
+            return
+        shard = replace(shard, images=images)
+    yield from samples_of(store, shard, max_member_bytes=MAX_MEMBER_BYTES, any_version=True)
+
+
+def shard_side(store: Store, shard: Shard) -> int:
     """Median shorter side in pixels of the first images of a shard. Raises InputError."""
-    with store.open(shard) as stream:
-        samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
-        sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
+    sides = shorter_sides(_samples(store, shard), limit=64, max_pixels=MAX_PIXELS)
     return sorted(sides)[len(sides) // 2]
 
 
-def smallest_hashes(store: Store, shards: Sequence[str], at_most: int) -> list[int]:
+def smallest_hashes(store: Store, shards: Sequence[Shard], at_most: int) -> list[int]:
     """The `at_most` smallest key hashes in some shards, ascending; no picture is decoded.
 
     Images whose hashes do not exceed the last one are the same in every copy of a collection, however it is sharded.
     """
     smallest: list[int] = []
     for shard in shards:
-        with store.open(shard) as stream:
-            samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
-            hashes = (_hash(sample.key) for sample in samples if isinstance(sample, Sample))
-            smallest = heapq.nsmallest(at_most, itertools.chain(smallest, hashes))
+        samples = shard.images or (item for item in _samples(store, shard) if isinstance(item, Sample))
+        hashes = (_hash(sample.key) for sample in samples)
+        smallest = heapq.nsmallest(at_most, itertools.chain(smallest, hashes))
     return smallest
 
 
@@ -171,13 +182,3 @@ def check_classes(clean: Collection, test: Collection) -> None:
 def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
     """True for the hash-sample of keys held out from training, bool [n]."""
     return np.array([in_sample(share, seed, "relearning-holdout", key) for key in keys], bool)
-
-
-def _label(sample: Sample, where: str) -> int:
-    try:
-        label = int(sample.members.get("cls", b""))
-    except ValueError:
-        label = -1
-    if label < 0:
-        raise InputError(f"{where}: {sample.key} has no usable .cls label (0, 1, …)")
-    return label

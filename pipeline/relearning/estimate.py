@@ -20,10 +20,10 @@ from pipeline.relearning.evaluation import (
     needs_deltas,
     plain_parts,
 )
-from pipeline.relearning.presets import recipe_settings
+from pipeline.relearning.labels.given import Classes
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
-from pipeline.relearning.training import Labelled, Recipe, ScoredOn
+from pipeline.relearning.training import Labelled, ScoredOn, recipe_of
 from pipeline.storage.store import Store
 
 MEASURED_IMAGES = 256
@@ -55,12 +55,15 @@ def estimate_evaluation(
     settings: EvaluationSettings,
     stores: dict[str, tuple[Store, list[Shard]]],
     side: int,
+    classes: Classes,
     pairs: Sequence[tuple[Store, list[Shard]]] = (),
 ) -> EvaluationEstimate:
     """Estimate image counts from the size of the first ones, and time one epoch of the first target under nt.
 
-    stores  clean, test and every arm -> store and shards
-    pairs   store and shards of --pairs: the originals, then their protected copies
+    stores   clean, test and every arm -> store and shards
+    side     at which images are kept, in pixels
+    classes  what labels are: see class_numbers
+    pairs    store and shards of --pairs: the originals, then their protected copies
     Raises InputError for collections that cannot be read.
     """
     images = {name: _count(store, entries) for name, (store, entries) in stores.items()}
@@ -80,21 +83,24 @@ def estimate_evaluation(
         images=images,
         shared_bytes=each * (sum(images.values()) + delta_tests + sum(_count(*pair) for pair in pairs)),
         trial_bytes=(_COPIES + _DELTAS * any(map(needs_deltas, settings.regimes))) * each * images[CLEAN],
-        seconds=seconds / _images_per_second(settings, *stores[CLEAN], side),
+        seconds=seconds / _images_per_second(settings, *stores[CLEAN], side, classes),
         denoiser_seconds=seconds_at_most(side) if num_leaked or settings.denoisers() else 0.0,
         num_leaked=num_leaked,
     )
 
 
 def _count(store: Store, entries: list[Shard]) -> int:
+    if all(entry.images for entry in entries):
+        return sum(len(entry.images) for entry in entries)
     _, bytes_each = first_samples(store, entries[0], max_member_bytes=MAX_MEMBER_BYTES)
     return max(1, round(sum(entry.size for entry in entries) / bytes_each))
 
 
-def _images_per_second(settings: EvaluationSettings, store: Store, entries: list[Shard], side: int) -> float:
-    shard = [entries[0].name]
-    limit = max(smallest_hashes(store, shard, MEASURED_IMAGES), default=None)
-    few = join([load_labelled(store, shard, side=side, limit=limit)], store.url)
+def _images_per_second(
+    settings: EvaluationSettings, store: Store, entries: list[Shard], side: int, classes: Classes
+) -> float:
+    limit = max(smallest_hashes(store, entries[:1], MEASURED_IMAGES), default=None)
+    few = join([load_labelled(store, entries[:1], side=side, limit=limit, classes=classes)], store.url)
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
     regime = find_regime("nt")
     return train_target(
@@ -103,5 +109,5 @@ def _images_per_second(settings: EvaluationSettings, store: Store, entries: list
         regime=regime,
         seed=0,
         target=settings.targets[0],
-        recipe=replace(Recipe(**recipe_settings(settings.changed_recipe)), epochs=1),
+        recipe=replace(recipe_of(settings.changed_recipe), epochs=1),
     ).images_per_second

@@ -93,7 +93,7 @@ class EvaluationSettings:
 
     protected      name -> URLs of the fits of one protection, each a copy of the whole collection
     batch_size     in place of the recipe's, as are lr and weight_decay
-    side           side of all images in pixels; None: the median of the clean ones, at most 224
+    side           of what targets see, in pixels; None: the median of the clean ones, at most 224
     images         train on at most this many, chosen by the hash of their keys; None: all
     pairs          URLs of other pictures and of an adversary's protected copies of them, to train denoisers on
     classes        file with the names of classes 0, 1, …, one per line

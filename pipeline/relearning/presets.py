@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast": {},
     "st-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 128},
     "uc-paper": {"lr": 0.1, "schedule": "cosine", "nesterov": False, "label_smoothing": 0.0, "batch_size": 512}
-    | {"normalise": "half", "keep_last": True},
+    | {"normalise": "half", "keep_last": True, "oversize": 256 / 224},  # random windows of 224 out of 256 px
     "one-for-all-paper": {
         "lr": 0.1,
         "schedule": "cosine",

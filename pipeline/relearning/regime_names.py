@@ -9,7 +9,7 @@ from pipeline.settings import near_matches
 
 # keys of REGIMES, FILTERS and NUMBERED in pipeline.relearning.regimes
 REGIME_NAMES = (
-    *("nt", "nt-cg", "cg", "cg-paper"),
+    *("nt", "nt-cg", "cg", "cg-paper", "jitter", "grayscale", "gamma", "brightness", "solarize", "hue"),
     *("iss-jpeg10", "iss-gray", "iss-bits2", "iss-jpeg10-train", "iss-gray-train", "iss-bits2-train"),
     *("subtract", "subtract-label", "subtract-blind", "delta-jitter", "opa", "shortcut-net"),
     *("at", "at-8", "at-16"),

@@ -71,9 +71,8 @@ def train_target(
     device, test = torch.device(device), scored_on.test
     recipe = regime.recipe(recipe)
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    network = build_target(
-        target, num_classes, train.images.shape[-1], seed=derive(seed, "target-weights"), dropout=recipe.dropout
-    )
+    side = recipe.seen_side(train.images.shape[-1])
+    network = build_target(target, num_classes, side, seed=derive(seed, "target-weights"), dropout=recipe.dropout)
     prepared = regime.prepare(train.images, train.labels, seed=seed)
     training = Training(network, prepared, train.labels, regime, recipe, seed, device)
     tests = {"test": (regime.prepare_test(test.images).to(device), test.labels.to(device))}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import random_views, take
 from pipeline.relearning.precision import autocast
+from pipeline.relearning.presets import recipe_settings
 from pipeline.schedules import cosine, one_cycle
 
 SMALL = 4_096  # with fewer images batches are smaller, so that a small set gets enough steps
@@ -68,6 +69,8 @@ class Recipe:
     normalise      train: by mean and deviation of the training images; half: to [-1, 1]; none
     schedule       one_cycle: up over the first `warm_up` of the steps, then down to zero; cosine: from lr to zero
     padding        pixels of reflection padding for the random crop; None: a sixteenth of the side, at least 4
+    oversize       factor on the side at which images are kept: a target trains on random windows of the side itself,
+                   without padding, and is tested on the central one. 1: images are kept at the side
     """
 
     epochs: int = 12
@@ -83,11 +86,25 @@ class Recipe:
     label_smoothing: float = 0.1
     dropout: float = 0.0
     padding: int | None = None
+    oversize: float = 1.0
+
+    def kept_side(self, side: int) -> int:
+        """Side at which images are kept, for targets that see `side`."""
+        return round(side * self.oversize)
+
+    def seen_side(self, kept: int) -> int:
+        """The inverse of kept_side."""
+        return round(kept / self.oversize)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at `step`, 0 … steps - 1."""
         is_cycle = self.schedule == "one_cycle"
         return self.lr * (one_cycle(step, steps, self.warm_up) if is_cycle else cosine(step, steps))
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of this name, which changed_recipe may have made."""
+    return Recipe(**recipe_settings(name))
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,7 @@ class Training:
 
     images       uint8 [n, 3, S, S], as prepared by the regime, on `device`
     labels       int64 [n], on `device`
+    side         of what the network sees of them: S, or less if they are kept oversize
     lr_factors   one factor on the scheduled learning rate per parameter group of the optimiser
     """
 
@@ -180,6 +198,7 @@ class Training:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.images, self.labels = images.to(device), labels.to(device)
         self.regime, self.recipe, self.seed, self.device = regime, recipe, seed, device
+        self.side = recipe.seen_side(images.shape[-1])
         self.batch_size = min(recipe.batch_size or (128 if len(images) >= SMALL else 64), len(images))
         self.num_batches = len(images) // self.batch_size + (recipe.keep_last and len(images) % self.batch_size > 1)
         self.mean, self.std = _normalisation(self.images, recipe)
@@ -237,25 +256,30 @@ class Training:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features, float32 [n, d], of images, uint8 [n, 3, S, S]; inference mode, no augmentation."""
+        """Penultimate features, float32 [n, d], of the centres of images, uint8 [n, 3, S, S]; inference mode."""
         self.network.eval()
         blocks = []
         for start in range(0, len(images), TEST_BATCH):
-            batch = images[start : start + TEST_BATCH].to(self.device).float().div_(255)
+            batch = self.central(images[start : start + TEST_BATCH]).to(self.device).float().div_(255)
             with self.autocast():
                 blocks.append(self.network.embed(self.normalise(batch)).float())  # type: ignore[operator]
         return torch.cat(blocks)
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Accuracy on images, uint8 [n, 3, S, S]; inference mode, no augmentation."""
+        """Accuracy on the centres of images, uint8 [n, 3, S, S]; inference mode."""
         self.network.eval()
         correct = 0
         for start in range(0, len(images), TEST_BATCH):
-            batch = images[start : start + TEST_BATCH].to(self.device).float().div_(255)
+            batch = self.central(images[start : start + TEST_BATCH]).to(self.device).float().div_(255)
             predicted = self.scores(batch).argmax(1)
             correct += int((predicted == labels[start : start + TEST_BATCH].to(self.device)).sum())
         return correct / len(images)
+
+    def central(self, images: Tensor) -> Tensor:
+        """What the network sees of test images [n, 3, S, S]: [n, 3, side, side]."""
+        start = (images.shape[-1] - self.side) // 2
+        return images[..., start : start + self.side, start : start + self.side]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise as the recipe says, unless the network normalises by itself."""
@@ -298,10 +322,10 @@ class Training:
         self.regime.load(state["regime"])
 
     def _views(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Random crops with reflection padding; half of the images flipped."""
-        side = images.shape[-1]
-        padding = max(4, side // 16) if self.recipe.padding is None else self.recipe.padding
-        return take(images, random_views(len(images), side, side, padding, rng))
+        """Random crops, with reflection padding if images are no larger than they; half of the images flipped."""
+        kept = images.shape[-1]
+        padding = max(4, kept // 16) if self.recipe.padding is None else self.recipe.padding
+        return take(images, random_views(len(images), kept, self.side, padding if kept == self.side else 0, rng))
 
 
 def _normalisation(images: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -20,13 +20,12 @@ from pipeline.relearning.arms import Arm, Labels
 from pipeline.relearning.collection import Collection, holdout_mask
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.evaluation import CLEAN_PART, Trial, needs_deltas
-from pipeline.relearning.presets import recipe_settings
 from pipeline.relearning.regimes import Knowledge, find_regime
 from pipeline.relearning.regimes.recovery.purify import HERE_DB, OWN_DB
 from pipeline.relearning.regimes.staged.projection import project
 from pipeline.relearning.shares import protected_mask
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
+from pipeline.relearning.training import Labelled, ScoredOn, Training, recipe_of
 
 OWN_DELTA, WRONG_DELTA = "accuracy_own_delta", "accuracy_wrong_delta"
 SHOWN_IMAGES = 300  # number of images whose activations are plotted
@@ -70,7 +69,7 @@ def run_trial(
             on_epoch(training)
 
     started = time.time()
-    recipe = replace(Recipe(**recipe_settings(trial.recipe)), epochs=trial.epochs)
+    recipe = replace(recipe_of(trial.recipe), epochs=trial.epochs)
     score = train_target(
         Labelled(_tensor(images), _tensor(train_labels)),
         ScoredOn(

@@ -43,11 +43,11 @@ def read_run(output: Store) -> RunRecord:
 class StageProgress(JsonRecord):
     """progress.json: how far the stage in progress is, for whoever looks from another terminal.
 
-    unit         what is counted: shard, percent
+    unit         what is counted: shard, percent, object
     images       images of the shards that are done; 0 if the stage does not count them
     quarantined  samples of those that were rejected
     rate         images per second since the stage was started
-    eta          seconds left at that rate
+    eta          seconds left at that rate; None while more units are being found, and `total` is what there is so far
     steps        step -> share of the workers' time, largest first
     updated      seconds since 1970
     """
@@ -59,7 +59,7 @@ class StageProgress(JsonRecord):
     images: int
     quarantined: int
     rate: float
-    eta: float
+    eta: float | None
     steps: Mapping[str, float]
     updated: float
 

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from pipeline import layout
 from pipeline.errors import Reason, unreadable
+from pipeline.records import Commit, Shard
 from pipeline.storage.bounded import bounded_map
 from pipeline.storage.store import Store
 
@@ -107,3 +109,10 @@ def _totals(output: Store, names: Sequence[str]) -> Totals:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise unreadable(f"{output.url}/{name}", error) from None
     return totals
+
+
+def committed_units(output: Store) -> list[Shard]:
+    """The units of loose images that a run has written, sorted by name, every image under the key of its original."""
+    commits = (Commit.read(output, name) for name in output.names(layout.COMMITS))
+    units = [commit.written() for commit in commits if commit is not None and commit.images]
+    return sorted(units, key=attrgetter("name"))

@@ -1,11 +1,16 @@
-"""Find what is new: the listing and the ledger, both sorted by name, are read side by side and never held in memory."""
+"""Find what is new: the listing and the ledger, both sorted by name, are read side by side and never held in memory.
+
+Of what is new, so much is held that a run can tell how much it has left.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pipeline.errors import Reason, StoreError
+from pipeline.errors import Reason, ScumbleError, StoreError
 from pipeline.records import shown
 from pipeline.storage.listings import Entry
 from pipeline.uploads.names import upload_kind
@@ -14,6 +19,7 @@ from pipeline.uploads.units import Item
 Known = tuple[str, str, int]  # name, etag, version: what the ledger knows about an object
 Fault = Callable[[str], tuple[Reason, str] | None]
 
+MOST_AHEAD = 100_000  # items, 40 MB
 _SHOWN = 20
 _FUTURE_S = 86400.0  # no clock is off by more than this; a later time was set by hand and says nothing about age
 
@@ -33,6 +39,47 @@ class Tally:
     @property
     def listed(self) -> int:
         return self.known + self.new + self.changed + self.unsettled + self.skipped
+
+
+class LookedAhead(Iterator[Item]):
+    """Items one by one, as they are found or found before.
+
+    Looking ahead tells how much there is to do, and costs no listing that would not be made anyway.
+    is_whole  all have been found
+    """
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self.is_whole = False
+        self._looked = time.monotonic()
+        self._items, self._waiting = items, deque[Item]()
+        self._failure: ScumbleError | None = None
+
+    def __next__(self) -> Item:
+        if not self._waiting:
+            if self._failure is not None:
+                raise self._failure
+            self._find()
+        if not self._waiting:
+            raise StopIteration
+        return self._waiting.popleft()
+
+    def look(self, share: float) -> None:
+        """Look ahead for a share of the time since the last look; what fails is raised after what was found before."""
+        now = time.monotonic()
+        until = now + share * (now - self._looked)
+        while not self.is_whole and self._failure is None and len(self._waiting) < MOST_AHEAD and now < until:
+            try:
+                self._find()
+            except ScumbleError as error:
+                self._failure = error
+            now = time.monotonic()
+        self._looked = now
+
+    def _find(self) -> None:
+        for item in self._items:
+            self._waiting.append(item)
+            return
+        self.is_whole = True
 
 
 def changes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import time
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from pipeline.records import losses_of, shown
 from pipeline.uploads.listing import Tally
 from pipeline.uploads.transaction import UnitResult
 
+_UTC = "%Y-%m-%dT%H:%M:%SZ"
 _SHOWN = 20
 _ENOUGH = 20  # images: shares of fewer are meaningless
 
@@ -50,6 +52,11 @@ class LastRun(JsonRecord):
     rate: float
     message: str | None = None
     finer: int = 0
+
+    @property
+    def ended_s(self) -> float:
+        """The end of the second in which it ended, in seconds since 1970."""
+        return calendar.timegm(time.strptime(self.ended, _UTC)) + 1.0
 
 
 @dataclass
@@ -107,7 +114,7 @@ class Summary:
         return LastRun(
             state=state,
             status=state,
-            ended=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            ended=time.strftime(_UTC, time.gmtime()),
             exit_code=exit_code,
             message=message,
             listed=tally.listed,

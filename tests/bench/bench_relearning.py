@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from pipeline.hashing import derive
+from pipeline.records import Shard
 from pipeline.relearning.collection import Collection, load_labelled
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.targets import build_target
@@ -118,7 +119,7 @@ def ours(train: list[str], test: Collection, options: argparse.Namespace, seed: 
     """Seconds of decoding, seconds of the training epochs without their tests, and accuracy."""
     started = time.perf_counter()
     stores = [(Store(os.path.dirname(path)), os.path.basename(path)) for path in train]
-    clean = load_labelled(stores[0][0], [name for _, name in stores], side=SIDE)
+    clean = load_labelled(stores[0][0], [Shard(name, 0, "") for _, name in stores], side=SIDE)
     if options.images:
         clean = clean.rows(torch.arange(options.images).numpy())
     decoding = time.perf_counter() - started
@@ -191,9 +192,9 @@ def main() -> None:
     options = parser.parse_args()
     paths = {name: shards(getattr(options, name)) for name in ("train", "test")}
     test_store, entries, *_ = resolve_input(options.test)
-    test = load_labelled(test_store, [entry.name for entry in entries], side=SIDE)
+    test = load_labelled(test_store, entries, side=SIDE)
     train_store, entries, *_ = resolve_input(options.train)
-    count = options.images or len(load_labelled(train_store, [entry.name for entry in entries], side=SIDE))
+    count = options.images or len(load_labelled(train_store, entries, side=SIDE))
     rows = []
     for seed in range(options.seeds):
         decoding, seconds, reached = ours(paths["train"], test, options, seed)

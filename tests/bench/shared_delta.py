@@ -21,7 +21,7 @@ from pipeline.shards.inputs import resolve_input
 
 def load(url: str, side: int) -> Collection:
     store, entries, *_ = resolve_input(url)
-    return load_labelled(store, [entry.name for entry in entries], side=side)
+    return load_labelled(store, entries, side=side)
 
 
 def main() -> None:

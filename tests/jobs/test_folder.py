@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.shared.inputs import list_shards
-from pipeline.errors import InputError
+from jobs import pack
 from tests.faults.kills import Campaign
 from tests.support import runs
 
@@ -80,14 +81,46 @@ def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(tmp_path
     assert "committed    3 shards, 0 left" in again.stdout
 
 
-def test_an_evaluation_asks_for_shards_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures(tmp_path / "photos", 4)
-    with pytest.raises(InputError, match=r"photos: 5 loose images, but no shards: pack them into shards with labels"):
-        list_shards(str(tmp_path / "photos"))
-    (tmp_path / "shards/loose.jpg").write_bytes(b"1")
-    _, shards = list_shards(str(tmp_path / "shards"))
-    assert [shard.name for shard in shards] == ["photos-000.tar"]
-    assert capsys.readouterr().err.endswith(": 1 loose images are not read: pack them into shards with labels\n")
+def by_class(folder: Path, first: int, count: int) -> Path:
+    """The pictures of `pictures`, each in the folder of its class."""
+    for number, path in enumerate(sorted((folder.parent / "000").iterdir())):
+        if path.suffix in (".jpg", ".png") and first <= number // 3 < first + count:
+            label = path.with_suffix(".cls").read_text()
+            (folder / f"class {label}/deep").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / f"class {label}/deep")
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_folder_and_the_same_pictures_in_shards_are_protected_and_evaluated_alike(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "all", shards=1, per_shard=72)
+    with tarfile.open(tmp_path / "all/photos-000.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    by_class(tmp_path / "clean", 0, 48), by_class(tmp_path / "test", 48, 24)
+    for name in ("clean", "test"):
+        assert pack.main(["--input", str(tmp_path / name), "--output", str(tmp_path / f"{name}-packed")]) == 0
+    rows = {}
+    for kind in ("", "-packed"):
+        # smoothed features would cluster what is fitted on by its neighbours, and what comes later by itself
+        given = ["--protection", "folder/_scumble/protection.safetensors"] if kind else ["--cluster-space", "features"]
+        job = str(runs.ROOT / "jobs/protect_imagenet.py")
+        output = f"shards{kind}" if kind else "folder"
+        done = run(tmp_path, job, "--input", f"clean{kind}", "--output", output, *runs.SMALL, *runs.ONE_WORKER, *given)
+        assert done.returncode == 0, done.stderr
+        urls = ["--clean", f"clean{kind}", "--test", f"test{kind}", "--protected", f"uc={output}"]
+        job = str(runs.ROOT / "jobs/evaluate_relearning.py")
+        options = ["--preset", "smoke", "--regimes", "nt", "--epochs", "2", "--workers", "1", "--images", "40"]
+        done = run(tmp_path, job, *urls, "--output", f"evaluated{kind}", *options)
+        assert done.returncode == 0, done.stderr
+        assert ("labels       the first folder of every image: 4 classes" in done.stdout) == (not kind)
+        rows[kind] = pq.read_table(tmp_path / f"evaluated{kind}/results.parquet").to_pylist()
+        rows[kind] += pq.read_table(tmp_path / f"evaluated{kind}/histories.parquet").to_pylist()
+    measured = ("seconds", "images_per_second", "started")
+    ours, theirs = ([{k: v for k, v in row.items() if k not in measured} for row in rows[kind]] for kind in rows)
+    assert ours == theirs
+    (own,) = [row["accuracy_own_delta"] for row in ours if row.get("protection") == "uc"]
+    assert 0 <= own <= 1
 
 
 UNITS = [f"images-{number:07d}" for number in range(3)]

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from jobs import status
-from jobs.inspection.status import evaluation_status_of, progress_text, status_of
+from jobs.inspection.status import any_status_of, evaluation_status_of, progress_text, status_of
 from jobs.protection.status_file import StatusFile
-from jobs.shared.progress import progress
+from jobs.shared.progress import Progress, progress
 from pipeline import layout
 from pipeline.errors import InputError, StoreError
 from pipeline.runs.fingerprint import Ingredients
-from pipeline.runs.run_record import RunRecord
+from pipeline.runs.run_record import RunRecord, StageProgress
 from pipeline.runs.totals import READERS, REFUSING, TOGETHER, totals_of
 from pipeline.storage.store import Store
+from tests.support.uploads import Job, jpeg, upload
 
 COMMITS = 5000
 
@@ -154,6 +155,62 @@ def test_status_counts_the_trials_of_an_evaluation(tmp_path: Path, capsys: pytes
         )
         bar.step("all others", units=3)
     assert "progress" not in evaluation_status_of(output)
+
+
+def test_status_shows_how_far_a_run_over_new_uploads_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job.local(tmp_path, monkeypatch)
+    upload(job.source, {f"{number}.jpg": jpeg(number) for number in range(10)} | {"bad.jpg": b"no image"})
+    seen: list[dict[str, Any]] = []
+    write = Progress.write
+
+    def watched(bar: Progress) -> None:
+        write(bar)
+        seen.append(any_status_of(job.output.url)["progress"])
+
+    monkeypatch.setattr("jobs.shared.progress.WRITTEN_EVERY", 0.0)
+    monkeypatch.setattr("jobs.uploads.steps._LOOKING", 1e9)
+    monkeypatch.setattr(Progress, "write", watched)
+    assert job.run() == 0
+    assert [(one["done"], one["total"]) for one in seen[:4]] == [(1, 11), (3, 11), (7, 11), (11, 11)]
+    assert [one["images"] for one in seen[:4]] == [1, 3, 7, 10]
+    assert [one["quarantined"] for one in seen[:4]] == [0, 0, 0, 1]
+    assert all(one["rate"] > 0 and one["eta"] >= 0 for one in seen[:4])
+    assert progress_text(seen[1]).startswith("uploads 3 of 11 objects, ")
+    assert "progress" not in any_status_of(job.output.url)  # it is over
+    job.output.delete([layout.UPLOADS_LAST_RUN])  # killed before it could write this
+    assert any_status_of(job.output.url)["progress"]["done"] == 11
+
+
+def test_a_run_that_finds_more_than_it_can_count_yet_claims_no_time_left(tmp_path: Path) -> None:
+    with progress("uploads", 0, "object", Store(str(tmp_path)), layout.UPLOADS_PROGRESS) as bar:
+        bar.found(40, is_whole=False)
+        bar.step("unit", units=4, images=4)
+        bar.write()
+        written = StageProgress.read(Store(str(tmp_path)), layout.UPLOADS_PROGRESS)
+        assert written is not None
+        assert (written.total, written.eta) == (40, None)
+        assert ", more are being looked for (as of " in progress_text(written.to_json())
+        bar.found(40, is_whole=True)
+        assert bar.seconds_left is not None
+
+
+def test_status_of_a_training_is_asked_of_the_file_that_it_will_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, output = str(tmp_path / "universal.safetensors"), Store(str(tmp_path))
+    with pytest.raises(InputError, match=r"universal\.safetensors: no such protection, and no training of it has been"):
+        any_status_of(url)
+    with progress("fit", 100, "percent", output, layout.training_progress("universal.safetensors")) as bar:
+        bar.step("10", units=10)
+        bar.write()
+        assert status.main(["--output", url]) == 0
+        assert re.fullmatch(
+            r"protection   not yet\nprogress     fit 10 of 100 percent, about .* left \(as of .* ago\)\n",
+            capsys.readouterr().out,
+        )
+    output.put("universal.safetensors", b"1")
+    output.delete([layout.training_progress("universal.safetensors")])
+    assert any_status_of(url) == {"protection": "there"}
 
 
 class Terminal(io.StringIO):

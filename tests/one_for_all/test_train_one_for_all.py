@@ -75,7 +75,7 @@ def test_the_command_leaves_a_protection_and_a_page(data: Path, trained) -> None
     assert protection.figures["steps"] == 8
     assert "cosine" in trained.stdout
     assert "Cosine to the opposite concept" in (data / "u.html").read_text()
-    assert not list(data.glob("*.checkpoint"))
+    assert not [*data.glob("*.checkpoint"), *data.glob("*.progress.json")]
 
 
 def test_a_dry_run_says_steps_memory_and_time_and_writes_nothing(data: Path, tmp_path: Path, capsys) -> None:

@@ -18,7 +18,7 @@ from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.picture_deltas import NearestDeltas
 from pipeline.deltas.protection import Protection
 from pipeline.errors import InputError
-from pipeline.records import Sample
+from pipeline.records import Sample, Shard
 from pipeline.relearning import evaluation
 from pipeline.relearning.alignment import check_aligned
 from pipeline.relearning.arms import Arm, DeltaTests, Labels, protected_tests
@@ -63,7 +63,7 @@ def stored(folder: Path, samples: list[Sample]) -> Store:
 
 
 def loaded(store: Store, side: int, size: Size = "native") -> Collection:
-    return load_labelled(store, ["a.tar"], side=side, size=size)
+    return load_labelled(store, [Shard("a.tar", 0, "")], side=side, size=size)
 
 
 # --- geometry

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.hashing import derive
+from pipeline.records import Shard
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import (
     Collection,
@@ -23,6 +24,8 @@ from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, Trial, evaluation_
 from pipeline.relearning.presets import PRESETS, RECIPES, recipe_settings
 from pipeline.storage.store import Store
 from tests.support.samples import image_bytes, noise, tar_bytes
+
+A = Shard("a.tar", 0, "")
 
 
 def collection(count: int, first: int = 0) -> Collection:
@@ -42,7 +45,7 @@ def test_pictures_of_the_wanted_side_come_back_to_the_byte(tmp_path):
     members = [
         (f"{n}.{kind}", data) for n, p in enumerate(pixels) for kind, data in (("png", image_bytes(p)), ("cls", b"2"))
     ]
-    found = load_labelled(written(tmp_path, members), ["a.tar"], side=32)
+    found = load_labelled(written(tmp_path, members), [A], side=32)
     assert found.keys == ("0", "1", "2")
     assert found.labels.tolist() == [2, 2, 2]
     assert np.array_equal(found.images, np.stack(pixels).transpose(0, 3, 1, 2))
@@ -52,7 +55,7 @@ def test_pictures_of_the_wanted_side_come_back_to_the_byte(tmp_path):
 def test_a_sample_without_a_usable_label_is_refused_by_name(tmp_path, label):
     members = [("7.png", image_bytes(noise(8, 8)))] + ([] if label is None else [("7.cls", label)])
     with pytest.raises(InputError, match=r"a\.tar: 7 has no usable \.cls label"):
-        load_labelled(written(tmp_path, members), ["a.tar"], side=32)
+        load_labelled(written(tmp_path, members), [A], side=32)
 
 
 def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path):
@@ -60,7 +63,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path):
     broken = [(f"{n}.png", b"no picture") for n in range(2, 5)]
     more = [("5.cls", b"1"), ("no-suffix", b""), ("6.png", good[0][1]), ("6.cls", b"1")]
     store = written(tmp_path, [*good, *broken, *more])
-    found = load_labelled(store, ["a.tar"], side=32)
+    found = load_labelled(store, [A], side=32)
     assert found.keys == ("1", "6")
     (left,) = found.left_out
     assert left.count == 5
@@ -68,7 +71,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path):
     assert "no-suffix (" in left.said
     assert join([found, replace(found, keys=("7", "8"), left_out=())], "here").left_out == found.left_out
     hashes = {key: derive(0, "relearning-images", key) for key in ("2", "3", "4", "5", "no-suffix")}
-    half = load_labelled(store, ["a.tar"], side=32, limit=sorted(hashes.values())[2])
+    half = load_labelled(store, [A], side=32, limit=sorted(hashes.values())[2])
     assert [left.count for left in half.left_out] == [3]  # of a sample, only what is in it counts
 
 
@@ -76,13 +79,13 @@ def test_a_damaged_shard_is_refused_because_nobody_knows_what_was_in_it(tmp_path
     store = written(tmp_path, [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")])
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
     with pytest.raises(InputError, match=r"a\.tar: the shard ends at .*; restore the shard or remove it$"):
-        load_labelled(store, ["a.tar"], side=32)
+        load_labelled(store, [A], side=32)
 
 
 def test_a_shard_of_which_a_sample_has_nothing_is_none_the_worse(tmp_path):
     store = written(tmp_path, [("1.png", image_bytes(noise(8, 8))), ("1.cls", b"0")])
-    nothing = load_labelled(store, ["a.tar"], side=32, limit=-1)
-    assert join([nothing, load_labelled(store, ["a.tar"], side=32)], "here").keys == ("1",)
+    nothing = load_labelled(store, [A], side=32, limit=-1)
+    assert join([nothing, load_labelled(store, [A], side=32)], "here").keys == ("1",)
     with pytest.raises(InputError, match="here: no sample has both an image and a label"):
         join([nothing], "here")
 
@@ -244,14 +247,14 @@ def test_a_sample_is_the_same_images_however_they_are_sharded(tmp_path):
         members = [(f"{k}.png", image_bytes(noise(32, 32, seed=n))) for k, n in rows]
         labels = [(f"{k}.cls", str(n % 3).encode()) for k, n in rows]
         store.put(name, tar_bytes([pair for both in zip(members, labels, strict=True) for pair in both]))
-    whole = load_labelled(store, ["one.tar"], side=32)
-    hashes = smallest_hashes(store, ["one.tar"], 10)
-    assert smallest_hashes(store, ["b.tar", "a.tar"], 10) == hashes == sorted(hashes)
-    chosen = load_labelled(store, ["one.tar"], side=32, limit=hashes[-1])
-    split = [load_labelled(store, [name], side=32, limit=hashes[-1]) for name in ("a.tar", "b.tar")]
+    whole = load_labelled(store, [Shard("one.tar", 0, "")], side=32)
+    hashes = smallest_hashes(store, [Shard("one.tar", 0, "")], 10)
+    assert smallest_hashes(store, [Shard("b.tar", 0, ""), A], 10) == hashes == sorted(hashes)
+    chosen = load_labelled(store, [Shard("one.tar", 0, "")], side=32, limit=hashes[-1])
+    split = [load_labelled(store, [Shard(name, 0, "")], side=32, limit=hashes[-1]) for name in ("a.tar", "b.tar")]
     assert join(split, "two").digest() == chosen.digest()
     assert len(chosen) == 10
     assert chosen.digest() == whole.rows(np.isin(whole.keys, chosen.keys)).digest()
-    fewer = load_labelled(store, ["one.tar"], side=32, limit=hashes[4])
+    fewer = load_labelled(store, [Shard("one.tar", 0, "")], side=32, limit=hashes[4])
     assert set(fewer.keys) < set(chosen.keys)
-    assert smallest_hashes(store, ["one.tar"], 99)[:10] == hashes
+    assert smallest_hashes(store, [Shard("one.tar", 0, "")], 99)[:10] == hashes

@@ -20,6 +20,7 @@ from PIL import Image
 from jobs import evaluate_relearning
 from jobs.evaluation.options import parse_evaluation
 from pipeline.errors import SettingsError
+from pipeline.records import Shard
 from pipeline.relearning.collection import load_labelled
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe, train_denoiser
 from pipeline.relearning.denoisers.pairs import denoiser_digest, pair_up
@@ -243,7 +244,7 @@ def write_pairs(folder: Path) -> None:
 def test_a_denoiser_cleans_every_arm_says_what_it_gained_and_is_not_trained_twice(data: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path)
     stores = [Store(str(tmp_path / name)) for name in ("other", "theirs")]
-    loaded = [load_labelled(store, ["a.tar"], side=64, has_labels=False) for store in stores]
+    loaded = [load_labelled(store, [Shard("a.tar", 0, "")], side=64, has_labels=False) for store in stores]
     pairs = pair_up(*loaded)
     quick = DenoiserRecipe(width=8, batch_size=8, rates=(3e-3,), max_steps=40, every=20)
     digest = denoiser_digest(*pairs, DenoiserRecipe(), 0)

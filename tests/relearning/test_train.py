@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
 from pipeline.errors import SettingsError
 from pipeline.relearning.denoisers.denoiser import Denoiser, UNet
 from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
-from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
+from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training, recipe_of
 from tests.support.real import cifar10
 from tests.support.samples import stripes
 
@@ -78,6 +81,64 @@ def test_a_recipe_decides_the_last_batch_and_the_normalisation():
     made["half"].regime.batch = lambda views, _: seen.append(len(views)) or views
     made["half"].run_epoch(0)
     assert seen == [32, 32, 6]
+
+
+def framed(images: Tensor) -> Tensor:
+    """The images 2 px wider at every edge but 3 at the right and the bottom: 37 px, of which the recipe shows 32."""
+    wide = torch.randint(256, (len(images), 3, 37, 37), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    wide[..., 2:34, 2:34] = images
+    return wide
+
+
+def test_images_kept_larger_are_trained_on_by_random_windows_and_tested_on_their_centre():
+    """Zhang et al. 2023: RandomCrop(224) and RandomHorizontalFlip after Resize(256), CenterCrop(224) for tests."""
+    paper = recipe_of("uc-paper")
+    assert paper.kept_side(224) == 256
+    assert all(paper.seen_side(paper.kept_side(side)) == side for side in range(32, 1025))
+    images, labels = stripes(64, seed=0)
+    wide = framed(images)
+    network = build_target("small", 4, 32, seed=0)
+    training = Training(network, wide, labels, Regime(), replace(paper, batch_size=32), 0, CPU)
+    assert torch.equal(training.central(wide), transforms.center_crop(wide, [32, 32]))
+    assert torch.equal(training.central(wide), images)
+    seen: list[Tensor] = []
+    training.regime.batch = lambda views, _: seen.append(views.mul(255).round().to(torch.uint8)) or views  # type: ignore
+    training.run_epoch(0)
+    crops = {
+        crop.numpy().tobytes(): (index, row, column, flipped)
+        for index, image in enumerate(wide)
+        for row, column in itertools.product(range(6), repeat=2)
+        for window in [image[:, row : row + 32, column : column + 32]]
+        for flipped, crop in enumerate((window.contiguous(), window.flip(2)))
+    }
+    found = [crops[view.contiguous().numpy().tobytes()] for batch in seen for view in batch]
+    assert {index for index, *_ in found} == set(range(64))
+    assert {row for _, row, *_ in found} == {column for _, _, column, _ in found} == set(range(6))
+    assert 16 <= sum(flipped for *_, flipped in found) <= 48
+
+
+@pytest.mark.parametrize(
+    ("regime", "target"), [("nt", "vit-14a"), ("simclr", "vit-14a"), ("dfr", "vit-14a"), ("adabn", "small")]
+)
+def test_no_regime_shows_a_target_more_than_the_windows_of_images_kept_larger(regime: str, target: str):
+    images, labels = stripes(64, seed=0)
+    known = Knowledge(clean_images=framed(images[:32]), clean_labels=labels[:32], images=framed(images))
+    sides: list[int] = []
+
+    def watch(training: Training) -> None:
+        training.network.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+
+    score = train_target(
+        Labelled(framed(images), labels),
+        ScoredOn(Labelled(framed(images), labels)),
+        regime=find_regime(regime, known),
+        seed=0,
+        target=target,
+        recipe=replace(recipe_of("uc-paper"), epochs=1),
+        on_epoch=watch,
+    )
+    assert set(sides) == {32}  # and vit-14a takes no other
+    assert 0 <= score.accuracy_last <= 1
 
 
 def test_training_leaves_the_images_as_they_were():

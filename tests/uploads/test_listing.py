@@ -13,7 +13,7 @@ from pipeline.errors import Reason, SettingsError, StoreError
 from pipeline.settings import parse_bytes, parse_seconds
 from pipeline.shards.names import fault_of, output_name, sample_name
 from pipeline.storage.listings import Entry
-from pipeline.uploads.listing import Known, Tally, changes
+from pipeline.uploads.listing import Known, LookedAhead, Tally, changes
 from pipeline.uploads.names import upload_kind
 from pipeline.uploads.settings import UploadSettings, uploads_from
 from pipeline.uploads.units import Item, Unit, units_of
@@ -92,6 +92,37 @@ def test_a_hundred_thousand_keys_are_read_side_by_side_and_never_held() -> None:
     assert list(changes(entries, known, now=NOW, settle_s=0, fault=lambda name: None, tally=tally)) == []
     assert tally.known == 100_000
     assert ahead["most"] <= 2
+
+
+def test_looking_ahead_changes_nothing_but_what_is_known_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def items(count: int, broken: bool = False) -> Iterator[Item]:
+        for number in range(count):
+            drawn.append(number)
+            yield Item(f"{number:03d}.jpg", 1, "1", "image")
+        if broken:
+            raise StoreError("the store is down")
+
+    drawn: list[int] = []
+    ahead = LookedAhead(items(100))
+    assert next(ahead).name == "000.jpg"
+    assert drawn == [0]  # it looks only when it is told to
+    ahead.look(0.0)
+    assert (drawn, ahead.is_whole) == ([0], False)
+    ahead.look(1e9)
+    assert (len(drawn), ahead.is_whole) == (100, True)
+    assert [item.name for item in ahead] == [f"{number:03d}.jpg" for number in range(1, 100)]
+    broken = LookedAhead(items(3, broken=True))
+    broken.look(1e9)
+    assert [next(broken).name for _ in range(3)] == ["000.jpg", "001.jpg", "002.jpg"]
+    with pytest.raises(StoreError, match="the store is down"):
+        next(broken)
+    assert not broken.is_whole
+    monkeypatch.setattr("pipeline.uploads.listing.MOST_AHEAD", 5)
+    drawn.clear()
+    bounded = LookedAhead(items(100))
+    bounded.look(1e9)
+    assert len(drawn) == 5
+    assert len(list(bounded)) == 100
 
 
 def test_units_grow_and_hold_no_more_than_they_are_asked_to() -> None:

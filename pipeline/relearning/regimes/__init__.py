@@ -38,6 +38,7 @@ from pipeline.relearning.regimes.views.mix import (
     MixedLabels,
 )
 from pipeline.relearning.regimes.views.policies import AugmentationPolicy
+from pipeline.relearning.regimes.views.single import SingleChange
 from pipeline.relearning.regimes.views.smooth import Smoothing
 from pipeline.relearning.regimes.views.spectrum import Equalised, PeaksCut, RadialFilter
 from pipeline.relearning.regimes.views.ueraser import UEraser, UEraserLite
@@ -50,6 +51,12 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "nt-cg": lambda _: ColourAndGray(),
     "cg": lambda _: ColourAndGray(),
     "cg-paper": lambda _: PaperColour(),
+    "jitter": lambda _: PaperColour("jitter", gray_share=0),
+    "grayscale": lambda _: SingleChange("grayscale"),
+    "gamma": lambda _: SingleChange("gamma"),
+    "brightness": lambda _: SingleChange("brightness"),
+    "solarize": lambda _: SingleChange("solarize"),
+    "hue": lambda _: SingleChange("hue"),
     "iss-jpeg10": lambda _: JpegCompression(10),
     "iss-gray": lambda _: Grayscale(),
     "iss-bits2": lambda _: BitDepth(2),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 
-from pipeline.surrogates.towers.base import Assembled, Preprocessing, interpolation
+from pipeline.surrogates.towers.base import Assembled, Preprocessing, announce, fetch_from_hub, interpolation
 
 
 def models() -> list[str]:
@@ -29,7 +31,14 @@ def source(model: str, tag: str) -> str:
 
 def fetch(model: str, tag: str) -> str:
     """Path of the weights file in the library's cache, downloaded if needed."""
-    return str(download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
+    config = open_clip.get_pretrained_cfg(model, tag)
+    repository, _, name = config.get("hf_hub", "").rpartition("/")
+    if repository:  # as the library does it, but without trying each name six times where there is no network
+        name = name or HF_WEIGHTS_NAME
+        safe = HF_SAFE_WEIGHTS_NAME if name == HF_WEIGHTS_NAME else re.sub(r"\.(bin|pth)$", ".safetensors", name)
+        return fetch_from_hub(repository, list(dict.fromkeys((safe, name))))
+    announce(str(config.get("url")))
+    return str(download_pretrained(config))
 
 
 def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assembled:

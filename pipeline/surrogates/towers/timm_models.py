@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from pipeline.surrogates.towers.base import (
     RANDOM,
     Assembled,
     Preprocessing,
+    fetch_from_hub,
     fetch_url,
     head_of,
     interpolation,
@@ -45,12 +44,8 @@ def fetch(model: str, tag: str) -> str:
             raise FileNotFoundError("no weights have been published")
         return fetch_url(config.url)
     repository, _, revision = config.hf_hub_id.partition("@")
-    for filename in (config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"):
-        try:
-            return str(hf_hub_download(repository, filename, revision=revision or None))
-        except EntryNotFoundError as error:
-            missing = error
-    raise missing
+    names = (config.hf_hub_filename or "model.safetensors", "pytorch_model.bin")
+    return fetch_from_hub(repository, names, revision or None)
 
 
 def assemble(model: str, tag: str, path: Path | None, size: int | None) -> Assembled:

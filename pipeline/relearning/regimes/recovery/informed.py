@@ -50,7 +50,7 @@ class AdaptedNormalisation(Regime):
             layer.train()
         images = as_tested(training, self._images)
         for batch in images.chunk(max(1, len(images) // training.batch_size)):
-            training.scores(batch.float().div(255))
+            training.scores(training.central(batch).float().div(255))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         training.network.eval()

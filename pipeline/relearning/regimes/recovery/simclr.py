@@ -38,7 +38,7 @@ class ContrastivePretraining(Regime):
         return replace(recipe, lr=recipe.lr / 10)  # at the full rate the features collapse (measured)
 
     def start(self, training: Training) -> None:
-        head, side = training.network.head, training.images.shape[-1]
+        head, side = training.network.head, training.side
         assert isinstance(head, nn.Linear), "a target's head is one linear layer"
         width = head.in_features
         with torch.random.fork_rng(devices=[]):

@@ -23,16 +23,18 @@ class PaperColour(Regime):
 
     The jitter changes brightness, contrast, saturation and hue (section IV-C6). The paper does not give its strengths;
     these are SimCLR's for small images: .4, .4, .4, .1. Except for hue, ColourAndGray is stronger.
+
+    gray_share  0: colour jitter alone
     """
 
     name = "cg-paper"
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "cg-paper", *, gray_share: float = 0.2) -> None:
         import kornia.augmentation as augmentation
 
-        self._views = nn.Sequential(
-            augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), augmentation.RandomGrayscale(p=0.2)
-        )
+        self.name = name
+        jitter = augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+        self._views = nn.Sequential(jitter, augmentation.RandomGrayscale(p=gray_share)) if gray_share else jitter
 
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
         seen: Tensor = self._views(images)
