@@ -344,7 +344,7 @@ def _fitted_arm(
     protection = load_protection(data)
     arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
     if not protection.per_sample:
-        arm = replace(arm, num_groups=len(protection.targets))
+        arm = replace(arm, num_groups=len(protection.clustering.centroids))
     settings = read_run(store).ingredients.settings
     surrogate = surrogate_of(protection, settings)
     if surrogate is None:

@@ -10,6 +10,7 @@ surrogates   pretrained encoders, their weights and their features
 clusters     clustering of features: the space, k-means, target clusters
 deltas       what is added to pictures, what makes it, the protection file, and applying it
 fitting      fitting deltas and proxies to a collection
+baselines    protections that others have published, to compare with
 measures     what a protection does to pictures, verification of an output, estimates for a dry run
 runs         records of a run: settings, commits, totals, and whether it may start
 packing      data sets as they are published -> shards, and back

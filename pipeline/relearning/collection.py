@@ -18,6 +18,7 @@ from pipeline.hashing import derive, in_sample
 from pipeline.records import Rejection, Sample
 from pipeline.relearning.alignment import check_aligned
 from pipeline.settings import Size
+from pipeline.shards.samples import label_of
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
@@ -89,7 +90,7 @@ def load_labelled(
             samples = read_samples(stream, max_member_bytes=MAX_MEMBER_BYTES)
             squares = squares_of(samples, wanted, rejections, side=side, max_pixels=MAX_PIXELS, size=size)
             for sample, square in squares:
-                labels.append(_label(sample, where) if has_labels else 0)
+                labels.append(label_of(sample, where) if has_labels else 0)
                 images.append(square)
                 keys.append(sample.key)
         left += left_out(where, rejections)
@@ -171,13 +172,3 @@ def check_classes(clean: Collection, test: Collection) -> None:
 def holdout_mask(keys: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
     """True for the hash-sample of keys held out from training, bool [n]."""
     return np.array([in_sample(share, seed, "relearning-holdout", key) for key in keys], bool)
-
-
-def _label(sample: Sample, where: str) -> int:
-    try:
-        label = int(sample.members.get("cls", b""))
-    except ValueError:
-        label = -1
-    if label < 0:
-        raise InputError(f"{where}: {sample.key} has no usable .cls label (0, 1, …)")
-    return label

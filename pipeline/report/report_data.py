@@ -18,7 +18,7 @@ from pipeline.runs.run_record import RunStatus, read_run
 from pipeline.runs.totals import Totals, totals_of
 from pipeline.storage.store import Store
 
-_RUN_STAGES = ("embed", "cluster", "fit", "apply", "measure")
+_RUN_STAGES = ("embed", "label", "cluster", "fit", "apply", "measure")
 _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
 
 
@@ -65,6 +65,8 @@ def _protection(output: Store) -> AnyProtection | None:
 
 def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
     """How the deltas were made; a protection passed in need not match what the settings would have fitted."""
+    if "labels" in settings:
+        return _baseline(settings, protection)
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
@@ -75,6 +77,16 @@ def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> st
     }
     generator = settings["generator"] if protection is None else protection.generator
     return f"Unlearnable Clusters, {how[generator]}"
+
+
+def _baseline(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
+    """A published method, what it followed, and what bounds it."""
+    figures = {} if protection is None else protection.figures
+    each = "image" if protection is not None and protection.per_sample else "label"
+    follows = {"none": "", "cluster": ", clusters as labels"}.get(settings["labels"], f", {settings['labels']} labels")
+    bounds = {"l2": ", bounded in L2 norm, not by ε", "none": ", not bounded"}.get(figures.get("bound", ""), "")
+    said = f" ({figures['source']})" if "source" in figures else ""
+    return f"Baseline {settings['method']}{said}, one delta per {each}{follows}{bounds}"
 
 
 def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:

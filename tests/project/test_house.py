@@ -20,7 +20,19 @@ FORBIDDEN = {
 }
 # a room imports only rooms that stand before it; those of the last line do not import each other
 ROOMS = (
-    *("words", "storage", "pictures", "shards", "surrogates", "clusters", "deltas", "fitting", "measures", "runs"),
+    *(
+        "words",
+        "storage",
+        "pictures",
+        "shards",
+        "surrogates",
+        "clusters",
+        "deltas",
+        "fitting",
+        "baselines",
+        "measures",
+        "runs",
+    ),
     *("packing", "report"),
 )
 LAST_ROOMS = ("one_for_all", "relearning", "uploads")

@@ -1,0 +1,36 @@
+"""The published protections by name. A module is imported when its method is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.baselines.base import Baseline
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table.
+
+    place  module below this package, and class
+    about  for the help: what it is, what has a delta of its own, what bounds it
+    """
+
+    place: str
+    about: str
+
+
+BASELINES = {
+    "random": Method("shortcuts.class_noise:ClassNoise", "uniform noise for each label; epsilon"),
+    "block": Method("shortcuts.class_noise:ClassBlocks", "blocks of random signs for each label; epsilon"),
+    "sp": Method("shortcuts.separable:Separable", "separable patches for each image (Yu et al. 2022); an L2 norm"),
+}
+
+
+def baseline(name: str) -> Baseline:
+    """The method of that name. Raises KeyError if there is none."""
+    module, _, kind = BASELINES[name].place.partition(":")
+    made: Baseline = getattr(import_module(f"pipeline.baselines.{module}"), kind)()
+    return made
