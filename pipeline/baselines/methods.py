@@ -26,6 +26,9 @@ BASELINES = {
     "random": Method("shortcuts.class_noise:ClassNoise", "uniform noise for each label; epsilon"),
     "block": Method("shortcuts.class_noise:ClassBlocks", "blocks of random signs for each label; epsilon"),
     "sp": Method("shortcuts.separable:Separable", "separable patches for each image (Yu et al. 2022); an L2 norm"),
+    "ops": Method("shortcuts.one_pixel:OnePixel", "one pixel of each image, by label (Wu et al. 2023); no bound"),
+    "ar": Method("shortcuts.autoregressive:Autoregressive", "fresh noise by a kernel of the label; an L2 norm"),
+    "cuda": Method("shortcuts.class_filters:ClassFilters", "a small filter for each label; no bound"),
 }
 
 
