@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs import importing
 from jobs.baselines.options import parse_baseline
 from jobs.shared import cli
+from pipeline.baselines.settings import EMBEDDED
 from pipeline.metrics import report_success
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         with connected(settings):
             check_baseline_memory(run)
             start_run(run)
-            if settings.labels in ("predicted", "cluster"):
+            if settings.labels in EMBEDDED:
                 with status.stage("embed"):
                     embed(run)
             with status.stage("label"):

@@ -14,7 +14,7 @@ import torch
 from actors.cluster.batches import RunContext
 from pipeline import layout
 from pipeline.baselines.base import BaselineSettings, Told
-from pipeline.baselines.fit import baseline_protection, checked_deltas, keyed_by_shard, sharded_pictures
+from pipeline.baselines.fit import baseline_protection, checked_deltas, keyed_by_shard, largest_change, sharded_pictures
 from pipeline.baselines.methods import baseline
 from pipeline.baselines.settings import BaselineRunSettings
 from pipeline.clusters.clustering import Clustering
@@ -73,11 +73,13 @@ def write_deltas(task: BaselineTask, tables: Sequence[pa.Table], device: str, to
     found = sharded_pictures(tables, side=task.side)
     how = BaselineSettings(settings.epsilon, settings.seed, device.partition(":")[0], settings.effort)
     levels = checked_deltas(method, found.pictures, len(task.clustering.centroids), how, told)
-    keyed = keyed_by_shard(found, levels, settings.epsilon).items() if method.per_sample else ()
+    epsilon = settings.epsilon if settings.is_bounded else largest_change(levels)
+    keyed = keyed_by_shard(found, levels, epsilon).items() if method.per_sample else ()
     digests = {shard: write_keyed(output, shard, deltas) for shard, deltas in keyed}
     protection = baseline_protection(
         settings,
         task.clustering,
+        epsilon=epsilon,
         surrogate_id=task.surrogate_id,
         fingerprint=task.context.fingerprint,
         levels=None if method.per_sample else levels,

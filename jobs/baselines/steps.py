@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import ray
@@ -14,6 +15,7 @@ from actors.cluster.stream import collected, over_shards
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
 from actors.sampler import FitImageReader
+from jobs.protection.dry_run import print_files, print_time
 from jobs.protection.prepare import Run, prepare
 from jobs.protection.stages import cluster, cluster_counts, context_of, images_of_run, watched
 from jobs.shared.progress import progress
@@ -22,10 +24,11 @@ from pipeline.baselines.fit import baseline_bytes, baseline_protection, baseline
 from pipeline.baselines.given import GivenDeltas
 from pipeline.baselines.labels import label_clustering
 from pipeline.baselines.methods import BASELINES
-from pipeline.baselines.settings import BaselineRunSettings
+from pipeline.baselines.settings import EMBEDDED, BaselineRunSettings
 from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit_images import fit_shares, shorter_sides
+from pipeline.measures.estimate import estimate_writing, first_samples
 from pipeline.report.page import size as as_bytes
 from pipeline.shards.samples import samples_of
 from pipeline.surrogates.features import assignment_from_parquet
@@ -49,16 +52,27 @@ def _settings(run: Run) -> BaselineRunSettings:
 
 
 def print_baseline(run: Run) -> None:
-    """The plan of --dry-run: what would be computed, on how many images, in how much memory."""
-    settings, total, side = _settings(run), images_of_run(run), _side(run)
+    """The plan of --dry-run: a few images are measured on this machine, and nothing is written."""
+    settings, side, left = _settings(run), _side(run), run.plan.left or run.plan.shards
+    samples, each = first_samples(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    surrogate = run.surrogate if settings.labels in EMBEDDED else None
+    predicted = estimate_writing(samples, each, sum(shard.size for shard in left), surrogate, settings)
+    print(f"images       about {predicted.images:,}, labels {settings.labels}")
     if settings.deltas is not None:
-        print(f"images       about {total:,}; {len(GivenDeltas(settings.deltas).keys):,} deltas in {settings.deltas}")
-        return
-    images = total if settings.per_sample else min(settings.fit_images or total, total)
-    print(f"images       about {total:,}, deltas of {side} pixels a side")
-    print(f"labels       {settings.labels}")
-    print(f"method       {settings.method}: {BASELINES[settings.method].about}")
-    print(f"memory       about {as_bytes(baseline_bytes(images, side))} in the process that computes deltas")
+        print(f"method       {len(GivenDeltas(settings.deltas).keys):,} deltas of {settings.deltas}")
+    else:
+        print(f"method       {settings.method}: {BASELINES[settings.method].about}; at {side} px")
+        memory = baseline_bytes(_fitted_images(run), side)
+        print(f"memory       about {as_bytes(memory)} in the process that computes deltas")
+    print_files(predicted, run)
+    print_time(predicted, settings.workers or os.cpu_count() or 1, run)
+    print("             and what the method itself takes: seconds, unless it trains a network")
+
+
+def _fitted_images(run: Run) -> int:
+    """About how many images the deltas are computed on."""
+    settings, total = _settings(run), images_of_run(run)
+    return total if settings.per_sample else min(settings.fit_images or total, total)
 
 
 def check_baseline_memory(run: Run) -> None:
@@ -66,8 +80,7 @@ def check_baseline_memory(run: Run) -> None:
     settings = _settings(run)
     if settings.deltas is not None or run.output.info(layout.PROTECTION) is not None:
         return
-    total, side = images_of_run(run), _side(run)
-    images = total if settings.per_sample else min(settings.fit_images or total, total)
+    images, side = _fitted_images(run), _side(run)
     what = f"computing deltas of {side} px for {images:,} images (lower --delta-size, or protect a part)"
     with ray_failures():
         check_room(baseline_bytes(images, side), 1, what)
@@ -129,6 +142,12 @@ def take_given(run: Run, clustering: Clustering) -> None:
                 digests[shard.name] = write_keyed(run.output, shard.name, given.of(assignment, settings.epsilon))
             bar.step(shard.name, images=len(assignment.keys))
     protection = baseline_protection(
-        settings, clustering, surrogate_id="", fingerprint=run.plan.fingerprint, digests=digests, figures={}
+        settings,
+        clustering,
+        epsilon=settings.epsilon,
+        surrogate_id="",
+        fingerprint=run.plan.fingerprint,
+        digests=digests,
+        figures={},
     )
     run.output.create(layout.PROTECTION, protection.to_bytes())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from jobs.shared.progress import progress
 from pipeline import layout
+from pipeline.deltas.artefact import read_header
 from pipeline.errors import InputError
 from pipeline.layout import RUN_FOLDER
 from pipeline.measures.verify import Expected, ShardCheck, VerifySettings, verify_images, verify_shard
@@ -51,6 +53,8 @@ def check_run(output: Store, originals: str | None, share: float, pool: ThreadPo
     """Check every shard that has a commit."""
     record = read_run(output)
     settings = VerifySettings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
+    if (protection := output.read_if_there(layout.PROTECTION)) is not None:  # of a baseline, it may be stricter
+        settings = replace(settings, epsilon=min(settings.epsilon, float(read_header(protection)["epsilon"])))
     source = resolve_input(originals).store if originals else None
     there = set(output.names())
     committed = sorted(_shard_names(there))

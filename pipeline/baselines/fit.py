@@ -20,6 +20,7 @@ from pipeline.deltas.protection import Protection
 from pipeline.errors import PromiseError
 from pipeline.fitting.fit_images import fit_bytes, stacked_pictures
 from pipeline.hashing import canonical, sha256
+from pipeline.settings import NO_BOUND
 
 LARGEST_SIDE = 224  # of deltas, unless --delta-size says otherwise
 _COPIES = 4  # of the pictures: themselves, two for levels of 16 bits, one to work with
@@ -81,6 +82,12 @@ def checked_deltas(
     return whole
 
 
+def largest_change(levels: NDArray[np.int16]) -> float:
+    """The smallest epsilon that bounds the deltas; NO_BOUND where it would be beyond what an epsilon may be."""
+    largest = max(1, int(levels.max(initial=0)), -int(levels.min(initial=0)))
+    return largest / 255 if largest <= 127 else NO_BOUND
+
+
 def keyed_by_shard(found: ShardedPictures, levels: NDArray[np.int16], epsilon: float) -> dict[str, KeyedDeltas]:
     """The deltas of every shard's samples, from those of all."""
     keyed = {}
@@ -94,6 +101,7 @@ def baseline_protection(
     settings: BaselineRunSettings,
     clustering: Clustering,
     *,
+    epsilon: float,
     surrogate_id: str,
     fingerprint: str,
     levels: NDArray[np.int16] | None = None,
@@ -102,6 +110,7 @@ def baseline_protection(
 ) -> Protection:
     """The protection of a run.
 
+    epsilon  bound on |delta|, which of a method with a budget of its own is what came out
     levels   of each label, if its pictures share them
     digests  shard -> SHA-256 of its keyed deltas; empty if pictures share them
     """
@@ -112,7 +121,7 @@ def baseline_protection(
         method=settings.method,
         generator="keyed" if levels is None else "direct",
         surrogate_id="" if levels is None or settings.labels != "cluster" else surrogate_id,
-        epsilon=settings.epsilon,
+        epsilon=epsilon,
         clustering=clustering,
         targets=(),
         levels=None if levels is None else levels.astype(np.int8),

@@ -23,6 +23,7 @@ from pipeline.settings import (
 
 GIVEN = "deltas"  # the method of a run with --deltas FILE
 Grouping = Literal["true", "predicted", "cluster", "none"]
+EMBEDDED = ("predicted", "cluster")  # groupings by features
 # fields of Settings that such a run does not use
 _OTHERS = frozenset(
     ("generator", "optimise_through", "plain", "permutation", "train_images", "distance", "bound", "steps", "epochs")
@@ -91,7 +92,7 @@ class BaselineRunSettings(Settings):
                 check(False, f"{flag(name)} has no effect with --deltas: omit it")
         elif self.per_sample:
             check("fit_images" not in self.given, f"--method {self.method} fits every image: omit --fit-images")
-        for names, users in ((_CLUSTERED, ("cluster",)), (_SURROGATE, ("predicted", "cluster"))):
+        for names, users in ((_CLUSTERED, ("cluster",)), (_SURROGATE, EMBEDDED)):
             for name in sorted(self.given & set(names)):
                 only = f"{flag(name)} only applies to --labels {' or '.join(users)}, not {self.labels}"
                 check(self.labels in users, only)

@@ -33,7 +33,7 @@ def report_data(output: Store) -> ReportData:
         input_url=record.input,
         output_url=output.url,
         method=_method(settings, protection),
-        epsilon=settings["epsilon"],
+        epsilon=settings["epsilon"] if protection is None else protection.epsilon,
         fingerprint=record.fingerprint,
         num_protected=totals.images,
         num_quarantined=totals.quarantined,
@@ -79,14 +79,17 @@ def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> st
     return f"Unlearnable Clusters, {how[generator]}"
 
 
+_FOLLOWED = {"none": "", "true": ", by true labels", "predicted": ", by predicted labels", "cluster": ", by clusters"}
+_BOUNDED = {"l2": "; bounded in L2 norm, of which ε came out", "none": "; not bounded, ε is what came out"}
+
+
 def _baseline(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
     """A published method, what it followed, and what bounds it."""
     figures = {} if protection is None else protection.figures
+    source = f" ({figures['source']})" if "source" in figures else ""
     each = "image" if protection is not None and protection.per_sample else "label"
-    follows = {"none": "", "cluster": ", clusters as labels"}.get(settings["labels"], f", {settings['labels']} labels")
-    bounds = {"l2": ", bounded in L2 norm, not by ε", "none": ", not bounded"}.get(figures.get("bound", ""), "")
-    said = f" ({figures['source']})" if "source" in figures else ""
-    return f"Baseline {settings['method']}{said}, one delta per {each}{follows}{bounds}"
+    bound = _BOUNDED.get(figures.get("bound", ""), "")
+    return f"Baseline {settings['method']}{source}, one delta per {each}{_FOLLOWED[settings['labels']]}{bound}"
 
 
 def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:
@@ -119,6 +122,7 @@ def _clusters(totals: Totals, protection: AnyProtection | None) -> tuple[Cluster
             losses=tuple(losses[cluster]) if losses else (),
         )
         for cluster in range(len(protection.clustering.centroids))
+        if protection.targets or sizes[cluster]  # a label of a classifier may have no image
     )
 
 

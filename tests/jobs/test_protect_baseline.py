@@ -117,7 +117,7 @@ def test_every_picture_of_a_class_gets_the_delta_of_that_class(
     assert "largest change 8 levels in 48 files" in verified(source, tmp_path / "out", capsys)
     report = run.output.read(layout.REPORT).decode()
     assert "Baseline random (class-wise random noise: P5 of Tao et al." in report
-    assert "one delta per label, true labels" in report
+    assert "one delta per label, by true labels" in report
 
 
 def test_deltas_of_single_images_are_kept_by_key_and_are_the_same_whatever_comes_first(
@@ -131,7 +131,10 @@ def test_deltas_of_single_images_are_kept_by_key_and_are_the_same_whatever_comes
     assert "in 48 files written without loss" in verified(source, tmp_path / "one", capsys)
     settings = json.loads(run.output.read(layout.RUN))["ingredients"]["settings"]
     assert (settings["epsilon"], settings["method"], settings["labels"]) == (1.0, "sp", "true")
-    assert "bounded in L2 norm, not by ε" in run.output.read(layout.REPORT).decode()
+    largest = max(int(np.abs(change).max()) for change in seen)
+    protection = load_protection(run.output.read(layout.PROTECTION))
+    assert 6 < largest <= round(protection.epsilon * 255) < 20  # what came out, and what holds for every file
+    assert "one delta per image, by true labels; bounded in L2 norm" in run.output.read(layout.REPORT).decode()
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "folder"])
@@ -256,8 +259,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     given = ["--method", "sp", "--input", str(source), "--output", str(tmp_path / "out"), "--dry-run"]
     assert protect_baseline.main(given) == 0
     said = capsys.readouterr().out
-    assert re.search(r"images +about 48, deltas of 32 pixels a side", said)
-    assert "an L2 norm" in said
+    assert re.search(r"images +about 48, labels true", said)
+    assert re.search(r"method +sp: .* an L2 norm; at 32 px", said)
+    assert re.search(r"time +about \d+ (s|min)", said)
     assert not (tmp_path / "out").exists()
 
 

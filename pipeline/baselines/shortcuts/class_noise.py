@@ -16,7 +16,7 @@ BLOCK = 8  # pixels at 32 px; a quarter of any side
 
 
 class ClassNoise:
-    """Every pixel uniform in the ball of epsilon, one draw for each label (Fowl et al. 2021 and others use it)."""
+    """Every pixel uniform in the ball of epsilon, one draw for each label."""
 
     per_sample = False
     bound: Bound = "linf"

@@ -50,9 +50,10 @@ def separable_patterns(pictures: LabelledPictures, seed: int) -> NDArray[np.floa
 
     side, num_labels = pictures.images.shape[-1], pictures.num_labels
     cells = -(-side // patch_of(side))
-    largest = int(np.bincount(pictures.labels).max())
+    counts = np.bincount(pictures.labels)
     points, of = make_classification(
-        n_samples=num_labels * largest,
+        n_samples=len(pictures.keys),
+        weights=(counts + 0.5) / len(pictures.keys),  # the library rounds down
         n_features=3 * cells * cells,
         n_informative=3 * cells * cells,
         n_redundant=0,
@@ -67,7 +68,7 @@ def separable_patterns(pictures: LabelledPictures, seed: int) -> NDArray[np.floa
     ordered = np.array(sorted(range(len(pictures.keys)), key=pictures.keys.__getitem__))
     for label in range(num_labels):
         rows = ordered[pictures.labels[ordered] == label]
-        patterns[rows] = points[of == label][: len(rows)].reshape(-1, 3, cells, cells)
+        patterns[rows] = points[of == label].reshape(-1, 3, cells, cells)
     # the last patches may be cut off, so the norm is that of what is laid
     width = np.minimum(patch_of(side), side - patch_of(side) * np.arange(cells))
     energy = (patterns**2 * np.outer(width, width)).sum((1, 2, 3), keepdims=True)
