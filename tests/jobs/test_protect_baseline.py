@@ -261,7 +261,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     said = capsys.readouterr().out
     assert re.search(r"images +about 48, labels true", said)
     assert re.search(r"method +sp: .* an L2 norm; at 32 px", said)
-    assert re.search(r"time +about \d+ (s|min)", said)
+    assert re.search(r"time +about [\d.]+ (s|min)", said)
     assert not (tmp_path / "out").exists()
 
 
