@@ -84,6 +84,7 @@ def write_deltas(task: BaselineTask, tables: Sequence[pa.Table], device: str, to
         fingerprint=task.context.fingerprint,
         levels=None if method.per_sample else levels,
         digests=digests,
-        figures={"bound": method.bound, "source": method.source, "effort": settings.effort, "side": task.side},
+        figures={"bound": method.bound, "source": method.source, "effort": settings.effort, "side": task.side}
+        | {"fit": dict(method.figures)},
     )
     output.create(layout.PROTECTION, protection.to_bytes())

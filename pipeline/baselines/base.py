@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bound = Literal["linf", "l2", "none"]
+NO_FIGURES: Mapping[str, float] = MappingProxyType({})  # of a method that fits nothing
 Told = Callable[[float], None]  # is told the share of the work done, 0 to 1
 
 
@@ -61,6 +63,10 @@ class Baseline(Protocol):
     @property
     def source(self) -> str:
         """Paper, and the parts of it that this follows."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What the last fit came to, by name, e.g. the steps it took; for the protection's file."""
 
     def deltas(self, pictures: LabelledPictures, settings: BaselineSettings, told: Told) -> NDArray[np.int16]:
         """Whole 8-bit levels: int16 [n, 3, S, S] if `per_sample`, else [num_labels, 3, S, S]."""

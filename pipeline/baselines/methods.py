@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.baselines.base import Baseline
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 class Method:
     """A line of the table.
 
-    place  module below this package, and class
-    about  for the help: what it is, what has a delta of its own, what bounds it
+    place    module below this package, and class
+    about    for the help: what it is, what has a delta of its own, what bounds it
+    options  of the class
     """
 
     place: str
     about: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 BASELINES = {
@@ -34,6 +37,7 @@ BASELINES = {
 
 def baseline(name: str) -> Baseline:
     """The method of that name. Raises KeyError if there is none."""
-    module, _, kind = BASELINES[name].place.partition(":")
-    made: Baseline = getattr(import_module(f"pipeline.baselines.{module}"), kind)()
+    method = BASELINES[name]
+    module, _, kind = method.place.partition(":")
+    made: Baseline = getattr(import_module(f"pipeline.baselines.{module}"), kind)(**method.options)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.baselines.base import BaselineSettings, LabelledPictures
+from pipeline.baselines.base import NO_FIGURES, BaselineSettings, LabelledPictures
 from pipeline.baselines.fit import checked_deltas, largest_change
 from pipeline.baselines.labels import label_clustering, predicted
 from pipeline.deltas.keyed import KeyedDeltas
@@ -20,6 +20,7 @@ class Constant:
 
     bound = "linf"
     source = "a test"
+    figures = NO_FIGURES
 
     def __init__(self, levels: list[int], *, per_sample: bool = False, dtype: type = np.int16) -> None:
         self.per_sample, self.levels, self.dtype = per_sample, levels, dtype

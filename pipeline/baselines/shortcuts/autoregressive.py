@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from pipeline.baselines.base import BaselineSettings, Bound, LabelledPictures, Told
+from pipeline.baselines.base import NO_FIGURES, BaselineSettings, Bound, LabelledPictures, Told
 from pipeline.hashing import numpy_rng
 
 Floats = NDArray[np.float64]
@@ -26,6 +26,7 @@ class Autoregressive:
 
     per_sample = True
     bound: Bound = "l2"
+    figures = NO_FIGURES
     # the authors' own kernels answer each other's noise by 10 at least, and by 3 for 100 labels
     source = "autoregressive perturbations: Sandoval-Segura et al., NeurIPS 2022, with kernels of a search of our own"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.baselines.base import BaselineSettings, Bound, LabelledPictures, Told
+from pipeline.baselines.base import NO_FIGURES, BaselineSettings, Bound, LabelledPictures, Told
 from pipeline.hashing import numpy_rng
 
 Floats = NDArray[np.floating[Any]]
@@ -28,6 +28,7 @@ class ClassFilters:
 
     per_sample = True  # a filter, so the delta depends on the picture
     bound: Bound = "none"
+    figures = NO_FIGURES
     source = "CUDA: Sadasivan et al., CVPR 2023, and their code: k 3, p 0.3; from 128 px k 9, p 0.06"
 
     def deltas(self, pictures: LabelledPictures, settings: BaselineSettings, told: Told) -> NDArray[np.int16]:

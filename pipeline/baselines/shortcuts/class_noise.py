@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.baselines.base import BaselineSettings, Bound, LabelledPictures, Told
+from pipeline.baselines.base import NO_FIGURES, BaselineSettings, Bound, LabelledPictures, Told
 from pipeline.deltas.delta import levels_of
 from pipeline.hashing import numpy_rng
 
@@ -20,6 +20,7 @@ class ClassNoise:
 
     per_sample = False
     bound: Bound = "linf"
+    figures = NO_FIGURES
     source = "class-wise random noise: P5 of Tao et al., NeurIPS 2021; Huang et al., ICLR 2021"
 
     def deltas(self, pictures: LabelledPictures, settings: BaselineSettings, told: Told) -> NDArray[np.int16]:
@@ -34,6 +35,7 @@ class ClassBlocks:
 
     per_sample = False
     bound: Bound = "linf"
+    figures = NO_FIGURES
     source = "class-wise random noise in blocks, which survives resizing and compression better"
 
     def deltas(self, pictures: LabelledPictures, settings: BaselineSettings, told: Told) -> NDArray[np.int16]:

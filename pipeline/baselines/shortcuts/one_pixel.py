@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.baselines.base import BaselineSettings, Bound, LabelledPictures, Told
+from pipeline.baselines.base import NO_FIGURES, BaselineSettings, Bound, LabelledPictures, Told
 
 COLOURS = np.array(list(itertools.product((0, 1), repeat=3)), np.float64)  # the corners of the cube, [8, 3]
 
@@ -20,6 +20,7 @@ class OnePixel:
 
     per_sample = True  # a pixel is set, so the delta depends on what was there
     bound: Bound = "none"
+    figures = NO_FIGURES
     source = "one-pixel shortcut: Wu et al., ICLR 2023, algorithm 1, sparsity 1, as in their code"
 
     def deltas(self, pictures: LabelledPictures, settings: BaselineSettings, told: Told) -> NDArray[np.int16]:

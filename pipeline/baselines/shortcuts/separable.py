@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.baselines.base import BaselineSettings, Bound, LabelledPictures, Told
+from pipeline.baselines.base import NO_FIGURES, BaselineSettings, Bound, LabelledPictures, Told
 from pipeline.baselines.shortcuts.class_noise import spread
 from pipeline.hashing import derive
 
@@ -24,6 +24,7 @@ class Separable:
 
     per_sample = True
     bound: Bound = "l2"
+    figures = NO_FIGURES
     source = "synthetic perturbations: Yu et al., KDD 2022, section 4; truncated to 8 bits as in their code"
 
     def deltas(self, pictures: LabelledPictures, settings: BaselineSettings, told: Told) -> NDArray[np.int16]:
