@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,9 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, LabelledPictures
+from pipeline.baselines.trained.contrastive import (
+    CLASS_WISE,
+    ContrastiveLoop,
+    ContrastivePoisons,
+    SeparableNoise,
+    separability_discriminant,
+)
 from pipeline.baselines.trained.error_minimising import ErrorMinimising, MinimisingLoop, class_means
 from pipeline.baselines.trained.fitted import FittedBaseline
 from pipeline.baselines.trained.linear import LinearInduction, linear_surrogate
+from pipeline.baselines.trained.mutual import MutualInformation, alignment_losses
 from pipeline.baselines.trained.pushed import (
     AdversarialPoisons,
     DuneSpatial,
@@ -25,6 +35,7 @@ from pipeline.baselines.trained.pushed import (
 )
 from pipeline.baselines.trained.robust import Budget, RobustErrorMinimising, robust_deltas
 from pipeline.baselines.trained.steps import Steps, sign_descent
+from pipeline.baselines.trained.surrogate import embedded
 from pipeline.errors import InputError, SettingsError
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.adversarial import pgd
@@ -51,9 +62,9 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def brief_tap(targeted: bool) -> AdversarialPoisons:
-    """With one start and 40 steps."""
+    """With one start and 30 steps."""
     method = AdversarialPoisons("tiny", targeted=targeted)
-    method.steps, method.restarts = Steps(80, 0.05), 1
+    method.steps, method.restarts = Steps(60, 0.08), 1
     return method
 
 
@@ -68,8 +79,20 @@ METHODS: dict[str, Callable[[], FittedBaseline]] = {
     "dune": lambda: DuneSpatial("tiny"),
     "rem-t": lambda: RobustErrorMinimising("tiny", colour=True),
     "pil": LinearInduction,
+    "mi-ue": lambda: MutualInformation("tiny"),
+    "tue": SeparableNoise,
+    "cp": lambda: ContrastivePoisons("tiny"),
+    "cp-class": lambda: ContrastivePoisons("tiny", class_wise=True),
 }
-EFFORT = {"em-at": 0.05, "rem-t": 0.002, "pil": 0.1}  # of the others: that of SETTINGS
+EFFORT = {
+    "em-at": 0.05,
+    "rem-t": 0.002,
+    "pil": 0.1,
+    "mi-ue": 0.1,
+    "tue": 0.1,
+    "cp": 0.01,
+    "cp-class": 0.01,
+}  # of the others: that of SETTINGS
 
 
 @cache
@@ -128,7 +151,7 @@ def test_deltas_are_whole_levels_within_epsilon_and_the_range_of_pictures(name: 
         assert levels.shape == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["em-at", "em-class", "tap", "rem-t", "pil"])
+@pytest.mark.parametrize("name", ["em-at", "em-class", "tap", "rem-t", "pil", "mi-ue", "tue", "cp"])
 def test_deltas_depend_on_seed_and_keys_and_not_on_the_order_of_pictures(name: str) -> None:
     method, levels = fitted(name)
     torch.manual_seed(7)
@@ -258,6 +281,47 @@ def test_pil_subtracts_noise_that_has_the_label_by_itself() -> None:
     assert (network(-deltas).argmax(1) == LABELS).float().mean() > 0.95
     # linear without biases: the scores of a sum are the sum of the scores
     assert torch.allclose(network(images + deltas), network(images) + network(deltas), atol=1e-4)
+
+
+def test_mi_ue_draws_the_features_of_a_label_together() -> None:
+    features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+    together, apart = math.exp(10), 1.0  # exp(1 / .1), exp(0 / .1)
+    of_two = -math.log(2 * together / (2 * together + apart))
+    of_one = -math.log(together / (together + 2 * apart))
+    losses = alignment_losses(features, torch.tensor([0, 0, 1]))
+    assert losses.tolist() == pytest.approx([of_two, of_two, of_one], abs=1e-6)
+    images, levels = (
+        torch.from_numpy(pictures().images).float() / 255,
+        torch.from_numpy(fitted("mi-ue")[1]).float() / 255,
+    )
+    plain, protected = (
+        alignment_losses(embedded(surrogate(), seen), LABELS).mean() for seen in (images, images + levels)
+    )
+    assert protected < plain
+
+
+def test_tue_gives_the_pictures_of_a_label_noise_of_their_own_kind() -> None:
+    points = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0], [0.0, 4.0]])
+    labels = torch.tensor([0, 0, 1, 1, 5])
+    # centres (0, 1), (4, 1), (0, 4); spreads 1, 1, 0; distances 4, 3, 5
+    expected = (2 / 4 + 1 / 3 + 1 / 5) / 3
+    assert float(separability_discriminant(points, labels)) == pytest.approx(expected, abs=1e-4)
+    random = 16 * (2 * torch.rand(128, 768, generator=torch.Generator().manual_seed(0)) - 1)
+    found = torch.from_numpy(fitted("tue")[1]).float().flatten(1)
+    assert separability_discriminant(found, LABELS) < separability_discriminant(random, LABELS) / 2
+
+
+def test_cp_makes_the_contrastive_task_easier() -> None:
+    ordered = in_order_of_keys(pictures())
+    start = torch.zeros(4, 3, 16, 16)
+    loop = ContrastiveLoop("tiny", ordered, ordered.labels, start, SETTINGS, replace(CLASS_WISE, epochs=10))
+    loop.run(lambda share: None)
+    rows = torch.arange(128)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        plain = loop.loss(rows, start[ordered.labels])
+        torch.manual_seed(0)
+        assert loop.loss(rows, loop.deltas[ordered.labels]) < plain
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

@@ -87,6 +87,13 @@ def cross_entropies(training: Training, labels: Tensor, images: Tensor) -> Tenso
     return F.cross_entropy(training.scores(images), labels, reduction="none")
 
 
+def embedded(training: Training, images: Tensor) -> Tensor:
+    """Penultimate features of images in [0, 1], float32 [B, d]; unlike those of Training.features, differentiable."""
+    with training.autocast():
+        features: Tensor = training.network.embed(training.normalise(images))  # type: ignore[operator]
+    return features.float()
+
+
 @torch.no_grad()
 def error_share(training: Training, labels: Tensor, images: Tensor) -> float:
     """Share of images, float [B, 3, S, S] in [0, 1], whose label the surrogate does not predict."""
