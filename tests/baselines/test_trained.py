@@ -151,7 +151,7 @@ def test_deltas_are_whole_levels_within_epsilon_and_the_range_of_pictures(name: 
         assert levels.shape == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["em-at", "em-class", "tap", "rem-t", "pil", "mi-ue", "tue", "cp"])
+@pytest.mark.parametrize("name", ["em-at", "em-class", "rem-t", "pil", "tue", "cp-class"])
 def test_deltas_depend_on_seed_and_keys_and_not_on_the_order_of_pictures(name: str) -> None:
     method, levels = fitted(name)
     torch.manual_seed(7)
@@ -253,7 +253,7 @@ def test_dune_moves_all_checkpoints_towards_the_third_next_label() -> None:
 
 
 def test_rem_leaves_less_loss_under_the_adversary_than_no_noise_and_em() -> None:
-    budget, ordered = Budget(15, Steps(2, 1.0), 1, Steps(2, 1.0)), in_order_of_keys(pictures())
+    budget, ordered = Budget(12, Steps(2, 1.0), 1, Steps(1, 1.0)), in_order_of_keys(pictures())
     training = RobustErrorMinimising("tiny").robust_surrogate(ordered, SETTINGS, budget, lambda share: None)
     images, rng = torch.from_numpy(pictures().images).float() / 255, torch.Generator().manual_seed(0)
     budget = Budget(0, Steps(10, 0.2), 2, Steps(4, 0.4))
