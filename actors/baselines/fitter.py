@@ -69,7 +69,7 @@ def write_keyed(output: Store, shard: str, deltas: KeyedDeltas) -> str:
 
 def write_deltas(task: BaselineTask, tables: Sequence[pa.Table], device: str, told: Told) -> None:
     """Compute deltas on pictures as FitImageReader gives them; write those of each shard, and the protection."""
-    settings, output, method = task.settings, task.context.output, baseline(task.settings.method)
+    settings, output, method = task.settings, task.context.output, baseline(task.settings.method, task.settings.network)
     found = sharded_pictures(tables, side=task.side)
     how = BaselineSettings(settings.epsilon, settings.seed, device.partition(":")[0], settings.effort)
     levels = checked_deltas(method, found.pictures, len(task.clustering.centroids), how, told)

@@ -36,7 +36,7 @@ def baseline_parser() -> Parser:
         prog="protect_baseline.py",
         usage="protect_baseline.py --method NAME --input URL --output URL [options]",
         description=DESCRIPTION,
-        epilog=EPILOG.format(methods="\n".join(f"  {name:<8} {entry.about}" for name, entry in BASELINES.items())),
+        epilog=EPILOG.format(methods="\n".join(f"  {name:<15} {entry.about}" for name, entry in BASELINES.items())),
         defaults=defaults_of(BaselineRunSettings),
     )
     _where(parser)
@@ -75,6 +75,10 @@ def _deltas(parser: Parser) -> None:
     )
     add("--deltas", metavar="FILE", help=given)
     add("--delta-size", type=int, metavar="PIXELS", help="side of deltas (default: the pictures', at most 224)")
+    trained = (
+        "network that a method trains, as a target of evaluations: resnet18 as published unless given; small for CPUs"
+    )
+    add("--network", metavar="NAME", help=trained)
     add("--effort", type=float, metavar="SHARE", help="share of the published number of steps")
     fitted = "images to compute the deltas of labels on; deltas of single images need all"
     add("--fit-images", type=image_count, metavar="N|all", help=fitted)

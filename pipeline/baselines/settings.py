@@ -40,6 +40,7 @@ class BaselineRunSettings(Settings):
     method         one of BASELINES, or GIVEN
     labels         what stands for labels: those of the samples, the surrogate's guess, or clusters; none: nothing
     effort         share of the published steps
+    network        that the method trains; None: the published one
     deltas         file or folder of precomputed deltas, in place of a method
     deltas_sha256  its digest
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
@@ -52,6 +53,7 @@ class BaselineRunSettings(Settings):
     generator: Generator = "direct"
     labels: Grouping = "true"
     effort: float = 1.0
+    network: str | None = None
     deltas: str | None = runtime(None)
     deltas_sha256: str | None = None
 
@@ -70,6 +72,9 @@ class BaselineRunSettings(Settings):
         check(0 < self.effort <= 1, f"--effort is a share above 0, at most 1; it is {self.effort:g}")
         check_least(self, {"delta_size": 8})
         self._check_unused()
+        if self.network is not None:
+            check(BASELINES[self.method].trains, f"--method {self.method} trains no network to choose: omit --network")
+            baseline(self.method, self.network)
 
     @property
     def is_bounded(self) -> bool:
@@ -88,7 +93,7 @@ class BaselineRunSettings(Settings):
 
     def _check_unused(self) -> None:
         if self.method == GIVEN:
-            for name in sorted(self.given & {"labels", "effort", "fit_images", "delta_size"}):
+            for name in sorted(self.given & {"labels", "effort", "network", "fit_images", "delta_size"}):
                 check(False, f"{flag(name)} has no effect with --deltas: omit it")
         elif self.per_sample:
             check("fit_images" not in self.given, f"--method {self.method} fits every image: omit --fit-images")

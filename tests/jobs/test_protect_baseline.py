@@ -137,6 +137,18 @@ def test_deltas_of_single_images_are_kept_by_key_and_are_the_same_whatever_comes
     assert "one delta per image, by true labels; bounded in L2 norm" in run.output.read(layout.REPORT).decode()
 
 
+@pytest.mark.parametrize("method", ["em", "em-class"])
+def test_a_method_that_trains_a_network_takes_the_one_that_is_named_and_keeps_its_figures(
+    source: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--method", method, "--network", "small", "--effort", "0.05", "--epsilon", "8/255"]
+    run = protected(source, tmp_path / "out", *given)
+    assert re.search(r"largest change [1-8] levels in 48 files", verified(source, tmp_path / "out", capsys))
+    protection = load_protection(run.output.read(layout.PROTECTION))
+    assert protection.per_sample == (method == "em")
+    assert protection.figures["fit"]
+
+
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "folder"])
 def test_deltas_of_anybody_are_laid_by_key(
     source: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
@@ -223,6 +235,8 @@ def test_a_file_that_is_none_is_refused_as_deltas(source: Path, tmp_path: Path) 
         (["--method", "random", "--effort", "0"], "--effort is a share above 0, at most 1"),
         (["--method", "random", "--clusters", "3"], "--clusters only applies to --labels cluster, not true"),
         (["--method", "random", "--surrogate", "timm:x"], "only applies to --labels predicted or cluster, not true"),
+        (["--method", "sp", "--network", "small"], "--method sp trains no network to choose: omit --network"),
+        (["--method", "em", "--network", "smal"], "unknown target 'smal'"),
         (["--deltas", "x.npz", "--labels", "true"], "--labels has no effect with --deltas: omit it"),
     ],
 )
