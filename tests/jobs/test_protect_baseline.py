@@ -124,6 +124,9 @@ def test_deltas_of_single_images_are_kept_by_key_and_are_the_same_whatever_comes
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = protected(source, tmp_path / "one", "--method", "sp")
+    assert sorted(run.output.names(layout.DELTAS)) == [
+        layout.keyed_deltas(f"photos-00{number}.tar") for number in range(3)
+    ]
     protected(source, tmp_path / "two", "--method", "sp", order=(2, 0, 1))
     assert runs.shard_digests(tmp_path / "one") == runs.shard_digests(tmp_path / "two")
     seen = [change for _, _, change in differences(source, tmp_path / "one").values()]
@@ -241,6 +244,23 @@ def test_a_sample_without_a_label_ends_the_run_and_is_named(tmp_path: Path) -> N
     (tmp_path / "in/a.cls").write_bytes(b"0")
     with pytest.raises(InputError, match=r": b has no usable \.cls label"):
         protected(tmp_path / "in", tmp_path / "out", "--method", "random", order=(0,))
+
+
+@pytest.mark.parametrize("method", ["random", "ops"])
+def test_an_image_that_cannot_be_read_goes_to_quarantine_and_stops_no_other(tmp_path: Path, method: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate("abc"):
+        (tmp_path / f"in/{name}.png").write_bytes(image_bytes(noise(32, 32, seed=number)))
+        (tmp_path / f"in/{name}.cls").write_bytes(b"%d" % (number % 2))
+    (tmp_path / "in/b.png").write_bytes(b"no picture")
+    given = ["--method", method, "--max-quarantine", "1"]
+    run = protected(tmp_path / "in", tmp_path / "out", *given, order=(0,))
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["a.png", "c.png"]
+    (name,) = run.output.names(layout.QUARANTINE)
+    (line,) = run.output.read(name).splitlines()
+    assert (json.loads(line)["key"], json.loads(line)["reason"]) == ("b", "unsupported-format")
+    for name in ("a.png", "c.png"):
+        assert (tmp_path / "in" / name).read_bytes() != (tmp_path / "out" / name).read_bytes()
 
 
 @pytest.mark.parametrize("method", ["random", "sp"])
