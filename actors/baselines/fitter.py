@@ -19,6 +19,7 @@ from pipeline.baselines.methods import baseline
 from pipeline.baselines.settings import BaselineRunSettings
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.keyed import KeyedDeltas
+from pipeline.errors import PromiseError
 from pipeline.hashing import sha256
 from pipeline.storage.store import Store
 
@@ -33,6 +34,7 @@ class BaselineTask:
     images  references to Arrow tables of pictures in the object store
     queue   handle of a FitQueue
     side    of pictures and deltas, pixels
+    labels  that occur in the collection
     """
 
     context: RunContext
@@ -42,6 +44,7 @@ class BaselineTask:
     images: list[Any]
     queue: Any
     side: int
+    labels: tuple[int, ...]
 
 
 def baseline_loop(config: dict[str, Any]) -> None:
@@ -68,9 +71,14 @@ def write_keyed(output: Store, shard: str, deltas: KeyedDeltas) -> str:
 
 
 def write_deltas(task: BaselineTask, tables: Sequence[pa.Table], device: str, told: Told) -> None:
-    """Compute deltas on pictures as FitImageReader gives them; write those of each shard, and the protection."""
+    """Compute deltas on pictures as FitImageReader gives them; write those of each shard, and the protection.
+
+    Raises PromiseError if a label has no picture: its delta would be none.
+    """
     settings, output, method = task.settings, task.context.output, baseline(task.settings.method, task.settings.network)
     found = sharded_pictures(tables, side=task.side)
+    if missing := sorted(set(task.labels).difference(found.pictures.labels.tolist())):
+        raise PromiseError(f"label {missing[0]} has no picture to compute a delta on")
     how = BaselineSettings(settings.epsilon, settings.seed, device.partition(":")[0], settings.effort)
     levels = checked_deltas(method, found.pictures, len(task.clustering.centroids), how, told)
     epsilon = settings.epsilon if settings.is_bounded else largest_change(levels)

@@ -120,13 +120,14 @@ def fit_baseline(run: Run, clustering: Clustering) -> None:
         take_given(run, clustering)
         return
     readers = workers_for(settings).on_cpus()
-    shares = fit_shares(cluster_counts(run), None if settings.per_sample else settings.fit_images)
+    counts = cluster_counts(run)
+    shares = fit_shares(counts, None if settings.per_sample else settings.fit_images)
     with ray_failures():
         images = collected(run.plan.shards, FitImageReader, (context_of(run, readers), side, shares, True), readers)
         workers = workers_now(settings, most=1)
         queue = ray.remote(num_cpus=0)(FitQueue).remote([UNIT])
         context = context_of(run, workers)
-        task = BaselineTask(context, settings, clustering, run.surrogate.id, images, queue, side)
+        task = BaselineTask(context, settings, clustering, run.surrogate.id, images, queue, side, tuple(counts))
         with watched(queue, 1, run.output):
             train_group(baseline_loop, task, workers, run.plan.fingerprint[:16])
 

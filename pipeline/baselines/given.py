@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,14 @@ class GivenDeltas:
         return tuple(sorted(self._opened))
 
     def check(self, epsilon: float) -> None:
-        """Read all of them once. Raises InputError, naming the key, if one exceeds the bound or cannot be used."""
+        """Read all of them once. Raises InputError, naming the key, if one exceeds the bound, is 0 or unusable."""
         if not self.keys:
             raise InputError(f"--deltas {self.path} holds no deltas")
-        largest, at = max((int(np.abs(levels).max(initial=0)), key) for key, levels in self._all())
+        changes = [(int(np.abs(self._levels(key)).max(initial=0)), key) for key in self.keys]
+        (least, idle), (largest, at) = min(changes), max(changes)
+        if least == 0:
+            where = f"--deltas {self.path}: the delta of {idle}"
+            raise InputError(f"{where} is 0 everywhere: the image would be left unprotected")
         if largest > levels_of(epsilon):
             raise InputError(
                 f"--deltas {self.path}: the delta of {at} has {largest} levels, --epsilon allows {levels_of(epsilon)}: "
@@ -70,10 +74,6 @@ class GivenDeltas:
                 f"no delta, e.g. {missing[0]}"
             )
         return KeyedDeltas(assignment.keys, np.stack([self._levels(key) for key in assignment.keys]), epsilon)
-
-    def _all(self) -> Iterator[tuple[str, NDArray[np.int16]]]:
-        for key in self.keys:
-            yield key, self._levels(key)
 
     @cached_property
     def _opened(self) -> Mapping[str, NDArray[Any]]:

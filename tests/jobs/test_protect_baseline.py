@@ -21,7 +21,7 @@ from actors.baselines.fitter import BaselineTask, write_deltas
 from actors.baselines.labeller import Labeller
 from actors.cluster.batches import RunContext, shard_rows
 from actors.protector import Protector
-from actors.sampler import FitImageReader
+from actors.sampler import FitImageReader, cluster_sizes
 from jobs.baselines.options import parse_baseline
 from jobs.baselines.steps import prepare_baseline, take_given
 from jobs.protection.finish import finish_run
@@ -30,7 +30,7 @@ from jobs.protection.status_file import StatusFile
 from pipeline import layout
 from pipeline.baselines.labels import label_clustering
 from pipeline.deltas.load import load_protection
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PromiseError
 from pipeline.records import Sample
 from pipeline.shards.tar import read_samples
 from tests.support import runs
@@ -51,8 +51,13 @@ def batch(shard: object) -> dict[str, list[object]]:
     return {name: [value] for name, value in row.items()}
 
 
-def protected(source: Path, output: Path, *options: str, order: Sequence[int] = (0, 1, 2)) -> Run:
-    """A run as the job does it, stage by stage, without Ray; shards in any order."""
+def protected(
+    source: Path, output: Path, *options: str, order: Sequence[int] = (0, 1, 2), also: tuple[int, ...] = ()
+) -> Run:
+    """A run as the job does it, stage by stage, without Ray; shards in any order.
+
+    also  labels that are said to occur, and do not
+    """
     given = ["--input", str(source), "--output", str(output), "--encode", "lossless", *options]
     settings = parse_baseline(given)
     run = prepare_baseline(settings)
@@ -67,7 +72,8 @@ def protected(source: Path, output: Path, *options: str, order: Sequence[int] = 
     else:
         read = FitImageReader(context, 32, dict.fromkeys(range(CLASSES), 1.0), whole=True)
         tables = [pa.table({name: list(column) for name, column in read(batch(shard)).items()}) for shard in shards]
-        task = BaselineTask(context, settings, label_clustering(CLASSES), run.surrogate.id, [], None, 32)
+        labels = tuple(cluster_sizes(run.output, [shard.name for shard in shards]))
+        task = BaselineTask(context, settings, label_clustering(CLASSES), run.surrogate.id, [], None, 32, labels + also)
         write_deltas(task, tables, "cpu", lambda _: None)
     for shard in shards:
         Protector(context)(batch(shard))
@@ -120,10 +126,18 @@ def test_every_picture_of_a_class_gets_the_delta_of_that_class(
     assert "one delta per label, by true labels" in report
 
 
+def test_a_label_without_a_picture_to_compute_its_delta_on_ends_the_run(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(PromiseError, match="label 9 has no picture to compute a delta on"):
+        protected(source, tmp_path / "out", "--method", "random", also=(9,))
+
+
 def test_deltas_of_single_images_are_kept_by_key_and_are_the_same_whatever_comes_first(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = protected(source, tmp_path / "one", "--method", "sp")
+    assert sorted(run.output.names(layout.DELTAS)) == [
+        layout.keyed_deltas(f"photos-00{number}.tar") for number in range(3)
+    ]
     protected(source, tmp_path / "two", "--method", "sp", order=(2, 0, 1))
     assert runs.shard_digests(tmp_path / "one") == runs.shard_digests(tmp_path / "two")
     seen = [change for _, _, change in differences(source, tmp_path / "one").values()]
@@ -200,6 +214,11 @@ def test_an_image_for_which_no_delta_is_given_ends_the_run_before_anything_is_pu
             "16/255",
             "is int8 (8, 8, 3); deltas are whole 8-bit levels, integers [3, H, W]",
         ),
+        (
+            np.zeros((3, 8, 8), np.int8),
+            "16/255",
+            "the delta of a/1 is 0 everywhere: the image would be left unprotected",
+        ),
         (np.array([{}, 1], object), "16/255", "cannot be read: Object arrays cannot be loaded when allow_pickle=False"),
     ],
 )
@@ -255,6 +274,23 @@ def test_a_sample_without_a_label_ends_the_run_and_is_named(tmp_path: Path) -> N
     (tmp_path / "in/a.cls").write_bytes(b"0")
     with pytest.raises(InputError, match=r": b has no usable \.cls label"):
         protected(tmp_path / "in", tmp_path / "out", "--method", "random", order=(0,))
+
+
+@pytest.mark.parametrize("method", ["random", "ops"])
+def test_an_image_that_cannot_be_read_goes_to_quarantine_and_stops_no_other(tmp_path: Path, method: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate("abc"):
+        (tmp_path / f"in/{name}.png").write_bytes(image_bytes(noise(32, 32, seed=number)))
+        (tmp_path / f"in/{name}.cls").write_bytes(b"%d" % (number % 2))
+    (tmp_path / "in/b.png").write_bytes(b"no picture")
+    given = ["--method", method, "--max-quarantine", "1"]
+    run = protected(tmp_path / "in", tmp_path / "out", *given, order=(0,))
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["a.png", "c.png"]
+    (name,) = run.output.names(layout.QUARANTINE)
+    (line,) = run.output.read(name).splitlines()
+    assert (json.loads(line)["key"], json.loads(line)["reason"]) == ("b", "unsupported-format")
+    for name in ("a.png", "c.png"):
+        assert (tmp_path / "in" / name).read_bytes() != (tmp_path / "out" / name).read_bytes()
 
 
 @pytest.mark.parametrize("method", ["random", "sp"])
