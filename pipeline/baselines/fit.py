@@ -23,7 +23,7 @@ from pipeline.hashing import canonical, sha256
 from pipeline.settings import NO_BOUND
 
 LARGEST_SIDE = 224  # of deltas, unless --delta-size says otherwise
-_COPIES = 4  # of the pictures: themselves, two for levels of 16 bits, one to work with
+_COPIES = 12  # bytes for each of the pictures: a few times themselves, levels of 16 bits, deltas as floats
 _LICENCE = "computed from the collection's own images and labels: their terms apply to this file"
 
 
