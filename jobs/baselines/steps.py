@@ -113,13 +113,13 @@ def label(run: Run) -> Clustering:
 
 def fit_baseline(run: Run, clustering: Clustering) -> None:
     """Compute the deltas in a Ray Train worker, or take those that are given, and write the protection."""
-    settings, side = _settings(run), _side(run)
+    settings = _settings(run)
     if run.output.info(layout.PROTECTION) is not None:
         return
     if settings.deltas is not None:
         take_given(run, clustering)
         return
-    readers = workers_for(settings).on_cpus()
+    side, readers = _side(run), workers_for(settings).on_cpus()
     counts = cluster_counts(run)
     shares = fit_shares(counts, None if settings.per_sample else settings.fit_images)
     with ray_failures():
