@@ -13,6 +13,7 @@ from actors.cluster.batches import Batch, RunContext, Secret, ShardDone, done_co
 from actors.cluster.metrics import actor_recorder, worker_name
 from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard, write_protected
+from pipeline.deltas.keyed import KeyedDeltas
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import SampleDeltas, protect_pictures
 from pipeline.deltas.sample_steps import BATCH
@@ -36,8 +37,11 @@ class Protector:
         if secret is not None and secret.key is not None:
             protection = protection.with_key(secret.key)
         self.transaction = transaction_of(context, protection.sha256)
-        self.deltas: LaidDeltas | SampleDeltas
-        if protection.needs_pixels:
+        self.epsilon = protection.epsilon
+        self.deltas: LaidDeltas | SampleDeltas | None
+        if protection.generator == "keyed":
+            self.deltas = None  # each shard has its own
+        elif protection.needs_pixels:
             self.deltas = SampleDeltas(protection, None, context.device)
         else:
             self.deltas = LaidDeltas(protection)
@@ -66,11 +70,12 @@ class Protector:
     def _outcome(self, shard: Shard, samples: Iterator[Sample | Rejection], writer: SampleWriter) -> ShardOutcome:
         """Step 3: the clusters are known, because earlier stages have assigned every image."""
         clusters, settings = self._clusters(shard), self.context.settings
-        if isinstance(self.deltas, LaidDeltas):
-            return protect_shard(samples, writer, self.deltas, clusters, settings=settings)
+        deltas = self.deltas or self._keyed(shard)
+        if isinstance(deltas, LaidDeltas):
+            return protect_shard(samples, writer, deltas, clusters, settings=settings)
         made = protect_pictures(
             samples,
-            self.deltas,
+            deltas,
             settings=settings,
             batch_size=BATCH[self.context.device],
             threads=self.context.threads,
@@ -79,6 +84,14 @@ class Protector:
         return write_protected(
             (result if isinstance(result, Rejection) else (result.done, result.cluster) for result in made), writer
         )
+
+    def _keyed(self, shard: Shard) -> LaidDeltas:
+        """The deltas of the shard's samples, which lie beside the protection."""
+        output, name = self.context.output, layout.keyed_deltas(shard.name)
+        data = output.read_if_there(name)
+        if data is None:  # none of its samples can be protected
+            return LaidDeltas(KeyedDeltas.none(self.epsilon))
+        return LaidDeltas(KeyedDeltas.from_bytes(data, self.epsilon, f"{output.url}/{name}"))
 
     def _clusters(self, shard: Shard) -> dict[str, int]:
         """The cluster of every embedded sample of the shard, by key."""

@@ -14,7 +14,6 @@ from pipeline import layout
 from pipeline.errors import InputError, SampleError
 from pipeline.fitting.fit_images import chosen_images, read_fit_images
 from pipeline.records import Rejection, Sample
-from pipeline.settings import Settings
 from pipeline.shards.samples import samples_of
 from pipeline.storage.store import Store
 from pipeline.surrogates.features import assignment_from_parquet
@@ -29,12 +28,16 @@ def cluster_sizes(output: Store, shards: list[str]) -> Counter[int]:
 
 
 class FitImageReader:
-    """Ray Data actor: one shard in, a block of its chosen pictures out (columns pixels, cluster, shard, key)."""
+    """Ray Data actor: one shard in, a block of its chosen pictures out (columns pixels, cluster, shard, key).
 
-    def __init__(self, context: RunContext, side: int, shares: dict[int, float]) -> None:
+    whole  as for read_fit_images
+    """
+
+    def __init__(self, context: RunContext, side: int, shares: dict[int, float], whole: bool = False) -> None:
         self.context = context
         self.side = side
         self.shares = shares
+        self.whole = whole
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         settings = self.context.settings
@@ -45,7 +48,7 @@ class FitImageReader:
             if not chosen:
                 continue  # the shard is not even opened
             samples = samples_of(self.context.source, shard, max_member_bytes=settings.max_member_bytes)
-            for key, pixels, cluster in _all_of(chosen, samples, shard.name, self.side, settings):
+            for key, pixels, cluster in self._all_of(chosen, samples, shard.name):
                 columns["pixels"].append(pixels.tobytes())
                 columns["cluster"].append(cluster)
                 columns["shard"].append(shard.name)
@@ -57,20 +60,19 @@ class FitImageReader:
             "key": np.array(columns["key"], dtype=object),
         }
 
-
-def _all_of(
-    chosen: dict[str, int], samples: Iterator[Sample | Rejection], shard: str, side: int, settings: Settings
-) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
-    """Like read_fit_images. Raises InputError if a chosen picture cannot be read: it could when it was embedded."""
-    left, why = set(chosen), ""
-    try:
-        for key, pixels, cluster in read_fit_images(samples, chosen, side=side, settings=settings):
-            left.discard(key)
-            yield key, pixels, cluster
-    except SampleError as error:
-        why = f" ({error})"
-    if left:
-        raise InputError(
-            f"{shard}: {len(left):,} images were embedded but cannot be read now{why}, among them {min(left)}; "
-            "check the shard, then run again with a new --output"
-        )
+    def _all_of(
+        self, chosen: dict[str, int], samples: Iterator[Sample | Rejection], shard: str
+    ) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
+        """Like read_fit_images. Raises InputError if a chosen picture cannot be read: it could when it was embedded."""
+        left, why, settings = set(chosen), "", self.context.settings
+        try:
+            for found in read_fit_images(samples, chosen, side=self.side, settings=settings, whole=self.whole):
+                left.discard(found[0])
+                yield found
+        except SampleError as error:
+            why = f" ({error})"
+        if left:
+            raise InputError(
+                f"{shard}: {len(left):,} images were embedded but cannot be read now{why}, among them {min(left)}; "
+                "check the shard, then run again with a new --output"
+            )

@@ -1,7 +1,8 @@
 """All computation, usable from a notebook: no Ray, no command-line flags, no printing.
 
 The top level holds what every room needs: errors, records, json_record, settings, hashing, layout, metrics,
-profile, schedules. A room imports only rooms listed before it; the last three do not import each other.
+profile, schedules. A room imports only rooms listed before it; the last four do not import each other, except that
+baselines import relearning.
 
 storage      access to objects: local folders and buckets, retries, conditional writes
 pictures     one picture: formats, decoding and encoding, metadata, finding it among a sample's members, augmentation
@@ -17,4 +18,5 @@ report       a run's report page, and what all report pages share
 one_for_all  One for All (14A): training a universal generator
 relearning   what a model can still learn: targets, regimes, labels, denoisers, report and certificate
 uploads      new uploads, protected unit by unit, each object once
+baselines    protections that others have published: from labelled pictures to deltas
 """

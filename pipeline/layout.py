@@ -21,6 +21,7 @@ REPORT = f"{RUN_FOLDER}/report.html"
 FEATURES = f"{RUN_FOLDER}/features"
 ASSIGNMENTS = f"{RUN_FOLDER}/assignments"
 CLUSTERS = f"{RUN_FOLDER}/clusters"
+DELTAS = f"{RUN_FOLDER}/deltas"
 COMMITS = f"{RUN_FOLDER}/commits"
 QUARANTINE = f"{RUN_FOLDER}/quarantine"
 
@@ -43,6 +44,11 @@ def fitted(unit: str) -> str:
 def fit_checkpoint(unit: str) -> str:
     """An unfinished fit, to resume from."""
     return f"{CLUSTERS}/{unit}.checkpoint.safetensors"
+
+
+def keyed_deltas(shard: str) -> str:
+    """The deltas of a shard's samples, by key."""
+    return f"{DELTAS}/{shard}.safetensors"
 
 
 def commit(shard: str) -> str:

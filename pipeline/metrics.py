@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from pipeline.errors import ConflictError, PromiseError
 
-STAGES = ("load", "embed", "cluster", "fit", "apply", "measure", "relearn", "uploads")
+STAGES = ("load", "embed", "label", "cluster", "fit", "apply", "measure", "relearn", "uploads")
 STEPS = ("read", "decode", "copy", "resize", "model", "delta", "add", "encode", "put")
 STATES = ("done", "skipped", "failed")
 

@@ -6,14 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import SettingsError
 from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-Method = Literal["uc", "one-for-all"]
 Generator = Literal["sample", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
 TrainImages = Literal["cluster", "all"]
@@ -28,6 +27,7 @@ Metadata = Literal["keep", "strip-gps", "strip"]
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
+NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run of our own may have it
 # of the fit; for `sample`, per image
 STEPS: dict[Generator, int] = {"sample": 30, "direct": 100, "network": 100, "texture": 100}
 IMAGES_PER_CLUSTER: dict[Generator, int] = {"sample": 600, "direct": 400, "network": 400, "texture": 400}
@@ -102,11 +102,13 @@ class Settings(ApplySettings):
     Raises SettingsError, one line that names the option, for anything out of range or in conflict.
     """
 
+    METHODS: ClassVar[tuple[str, ...]] = ("uc", "one-for-all")
+
     # where
     input: str = runtime("")
     output: str = runtime("")
     # the surrogate and its clusters
-    method: Method = "uc"
+    method: str = "uc"
     surrogate: str = DEFAULT_SURROGATE
     surrogate_weights: str | None = runtime(None)  # the fingerprint contains the weights' digest instead
     surrogate_size: int | None = None  # input side in pixels; None = see surrogates.surrogate.size_for
@@ -148,6 +150,7 @@ class Settings(ApplySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("method", self.method, self.METHODS)
         if "steps" in self.given:
             check("epochs" not in self.given, "--steps and --epochs contradict each other: omit one")
             object.__setattr__(self, "epochs", None)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from jobs.shared.progress import progress
 from pipeline import layout
+from pipeline.deltas.artefact import read_header
 from pipeline.errors import InputError
 from pipeline.layout import RUN_FOLDER
-from pipeline.measures.verify import Expected, ShardCheck, verify_images, verify_shard
+from pipeline.measures.verify import Expected, ShardCheck, VerifySettings, verify_images, verify_shard
 from pipeline.records import Commit, Shard, losses_of, read_quarantine
 from pipeline.relearning.report.certificate import Certificates, fit_at
 from pipeline.report.report_data import losses
 from pipeline.runs.plan import planned_units
 from pipeline.runs.run_record import RunRecord, read_run
-from pipeline.settings import Settings
 from pipeline.shards.inputs import resolve_input
 from pipeline.shards.samples import samples_of
 from pipeline.storage.bounded import bounded_map
@@ -51,7 +52,9 @@ def certified_as(output: Store, file: Path) -> str:
 def check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Check every shard that has a commit."""
     record = read_run(output)
-    settings = Settings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
+    settings = VerifySettings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
+    if (protection := output.read_if_there(layout.PROTECTION)) is not None:  # of a baseline, it may be stricter
+        settings = replace(settings, epsilon=min(settings.epsilon, float(read_header(protection)["epsilon"])))
     source = resolve_input(originals).store if originals else None
     there = set(output.names())
     committed = sorted(_shard_names(there))
@@ -81,7 +84,7 @@ def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> Shard
 def check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Check every output that has a row in the ledger."""
     origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
-    settings = Settings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
+    settings = VerifySettings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
     source = Store(originals) if originals else None
     problems = [
         f"{name}: in the output without a row in the ledger, so it does not count" for name in strangers(output)
@@ -104,7 +107,7 @@ def _check(
     *,
     units: Mapping[str, Shard],
     record: RunRecord,
-    settings: Settings,
+    settings: VerifySettings,
     share: float,
 ) -> ShardCheck:
     name = layout.commit(shard)
@@ -130,7 +133,7 @@ def _compared(
     source: Store | None,
     units: Mapping[str, Shard],
     quarantined: set[str],
-    settings: Settings,
+    settings: VerifySettings,
     share: float,
 ) -> ShardCheck:
     """A shard, or a unit of loose images, compared with its commit and its originals. Raises InputError."""

@@ -28,15 +28,22 @@ def print_plan(run: Run) -> None:
         fitted = min(predicted.images, settings.fit_images or predicted.images)
         steps = settings.for_images(fitted).steps
         print(f"fit          about {steps:,} steps: {settings.epochs} epochs of {fitted:,} images")
-    print(f"output       {predicted.output_factor:.2f} x the size of the image files (--encode {settings.encode})")
-    finer = f"; {predicted.num_finer} of these need a finer coding than their own" if predicted.num_finer else ""
-    print(f"survival     {predicted.survival:.1%} of the delta left in the files, on the images measured{finer}")
+    print_files(predicted, run)
     if predicted.fit_bytes:
         print(f"memory       {as_bytes(predicted.fit_bytes)} of images in each process that fits, and once for all")
-    _print_time(predicted, workers, run)
+    print_time(predicted, workers, run)
 
 
-def _print_time(predicted: Estimate, workers: int, run: Run) -> None:
+def print_files(predicted: Estimate, run: Run) -> None:
+    """What becomes of the image files, and of the deltas in them."""
+    factor, encode = predicted.output_factor, run.settings.encode
+    print(f"output       {factor:.2f} x the size of the image files (--encode {encode})")
+    finer = f"; {predicted.num_finer} of these need a finer coding than their own" if predicted.num_finer else ""
+    print(f"survival     {predicted.survival:.1%} of the delta left in the files, on the images measured{finer}")
+
+
+def print_time(predicted: Estimate, workers: int, run: Run) -> None:
+    """Time of each stage and of all, and what they cost if a price is given."""
     stages = predicted.stage_seconds(workers)
     for stage, seconds in stages.items():
         print(f"  {stage:<10} {duration(seconds)}")

@@ -55,8 +55,8 @@ def protection_parser() -> Parser:
     _where(parser)
     _surrogate(parser)
     _delta(parser)
-    _files(parser)
-    _run(parser)
+    add_files(parser)
+    add_run(parser)
     _research(parser)
     return parser
 
@@ -125,7 +125,8 @@ def add_picture_options(add: Callable[..., Any]) -> None:
     add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
 
 
-def _files(parser: Parser) -> None:
+def add_files(parser: Parser) -> None:
+    """How pictures are read and written."""
     add = parser.add_argument_group("files").add_argument
     add(
         "--size", choices=["native", "224"], help="keep the size of each image, or resize and crop to 224 px as UC does"
@@ -135,7 +136,8 @@ def _files(parser: Parser) -> None:
     add("--max-member-bytes", type=parse_bytes, metavar="SIZE", help="quarantine larger members")
 
 
-def _run(parser: Parser) -> None:
+def add_run(parser: Parser) -> None:
+    """How a run proceeds."""
     add = parser.add_argument_group("run").add_argument
     add("--workers", type=int, metavar="N", help="processes per stage (default: one per CPU, or per GPU share)")
     add("--gpus-per-worker", type=float, metavar="G", help="GPU share of each worker; 0: CPUs only")

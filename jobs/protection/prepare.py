@@ -135,6 +135,8 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtecti
     store, name = file_at(settings.protection)
     data = store.read(name)
     protection = load_protection(data)
+    if protection.method not in settings.METHODS:
+        raise SettingsError(f"{settings.protection} is of the method {protection.method}, which is only compared with")
     if "method" in settings.given and protection.method != settings.method:
         raise SettingsError(f"{settings.protection} was made with method {protection.method}: omit --method")
     if "epsilon" in settings.given and settings.epsilon != protection.epsilon:

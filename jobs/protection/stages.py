@@ -153,7 +153,7 @@ def check_fit_memory(run: Run) -> None:
     if settings.fit_images is not None and fit_bytes(settings.fit_images, largest) <= JUDGED_BYTES:
         return
     _, side = _sides(run)
-    total = _count(run)
+    total = images_of_run(run)
     images = min(settings.fit_images or total, total)
     clusters = settings.clusters or clusters_for(images, settings.generator)
     workers = workers_now(settings, most=len(_units(settings, clusters))).count
@@ -162,7 +162,7 @@ def check_fit_memory(run: Run) -> None:
         check_room(fit_bytes(images, side), workers, what)
 
 
-def _count(run: Run) -> int:
+def images_of_run(run: Run) -> int:
     """About how many images there are, from the size of the first ones."""
     _, each = first_samples(run.source, run.plan.shards[0], max_member_bytes=run.settings.max_member_bytes)
     return max(1, round(run.plan.total_bytes / each))
@@ -190,7 +190,7 @@ def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
     """Collect a hash-sample of pictures in the object store, and start the queue."""
     workers = workers_for(run.settings).on_cpus()
     side, image_side = _sides(run)
-    shares = fit_shares(_cluster_sizes(run), run.settings.fit_images)
+    shares = fit_shares(cluster_counts(run), run.settings.fit_images)
     context = context_of(run, workers)
     images = collected(run.plan.shards, FitImageReader, (context, image_side, shares), workers)
     targets = tuple(int(t) for t in target_clusters(clustering.feature_means, run.settings.permutation))
@@ -208,7 +208,7 @@ def _sides(run: Run) -> tuple[int, int]:
     return side, picture_side(run.settings, side)
 
 
-def _cluster_sizes(run: Run) -> dict[int, int]:
+def cluster_counts(run: Run) -> dict[int, int]:
     """Images per cluster over the whole collection, counted by tasks."""
     total: Counter[int] = Counter()
     for part in _in_chunks(cluster_sizes, run, [shard.name for shard in run.plan.shards]):

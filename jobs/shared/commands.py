@@ -21,6 +21,7 @@ class Command:
 COMMANDS = {
     "pack": Command("pack", "pack a data set into shards"),
     "protect": Command("protect_imagenet", "protect a collection"),
+    "baseline": Command("protect_baseline", "protect a collection with a published method, to compare"),
     "uploads": Command("protect_uploads", "protect new uploads, each once"),
     "concepts": Command("concepts", "make a bank of concepts"),
     "train-universal": Command("train_one_for_all", "train a universal generator"),

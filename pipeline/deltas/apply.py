@@ -16,8 +16,8 @@ from pipeline.deltas.delta import LaidDelta
 from pipeline.deltas.survival import coding_for, survival
 from pipeline.errors import Reason, SampleError
 from pipeline.hashing import in_sample
-from pipeline.pictures.members import check_sidecars, extension, image_suffix, rejection_of
-from pipeline.pictures.picture import Picture, decode, encode, resize_and_crop, stored
+from pipeline.pictures.members import Opened, check_sidecars, extension, image_suffix, open_sample, rejection_of
+from pipeline.pictures.picture import decode, encode, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import ApplySettings
 from pipeline.shards.samples import SampleWriter
@@ -107,30 +107,6 @@ class ShardOutcome:
     def quarantine(self) -> dict[str, int]:
         """Reason -> number of rejections."""
         return dict(sorted(Counter(rejection.reason.value for rejection in self.rejections).items()))
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A sample with its image decoded, and the seconds that took."""
-
-    sample: Sample
-    suffix: str
-    picture: Picture
-    seconds: float
-
-
-def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
-    """Decode a sample's image, at the size in which it will be written.
-
-    Raises SampleError, also for a sidecar that may not be passed on.
-    """
-    started = time.perf_counter()
-    suffix = image_suffix(sample, settings.keep_sidecar)
-    check_sidecars(sample, suffix, settings.keep_sidecar)
-    picture = decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
-    if settings.size == "224":
-        picture = resize_and_crop(picture)
-    return Opened(sample, suffix, picture, time.perf_counter() - started)
 
 
 def protect_sample(

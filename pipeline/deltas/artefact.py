@@ -55,6 +55,8 @@ def damaged(error: Exception) -> InputError:
 
 def named_surrogate(surrogate_id: str) -> tuple[str, int]:
     """Name and input size in pixels of the surrogate that a protection names. Raises InputError if it names none."""
+    if not surrogate_id:
+        raise InputError("the protection follows labels or keys: it serves only the images that it was made for")
     try:
         identity = json.loads(surrogate_id)
         return str(identity["name"]), int(identity["size"])

@@ -16,14 +16,18 @@ from torch import Tensor
 
 from pipeline.errors import PromiseError, SettingsError
 from pipeline.pictures.jpeg import JpegCoding
+from pipeline.settings import NO_BOUND
 
 _ROWS_ELEMENTS = 1 << 15  # values per block of rows: small enough for the CPU cache
 
 
 def levels_of(epsilon: float) -> int:
-    """Whole 8-bit levels inside the bound: 16 for 16/255. Raises SettingsError above 127/255."""
+    """Whole 8-bit levels inside the bound: 16 for 16/255.
+
+    Raises SettingsError above 127/255, but for NO_BOUND.
+    """
     levels = math.floor(epsilon * 255 + 1e-6)
-    if not 0 <= levels <= 127:
+    if not (0 <= levels <= 127 or epsilon == NO_BOUND):
         raise SettingsError(f"--epsilon {epsilon:g} is too large: use 127/255 or less")
     return levels
 
@@ -35,7 +39,7 @@ def quantise(delta: Tensor | NDArray[np.float32], epsilon: float) -> NDArray[np.
     returns  int8 of the same shape, in 8-bit levels, |levels| <= levels_of(epsilon)
     Raises PromiseError if a value is not finite.
     """
-    bound = levels_of(epsilon)
+    bound = min(levels_of(epsilon), 127)
     values = delta.detach().cpu().float().numpy() if isinstance(delta, Tensor) else np.asarray(delta)
     if not np.isfinite(values).all():
         raise PromiseError("a delta has non-finite values; its fitting diverged")
@@ -43,10 +47,10 @@ def quantise(delta: Tensor | NDArray[np.float32], epsilon: float) -> NDArray[np.
     return whole
 
 
-def lay(levels: NDArray[np.int8], height: int, width: int, epsilon: float) -> NDArray[np.int16]:
+def lay(levels: NDArray[np.int8] | NDArray[np.int16], height: int, width: int, epsilon: float) -> NDArray[np.int16]:
     """Resize a delta to an image: bilinear with pixel centres aligned, rounded half to even.
 
-    levels   int8 [3, S, S], whole 8-bit levels
+    levels   int8 or int16 [3, S, S], whole 8-bit levels
     returns  int16 [height, width, 3], whole 8-bit levels; `levels` itself, transposed, if the sizes agree
     Sides that shrink are antialiased; otherwise single pixels of the delta would stand for many.
     Raises PromiseError if a value exceeds the bound.
@@ -65,7 +69,7 @@ def lay(levels: NDArray[np.int8], height: int, width: int, epsilon: float) -> ND
     return laid
 
 
-def _enlarged(levels: NDArray[np.int8], height: int, width: int) -> NDArray[np.int16]:
+def _enlarged(levels: NDArray[np.int8] | NDArray[np.int16], height: int, width: int) -> NDArray[np.int16]:
     """Bilinear enlargement, columns first, then rows in blocks.
 
     Same values as torch's F.interpolate, except for the rounding of exact ties, but faster and with memory only for
@@ -100,15 +104,15 @@ def _neighbours(size: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.fl
 class LaidDelta:
     """A delta at an image's own size and in its stored orientation, ready to be added.
 
-    Raises PromiseError for levels of another shape or above 127.
+    Raises PromiseError for levels of another shape or above 255.
     """
 
     def __init__(self, levels: NDArray[np.int16]) -> None:
         """levels  int16 [H, W, 3], whole 8-bit levels"""
         if levels.ndim != 3 or levels.shape[2] != 3:
             raise PromiseError(f"a delta of shape {levels.shape} is not [H, W, 3]")
-        if max(int(levels.max(initial=0)), -int(levels.min(initial=0))) > 127:
-            raise PromiseError("a delta cannot have more than 127 levels")
+        if max(int(levels.max(initial=0)), -int(levels.min(initial=0))) > 255:
+            raise PromiseError("a delta cannot have more than 255 levels")
         self.codings: dict[JpegCoding, JpegCoding] = {}  # a cache of `survival.coding_for`
         self._up, self._down = np.maximum(levels, 0).astype(np.uint8), np.maximum(-levels, 0).astype(np.uint8)
 

@@ -106,6 +106,7 @@ def deltas_of(
     if read_header(data).get("method") == METHOD:
         return UniversalDeltas(load_universal_protection(data), surrogate, small_images=small_images)
     protection = load_cluster_protection(data)
+    protection.check_surrogate(surrogate.id)
     if protection.needs_pixels:
         return SampleDeltas(protection, surrogate, device)
     with_key = protection.with_key(key) if protection.needs_key and key is not None else protection

@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deltas.apply import LaidDeltas, Opened, ProtectedSample, close_sample, cluster_of, open_sample
+from pipeline.deltas.apply import LaidDeltas, ProtectedSample, close_sample, cluster_of
 from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.sample_steps import SampleSteps
 from pipeline.errors import SampleError
-from pipeline.pictures.members import rejection_of
+from pipeline.pictures.members import Opened, open_sample, rejection_of
 from pipeline.pictures.picture import decode_rgb, rgb_of, squeezed, stored
 from pipeline.records import Rejection, Sample
 from pipeline.settings import ApplySettings

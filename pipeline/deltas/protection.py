@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.hashing import sha256
 from pipeline.settings import Generator, Size
 
+Origin = Generator | Literal["keyed"]
 _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")
 
 
@@ -28,8 +29,9 @@ class Protection:
 
     surrogate_id  of the encoder that `clustering` belongs to: name, digest of the weights, preprocessing
     epsilon       bound on |delta|, pixel units
-    targets       the target cluster of each cluster
-    levels        int8 [p, 3, S, S], whole 8-bit levels; None for a texture or if `sample` is given
+    targets       the target cluster of each cluster; () if images are not moved to another cluster
+    levels        int8 [p, 3, S, S], whole 8-bit levels; None if every sample has a delta of its own: by a texture, by
+                  `sample`, or `keyed`, in files of their own beside this one (see pipeline.deltas.keyed)
     sample        makes the delta of each image from the image itself; None for other generators
     key_sha256    digest of a texture's secret key; None for other generators
     fingerprint   of the run that fitted it
@@ -40,7 +42,7 @@ class Protection:
     """
 
     method: str
-    generator: Generator
+    generator: Origin
     surrogate_id: str
     epsilon: float
     clustering: Clustering
@@ -56,7 +58,8 @@ class Protection:
 
     def __post_init__(self) -> None:
         num_clusters = len(self.clustering.centroids)
-        if sorted(self.targets) != list(range(num_clusters)):
+        is_aimed = self.method == "uc" or self.targets != ()
+        if is_aimed and sorted(self.targets) != list(range(num_clusters)):
             raise ValueError(f"targets {self.targets} are not a permutation of {num_clusters} clusters")
         has = (self.key_sha256 is not None, self.sample is not None, self.levels is not None)
         if has != (self.generator == "texture", self.generator == "sample", self.generator in ("direct", "network")):
@@ -80,8 +83,8 @@ class Protection:
 
     @property
     def needs_pixels(self) -> bool:
-        """True if the delta depends on the image itself, so that delta_for raises PromiseError."""
-        return self.sample is not None
+        """True if the delta cannot be told from cluster and key, so that delta_for raises PromiseError."""
+        return self.sample is not None or self.generator == "keyed"
 
     def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
         """The delta of the sample called `key`: int16 [height, width, 3], whole 8-bit levels within epsilon.
@@ -89,8 +92,9 @@ class Protection:
         Raises SettingsError if the secret key is needed but missing, PromiseError if there is no such cluster or if
         the delta depends on the image.
         """
-        if not 0 <= cluster < len(self.targets):
-            raise PromiseError(f"sample {key}: cluster {cluster} does not exist; there are {len(self.targets)}")
+        num_clusters = len(self.clustering.centroids)
+        if not 0 <= cluster < num_clusters:
+            raise PromiseError(f"sample {key}: cluster {cluster} does not exist; there are {num_clusters}")
         if self.needs_pixels:
             raise PromiseError(f"sample {key}: its delta depends on its pixels")
         if self.levels is None:

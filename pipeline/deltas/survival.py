@@ -74,7 +74,7 @@ def _ladder(coding: JpegCoding, *, has_colour: bool) -> Iterator[JpegCoding]:
 def _left(levels: NDArray[np.int16], coding: JpegCoding) -> float:
     """Survival of levels [h, w, C] on plain grey; 1 if they are all 0."""
     plain = np.full(levels.shape, _MIDDLE, np.uint8)
-    changed = (plain + levels).astype(np.uint8)
+    changed = (plain + levels).clip(0, 255).astype(np.uint8)
     data = encode_pixels(changed, coding)
     header = jpeg_header(data)
     decoded = None if header is None else decode_pixels(data, header)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
@@ -14,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import ConflictError, InputError
+from pipeline.fitting.fit_images import stacked_pictures
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,8 @@ class FitImages:
 
 
 def fit_images_from(tables: Iterable[pa.Table], *, side: int) -> FitImages:
-    """Pictures from tables with the columns pixels (bytes), cluster, shard and key, sorted by (shard, key).
-
-    Beside the tables it takes the memory of the pictures once. Raises InputError if there are none.
-    """
-    tables = list(tables)
-    rows = [
-        (shard, key, number, row)
-        for number, table in enumerate(tables)
-        for row, (shard, key) in enumerate(zip(*(table[name].to_pylist() for name in ("shard", "key")), strict=True))
-    ]
-    if not rows:
-        raise InputError("none of the collection's images could be decoded, so there is nothing to fit deltas on")
-    pixels = np.empty((len(rows), 3, side, side), np.uint8)
-    clusters = np.empty(len(rows), np.int64)
-    for place, (_, _, number, row) in enumerate(sorted(rows)):
-        picture = tables[number]["pixels"][row].as_py()
-        pixels[place] = np.frombuffer(picture, np.uint8).reshape(side, side, 3).transpose(2, 0, 1)
-        clusters[place] = tables[number]["cluster"][row].as_py()
+    """Pictures from tables, as stacked_pictures; raises InputError if there are none."""
+    pixels, clusters, _ = stacked_pictures(tables, side=side)
     return FitImages(torch.from_numpy(pixels), torch.from_numpy(clusters))
 
 

@@ -9,12 +9,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SampleError
 from pipeline.hashing import in_sample
-from pipeline.pictures.members import image_suffix
-from pipeline.pictures.picture import decode
+from pipeline.pictures.members import image_suffix, open_sample
+from pipeline.pictures.picture import decode, squeezed
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.squares import square_of
@@ -45,17 +46,26 @@ def chosen_images(assignment: Assignment, shares: Mapping[int, float], seed: int
 
 
 def read_fit_images(
-    samples: Iterable[Sample | Rejection], chosen: Mapping[str, int], *, side: int, settings: Settings
+    samples: Iterable[Sample | Rejection],
+    chosen: Mapping[str, int],
+    *,
+    side: int,
+    settings: Settings,
+    whole: bool = False,
 ) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
     """Chosen pictures of one shard as (key, uint8 [side, side, 3], cluster), in input order.
 
+    whole  squeeze the picture that will be written into the square, as a delta is laid over it; else cut its centre
     Reading stops after the last one: in a large collection, most shards contain few.
     """
     left = dict(chosen)
     for sample in samples if left else ():
         if isinstance(sample, Rejection) or sample.key not in left:
             continue
-        square = square_of(sample, side, max_pixels=settings.max_pixels, keep_sidecar=settings.keep_sidecar)
+        if whole:
+            square = squeezed(open_sample(sample, settings=settings).picture, side)
+        else:
+            square = square_of(sample, side, max_pixels=settings.max_pixels, keep_sidecar=settings.keep_sidecar)
         yield sample.key, square, left.pop(sample.key)
         if not left:
             return
@@ -64,6 +74,32 @@ def read_fit_images(
 def fit_bytes(images: int, side: int) -> int:
     """Memory of so many pictures to fit on, in each process that fits: uint8 [n, 3, side, side]."""
     return images * 3 * side * side
+
+
+def stacked_pictures(
+    tables: Iterable[pa.Table], *, side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[tuple[str, str]]]:
+    """Pictures from tables with the columns pixels (bytes), cluster, shard and key, sorted by (shard, key).
+
+    Returns pictures uint8 [n, 3, side, side], clusters int64 [n], and the (shard, key) of each. Beside the tables it
+    takes the memory of the pictures once. Raises InputError if there are none.
+    """
+    tables = list(tables)
+    rows = [
+        (shard, key, number, row)
+        for number, table in enumerate(tables)
+        for row, (shard, key) in enumerate(zip(*(table[name].to_pylist() for name in ("shard", "key")), strict=True))
+    ]
+    if not rows:
+        raise InputError("none of the collection's images could be decoded, so there is nothing to fit deltas on")
+    rows.sort()
+    pixels = np.empty((len(rows), 3, side, side), np.uint8)
+    clusters = np.empty(len(rows), np.int64)
+    for place, (_, _, number, row) in enumerate(rows):
+        picture = tables[number]["pixels"][row].as_py()
+        pixels[place] = np.frombuffer(picture, np.uint8).reshape(side, side, 3).transpose(2, 0, 1)
+        clusters[place] = tables[number]["cluster"][row].as_py()
+    return pixels, clusters, [(shard, key) for shard, key, _, _ in rows]
 
 
 def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:

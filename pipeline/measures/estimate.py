@@ -35,6 +35,7 @@ MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read at most to estimate bytes per sample; most are not decoded
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
 _TIMED_BATCH, _TIMED_STEPS = 512, 4  # for timing the proxy
+_LARGEST_EPSILON = 127 / 255  # of typical deltas, whatever may come of a method without a bound
 _PATCH_PIXELS = 1.0  # blur that gives a typical delta's signs their patch size
 
 
@@ -129,6 +130,20 @@ def estimate(
     return Estimate(images, sides, files.factor, clusters, embed, apply, fit, *rest)
 
 
+def estimate_writing(
+    samples: list[Sample], bytes_each: float, total_bytes: int, surrogate: Surrogate | None, settings: Settings
+) -> Estimate:
+    """As estimate, without a fit, whose cost depends on a method that is unknown here.
+
+    surrogate  None if nothing is embedded
+    """
+    embed = 0.0 if surrogate is None else _embed_seconds(samples, surrogate, settings)
+    files = _protected(samples, settings, has_colour=True)
+    images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
+    predicted = Estimate(images, files.sides, files.factor, 0, embed, files.seconds, fit=0.0)
+    return replace(predicted, survival=files.survival, num_finer=files.num_finer)
+
+
 def first_samples(source: Store, shard: Shard, *, max_member_bytes: int) -> tuple[list[Sample], float]:
     """The first samples of a shard or unit, and bytes per sample."""
     if not shard.images:
@@ -203,7 +218,7 @@ class _Files:
 
 
 def _protected(samples: list[Sample], settings: Settings, has_colour: bool) -> _Files:
-    deltas = LaidDeltas(TypicalDeltas(settings.epsilon, PROXY_SIDES[1], has_colour=has_colour))
+    deltas = LaidDeltas(TypicalDeltas(min(settings.epsilon, _LARGEST_EPSILON), PROXY_SIDES[1], has_colour=has_colour))
     bytes_in = bytes_out = finer = 0
     seconds, sides, left = [], [], []
     for sample in samples:

@@ -15,11 +15,22 @@ from pipeline.hashing import in_sample, sha256
 from pipeline.pictures.members import check_sidecars, image_suffix
 from pipeline.pictures.picture import decode, resize_and_crop
 from pipeline.records import Commit, LooseImage, Rejection, Sample
-from pipeline.settings import Settings
+from pipeline.settings import ApplySettings
 from pipeline.shards.names import stem_of
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(ApplySettings):
+    """What verification needs of a run's settings.
+
+    epsilon  bound on |delta|, pixel units; NO_BOUND of deltas that have none
+    """
+
+    epsilon: float
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def verify_shard(
     source: IO[bytes] | None,
     quarantined: set[str],
     *,
-    settings: Settings,
+    settings: VerifySettings,
     decode_share: float,
 ) -> ShardCheck:
     """Compare one protected shard with its record and, if available, with the originals.
@@ -106,7 +117,7 @@ def verify_images(
     source: Iterable[Sample | Rejection] | None,
     quarantined: set[str],
     *,
-    settings: Settings,
+    settings: VerifySettings,
     decode_share: float,
 ) -> ShardCheck:
     """Compare a unit of loose protected images with its commit, file by file, and with the originals, if available.
@@ -141,7 +152,7 @@ def _compare(
     samples: Iterable[Sample | Rejection],
     source: Iterable[Sample | Rejection] | None,
     quarantined: set[str],
-    settings: Settings,
+    settings: VerifySettings,
     decode_share: float,
 ) -> int:
     """Compare samples with the originals; returns the number of members."""
@@ -178,7 +189,7 @@ def _next_original(
     return None
 
 
-def _compare_members(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
+def _compare_members(check: ShardCheck, ours: Sample, original: Sample | None, settings: VerifySettings) -> None:
     """Sidecars must be of the permitted kinds and unchanged."""
     try:
         image = image_suffix(ours, settings.keep_sidecar)
@@ -198,7 +209,7 @@ def _compare_members(check: ShardCheck, ours: Sample, original: Sample | None, s
         check.fail(ours.key, "the image is unprotected: its bytes are identical to the input's")
 
 
-def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, settings: Settings) -> None:
+def compare_pictures(check: ShardCheck, ours: Sample, original: Sample | None, settings: VerifySettings) -> None:
     """Decode an image and its original, if any; record the largest change, and any mismatch of shape or bound."""
     try:
         suffix = image_suffix(ours, settings.keep_sidecar)

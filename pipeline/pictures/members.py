@@ -1,4 +1,4 @@
-"""Which member of a sample is its image, and which sidecars are allowed.
+"""Which member of a sample is its image, which sidecars are allowed, and decoding it.
 
 Sidecars are passed through unchanged, so they must not contain a second, unprotected copy. A sidecar is passed on if
 
@@ -12,11 +12,15 @@ unchecked. `verify` applies the same rule to an output.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from pipeline.errors import Reason, SampleError
 from pipeline.pictures.formats import DECODED, hidden_in, kind_of
+from pipeline.pictures.picture import Picture, decode, resize_and_crop
 from pipeline.records import IMAGE_SUFFIXES, Rejection, Sample
+from pipeline.settings import ApplySettings
 
 TEXT_SUFFIXES = frozenset(
     ("cls", "cls2", "id", "idx", "inx", "index", "txt", "text", "transcript", "caption", "captions", "tags", "label")
@@ -60,6 +64,30 @@ def check_sidecars(sample: Sample, image: str, keep: Collection[str]) -> None:
             raise SampleError(
                 Reason.UNKNOWN_SIDECAR, f"member {name} {why}; --keep-sidecar {name.lower()} vouches for it"
             )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sample with its image decoded, and the seconds that took."""
+
+    sample: Sample
+    suffix: str
+    picture: Picture
+    seconds: float
+
+
+def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
+    """Decode a sample's image, at the size in which it will be written.
+
+    Raises SampleError, also for a sidecar that may not be passed on.
+    """
+    started = time.perf_counter()
+    suffix = image_suffix(sample, settings.keep_sidecar)
+    check_sidecars(sample, suffix, settings.keep_sidecar)
+    picture = decode(sample.members[suffix], max_pixels=settings.max_pixels, suffix=suffix)
+    if settings.size == "224":
+        picture = resize_and_crop(picture)
+    return Opened(sample, suffix, picture, time.perf_counter() - started)
 
 
 def extension(suffix: str) -> str:

@@ -18,7 +18,7 @@ from pipeline.runs.run_record import RunStatus, read_run
 from pipeline.runs.totals import Totals, totals_of
 from pipeline.storage.store import Store
 
-_RUN_STAGES = ("embed", "cluster", "fit", "apply", "measure")
+_RUN_STAGES = ("embed", "label", "cluster", "fit", "apply", "measure")
 _APPLY_STAGES = ("read", "decode", "delta", "add", "encode", "write", "put")
 
 
@@ -33,7 +33,7 @@ def report_data(output: Store) -> ReportData:
         input_url=record.input,
         output_url=output.url,
         method=_method(settings, protection),
-        epsilon=settings["epsilon"],
+        epsilon=settings["epsilon"] if protection is None else protection.epsilon,
         fingerprint=record.fingerprint,
         num_protected=totals.images,
         num_quarantined=totals.quarantined,
@@ -65,6 +65,8 @@ def _protection(output: Store) -> AnyProtection | None:
 
 def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
     """How the deltas were made; a protection passed in need not match what the settings would have fitted."""
+    if "labels" in settings:
+        return _baseline(settings, protection)
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
@@ -75,6 +77,19 @@ def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> st
     }
     generator = settings["generator"] if protection is None else protection.generator
     return f"Unlearnable Clusters, {how[generator]}"
+
+
+_FOLLOWED = {"none": "", "true": ", by true labels", "predicted": ", by predicted labels", "cluster": ", by clusters"}
+_BOUNDED = {"l2": "; bounded in L2 norm, of which ε came out", "none": "; not bounded, ε is what came out"}
+
+
+def _baseline(settings: Mapping[str, Any], protection: AnyProtection | None) -> str:
+    """A published method, what it followed, and what bounds it."""
+    figures = {} if protection is None else protection.figures
+    source = f" ({figures['source']})" if "source" in figures else ""
+    each = "image" if protection is not None and protection.per_sample else "label"
+    bound = _BOUNDED.get(figures.get("bound", ""), "")
+    return f"Baseline {settings['method']}{source}, one delta per {each}{_FOLLOWED[settings['labels']]}{bound}"
 
 
 def _stages(totals: Totals, wall: Mapping[str, float]) -> tuple[StageRate, ...]:
@@ -107,6 +122,7 @@ def _clusters(totals: Totals, protection: AnyProtection | None) -> tuple[Cluster
             losses=tuple(losses[cluster]) if losses else (),
         )
         for cluster in range(len(protection.clustering.centroids))
+        if protection.targets or sizes[cluster]  # a label of a classifier may have no image
     )
 
 

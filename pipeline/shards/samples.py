@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.errors import Reason
+from pipeline.errors import InputError, Reason
 from pipeline.hashing import canonical, sha256
 from pipeline.records import File, LooseImage, Rejection, Sample, Shard
 from pipeline.shards.names import content_type, output_name, stem_of
@@ -54,6 +54,17 @@ def loose_sample(image: LooseImage, read: Callable[[File], bytes], *, max_member
             detail = f"{file.size:,} bytes exceed --max-member-bytes {max_member_bytes:,}"
             return Rejection(image.key, file.name, Reason.TOO_LARGE, detail)
     return Sample(image.key, {file.name[len(stem) + 1 :]: read(file) for file in image.files})
+
+
+def label_of(sample: Sample, where: str) -> int:
+    """The class of a sample, from its `.cls`. Raises InputError, naming `where` and the key, if it has none."""
+    try:
+        label = int(sample.members.get("cls", b""))
+    except ValueError:
+        label = -1
+    if label < 0:
+        raise InputError(f"{where}: {sample.key} has no usable .cls label (0, 1, …)")
+    return label
 
 
 class SampleWriter(Protocol):

@@ -9,9 +9,8 @@ from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.hashing import in_sample, sha256
 from pipeline.layout import RUN_FOLDER
-from pipeline.measures.verify import Expected, ShardCheck, compare_pictures, verify_shard
+from pipeline.measures.verify import Expected, ShardCheck, VerifySettings, compare_pictures, verify_shard
 from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown
-from pipeline.settings import Settings
 from pipeline.shards.names import sample_name
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger
@@ -20,7 +19,9 @@ from pipeline.uploads.segments import Row
 from pipeline.uploads.units import Item, Unit
 
 
-def verify_row(row: Row, output: Store, source: Store | None, *, settings: Settings, decode_share: float) -> ShardCheck:
+def verify_row(
+    row: Row, output: Store, source: Store | None, *, settings: VerifySettings, decode_share: float
+) -> ShardCheck:
     """Compare one output object with its row and, if that version of the original is available, with the original.
 
     decode_share  share of images to decode, chosen by hash; 1.0 = all
@@ -47,7 +48,7 @@ def written_rows(output: Store) -> Iterator[Row]:
     return (row for row in Ledger(output).rows() if row.output)
 
 
-def _verify_image(row: Row, output: Store, source: Store | None, settings: Settings, share: float) -> ShardCheck:
+def _verify_image(row: Row, output: Store, source: Store | None, settings: VerifySettings, share: float) -> ShardCheck:
     check = ShardCheck(shown(row.output), num_samples=1)
     data = output.read(row.output)
     for what, found, said in (
@@ -70,7 +71,7 @@ def _sample(name: str, data: bytes) -> Sample:
     return Sample(key, {suffix: data})
 
 
-def _verify_shard(row: Row, output: Store, source: Store | None, settings: Settings, share: float) -> ShardCheck:
+def _verify_shard(row: Row, output: Store, source: Store | None, settings: VerifySettings, share: float) -> ShardCheck:
     expected = Expected(shown(row.output), row.output_size, row.output_sha256, row.protected)
     info = source.info(row.name) if source is not None else None
     refused: list[Rejection] = []

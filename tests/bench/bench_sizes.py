@@ -24,7 +24,7 @@ from photo_shards import crops
 from PIL import Image
 from ratio import write
 
-from pipeline.deltas.apply import LaidDeltas, close_sample, open_sample
+from pipeline.deltas.apply import LaidDeltas, close_sample
 from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.sample_steps import SampleSteps
@@ -32,6 +32,7 @@ from pipeline.deltas.survival import survival
 from pipeline.errors import SampleError
 from pipeline.measures.estimate import TypicalDeltas
 from pipeline.pictures.jpeg import decode_pixels, encode_pixels, jpeg_header
+from pipeline.pictures.members import open_sample
 from pipeline.pictures.picture import squeezed, stored
 from pipeline.records import Sample
 from pipeline.settings import Settings

@@ -13,7 +13,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from controls import carrying_each, class_wise_random, separable
+from controls import control
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,7 +22,7 @@ from pipeline.shards.inputs import resolve_input
 from pipeline.shards.tar import ShardWriter, read_samples
 from pipeline.storage.store import Store
 
-CONTROLS = {"class-random": class_wise_random, "separable": separable}
+CONTROLS = {"class-random": "random", "separable": "sp"}
 
 
 def read(store: Store, shard: str) -> list[tuple[str, str, NDArray[np.uint8], bytes]]:
@@ -46,8 +46,8 @@ def main() -> None:
     shards = {entry.name: read(store, entry.name) for entry in entries}
     labels = np.array([int(label) for samples in shards.values() for _, label, _, _ in samples], np.int64)
     images = np.stack([pixels for samples in shards.values() for _, _, pixels, _ in samples]).transpose(0, 3, 1, 2)
-    for name, deltas in CONTROLS.items():
-        made = iter(carrying_each(images, deltas(labels, images.shape[-1])).transpose(0, 2, 3, 1))
+    for name, method in CONTROLS.items():
+        made = iter(control(method, images, labels).transpose(0, 2, 3, 1))
         (options.output / name).mkdir(parents=True, exist_ok=True)
         for shard, samples in shards.items():
             path = options.output / name / Path(shard).name

@@ -28,8 +28,17 @@ def test_levels_are_the_whole_8_bit_steps_inside_the_bound(epsilon: float, level
 
 
 def test_more_than_127_levels_are_refused() -> None:
-    with pytest.raises(SettingsError, match="use 127/255 or less"):
-        levels_of(128 / 255)
+    for epsilon in (128 / 255, 254 / 255, 256 / 255, 16):
+        with pytest.raises(SettingsError, match="use 127/255 or less"):
+            levels_of(epsilon)
+
+
+def test_only_an_epsilon_of_one_means_that_nothing_but_the_range_of_pixels_limits_a_delta() -> None:
+    assert levels_of(1.0) == 255
+    opposite = LaidDelta(np.full((1, 2, 3), -255, np.int16))
+    after, largest = opposite.added_to(np.array([[[255, 255, 255], [9, 0, 255]]], np.uint8), 1.0)
+    assert (after == 0).all()
+    assert largest == 255
 
 
 def test_levels_are_rounded_half_to_even_and_clipped() -> None:
@@ -153,8 +162,8 @@ def test_turned_views_and_read_only_pixels_get_their_delta_too() -> None:
 
 
 def test_more_levels_than_a_byte_holds_are_refused() -> None:
-    with pytest.raises(PromiseError, match="more than 127"):
-        LaidDelta(np.full((4, 5, 3), 128, np.int16))
+    with pytest.raises(PromiseError, match="more than 255"):
+        LaidDelta(np.full((4, 5, 3), 256, np.int16))
 
 
 def test_perturbed_images_are_clamped_and_carry_gradients() -> None:

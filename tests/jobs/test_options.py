@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from jobs.baselines.options import baseline_parser
 from jobs.doctor import doctor_parser
 from jobs.evaluation.options import evaluation_parser
 from jobs.one_for_all.options import one_for_all_parser
@@ -14,6 +15,7 @@ from jobs.packing.options import pack_parser, unpack_parser
 from jobs.protection.options import protection_parser
 from jobs.shared.cli import Parser, defaults_of
 from jobs.uploads.options import uploads_parser
+from pipeline.baselines.settings import BaselineRunSettings
 from pipeline.errors import SettingsError
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.packing.settings import PackSettings, UnpackSettings
@@ -23,6 +25,7 @@ from pipeline.uploads.settings import UploadSettings
 
 PARSERS = {
     protection_parser: Settings,
+    baseline_parser: BaselineRunSettings,
     evaluation_parser: EvaluationSettings,
     one_for_all_parser: OneForAllSettings,
     uploads_parser: UploadSettings,

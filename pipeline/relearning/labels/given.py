@@ -9,6 +9,7 @@ from pipeline.packing.folder import check_no_splits
 from pipeline.packing.items import class_folder
 from pipeline.records import LooseImage, Sample, Shard
 from pipeline.shards.names import stem_of
+from pipeline.shards.samples import label_of
 
 Classes = Mapping[str, int]  # class folder -> label; {}: labels are numbers in .cls files
 
@@ -64,15 +65,7 @@ def class_folders(shards: Sequence[Shard], where: str) -> tuple[str, ...]:
 
 def given_label(sample: Sample, classes: Classes, where: str) -> int:
     """The label of a sample. Raises InputError, naming it, if it has none."""
-    if classes:
-        return classes[class_folder(sample.key)]
-    try:
-        label = int(sample.members.get("cls", b""))
-    except ValueError:
-        label = -1
-    if label < 0:
-        raise InputError(f"{where}: {sample.key} has no usable .cls label (0, 1, …)")
-    return label
+    return classes[class_folder(sample.key)] if classes else label_of(sample, where)
 
 
 def _has_number(image: LooseImage) -> bool:

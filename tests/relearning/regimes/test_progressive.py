@@ -18,7 +18,7 @@ from pipeline.relearning.regimes.staged.progressive import ProgressiveFull, Stag
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training
-from tests.bench.controls import carrying_each, class_wise_blocks, separable
+from tests.bench.controls import control
 from tests.support.real import cifar10
 from tests.support.samples import stripes
 
@@ -242,7 +242,7 @@ def test_options_are_named_in_the_regime_and_refused_when_unknown():
 
 @pytest.mark.slow
 def test_class_wise_blocks_stop_nt_but_neither_nt_cg_nor_st_full():
-    found = relearn(class_wise_blocks, 3_000, ("nt", "nt-cg", "st-full[reduce=pca2]"), epochs=6)
+    found = relearn("block", 3_000, ("nt", "nt-cg", "st-full[reduce=pca2]"), epochs=6)
     assert found["nt"].accuracy_last < 0.22
     assert found["nt"].accuracy_train > 0.95
     assert found["nt-cg"].accuracy_last > 0.28
@@ -252,7 +252,7 @@ def test_class_wise_blocks_stop_nt_but_neither_nt_cg_nor_st_full():
 @pytest.mark.slow
 def test_separable_noise_stops_nt_but_not_nt_cg():
     """With 12 epochs of all 6,000 images: clean 67 %, NT 34 %, NT-CG 64 %; it needs time to be preferred."""
-    found = relearn(separable, 6_000, ("nt", "nt-cg"), epochs=12)
+    found = relearn("sp", 6_000, ("nt", "nt-cg"), epochs=12)
     assert found["nt"].accuracy_last < 0.42
     assert found["nt"].accuracy_train > 0.9
     assert found["nt-cg"].accuracy_last > found["nt"].accuracy_last + 0.15
@@ -262,7 +262,7 @@ def relearn(shortcut, count: int, regimes: tuple[str, ...], epochs: int) -> dict
     """What targets learn from CIFAR-10 images that carry the shortcut."""
     images, labels = cifar10("train", count)
     test_images, test_labels = cifar10("test", 1_000)
-    protected = torch.from_numpy(carrying_each(images.numpy(), shortcut(labels.numpy(), 32)))
+    protected = torch.from_numpy(control(shortcut, images.numpy(), labels.numpy()))
     return {
         name: train_target(
             Labelled(protected, labels),

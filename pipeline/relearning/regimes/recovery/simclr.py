@@ -71,14 +71,14 @@ class ContrastivePretraining(Regime):
         self._projection.load_state_dict(state)
 
 
-def contrastive_loss(projected: Tensor) -> Tensor:
+def contrastive_loss(projected: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Mean cross entropy of picking out the other view of the same image (NT-Xent).
 
     projected  float [2 B, d], not normalised: all first views, then all second views in the same order
     """
     count = len(projected) // 2
     directions = F.normalize(projected, dim=1)
-    similarity = directions @ directions.T / TEMPERATURE
+    similarity = directions @ directions.T / temperature
     similarity = similarity.masked_fill(torch.eye(2 * count, dtype=torch.bool, device=projected.device), -torch.inf)
     partners = torch.arange(2 * count, device=projected.device).roll(count)
     return F.cross_entropy(similarity, partners)

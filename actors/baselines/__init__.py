@@ -1,0 +1,1 @@
+"""What runs in Ray for published protections alone: labels, and deltas of a whole collection."""

@@ -1,0 +1,1 @@
+"""Options and steps of protect_baseline."""

@@ -1,0 +1,1 @@
+"""Published protections that need a network trained on the pictures first."""

@@ -1,0 +1,100 @@
+"""Surrogates of baselines: built, trained, and what they make of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.baselines.base import BaselineSettings
+from pipeline.deltas.sign_step import check_finite
+from pipeline.hashing import derive
+from pipeline.relearning.regimes.requirements import named_randomness
+from pipeline.relearning.targets import build_target
+from pipeline.relearning.training import Labelled, Recipe, Regime, Training
+
+BATCH = 512  # of the passes over all pictures
+
+
+def plain_recipe(epochs: int) -> Recipe:
+    """SGD .1 with momentum .9, weight decay 5e-4, cosine: how all of these papers train, step schedules aside."""
+    return Recipe(epochs=epochs, lr=0.1, schedule="cosine", nesterov=False, label_smoothing=0.0)
+
+
+def new_surrogate(
+    name: str, pictures: Labelled, settings: BaselineSettings, recipe: Recipe, regime: Regime | None = None
+) -> Training:
+    """An untrained surrogate with its optimiser, on the device; `regime` defaults to ordinary training."""
+    network = build_target(
+        name, num_labels(pictures), pictures.images.shape[-1], seed=derive(settings.seed, "baseline-surrogate")
+    )
+    training = Training(
+        network,
+        pictures.images,
+        pictures.labels,
+        regime or Regime(),
+        recipe,
+        derive(settings.seed, "baseline-training"),
+        torch.device(settings.device),
+    )
+    training.regime.start(training)
+    return training
+
+
+def train_surrogate(training: Training, on_epoch: Callable[[int], None]) -> None:
+    """Train for all epochs of the recipe, then leave the network in inference mode.
+
+    on_epoch  is told how many epochs are done
+    Raises PromiseError for a loss that is not finite.
+    """
+    for epoch in range(training.recipe.epochs):
+        with named_randomness(training, "baseline-epoch", epoch):
+            loss, _ = training.run_epoch(epoch)
+        check_finite(torch.tensor(loss), "training the surrogate", epoch)
+        on_epoch(epoch + 1)
+    training.network.eval().requires_grad_(False)
+
+
+def sgd_step(training: Training, loss: Tensor, rate: float, largest_gradient: float = float("inf")) -> None:
+    """One optimiser step at `rate` times each group's factor, gradients clipped to a norm. Raises PromiseError."""
+    check_finite(loss, "training the surrogate", training.step)
+    training.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(training.network.parameters(), largest_gradient)
+    for group, factor in zip(training.optimiser.param_groups, training.lr_factors, strict=True):
+        group["lr"] = rate * factor
+    training.optimiser.step()
+    training.step += 1
+
+
+def num_labels(pictures: Labelled) -> int:
+    """Number of labels, counting those without pictures below the largest."""
+    return int(pictures.labels.max()) + 1
+
+
+def batches(training: Training, count: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The first `count` pictures, or all, in order: rows, images float [B, 3, S, S] in [0, 1], labels."""
+    end = len(training.images) if count is None else count
+    for start in range(0, end, BATCH):
+        rows = slice(start, min(start + BATCH, end))
+        yield rows, training.images[rows].float() / 255, training.labels[rows]
+
+
+def cross_entropies(training: Training, labels: Tensor, images: Tensor) -> Tensor:
+    """The surrogate's cross entropy for each image, float32 [B]."""
+    return F.cross_entropy(training.scores(images), labels, reduction="none")
+
+
+def embedded(training: Training, images: Tensor) -> Tensor:
+    """Penultimate features of images in [0, 1], float32 [B, d]; unlike those of Training.features, differentiable."""
+    with training.autocast():
+        features: Tensor = training.network.embed(training.normalise(images))  # type: ignore[operator]
+    return features.float()
+
+
+@torch.no_grad()
+def error_share(training: Training, labels: Tensor, images: Tensor) -> float:
+    """Share of images, float [B, 3, S, S] in [0, 1], whose label the surrogate does not predict."""
+    return float((training.scores(images).argmax(1) != labels).float().mean())
