@@ -42,6 +42,9 @@ BASELINES = {
     "em-t": Method(_EM, "EM under grey and colour jitter (Dang et al.)", {"colour": True}, trains=True),
     "em-a": Method(_EM, "EM with a surrogate trained by ST (Dang et al.)", {"staged": True}, trains=True),
     "em-at": Method(_EM, "both", {"colour": True, "staged": True}, trains=True),
+    "em-class-t": Method(_EM, "em-t for each label", {"class_wise": True, "colour": True}, trains=True),
+    "em-class-a": Method(_EM, "em-a for each label", {"class_wise": True, "staged": True}, trains=True),
+    "em-class-at": Method(_EM, "both", {"class_wise": True, "colour": True, "staged": True}, trains=True),
     "emaxn": Method("trained.pushed:ErrorMaximising", "raises a surrogate's error (Huang et al. 2021)", trains=True),
     "tap": Method(_TAP, "towards the next label (Fowl et al. 2021)", trains=True),
     "tap-untargeted": Method(_TAP, "away from the label", {"targeted": False}, trains=True),
@@ -53,6 +56,9 @@ BASELINES = {
     "mi-ue": Method("trained.mutual:MutualInformation", "draws features of a label together", trains=True),
     "cp": Method(_CP, "lowers the contrastive loss of SimCLR (He et al. 2023)", trains=True),
     "cp-class": Method(_CP, "the same for each label", {"class_wise": True}, trains=True),
+    "deepconfuse": Method(
+        "trained.generated:DeepConfuse", "a generator that leads training astray (Feng et al. 2019)", trains=True
+    ),
     "tue": Method("trained.contrastive:SeparableNoise", "separable noise (Ren et al. 2023, as its command runs)"),
 }
 

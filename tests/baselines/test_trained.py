@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pipeline.baselines.trained.contrastive import (
 )
 from pipeline.baselines.trained.error_minimising import ErrorMinimising, MinimisingLoop, class_means
 from pipeline.baselines.trained.fitted import FittedBaseline
+from pipeline.baselines.trained.generated import RATE, DeepConfuse, clean_loss_ahead
 from pipeline.baselines.trained.linear import LinearInduction, linear_surrogate
 from pipeline.baselines.trained.mutual import MutualInformation, alignment_losses
 from pipeline.baselines.trained.pushed import (
@@ -35,7 +37,7 @@ from pipeline.baselines.trained.pushed import (
 )
 from pipeline.baselines.trained.robust import Budget, RobustErrorMinimising, robust_deltas
 from pipeline.baselines.trained.steps import Steps, sign_descent
-from pipeline.baselines.trained.surrogate import embedded
+from pipeline.baselines.trained.surrogate import embedded, new_surrogate, plain_recipe
 from pipeline.errors import InputError, SettingsError
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.regimes.adversarial import pgd
@@ -68,6 +70,13 @@ def brief_tap(targeted: bool) -> AdversarialPoisons:
     return method
 
 
+def brief_deepconfuse() -> DeepConfuse:
+    """With a narrow generator and a quarter of the surrogate's epochs."""
+    method = DeepConfuse("tiny")
+    method.width, method.surrogate_epochs = 8, 5
+    return method
+
+
 METHODS: dict[str, Callable[[], FittedBaseline]] = {
     "em": lambda: ErrorMinimising("tiny"),
     "em-class": lambda: ErrorMinimising("tiny", class_wise=True),
@@ -83,15 +92,17 @@ METHODS: dict[str, Callable[[], FittedBaseline]] = {
     "tue": SeparableNoise,
     "cp": lambda: ContrastivePoisons("tiny"),
     "cp-class": lambda: ContrastivePoisons("tiny", class_wise=True),
+    "deepconfuse": brief_deepconfuse,
 }
 EFFORT = {
-    "em-at": 0.05,
+    "em-at": 0.034,
     "rem-t": 0.002,
     "pil": 0.1,
-    "mi-ue": 0.1,
+    "mi-ue": 0.03,
     "tue": 0.1,
-    "cp": 0.01,
-    "cp-class": 0.01,
+    "cp": 0.001,
+    "cp-class": 0.001,
+    "deepconfuse": 0.001,
 }  # of the others: that of SETTINGS
 
 
@@ -151,7 +162,7 @@ def test_deltas_are_whole_levels_within_epsilon_and_the_range_of_pictures(name: 
         assert levels.shape == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["em-at", "em-class", "rem-t", "pil", "tue", "cp-class"])
+@pytest.mark.parametrize("name", ["em-at", "em-class", "rem-t", "pil", "tue", "cp-class", "deepconfuse"])
 def test_deltas_depend_on_seed_and_keys_and_not_on_the_order_of_pictures(name: str) -> None:
     method, levels = fitted(name)
     torch.manual_seed(7)
@@ -322,6 +333,24 @@ def test_cp_makes_the_contrastive_task_easier() -> None:
         plain = loop.loss(rows, start[ordered.labels])
         torch.manual_seed(0)
         assert loop.loss(rows, loop.deltas[ordered.labels]) < plain
+
+
+def test_deepconfuse_looks_one_step_of_the_surrogate_ahead() -> None:
+    training = new_surrogate("tiny", in_order_of_keys(pictures()), SETTINGS, plain_recipe(1))
+    images = torch.from_numpy(pictures().images).float() / 255
+    deltas = torch.from_numpy(fitted("em")[1]).float().div(255).requires_grad_()
+    training.network.train()
+    ahead = clean_loss_ahead(training, images, LABELS, deltas)
+    (gradient,) = torch.autograd.grad(ahead, deltas)
+
+    def stepped(deltas: Tensor) -> float:
+        network = copy.deepcopy(training.network)
+        F.cross_entropy(network(training.normalise((images + deltas).clamp(0, 1))), LABELS).backward()
+        torch.optim.SGD(network.parameters(), lr=RATE).step()
+        return float(F.cross_entropy(network(training.normalise(images)), LABELS).detach())
+
+    assert float(ahead.detach()) == pytest.approx(stepped(deltas.detach()), abs=1e-5)
+    assert stepped(deltas.detach() + 0.02 * gradient.sign()) > float(ahead.detach())
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
