@@ -40,6 +40,7 @@ ENOUGH = {
     "doctor": [],
     "evaluate_relearning": ["--clean", "c", "--test", "t", "--output", "o"],
     "pack": ["--input", "i", "--output", "o"],
+    "protect_baseline": ["--method", "sp", "--input", "i", "--output", "o"],
     "protect_imagenet": ["--input", "i", "--output", "o"],
     "protect_uploads": ["--input", "i", "--output", "o", "--protection", "p"],
     "report": ["--output", "o"],
