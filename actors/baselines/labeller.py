@@ -8,9 +8,9 @@ from typing import Any
 from actors.cluster.batches import Batch, RunContext, ShardDone, done_columns, shards_of
 from pipeline import layout
 from pipeline.baselines.labels import labelled, predicted
-from pipeline.baselines.settings import Grouping
 from pipeline.clusters.clustering import Head
 from pipeline.records import Shard
+from pipeline.relearning.labels.given import Classes
 from pipeline.shards.samples import samples_of
 from pipeline.surrogates.features import Assignment, assignment_to_parquet, features_from_parquet
 
@@ -18,11 +18,12 @@ from pipeline.surrogates.features import Assignment, assignment_to_parquet, feat
 class Labeller:
     """Reads labels, or takes those that a classifier predicts from the features; can be called without Ray.
 
-    head  of the surrogate; None: the labels of the samples
+    classes  as class_numbers finds them; None: one label for all
+    head     of the surrogate; None: the labels of the samples
     """
 
-    def __init__(self, context: RunContext, labels: Grouping, head: Head | None = None) -> None:
-        self.context, self.labels, self.head = context, labels, head
+    def __init__(self, context: RunContext, classes: Classes | None, head: Head | None = None) -> None:
+        self.context, self.classes, self.head = context, classes, head
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         return done_columns([self._label(shard) for shard in shards_of(batch)])
@@ -41,6 +42,6 @@ class Labeller:
             samples_of(source, shard, max_member_bytes=settings.max_member_bytes),
             shard.name,
             f"{source.url}/{shard.name}",
-            has_labels=self.labels == "true",
-            settings=settings,
+            self.classes,
+            settings,
         )

@@ -56,7 +56,9 @@ def _where(parser: Parser) -> None:
 
 def _labels(parser: Parser) -> None:
     add = parser.add_argument_group("labels").add_argument
-    groups = "what the deltas follow: the .cls of the samples, the classes that the surrogate predicts, or its clusters"
+    groups = (
+        "what the deltas follow: the .cls or class folder of an image, what the surrogate predicts, or its clusters"
+    )
     add("--labels", choices=["true", "predicted", "cluster"], help=groups)
     add("--surrogate", metavar="NAME", help="encoder of predicted labels and clusters, as for protect_imagenet.py")
     add("--surrogate-weights", metavar="FILE", help="safetensors file with the surrogate's weights")

@@ -29,6 +29,7 @@ from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit_images import fit_shares, shorter_sides
 from pipeline.measures.estimate import estimate_writing, first_samples
+from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.report.page import size as as_bytes
 from pipeline.shards.samples import samples_of
 from pipeline.surrogates.features import assignment_from_parquet
@@ -41,9 +42,16 @@ def prepare_baseline(settings: BaselineRunSettings) -> Run:
         given.check(settings.epsilon)
         settings = replace(settings, deltas_sha256=given.sha256)
     run = prepare(settings)
+    true_classes(run)
     if settings.labels == "predicted" and run.surrogate.head is None:
         raise SettingsError(f"--labels predicted: {settings.surrogate} has no classifier; choose another --surrogate")
     return run
+
+
+def true_classes(run: Run) -> Classes | None:
+    """What true labels are, as class_numbers; None for other labels. Raises InputError for images without a label."""
+    settings = _settings(run)
+    return class_numbers({settings.input: run.plan.shards}) if settings.labels == "true" else None
 
 
 def _settings(run: Run) -> BaselineRunSettings:
@@ -103,7 +111,7 @@ def label(run: Run) -> Clustering:
     workers = workers_for(settings).on_cpus()
     head = run.surrogate.head if settings.labels == "predicted" else None
     with progress("label", len(left), output=run.output) as bar:
-        for done in over_shards(left, Labeller, (context_of(run, workers), settings.labels, head), workers):
+        for done in over_shards(left, Labeller, (context_of(run, workers), true_classes(run), head), workers):
             bar.step(done.name, images=done.images)
     sizes = cluster_counts(run)
     if not sizes:

@@ -11,18 +11,18 @@ from pipeline.clusters.clustering import Clustering, ClusterSpace, Head
 from pipeline.errors import SampleError
 from pipeline.pictures.members import open_sample
 from pipeline.records import Features, Rejection, Sample
+from pipeline.relearning.labels.given import Classes, given_label
 from pipeline.settings import ApplySettings
-from pipeline.shards.samples import label_of
 from pipeline.surrogates.features import Assignment
 
 
 def labelled(
-    samples: Iterable[Sample | Rejection], shard: str, where: str, *, has_labels: bool, settings: ApplySettings
+    samples: Iterable[Sample | Rejection], shard: str, where: str, classes: Classes | None, settings: ApplySettings
 ) -> Assignment:
     """The label of every usable sample of a shard, as its cluster, at distance 0.
 
-    where       the shard is, for messages
-    has_labels  False: put all of them into cluster 0
+    where    the shard is, for messages
+    classes  as class_numbers finds them; None: put all samples into cluster 0
     Raises InputError for a sample without a label. What cannot be protected is left out; `apply` says why.
     """
     found: dict[str, int] = {}
@@ -33,7 +33,7 @@ def labelled(
             open_sample(sample, settings=settings)
         except SampleError:
             continue
-        found[sample.key] = label_of(sample, where) if has_labels else 0
+        found[sample.key] = 0 if classes is None else given_label(sample, classes, where)
     return _assignment(shard, tuple(found), np.array(list(found.values()), np.int32))
 
 

@@ -23,7 +23,7 @@ from actors.cluster.batches import RunContext, shard_rows
 from actors.protector import Protector
 from actors.sampler import FitImageReader, cluster_sizes
 from jobs.baselines.options import parse_baseline
-from jobs.baselines.steps import prepare_baseline, take_given
+from jobs.baselines.steps import prepare_baseline, take_given, true_classes
 from jobs.protection.finish import finish_run
 from jobs.protection.prepare import Run, start_run
 from jobs.protection.status_file import StatusFile
@@ -66,7 +66,7 @@ def protected(
     context = RunContext(run.source, run.output, settings, run.plan.fingerprint, threads=1, device="cpu")
     shards = [run.plan.shards[index] for index in order]
     for shard in shards:
-        Labeller(context, settings.labels)(batch(shard))
+        Labeller(context, true_classes(run))(batch(shard))
     if settings.deltas:
         take_given(run, label_clustering(1))
     else:
@@ -124,6 +124,23 @@ def test_every_picture_of_a_class_gets_the_delta_of_that_class(
     report = run.output.read(layout.REPORT).decode()
     assert "Baseline random (class-wise random noise: P5 of Tao et al." in report
     assert "one delta per label, by true labels" in report
+
+
+def test_pictures_in_class_folders_are_labelled_by_their_folders(tmp_path: Path) -> None:
+    for name in ("cats/1", "cats/deep/2", "dogs/1", "dogs/3"):
+        path = tmp_path / "in" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_bytes(noise(32, 32, seed=len(name)) // 2 + 64))
+    run = protected(tmp_path / "in", tmp_path / "out", "--method", "random", order=(0,))
+    levels = load_protection(run.output.read(layout.PROTECTION)).levels  # type: ignore[attr-defined]
+    for path in (tmp_path / "in").rglob("*.png"):
+        after = tmp_path / "out" / path.relative_to(tmp_path / "in")
+        before, change = (np.asarray(Image.open(each), np.int16) for each in (path, after))
+        label = ["cats", "dogs"].index(path.relative_to(tmp_path / "in").parts[0])
+        assert (change - before == levels[label].transpose(1, 2, 0)).all(), path
+    (tmp_path / "in/stray.png").write_bytes(image_bytes(noise(32, 32)))
+    with pytest.raises(InputError, match=r"stray\.png has no label: put it into the folder of its class"):
+        protected(tmp_path / "in", tmp_path / "refused", "--method", "random", order=(0,))
 
 
 def test_a_label_without_a_picture_to_compute_its_delta_on_ends_the_run(source: Path, tmp_path: Path) -> None:
@@ -272,6 +289,10 @@ def test_a_sample_without_a_label_ends_the_run_and_is_named(tmp_path: Path) -> N
     for name in ("a", "b"):
         (tmp_path / f"in/{name}.png").write_bytes(image_bytes(noise(32, 32)))
     (tmp_path / "in/a.cls").write_bytes(b"0")
+    with pytest.raises(InputError, match=r"1 images have no \.cls beside them, e\.g\. b\.png, but others have one"):
+        protected(tmp_path / "in", tmp_path / "out", "--method", "random", order=(0,))
+    assert not (tmp_path / "out/_scumble/run.json").exists()
+    (tmp_path / "in/b.cls").write_bytes(b"cat")
     with pytest.raises(InputError, match=r": b has no usable \.cls label"):
         protected(tmp_path / "in", tmp_path / "out", "--method", "random", order=(0,))
 
