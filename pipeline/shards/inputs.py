@@ -196,6 +196,7 @@ def without_unwritable(
     images = list[LooseImage]()
     names = {shard.name for shard in listing.shards if not shard.images}
     names |= {written(image.files[0].name) for shard in listing.shards for image in shard.images}
+    first_of: dict[str, str] = {}  # name in the output, without its case -> the first that has it
 
     def fits(name: str, *outputs: str) -> bool:
         fault = next(filter(None, map(output.too_long, outputs)), "")
@@ -203,6 +204,10 @@ def without_unwritable(
             above = (name[:at] for at, sign in enumerate(name) if sign == "/")
             there = next((folder for folder in above if folder in names), "")
             fault = f"{there} is {'a shard' if is_shard(there) else 'an image'}, not a folder" if there else ""
+        if output.ignores_case and not fault:
+            pairs = [(each, first_of.setdefault(each.casefold(), each)) for each in outputs]
+            same = next((first for each, first in pairs if first != each), "")
+            fault = f"it differs from {same} in case alone, and that disk ignores case" if same else ""
         if fault:
             passed_over.append(Rejection(name, "", Reason.UNUSABLE_NAME, f"in the output: {fault}"))
         return not fault

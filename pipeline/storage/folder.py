@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -131,6 +132,21 @@ def link(source: str, target: str) -> None:
             raise
         what = "this file system has no hard links, which commits need: choose an --output on another one"
         raise OSError(errno.ENOTSUP, what) from error
+
+
+def ignores_case(root: str) -> bool:
+    """True if the nearest existing folder has its entries under names in the other case as well.
+
+    Nothing is written to find out; of an empty folder nothing is known, and it is taken to mind the case.
+    """
+    there = Path(root).absolute()
+    while not there.is_dir():
+        there = there.parent
+    with contextlib.suppress(OSError), os.scandir(there) as entries:
+        for entry in entries:
+            if (other := entry.name.swapcase()) != entry.name:
+                return (there / other).exists() and os.path.samefile(entry.path, there / other)
+    return False
 
 
 def longest(folder: str) -> tuple[int, int]:

@@ -130,6 +130,11 @@ class Store(Versions):
         return f"a path of {asked:,} bytes exceeds the limit of {whole:,}" if asked > whole else ""
 
     @cached_property
+    def ignores_case(self) -> bool:
+        """True if names that differ in case alone seem to be one file there, as on the disks of Macs and Windows."""
+        return self.is_local and folder.ignores_case(self.root)
+
+    @cached_property
     def _longest(self) -> tuple[int, int]:
         """Maximum bytes of a file name and of a path on the folder's file system."""
         return folder.longest(self.root)

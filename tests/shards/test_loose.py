@@ -162,6 +162,28 @@ def test_images_whose_names_the_output_cannot_hold_are_left_out_before_the_start
     assert names == {"a", "a.jpg/b"}
 
 
+def test_names_that_differ_in_case_alone_are_not_written_to_a_disk_that_ignores_case(tmp_path: Path) -> None:
+    files = ("a.jpg", "A.JPG", "b/c.jpg", "b/c.txt", "B/C.png", "B/C.TXT", "d.tar", "D.tar")
+    write(tmp_path / "in", **dict.fromkeys(files, b"1"))
+    listing = resolve_input(f"{tmp_path}/in")
+    kept = {}
+    for name, links in (("minds", ()), ("ignores", ("pROTECTED",))):
+        disk = tmp_path / name
+        disk.mkdir()
+        (disk / "Protected").touch()
+        for link in links:  # the same file under its name in the other case, as such a disk shows it
+            (disk / link).hardlink_to(disk / "Protected")
+        output = Store(str(disk / "out"))
+        assert output.ignores_case == bool(links)
+        found = without_unwritable(listing, output, layout.assignment)
+        kept[name] = sorted(found.names)
+        refused = {rejection.key: rejection.detail for rejection in found.passed_over}
+    assert kept["minds"] == sorted(files)
+    assert kept["ignores"] == ["A.JPG", "B/C.TXT", "B/C.png", "D.tar"]
+    assert refused["a.jpg"] == "in the output: it differs from A.JPG in case alone, and that disk ignores case"
+    assert sorted(refused) == ["a.jpg", "b/c.jpg", "d.tar"]
+
+
 def test_one_file_and_a_pattern_are_inputs_too(tmp_path: Path) -> None:
     write(tmp_path, **{"a.jpg": b"1", "b/c.jpg": b"2", "b/c.cls": b"3", "d.png": b"4"})
     assert list(resolve_input(f"{tmp_path}/a.jpg").names) == ["a.jpg"]
