@@ -343,7 +343,7 @@ def test_the_job_runs_to_its_end_by_clusters_and_finds_all_done_when_started_aga
     given = ["--input", str(source), "--output", str(tmp_path / "out"), "--method", "sp", "--labels", "cluster"]
     given += ["--clusters", "3"]
     command = [sys.executable, str(runs.ROOT / "jobs/protect_baseline.py"), *given, "--surrogate-size", "64"]
-    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run([*command, *runs.ONE_WORKER], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert "protected    48 images in 3 shards" in done.stdout
     assert "clusters     3 of" in done.stdout

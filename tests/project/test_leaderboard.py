@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs.baselines.options import parse_baseline
+from jobs.protection.options import parse_settings
+from pipeline.baselines.methods import BASELINES
 from pipeline.errors import InputError
 from pipeline.relearning.presets import AUDIT_CPU
 from tests.bench.leaderboard import PAGES, Cell, Entry, pages, read_entries, tables
+from tests.bench.rivals import OURS, ROOT, fit_command, parsed
 
 ENTRY = Entry(
     method="one",
@@ -80,3 +85,15 @@ def test_a_file_that_is_no_entry_or_has_anothers_name_is_refused(tmp_path: Path)
     (tmp_path / "else.json").write_bytes(b"{}")
     with pytest.raises(InputError, match=r"else\.json"):
         read_entries(tmp_path)
+
+
+@pytest.mark.parametrize("method", [*BASELINES, OURS])
+@pytest.mark.parametrize("labels", ["true", "cluster"])
+def test_every_method_can_be_fitted_for_it_by_one_command(
+    monkeypatch: pytest.MonkeyPatch, method: str, labels: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rivals.py", "--output", "r", "--methods", method, "--device", "here"])
+    _, job, *given = fit_command(parsed(), method, labels, 2, Path("r/2"))
+    settings = parse_settings(given) if method == OURS else parse_baseline(given)
+    assert (settings.seed, settings.output, settings.encode) == (2, "r/2", "lossless")
+    assert (ROOT / job).is_file()
