@@ -22,6 +22,7 @@ FEATURES = f"{RUN_FOLDER}/features"
 ASSIGNMENTS = f"{RUN_FOLDER}/assignments"
 CLUSTERS = f"{RUN_FOLDER}/clusters"
 DELTAS = f"{RUN_FOLDER}/deltas"
+BASELINE_CHECKPOINT = f"{DELTAS}/checkpoint"  # of a published method that trains a network, until it is done
 COMMITS = f"{RUN_FOLDER}/commits"
 QUARANTINE = f"{RUN_FOLDER}/quarantine"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from pipeline.baselines.base import BaselineSettings, Told
 from pipeline.baselines.fit import baseline_protection, checked_deltas, keyed_by_shard, largest_change, sharded_pictures
 from pipeline.baselines.methods import baseline
 from pipeline.baselines.settings import BaselineRunSettings
+from pipeline.baselines.trained.checkpoints import Checkpoints
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.keyed import KeyedDeltas
 from pipeline.errors import PromiseError
@@ -79,7 +81,9 @@ def write_deltas(task: BaselineTask, tables: Sequence[pa.Table], device: str, to
     found = sharded_pictures(tables, side=task.side)
     if missing := sorted(set(task.labels).difference(found.pictures.labels.tolist())):
         raise PromiseError(f"label {missing[0]} has no picture to compute a delta on")
-    how = BaselineSettings(settings.epsilon, settings.seed, device.partition(":")[0], settings.effort)
+    name = layout.BASELINE_CHECKPOINT
+    checkpoints = Checkpoints(output.read_if_there(name), partial(output.put, name), where=f"{output.url}/{name}")
+    how = BaselineSettings(settings.epsilon, settings.seed, device.partition(":")[0], settings.effort, checkpoints)
     levels = checked_deltas(method, found.pictures, len(task.clustering.centroids), how, told)
     epsilon = settings.epsilon if settings.is_bounded else largest_change(levels)
     keyed = keyed_by_shard(found, levels, epsilon).items() if method.per_sample else ()
@@ -96,3 +100,4 @@ def write_deltas(task: BaselineTask, tables: Sequence[pa.Table], device: str, to
         | {"fit": dict(method.figures)},
     )
     output.create(layout.PROTECTION, protection.to_bytes())
+    output.delete([name])

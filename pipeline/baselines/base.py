@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.baselines.trained.checkpoints import Checkpoints
 
 Bound = Literal["linf", "l2", "none"]
 NO_FIGURES: Mapping[str, float] = MappingProxyType({})  # of a method that fits nothing
@@ -37,16 +40,18 @@ class LabelledPictures:
 class BaselineSettings:
     """How a baseline is fitted.
 
-    epsilon  bound on |delta|, pixel units; methods with a budget of their own say so in `bound`
-    seed     of everything that is random
-    device   "cpu" or "cuda"
-    effort   1 is as published; less is a share of the published steps, which the figures then state
+    epsilon      bound on |delta|, pixel units; methods with a budget of their own say so in `bound`
+    seed         of everything that is random
+    device       "cpu" or "cuda"
+    effort       1 is as published; less is a share of the published steps, which the figures then state
+    checkpoints  from which a method that trains a network goes on; None: none are kept
     """
 
     epsilon: float
     seed: int = 0
     device: str = "cpu"
     effort: float = 1.0
+    checkpoints: Checkpoints | None = None
 
 
 class Baseline(Protocol):

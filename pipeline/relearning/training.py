@@ -313,7 +313,7 @@ class Training:
             "regime": self.regime.state(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`."""
         self.restore(state["weights"])
         self.lr_factors = list(state["lr_factors"])

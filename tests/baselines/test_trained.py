@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, LabelledPictures
+from pipeline.baselines.trained.checkpoints import Checkpoints
 from pipeline.baselines.trained.contrastive import (
     CLASS_WISE,
     ContrastiveLoop,
@@ -119,10 +121,33 @@ def settings_of(name: str) -> BaselineSettings:
     return BaselineSettings(16 / 255, seed=3, effort=EFFORT.get(name, SETTINGS.effort))
 
 
+KEPT: defaultdict[str, list[bytes]] = defaultdict(list)  # checkpoints of each method's fit, after every step
+
+
 @cache
 def fitted(name: str) -> tuple[FittedBaseline, NDArray[np.int16]]:
-    method = METHODS[name]()
-    return method, method.deltas(pictures(), settings_of(name), lambda share: None)
+    method, settings = METHODS[name](), settings_of(name)
+    settings = replace(settings, checkpoints=Checkpoints(keep=KEPT[name].append, seconds=0))
+    return method, method.deltas(pictures(), settings, lambda share: None)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pil"])  # which takes no time
+def test_a_fit_goes_on_from_any_checkpoint_to_the_same_deltas(name: str) -> None:
+    (method, levels), kept = fitted(name), KEPT[name]
+    for number in {len(kept) // 2, len(kept) - 1}:
+        after: list[bytes] = []
+        settings = replace(settings_of(name), checkpoints=Checkpoints(kept[number], after.append, seconds=0))
+        again = METHODS[name]()
+        found = again.deltas(pictures(), settings, lambda share: None)
+        assert (found == levels).all(), number
+        assert again.figures == method.figures
+        assert len(after) == len(kept) - number - 1, "steps were taken again, or left out"
+
+
+@pytest.mark.parametrize("data", [b"", b"no checkpoint", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_one_line_with_its_cure(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^s3://x/checkpoint .*delete it to begin the fit again$"):
+        Checkpoints(data, where="s3://x/checkpoint")
 
 
 def in_order_of_keys(given: LabelledPictures) -> Labelled:
@@ -254,8 +279,8 @@ def test_hypo_is_easier_for_its_surrogate_than_the_plain_pictures() -> None:
 def test_dune_moves_all_checkpoints_towards_the_third_next_label() -> None:
     ordered = in_order_of_keys(pictures())
     training, kept = trained_surrogate("tiny", ordered, SETTINGS, lambda share: None, DuneSpatial.checkpoints)
-    assert len(kept) == 5
-    for network in kept:
+    assert len(kept.networks) == 5
+    for network in kept.networks:
         training.network = network
         plain, moved = (
             F.cross_entropy(scores(training, levels), (LABELS + 3) % 4) for levels in (0, fitted("dune")[1])

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +52,17 @@ def batch(shard: object) -> dict[str, list[object]]:
 
 
 def protected(
-    source: Path, output: Path, *options: str, order: Sequence[int] = (0, 1, 2), also: tuple[int, ...] = ()
+    source: Path,
+    output: Path,
+    *options: str,
+    order: Sequence[int] = (0, 1, 2),
+    also: tuple[int, ...] = (),
+    told: Callable[[float], None] = lambda share: None,
 ) -> Run:
     """A run as the job does it, stage by stage, without Ray; shards in any order.
 
     also  labels that are said to occur, and do not
+    told  the progress of the fit
     """
     given = ["--input", str(source), "--output", str(output), "--encode", "lossless", *options]
     settings = parse_baseline(given)
@@ -74,7 +80,7 @@ def protected(
         tables = [pa.table({name: list(column) for name, column in read(batch(shard)).items()}) for shard in shards]
         labels = tuple(cluster_sizes(run.output, [shard.name for shard in shards]))
         task = BaselineTask(context, settings, label_clustering(CLASSES), run.surrogate.id, [], None, 32, labels + also)
-        write_deltas(task, tables, "cpu", lambda _: None)
+        write_deltas(task, tables, "cpu", told)
     for shard in shards:
         Protector(context)(batch(shard))
     assert finish_run(run, StatusFile(run.output, run.plan.fingerprint)) == 0
@@ -178,6 +184,29 @@ def test_a_method_that_trains_a_network_takes_the_one_that_is_named_and_keeps_it
     protection = load_protection(run.output.read(layout.PROTECTION))
     assert protection.per_sample == (method == "em")
     assert protection.figures["fit"]
+
+
+def test_a_fit_that_is_stopped_goes_on_from_its_checkpoint_to_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.baselines.trained.checkpoints.SECONDS", 0.0)
+    given = ["--method", "em", "--network", "small", "--effort", "0.1"]
+    shares: list[float] = []
+
+    def stop(share: float) -> None:
+        shares.append(share)
+        if len(shares) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        protected(source, tmp_path / "stopped", *given, told=stop)
+    assert (tmp_path / "stopped" / layout.BASELINE_CHECKPOINT).exists()
+    again: list[float] = []
+    protected(source, tmp_path / "stopped", *given, told=again.append)
+    protected(source, tmp_path / "quiet", *given)
+    assert again[0] == shares[-1], "it began before or after the last checkpoint"
+    assert runs.shard_digests(tmp_path / "stopped") == runs.shard_digests(tmp_path / "quiet")
+    assert not (tmp_path / "stopped" / layout.BASELINE_CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "folder"])

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.baselines.base import BaselineSettings, Told
+from pipeline.baselines.trained.checkpoints import Tensors, Weights
 from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, FittedBaseline, SurrogateBaseline
-from pipeline.baselines.trained.steps import scaled
+from pipeline.baselines.trained.steps import resumable, scaled
 from pipeline.baselines.trained.surrogate import BATCH, embedded, new_surrogate, num_labels, plain_recipe, sgd_step
 from pipeline.deltas.sign_step import check_finite
 from pipeline.hashing import derive, torch_rng
@@ -111,7 +112,8 @@ class ContrastiveLoop:
     def run(self, told: Told) -> None:
         """All epochs."""
         rate = RATE * self._batch / BATCH
-        for epoch in range(self.epochs):
+        parts = self.training, Weights(self._projection), Tensors(self.deltas)
+        for epoch in resumable(self._settings, f"cp-{self._phase.epochs}", self.epochs, *parts):
             with named_randomness(self.training, "cp-epoch", self._phase.epochs, epoch):
                 self._freeze(False)
                 for rows in self._order("cp-model", epoch):
@@ -167,7 +169,7 @@ class SeparableNoise(FittedBaseline):
         epochs, epsilon = scaled(SEPARATION_EPOCHS, settings.effort), settings.epsilon
         start = torch.rand(pictures.images.shape, generator=torch_rng(settings.seed, "tue-start"))
         deltas = epsilon * (2 * start - 1)
-        for epoch in range(epochs):
+        for epoch in resumable(settings, "epochs", epochs, Tensors(deltas)):
             order = torch.randperm(len(deltas), generator=torch_rng(settings.seed, "tue-order", epoch))
             for rows in torch.split(order, BATCH):
                 noise, labels = deltas[rows].to(settings.device), pictures.labels[rows].to(settings.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, Told
 from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, SurrogateBaseline
-from pipeline.baselines.trained.steps import Steps, scaled, sign_descent
+from pipeline.baselines.trained.steps import Steps, resumable, scaled, sign_descent
 from pipeline.baselines.trained.surrogate import (
     BATCH,
     batches,
@@ -78,13 +80,14 @@ class ErrorMinimising(SurrogateBaseline):
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         loop = MinimisingLoop(self, pictures, settings)
-        error, rounds = 1.0, 0
-        while error > loop.search.stop and rounds < loop.most_rounds:
+        for _ in resumable(settings, "rounds", loop.most_rounds, loop):
+            if loop.error <= loop.search.stop:
+                break
             loop.train()
             loop.move_deltas()
-            error, rounds = loop.error(), loop.round
-            told(rounds / loop.most_rounds)
-        self.figures = {"rounds": float(rounds), "training_error": error, "stop_at_error": loop.search.stop}
+            loop.measure()
+            told(loop.round / loop.most_rounds)
+        self.figures = {"rounds": float(loop.round), "training_error": loop.error, "stop_at_error": loop.search.stop}
         return loop.deltas
 
 
@@ -92,13 +95,15 @@ class MinimisingLoop:
     """The surrogate and the deltas of one search.
 
     deltas  float32 [n, 3, S, S] in [0, 1] pixel units, class-wise [num_labels, 3, S, S]; 0 at first
+    round   how many are done
+    error   training error on the searched pictures with their deltas, as the surrogate saw them last
     """
 
     def __init__(self, method: ErrorMinimising, pictures: Labelled, settings: BaselineSettings) -> None:
         published = SAMPLE_WISE if method.per_sample else CLASS_WISE
         self.search = Search(published.steps.at(settings.effort), published.stop)
         self.most_rounds = scaled(MOST_ROUNDS, settings.effort)
-        self.round = 0
+        self.round, self.error = 0, 1.0
         self._per_sample, self._colour, self._staged = method.per_sample, method.colour, method.staged
         self._settings = settings
         regime = ProgressiveTraining(StagedOptions(reduce="pca2")) if method.staged else Regime()
@@ -147,13 +152,23 @@ class MinimisingLoop:
             else:
                 self.deltas = class_means(moved, labels, self.deltas).clamp(-epsilon, epsilon)
 
-    def error(self) -> float:
-        """Training error on the searched pictures with their deltas, as the surrogate sees them."""
+    def measure(self) -> None:
+        """Look for the training error again."""
         wrong = 0.0
         for rows, images, labels in batches(self.surrogate, self._searched):
             deltas = self.deltas[rows] if self._per_sample else self.deltas[labels]
             wrong += len(labels) * error_share(self.surrogate, labels, self._seen((images + deltas).clamp(0, 1)))
-        return wrong / self._searched
+        self.error = wrong / self._searched
+
+    def state(self) -> dict[str, Any]:
+        counts = {"round": self.round, "error": self.error, "next": self._next, "draws": self._draws}
+        return {"deltas": self.deltas.cpu(), "surrogate": self.surrogate.state(), **counts}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.deltas = state["deltas"].to(self.deltas.device)
+        self.surrogate.load(state["surrogate"])
+        self.round, self.error = state["round"], state["error"]
+        self._next, self._draws = state["next"], state["draws"]
 
     def _protected(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures + deltas, float [B, 3, S, S] in [0, 1], and labels of `rows`."""

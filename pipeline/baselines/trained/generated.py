@@ -11,8 +11,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, Told
+from pipeline.baselines.trained.checkpoints import Weights
 from pipeline.baselines.trained.fitted import SurrogateBaseline
-from pipeline.baselines.trained.steps import scaled
+from pipeline.baselines.trained.steps import resumable, scaled
 from pipeline.baselines.trained.surrogate import batches, new_surrogate, plain_recipe, sgd_step
 from pipeline.deltas.sign_step import check_finite
 from pipeline.hashing import derive, torch_rng
@@ -53,7 +54,7 @@ class DeepConfuse(SurrogateBaseline):
         rate = min(LARGEST_GENERATOR_RATE, GENERATOR_RATE * EPOCHS / epochs)
         optimiser = torch.optim.Adam(generator.parameters(), lr=rate)
         recipe = replace(plain_recipe(1), momentum=0.0, weight_decay=0.0)
-        for epoch in range(epochs):
+        for epoch in resumable(settings, "epochs", epochs, Weights(generator, optimiser)):
             fresh = replace(settings, seed=derive(settings.seed, "deepconfuse-surrogate", epoch))
             surrogate = new_surrogate(self.surrogate, pictures, fresh, recipe)
             frozen = copy.deepcopy(generator).requires_grad_(False)
@@ -63,6 +64,7 @@ class DeepConfuse(SurrogateBaseline):
                     _train_both(surrogate, generator, frozen, optimiser, epsilon, number)
             told((epoch + 1) / epochs)
         self.figures = {"epochs": float(epochs)}
+        surrogate = new_surrogate(self.surrogate, pictures, settings, recipe)  # only for its batches
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
         with torch.no_grad():
             for rows, images, _ in batches(surrogate):

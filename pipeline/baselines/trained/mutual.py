@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, Told
+from pipeline.baselines.trained.checkpoints import Tensors
 from pipeline.baselines.trained.fitted import SurrogateBaseline
-from pipeline.baselines.trained.steps import Steps, scaled, sign_descent
+from pipeline.baselines.trained.steps import Steps, resumable, scaled, sign_descent
 from pipeline.baselines.trained.surrogate import batches, embedded, new_surrogate, plain_recipe, sgd_step
 from pipeline.hashing import torch_rng
 from pipeline.relearning.regimes.requirements import named_randomness
@@ -40,7 +41,7 @@ class MutualInformation(SurrogateBaseline):
         recipe = replace(plain_recipe(epochs), weight_decay=WEIGHT_DECAY)
         surrogate = new_surrogate(self.surrogate, pictures, settings, recipe)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
-        for epoch in range(epochs):
+        for epoch in resumable(settings, "epochs", epochs, surrogate, Tensors(deltas)):
             surrogate.network.train().requires_grad_(True)
             order = torch.randperm(len(deltas), generator=torch_rng(settings.seed, "mi-ue-order", epoch))
             with named_randomness(surrogate, "mi-ue-epoch", epoch):

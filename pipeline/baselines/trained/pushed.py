@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, Told
+from pipeline.baselines.trained.checkpoints import Figures, Stateful, Tensors
 from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, SurrogateBaseline
-from pipeline.baselines.trained.steps import Objective, Steps, scaled, sign_descent
+from pipeline.baselines.trained.steps import Objective, Steps, resumable, scaled, sign_descent
 from pipeline.baselines.trained.surrogate import (
+    BATCH,
     batches,
     cross_entropies,
     error_share,
@@ -31,22 +35,44 @@ TRAINING_SHARE = 0.5  # of the progress that is told
 
 
 def trained_surrogate(
-    name: str, pictures: Labelled, settings: BaselineSettings, told: Told, checkpoints: int = 0
-) -> tuple[Training, list[nn.Module]]:
+    name: str, pictures: Labelled, settings: BaselineSettings, told: Told, copies: int = 0
+) -> tuple[Training, Copies]:
     """The surrogate that all methods of this file push with: 40 epochs at effort 1, crops and flips.
 
-    checkpoints  how many copies to keep from its training, evenly spread, the last one at its end
+    copies  how many to keep from its training, evenly spread, the last one at its end
     """
-    epochs = max(scaled(EPOCHS, settings.effort), checkpoints)
-    training, kept = new_surrogate(name, pictures, settings, plain_recipe(epochs)), []
+    epochs = max(scaled(EPOCHS, settings.effort), copies)
+    training = new_surrogate(name, pictures, settings, plain_recipe(epochs))
+    kept = Copies(training.network)
 
     def on_epoch(done: int) -> None:
-        if done * checkpoints // epochs > (done - 1) * checkpoints // epochs:
-            kept.append(copy.deepcopy(training.network).eval().requires_grad_(False))
+        if done * copies // epochs > (done - 1) * copies // epochs:
+            kept.add()
         told(TRAINING_SHARE * done / epochs)
 
-    train_surrogate(training, on_epoch)
+    train_surrogate(training, settings, on_epoch, kept)
     return training, kept
+
+
+class Copies:
+    """Frozen copies of a network at different times of its training."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self.networks: list[nn.Module] = []
+
+    def add(self) -> None:
+        """One more, of the network as it is now."""
+        self.networks.append(copy.deepcopy(self._network).eval().requires_grad_(False))
+
+    def state(self) -> dict[str, Any]:
+        return {str(number): network.state_dict() for number, network in enumerate(self.networks)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.networks = []
+        for weights in state.values():
+            self.add()
+            self.networks[-1].load_state_dict(weights)
 
 
 class ErrorMaximising(SurrogateBaseline):
@@ -65,16 +91,18 @@ class ErrorMaximising(SurrogateBaseline):
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
         steps, most = self.steps.at(settings.effort), scaled(self.most_passes, settings.effort)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
-        passes, error = 0, 0.0
-        while error < self.stop and passes < most:
+        reached = Figures(passes=0.0, training_error=0.0)
+        for done in resumable(settings, "passes", most, surrogate, Tensors(deltas), reached):
+            if reached.values["training_error"] >= self.stop:
+                break
             wrong = 0.0
             for rows, images, labels in batches(surrogate):
                 away = partial(_away, surrogate, labels)
                 deltas[rows] = sign_descent(away, images, deltas[rows], settings.epsilon, steps)
                 wrong += len(labels) * error_share(surrogate, labels, (images + deltas[rows]).clamp(0, 1))
-            passes, error = passes + 1, wrong / len(deltas)
-            told(TRAINING_SHARE + (1 - TRAINING_SHARE) * passes / most)
-        self.figures = {"passes": float(passes), "training_error": error, "stop_at_error": self.stop}
+            reached.values.update(passes=done + 1.0, training_error=wrong / len(deltas))
+            told(TRAINING_SHARE + (1 - TRAINING_SHARE) * (done + 1) / most)
+        self.figures = reached.values | {"stop_at_error": self.stop}
         return deltas
 
 
@@ -98,7 +126,7 @@ class AdversarialPoisons(SurrogateBaseline):
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
-        for rows, images, labels in batches(surrogate):
+        for rows, images, labels in pushed_batches(surrogate, settings, deltas):
             push = partial(_away, surrogate, labels)
             if self.targeted:
                 push = partial(cross_entropies, surrogate, (labels + 1) % num_labels(pictures))
@@ -135,7 +163,7 @@ class Hypocritical(SurrogateBaseline):
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
-        for rows, images, labels in batches(surrogate):
+        for rows, images, labels in pushed_batches(surrogate, settings, deltas):
             towards, steps = partial(cross_entropies, surrogate, labels), self.steps.at(settings.effort)
             deltas[rows] = sign_descent(towards, images, deltas[rows], settings.epsilon, steps)
             told(TRAINING_SHARE + (1 - TRAINING_SHARE) * rows.stop / len(deltas))
@@ -158,12 +186,21 @@ class DuneSpatial(SurrogateBaseline):
         surrogate, kept = trained_surrogate(self.surrogate, pictures, settings, told, self.checkpoints)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
         count = num_labels(pictures)
-        for rows, images, labels in batches(surrogate):
+        for rows, images, labels in pushed_batches(surrogate, settings, deltas, kept):
             targets = (labels + (self.offset if count > self.offset else 1)) % count
-            push, steps = partial(_mean_loss, surrogate, kept, targets), self.steps.at(settings.effort)
+            push, steps = partial(_mean_loss, surrogate, kept.networks, targets), self.steps.at(settings.effort)
             deltas[rows] = sign_descent(push, images, deltas[rows], settings.epsilon, steps)
             told(TRAINING_SHARE + (1 - TRAINING_SHARE) * rows.stop / len(deltas))
         return deltas
+
+
+def pushed_batches(
+    surrogate: Training, settings: BaselineSettings, deltas: Tensor, *parts: Stateful
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """As batches, but from where the checkpoint is; their deltas are what is kept."""
+    count = math.ceil(len(deltas) / BATCH)
+    for number in resumable(settings, "push", count, surrogate, Tensors(deltas), *parts):
+        yield next(batches(surrogate, first=number * BATCH))
 
 
 def _away(surrogate: Training, labels: Tensor, images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, Told
 from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, SurrogateBaseline
-from pipeline.baselines.trained.steps import Steps, scaled, sign_descent
-from pipeline.baselines.trained.surrogate import batches, cross_entropies, new_surrogate, plain_recipe, sgd_step
+from pipeline.baselines.trained.pushed import pushed_batches
+from pipeline.baselines.trained.steps import Steps, resumable, scaled, sign_descent
+from pipeline.baselines.trained.surrogate import cross_entropies, new_surrogate, plain_recipe, sgd_step
 from pipeline.deltas.delta import levels_of
 from pipeline.fitting.proxy_training import augmented
 from pipeline.hashing import torch_rng
@@ -76,7 +77,7 @@ class RobustErrorMinimising(SurrogateBaseline):
         budget = Budget.at(settings.effort)
         surrogate = self.robust_surrogate(pictures, settings, budget, told)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
-        for rows, images, labels in batches(surrogate):
+        for rows, images, labels in pushed_batches(surrogate, settings, deltas):
             rng = torch_rng(settings.seed, "rem-last", rows.start)
             deltas[rows] = robust_deltas(
                 *(surrogate, images, labels), epsilon=settings.epsilon, budget=budget, rng=rng, colour=self.colour
@@ -88,7 +89,7 @@ class RobustErrorMinimising(SurrogateBaseline):
         """A surrogate trained on adversarial versions of protected pictures; in inference mode, frozen."""
         epsilon, most = settings.epsilon, levels_of(settings.epsilon)
         surrogate = new_surrogate(self.surrogate, pictures, settings, plain_recipe(1))
-        for step in range(budget.model_steps):
+        for step in resumable(settings, "steps", budget.model_steps, surrogate):
             rng = torch_rng(settings.seed, "rem-step", step)
             rows = torch.randperm(len(pictures.images), generator=rng)[:BATCH].to(surrogate.device)
             images, labels = surrogate.images[rows].float() / 255, surrogate.labels[rows]

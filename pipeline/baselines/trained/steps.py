@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pipeline.baselines.base import BaselineSettings
+from pipeline.baselines.trained.checkpoints import Checkpoints, Stateful
 from pipeline.deltas.sign_step import check_finite
 
 # images + deltas, float [B, 3, S, S] in [0, 1] -> what the delta of each is to lower, [B]
@@ -17,6 +19,11 @@ Objective = Callable[[Tensor], Tensor]
 def scaled(count: int, effort: float) -> int:
     """A share of a published number, at least 1."""
     return max(1, round(count * effort))
+
+
+def resumable(settings: BaselineSettings, name: str, count: int, *parts: Stateful) -> Iterator[int]:
+    """The steps of a loop by the checkpoints of the settings (see Checkpoints.steps); all of them if there are none."""
+    return (settings.checkpoints or Checkpoints()).steps(name, count, *parts)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings
+from pipeline.baselines.trained.checkpoints import Stateful
+from pipeline.baselines.trained.steps import resumable
 from pipeline.deltas.sign_step import check_finite
 from pipeline.hashing import derive
 from pipeline.relearning.regimes.requirements import named_randomness
@@ -43,13 +45,16 @@ def new_surrogate(
     return training
 
 
-def train_surrogate(training: Training, on_epoch: Callable[[int], None]) -> None:
+def train_surrogate(
+    training: Training, settings: BaselineSettings, on_epoch: Callable[[int], None], *parts: Stateful
+) -> None:
     """Train for all epochs of the recipe, then leave the network in inference mode.
 
     on_epoch  is told how many epochs are done
+    parts     that it changes
     Raises PromiseError for a loss that is not finite.
     """
-    for epoch in range(training.recipe.epochs):
+    for epoch in resumable(settings, "surrogate", training.recipe.epochs, training, *parts):
         with named_randomness(training, "baseline-epoch", epoch):
             loss, _ = training.run_epoch(epoch)
         check_finite(torch.tensor(loss), "training the surrogate", epoch)
@@ -74,10 +79,13 @@ def num_labels(pictures: Labelled) -> int:
     return int(pictures.labels.max()) + 1
 
 
-def batches(training: Training, count: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The first `count` pictures, or all, in order: rows, images float [B, 3, S, S] in [0, 1], labels."""
+def batches(training: Training, count: int | None = None, *, first: int = 0) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The first `count` pictures, or all, in order: rows, images float [B, 3, S, S] in [0, 1], labels.
+
+    first  row to begin with
+    """
     end = len(training.images) if count is None else count
-    for start in range(0, end, BATCH):
+    for start in range(first, end, BATCH):
         rows = slice(start, min(start + BATCH, end))
         yield rows, training.images[rows].float() / 255, training.labels[rows]
 
