@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rows import BENCH, TINY_FIT, Task, job, run, told
+from rows import BENCH, Task, job, run, told
 
 from pipeline.settings import EMBEDDED_SURROGATE
 from pipeline.shards.photographs import write_demo_collection
@@ -19,30 +19,21 @@ def main() -> None:
     task = told()
     train, test = collection(task)
     output, controls = task.work / "uc", task.work / "controls"
-    small = [*TINY_FIT, "--clusters", "2", "--steps", "2", "--batch-size", "8", "--restarts", "2"] if task.tiny else []
-    alone = ["--workers", "1"] if task.tiny else []  # other steps run beside it
     surrogate = ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64" if task.tiny else "160"]
-    with task.timed("the default protection"):
-        run(
-            job(
-                "protect_imagenet",
-                "--input",
-                train,
-                "--output",
-                str(output),
-                *surrogate,
-                *small,
-                *alone,
-                *task.gpu_options,
-            )
-        )
+    protect = ["--input", train, "--output", str(output), *surrogate, *task.gpu_options]
+    with task.timed("the default protection"):  # in a rehearsal step 2 makes one
+        run(job("protect_imagenet", *protect, *(["--dry-run"] if task.tiny else [])))
     run([sys.executable, str(BENCH / "control_protections.py"), "--input", train, "--output", str(controls)])
     target, regimes, epochs = ("small", "nt", 1) if task.tiny else ("resnet18", REGIMES, 12)
-    judged = ["--clean", train, "--test", test, "--protected", f"uc={output}", f"control={controls / 'class-random'}"]
+    protected = {"control": controls / "class-random"} | ({} if task.tiny else {"uc": output})
+    judged = ["--clean", train, "--test", test]
+    judged += ["--protected", *(f"{name}={folder}" for name, folder in protected.items())]
     judged += ["--targets", target, "--regimes", regimes, "--epochs", str(epochs), "--seeds", "0"]
     judged += ["--output", str(task.work / "evaluation"), *(["--gpus-per-worker", "0.25"] if task.gpu_options else [])]
+    if task.tiny:  # other steps run beside it
+        judged += ["--workers", "1"]
     with task.timed(f"evaluate_relearning.py, {target}, {epochs} epochs, {len(regimes.split(','))} regimes"):
-        run(job("evaluate_relearning", *judged, *alone))
+        run(job("evaluate_relearning", *judged))
     tell(task, task.work / "evaluation")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from rows import BENCH, TINY_FIT, Task, job, run, told
+from rows import BENCH, Task, job, run, told
 
 sys.path.insert(0, str(BENCH))
 from photo_shards import crops, samples  # noqa: E402
@@ -24,6 +24,8 @@ from pipeline.shards.tar import ShardWriter  # noqa: E402
 
 SIZES = ((500, 375), (375, 500), (640, 480), (500, 333), (1024, 768))
 CLIP = "open_clip:ViT-B-32/openai"
+# of a rehearsal: training the proxy takes its time, and the tests of step 1 train one
+TINY_FIT = ("--workers", "1", "--generator", "direct", "--optimise-through", "surrogate")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 BENCH = ROOT / "tests" / "bench"  # what the benchmarks share
-# of a rehearsal: training the proxy takes its time, and the tests of step 1 train one
-TINY_FIT = ("--workers", "1", "--generator", "direct", "--optimise-through", "surrogate")
 
 
 @dataclass(frozen=True)

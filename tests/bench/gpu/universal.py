@@ -92,7 +92,7 @@ def killed_and_resumed(task: Task, width: int, blocks: int, side: int) -> None:
     shards = write_shards(
         task.work / "in", shards=2, per_shard=32 if task.tiny else 512, width=256, height=256, distinct=64
     )
-    steps = 120 if task.tiny else 150
+    steps = 60 if task.tiny else 150
     sizes = {"width": width, "blocks": blocks, "side": side, "surrogate-size": side, "max-steps": steps}
     sizes |= {"batch-size": 8 if task.tiny else BATCH}
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
