@@ -88,8 +88,14 @@ def unpacked(data: bytes) -> bytes:
         unpacker, at = zlib.decompressobj(31), 0
         with contextlib.suppress(zlib.error):
             while at < len(data) and not unpacker.eof:
-                plain += unpacker.decompress(data[at : at + 1])  # what comes before an error must not be lost
-                at += 1
+                part, before = data[at : at + 4096], unpacker.copy()
+                try:
+                    plain += unpacker.decompress(part)
+                except zlib.error:  # byte by byte: what comes before the error must not be lost
+                    unpacker = before
+                    for byte in part:
+                        plain += unpacker.decompress(bytes([byte]))
+                at += len(part)
         if not unpacker.eof:
             return bytes(plain)
         data = unpacker.unused_data + data[at:]

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 CAMPAIGNS = 3
 WHEN = ("before", "after")
-SHORT = ("--fit-images", "48", "--proxy-steps", "400")  # so many that a fit lasts longer than the kills below
+SHORT = ("--fit-images", "48", "--proxy-steps", "200")  # so many that a fit lasts longer than the kills below
 SHARDS = [f"photos-{number:03d}.tar" for number in range(8)]
 BROKEN = (SHARDS[1], SHARDS[4])  # one image of each is refused, so that there is a quarantine to be written
 
