@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 import torch
@@ -25,11 +26,9 @@ def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None)
     named = set(measured_shards([shard.name for shard in shards], context.settings.seed))
     chosen = [shard for shard in shards if shard.name in named]
     measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
-    num_images = sum(
-        ray.get(
-            [ray.remote(num_cpus=0.25)(_count).remote(context, shard.name) for shard in chosen], timeout=TASK_SECONDS
-        )
-    )
+    with ThreadPoolExecutor() as pool:  # here: a worker would start, and load torch, to read some small files
+        commits = pool.map(lambda shard: _commit(context, shard.name), chosen)
+        num_images = sum(commit.num_protected for commit in commits)
     parts = [measure.remote(context, shard, key, num_images) for shard in chosen]
     ray.get(finish.remote(context, key, *parts), timeout=TASK_SECONDS)
 
@@ -37,10 +36,6 @@ def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None)
 def _commit(context: RunContext, shard: str) -> Commit:
     name = layout.commit(shard)
     return Commit.from_bytes(context.output.read(name), f"{context.output.url}/{name}")
-
-
-def _count(context: RunContext, shard: str) -> int:
-    return _commit(context, shard).num_protected
 
 
 def _protection(context: RunContext, key: bytes | None) -> AnyProtection:
