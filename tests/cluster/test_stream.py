@@ -42,7 +42,7 @@ class Worker:
         with tries.open("a") as file:
             file.write("x")
         if shard.name.startswith("slow"):
-            time.sleep(13)
+            time.sleep(9)
         if shard.name.startswith("gone") and len(tries.read_text()) == 1:
             os.kill(os.getpid(), signal.SIGSTOP)  # alive for Ray, and nobody will ever hear of it
         if shard.name == "denied":
@@ -95,7 +95,7 @@ def unreachable_once(shards, *arguments):
 
     return actors.cluster.stream._until_answered(left, *arguments, answers)
 
-actors.cluster.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 10.0
+actors.cluster.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 6.0
 actors.uploader.Uploader = Uploads
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
     said = {"none": run(answers, [])}
@@ -139,7 +139,7 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
     assert said["streamed"] == ["a", "b", "gone", "slow"]
     tries = {name: len((folder / name).read_text()) for name in ("a", "b", "slow", "gone")}
     assert tries == {"a": 1, "b": 1, "slow": 1, "gone": 2}  # slow takes longer than the patience
-    assert "warning: no worker has given a sign of life for 10 s; submitting the 1 remaining shards again\n" in stderr
+    assert "warning: no worker has given a sign of life for 6 s; submitting the 1 remaining shards again\n" in stderr
     assert said["collected"] == ["c", "d"]
     assert said["unreachable"] == ["e", "f"]
     assert "warning: a worker could not be reached; submitting the 2 remaining shards again\n" in stderr

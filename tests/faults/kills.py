@@ -18,7 +18,7 @@ POINTS = Path(__file__).parent / "points"
 EMBEDDER, PROTECTOR = "ray::MapWorker(MapBatches(Embedder))", "ray::MapWorker(MapBatches(Protector))"
 READER, TRAINER, DRIVER = "ray::MapWorker(MapBatches(FitImageReader))", "ray::RayTrainWorker", "driver"
 STARTS = 12
-SECONDS = 240
+SECONDS = 500
 
 
 @dataclass

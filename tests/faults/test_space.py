@@ -123,7 +123,10 @@ def check_equals_quiet(quiet: Path, output: Path) -> None:
 
 
 def check_failed_whole(quiet: Path, output: Path, done: subprocess.CompletedProcess[str]) -> str:
-    """One line, exit code 1, the originals as they were, nothing in the output that has no commit; the line."""
+    """One line, exit code 1, the originals as they were, only whole shards in the output; the line.
+
+    A worker may be ended after it has put a shard and before its commit: the next start makes that shard again.
+    """
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -133,7 +136,7 @@ def check_failed_whole(quiet: Path, output: Path, done: subprocess.CompletedProc
     assert HUGE not in visible
     assert visible.items() <= runs.shard_digests(quiet / "out").items()
     commits = {path.name.removesuffix(".json") for path in (output / "_scumble/commits").glob("*")}
-    assert visible.keys() == commits
+    assert commits <= visible.keys()
     assert not any((output / "_scumble/scratch").glob("*"))
     found = status_of(Store(str(output)))
     assert (found["shards"], found["done"]) == (f"{len(commits)} of 3 committed", False)
