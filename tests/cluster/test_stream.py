@@ -133,6 +133,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return json.loads(done.stdout), folder, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools: Any) -> None:
     said, folder, stderr = pools
@@ -146,6 +147,7 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
     assert said["none"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_failure_inside_of_an_actor_is_one_line_of_its_own_kind_that_names_the_shard(pools: Any) -> None:
     said, _, stderr = pools
@@ -156,12 +158,14 @@ def test_a_failure_inside_of_an_actor_is_one_line_of_its_own_kind_that_names_the
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_blocks_of_several_shards_answer_for_each(pools: Any) -> None:
     said, _, _ = pools
     assert said["blocks"] == [f"many-{number:02d}" for number in range(20)]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_lost_unit_of_uploads_is_asked_for_again_and_a_silent_cluster_ends_the_run(pools: Any) -> None:
     said, folder, _ = pools

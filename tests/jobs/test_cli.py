@@ -135,6 +135,7 @@ def test_verify_refuses_numbers_that_cannot_be(tmp_path: Path, options: list[str
     assert refused.stderr.startswith("error: --workers must be at least 1, and --decode a share")
 
 
+@pytest.mark.slow
 def test_no_promise_of_the_command_line_hangs_on_assert() -> None:
     """Python's -O deletes `assert`; pytest's own rewriting keeps those of the tests."""
     command = [sys.executable, "-O", "-m", "pytest", "-q", "-W", "ignore::pytest.PytestConfigWarning"]

@@ -58,6 +58,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(tmp_path: Path) -> None:
     before = files(pictures(tmp_path / "photos", 40))

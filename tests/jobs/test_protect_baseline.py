@@ -365,6 +365,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_job_runs_to_its_end_by_clusters_and_finds_all_done_when_started_again(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -125,6 +125,7 @@ def test_other_settings_over_the_same_output_are_refused_with_the_difference(qui
     assert line.endswith("use its settings to resume it, choose another --output, or add --overwrite")
 
 
+@pytest.mark.slow
 def test_a_protection_from_one_collection_protects_another(quiet: Path, tmp_path: Path) -> None:
     runs.write_collection(tmp_path / "in", shards=1, per_shard=12, side=80)
     protection = quiet / "out/_scumble/protection.safetensors"
@@ -219,12 +220,13 @@ def test_uploads_of_all_kinds_end_in_the_output_or_in_quarantine_with_a_reason(
     assert {json.loads(line)["reason"] for line in lines} >= {"animated", "undecodable", "too-many-pixels", "empty"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "left_behind"),
     [
-        pytest.param("ray::MapWorker(MapBatches(Embedder", "features", marks=pytest.mark.slow),
+        ("ray::MapWorker(MapBatches(Embedder", "features"),
         ("ray::RayTrainWorker", "clustering.safetensors"),
-        pytest.param("ray::MapWorker(MapBatches(Protector", "protection.safetensors", marks=pytest.mark.slow),
+        ("ray::MapWorker(MapBatches(Protector", "protection.safetensors"),
     ],
 )
 def test_ctrl_c_ends_a_run_with_130_and_one_line_at_every_stage(tmp_path: Path, moment: str, left_behind: str) -> None:

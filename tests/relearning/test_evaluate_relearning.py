@@ -191,6 +191,7 @@ def test_what_cannot_be_trained_is_refused_before_a_cluster_is_asked(data: Path,
     assert words in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "code", "words"),
     [
@@ -207,6 +208,7 @@ def test_what_only_the_cluster_can_tell_is_refused_before_anything_is_trained(da
     assert "stage=relearn" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_collections_that_do_not_fit_each_other_are_refused(data: Path, tmp_path: Path) -> None:
     runs.write_collection(tmp_path / "other", shards=5, per_shard=8)
     refused = evaluate(*options(data), "--protected", f"other={tmp_path / 'other'}", "--output", str(tmp_path / "out"))
