@@ -31,12 +31,13 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   staged        st, st-cg, st-full, with options as in st-cg[kappa=2,cg=paper]
   adversarial   at, at-8, at-16 (bounds of 4, 8 and 16 of 255)
   augmented     nt-cg (cg), cg-paper, mixup, cutmix, cutout, randaugment, autoaugment, trivialaugment, ueraser,
-                ueraser-lite, ueraser-max, mixup-uc, cutmix-uc, cutout-uc, mixup-14a
+                ueraser-lite, ueraser-max, mixup-uc, cutmix-uc, cutout-uc, mixup-14a, coin
   one colour    jitter, grayscale, gamma, brightness, solarize, hue
   compressed    iss-jpeg10, iss-gray, iss-bits2, and with -train on training images alone
   smoothed      smooth-0.5, smooth-1, smooth-2, smooth-uc, on training images alone
   filtered      equalise, spectral, highpass:C, lowpass:C (C cycles per image, any number above 0)
   estimated     subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
+  poisons       epic, friendly-noise
   cleaned       self-pairs, purify, leaked-pairs:N (a denoiser, see below)
   informed      adabn, dfr, few-clean (clean images), delta-known (the deltas)
 

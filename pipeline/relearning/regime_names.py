@@ -11,7 +11,17 @@ from pipeline.settings import near_matches
 REGIME_NAMES = (
     *("nt", "nt-cg", "cg", "cg-paper", "jitter", "grayscale", "gamma", "brightness", "solarize", "hue"),
     *("iss-jpeg10", "iss-gray", "iss-bits2", "iss-jpeg10-train", "iss-gray-train", "iss-bits2-train"),
-    *("subtract", "subtract-label", "subtract-blind", "delta-jitter", "opa", "shortcut-net"),
+    *(
+        "subtract",
+        "subtract-label",
+        "subtract-blind",
+        "delta-jitter",
+        "opa",
+        "shortcut-net",
+        "coin",
+        "friendly-noise",
+        "epic",
+    ),
     *("at", "at-8", "at-16"),
     *("mixup", "cutmix", "cutout", "mixup-uc", "cutmix-uc", "cutout-uc", "mixup-14a"),
     *("ueraser-lite", "ueraser", "ueraser-max", "randaugment", "autoaugment", "trivialaugment"),

@@ -200,7 +200,7 @@ class Training:
         self.regime, self.recipe, self.seed, self.device = regime, recipe, seed, device
         self.side = recipe.seen_side(images.shape[-1])
         self.batch_size = min(recipe.batch_size or (128 if len(images) >= SMALL else 64), len(images))
-        self.num_batches = len(images) // self.batch_size + (recipe.keep_last and len(images) % self.batch_size > 1)
+        self.num_batches = self._count_batches()
         self.mean, self.std = _normalisation(self.images, recipe)
         self.optimiser = self._optimiser()
         self.lr_factors = [1.0] * len(self.optimiser.param_groups)
@@ -234,6 +234,17 @@ class Training:
             correct += (scores.argmax(1) == self.labels[rows]).sum()
         seen = min(self.num_batches * self.batch_size, len(self.images))
         return float(loss_sum) / self.num_batches, float(correct) / seen
+
+    def keep(self, rows: Tensor) -> None:
+        """From now on, train on only these of the images; the learning rate still follows the epochs."""
+        rows = rows.to(self.device)
+        self.images, self.labels = self.images[rows], self.labels[rows]
+        self.batch_size = min(self.batch_size, len(self.images))
+        self.num_batches = self._count_batches()
+
+    def _count_batches(self) -> int:
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (self.recipe.keep_last and rest > 1)
 
     def descend(self, loss: Tensor) -> None:
         """One optimiser step at the scheduled rate times each group's factor."""

@@ -259,7 +259,8 @@ def test_class_wise_symmetric_blocks_destroy_what_a_real_set_teaches():
     assert scores["control"].accuracy_train > 0.95
 
 
-def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped():
+@pytest.mark.parametrize("regime", ["nt-cg", "friendly-noise", "epic"])
+def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped(regime):
     images, labels = stripes(192, seed=0)
     test_images, test_labels = stripes(64, seed=9)
     states = []
@@ -268,7 +269,7 @@ def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopp
         return train_target(
             Labelled(images, labels),
             ScoredOn(Labelled(test_images, test_labels)),
-            regime=find_regime("nt-cg"),
+            regime=find_regime(regime),
             seed=3,
             **options,
             recipe=Recipe(epochs=4),

@@ -14,6 +14,8 @@ from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge
 from pipeline.relearning.regimes.recovery.dfr import FeatureReweighting
+from pipeline.relearning.regimes.recovery.epic import IsolatedDropped
+from pipeline.relearning.regimes.recovery.friendly import FriendlyNoise
 from pipeline.relearning.regimes.recovery.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.recovery.opa import OrthogonalProjection
 from pipeline.relearning.regimes.recovery.purify import LeakedPairs, Purify
@@ -28,6 +30,7 @@ from pipeline.relearning.regimes.staged.progressive import (
     staged_regime,
 )
 from pipeline.relearning.regimes.views.colour import ColourAndGray, PaperColour
+from pipeline.relearning.regimes.views.interpolate import RandomInterpolation
 from pipeline.relearning.regimes.views.iss import BitDepth, Grayscale, JpegCompression
 from pipeline.relearning.regimes.views.mix import (
     ChannelMixup,
@@ -100,6 +103,9 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "equalise": lambda _: Equalised(),
     "spectral": lambda _: PeaksCut(),
     "shortcut-net": lambda _: ShortcutNet(),
+    "coin": lambda _: RandomInterpolation(),
+    "friendly-noise": lambda _: FriendlyNoise(),
+    "epic": lambda _: IsolatedDropped(),
     "simclr": lambda _: ContrastivePretraining(),
     "st": lambda _: ProgressiveTraining(),
     "st-cg": lambda _: ProgressiveColour(),
