@@ -115,6 +115,7 @@ def claim_output(output: Store, record: PackRecord) -> None:
         existing = PackRecord.read(output, layout.PACK_RUN)
         if existing is not None:
             check_same_run(existing, record, output.url, overwrite=False)
+    output.sweep()
 
 
 def over_left(

@@ -112,6 +112,7 @@ def start_run(run: Run) -> None:
         cli.warn(f"{run.settings.output} does not support create-if-absent: never run two jobs on it at once")
     if not run.output.create(layout.RUN, run.record.to_bytes()):
         check_same_run(read_run(run.output), run.record, run.settings.output)
+    run.output.sweep()
     if run.output.info(layout.PLAN) is None:
         run.output.put(layout.PLAN, plan_to_parquet(run.plan))
     if run.passed_over:

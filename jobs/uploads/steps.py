@@ -129,6 +129,7 @@ def _round(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Re
         try:
             if run.is_first and not check_origin(output, run.origin):
                 _claim(run)
+            output.sweep()
             _protect_new(run, protect, stop, lease, summary, metrics)
         except BaseException as error:
             report_failure(metrics, STAGE, error)

@@ -211,6 +211,17 @@ def clock(scratch: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
+def sweep(scratch: Path, older_than_s: float) -> None:
+    """Remove what killed writers have left; locks stay, because deleting one that is held would free it."""
+    if not scratch.is_dir():
+        return
+    now = clock(scratch)
+    for path in scratch.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.suffix != ".lock" and now - path.stat().st_mtime > older_than_s:
+                path.unlink()
+
+
 def swap(path: str, wanted: str, lock: Path, publish: Callable[[], None]) -> bool:
     """Call `publish` if the file's content has the digest `wanted`, atomically with respect to other swaps.
 

@@ -18,6 +18,7 @@ from pipeline.storage import buckets, folder
 from pipeline.storage.versions import Versions
 
 MAX_KEY_BYTES = 1024  # S3's limit
+LEFT_SECONDS = 3600.0  # after which nobody writes to a scratch file any more
 
 
 class Store(Versions):
@@ -79,6 +80,11 @@ class Store(Versions):
             return first and not self.create(name, b"2")
         finally:
             self.delete([name])
+
+    def sweep(self) -> None:
+        """Remove scratch files that nobody has written to for an hour: writers that were killed have left them."""
+        if self.is_local:
+            self.attempt("delete", str(self._scratch), lambda: folder.sweep(self._scratch, LEFT_SECONDS))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; missing ones are ignored."""

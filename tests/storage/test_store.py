@@ -191,6 +191,19 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_object_or_none(tmp_path: P
         mine.delete(["shard.tar"])
 
 
+def test_what_killed_writers_left_goes_after_an_hour_and_locks_and_files_in_use_stay(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.sweep()  # there is nothing yet
+    store.put("one.json", b"1")
+    scratch = tmp_path / "_scumble/scratch"
+    for name, minutes in (("left", 61), ("in-use", 59), ("held.lock", 1_000)):
+        (scratch / name).write_bytes(b"half a shard")
+        os.utime(scratch / name, (time.time() - 60 * minutes,) * 2)
+    store.sweep()
+    assert sorted(path.name for path in scratch.iterdir()) == ["held.lock", "in-use"]
+    assert store.read("one.json") == b"1"
+
+
 def test_a_name_is_flushed_to_disk_with_the_folders_that_hold_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
