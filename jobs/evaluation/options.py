@@ -31,7 +31,7 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   staged        st, st-cg, st-full, with options as in st-cg[kappa=2,cg=paper]
   adversarial   at, at-8, at-16 (bounds of 4, 8 and 16 of 255)
   augmented     nt-cg (cg), cg-paper, mixup, cutmix, cutout, randaugment, autoaugment, trivialaugment, ueraser,
-                ueraser-lite, ueraser-max, mixup-uc, cutmix-uc, cutout-uc, mixup-14a, coin
+                ueraser-lite, ueraser-max, mixup-uc, cutmix-uc, cutout-uc, mixup-14a, coin, rsk-ff
   one colour    jitter, grayscale, gamma, brightness, solarize, hue
   compressed    iss-jpeg10, iss-gray, iss-bits2, and with -train on training images alone
   smoothed      smooth-0.5, smooth-1, smooth-2, smooth-uc, on training images alone

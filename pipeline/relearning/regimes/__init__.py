@@ -41,6 +41,7 @@ from pipeline.relearning.regimes.views.mix import (
     MixedLabels,
 )
 from pipeline.relearning.regimes.views.policies import AugmentationPolicy
+from pipeline.relearning.regimes.views.sharpen import SharpenedAndFiltered
 from pipeline.relearning.regimes.views.single import SingleChange
 from pipeline.relearning.regimes.views.smooth import Smoothing
 from pipeline.relearning.regimes.views.spectrum import Equalised, PeaksCut, RadialFilter
@@ -104,6 +105,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "spectral": lambda _: PeaksCut(),
     "shortcut-net": lambda _: ShortcutNet(),
     "coin": lambda _: RandomInterpolation(),
+    "rsk-ff": lambda _: SharpenedAndFiltered(),
     "friendly-noise": lambda _: FriendlyNoise(),
     "epic": lambda _: IsolatedDropped(),
     "simclr": lambda _: ContrastivePretraining(),

@@ -58,6 +58,7 @@ _WORDS = {
     "lowpass": "frequencies above {} cycles per image filtered out, training and test",
     "shortcut-net": "a weak network's scores, which capture the shortcut, added to the target's in training only",
     "coin": "every pixel resampled at a random place up to two pixels away, training only",
+    "rsk-ff": "sharpened by random kernels, low frequencies only, training only",
     "friendly-noise": "as much noise added as the target's answers bear, and random signs of 8/255",
     "epic": "images whose gradients lie alone are left out",
     "self-pairs": "cleaned by a network trained on other pictures the adversary protected, training and test",

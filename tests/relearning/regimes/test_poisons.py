@@ -1,11 +1,12 @@
-"""Defences against poisons: resampling as SciPy does it, noise by its recursion, medoids by exhaustive search."""
+"""Defences against poisons and filters: as SciPy filters, noise by its recursion, medoids by exhaustive search."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import map_coordinates
+from scipy.fft import dctn, idctn
+from scipy.ndimage import correlate, map_coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ from pipeline.relearning.regimes.recovery.friendly import (
     friendly_noise,
 )
 from pipeline.relearning.regimes.views.interpolate import REACH, resampled
+from pipeline.relearning.regimes.views.sharpen import low_frequencies, sharpened, sharpening_kernels
 from pipeline.relearning.training import Recipe, Regime, Training
 from tests.support.samples import stripes
 
@@ -73,6 +75,30 @@ def test_coin_moves_every_pixel_on_its_own_by_up_to_two_pixels_and_all_channels_
     assert moved[:, :2].std() == pytest.approx(REACH / 3**0.5, rel=0.02)
     assert abs(np.corrcoef(moved[:, 0].flatten(), moved[:, 1].flatten())[0, 1]) < 0.03
     assert abs(np.corrcoef(moved[:, 0, :, :-1].flatten(), moved[:, 0, :, 1:].flatten())[0, 1]) < 0.03
+
+
+# --- rsk-ff --------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_leave_a_flat_image_as_it_is_on_average_and_vary_by_a_tenth() -> None:
+    kernels = sharpening_kernels(20_000, torch.Generator().manual_seed(0))
+    assert torch.equal(kernels[:, [0, 0, 2, 2], [0, 2, 0, 2]], torch.zeros(20_000, 4))
+    assert kernels[:, 1, 1].mean() == pytest.approx(2.5, abs=0.005)
+    assert kernels[:, 1, 1].std() == pytest.approx(0.1, rel=0.03)
+    assert kernels[:, [0, 1, 1, 2], [1, 0, 2, 1]].mean() == pytest.approx(-1.5 / 4, abs=0.005)
+    sums = kernels.sum((1, 2))
+    assert (float(sums.mean()), float(sums.std())) == (pytest.approx(1, abs=0.005), pytest.approx(0.2, rel=0.03))
+
+
+def test_images_are_sharpened_and_filtered_as_scipy_does_it() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).random((2, 3, 20, 32), np.float32))
+    kernels = sharpening_kernels(2, torch.Generator().manual_seed(0))
+    for image, kernel, ours in zip(images, kernels, sharpened(images, kernels), strict=True):
+        theirs = np.stack([correlate(channel, kernel.numpy(), mode="mirror") for channel in image.numpy()])
+        assert np.abs(ours.numpy() - theirs).max() < 1e-5
+    spectra = dctn(images.numpy(), axes=(2, 3), norm="ortho")
+    spectra[:, :, 6:], spectra[..., 9:] = 0, 0  # 30 % of 20 and of 32
+    assert np.abs(low_frequencies(images, 0.3).numpy() - idctn(spectra, axes=(2, 3), norm="ortho")).max() < 1e-5
 
 
 # --- friendly noise ------------------------------------------------------------------------------------------------
