@@ -90,7 +90,7 @@ def _from_parts(kind: type[_P], data: bytes) -> _P:
 
 def deltas_of(
     data: bytes,
-    surrogate: Surrogate,
+    surrogate: Surrogate | None,
     *,
     key: bytes | None = None,
     device: str = "cpu",
@@ -98,15 +98,14 @@ def deltas_of(
 ) -> PictureDeltas:
     """The deltas that a protection file gives to pictures that no stage has clustered.
 
-    surrogate     the surrogate that the file names
+    surrogate     the surrogate that the file names; None if every picture comes with its cluster
     key           secret of a texture protection
     small_images  how a universal generator sees pictures of at most 64 px
     Raises InputError for a damaged file, ConflictError if surrogate or key differ from those it was fitted with.
     """
-    if read_header(data).get("method") == METHOD:
+    if surrogate is not None and read_header(data).get("method") == METHOD:
         return UniversalDeltas(load_universal_protection(data), surrogate, small_images=small_images)
     protection = load_cluster_protection(data)
-    protection.check_surrogate(surrogate.id)
     if protection.needs_pixels:
         return SampleDeltas(protection, surrogate, device)
     with_key = protection.with_key(key) if protection.needs_key and key is not None else protection

@@ -88,12 +88,15 @@ class PictureDeltas(Protocol):
 class NearestDeltas:
     """The delta of the nearest cluster (Zhang et al. 2023), without clustering again.
 
+    surrogate  embeds the pictures that have no cluster yet; None if all have one
     Raises ConflictError if the surrogate is not the one that the protection was fitted with.
     """
 
-    def __init__(self, protection: Protection, surrogate: Surrogate) -> None:
-        protection.check_surrogate(surrogate.id)
-        self.epsilon, self.at_least, self.side = protection.epsilon, surrogate.resize, None
+    def __init__(self, protection: Protection, surrogate: Surrogate | None) -> None:
+        if surrogate is not None:
+            protection.check_surrogate(surrogate.id)
+        self.epsilon, self.at_least = protection.epsilon, surrogate.resize if surrogate is not None else 1
+        self.side = None
         self._protection, self._surrogate, self._laid = protection, surrogate, LaidDeltas(protection)
 
     def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:

@@ -114,16 +114,17 @@ def arm_of(
     if not protection.per_sample:
         arm = replace(arm, num_groups=len(protection.clustering.centroids))
     settings = read_run(store).ingredients.settings
-    surrogate = surrogate_of(protection, settings)
-    if surrogate is None:
-        return (
-            arm,
-            f"its surrogate {settings['surrogate']} is not on this machine, or not the one it was fitted with",
-        )
-    if protection.needs_key:
+    writing = apply_settings(settings)
+    given, why = _given_clusters(protection, test)
+    if why:
+        return arm, why
+    surrogate = surrogate_of(protection, settings) if given is None else None
+    if given is None and surrogate is None:
+        why = f"its surrogate {settings['surrogate']} is not on this machine, or not the one it was fitted with"
+        return arm, why
+    if protection.needs_key and surrogate is not None:
         clusters = clusters_of(test, protection, surrogate)
         return replace(arm, test_clusters=clusters), "its deltas come from a key, which an evaluation is not given"
-    writing = apply_settings(settings)
     tests, clusters = protected_tests(
         _samples(*test_shards, writing.max_member_bytes),
         test.keys,
@@ -132,10 +133,26 @@ def arm_of(
         side=test.images.shape[-1],
         size=size,
         num_groups=arm.num_groups,
+        given=given,
     )
     if (clusters < 0).any():  # a run would reject the image, but a labelling by clusters needs one for it
-        clusters = np.where(clusters < 0, clusters_of(test, protection, surrogate), clusters)
+        others = clusters_of(test, protection, surrogate) if surrogate is not None else test.labels
+        clusters = np.where(clusters < 0, others, clusters)
     return replace(arm, test_clusters=clusters, delta_tests=tests), ""
+
+
+def _given_clusters(protection: AnyProtection, test: Collection) -> tuple[dict[str, int] | None, str]:
+    """The cluster of each test image, by key, if its label says it, else None; and why none can be had, or ""."""
+    if protection.generator == "keyed":
+        return None, "its deltas were made for its own images, and test images have none"
+    labels = protection.figures.get("labels", "cluster")  # those that a published method followed
+    if labels == "cluster":
+        return None, ""
+    if labels != "true":
+        return None, "its deltas follow labels that its run predicted, and test images have none of those"
+    if test.num_classes > len(protection.clustering.centroids):
+        return None, "test images have labels that it has no delta for"
+    return dict(zip(test.keys, test.labels.tolist(), strict=True)), ""
 
 
 def _samples(store: Store, shards: Sequence[Shard], max_member_bytes: int) -> Iterator[Sample | Rejection]:
@@ -183,6 +200,7 @@ def protected_tests(
     side: int,
     size: Size,
     num_groups: int | None,
+    given: Mapping[str, int] | None = None,
 ) -> tuple[DeltaTests, NDArray[np.int64]]:
     """The test images protected as a run would, at their full size, before they are cut to squares like all others.
 
@@ -192,11 +210,12 @@ def protected_tests(
     side        S of the results
     size        see squares.square_of
     num_groups  see Arm
+    given       the cluster of each image, by key; None: `deltas` finds it
     Returns the cluster of every image as well, int64 [m]; -1 where a run would reject the image.
     """
     rows = {key: row for row, key in enumerate(keys)}
     wanted = (item for item in samples if isinstance(item, Sample) and item.key in rows)
-    opener, wrong_of = PictureOpener(settings, deltas, None), _WrongDeltas(deltas, num_groups)
+    opener, wrong_of = PictureOpener(settings, deltas, given), _WrongDeltas(deltas, num_groups)
     squares: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
     tested: list[int] = []
     clusters = np.full(len(keys), -1, np.int64)

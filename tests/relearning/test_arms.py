@@ -30,6 +30,7 @@ __all__ = ["protection", "surrogate"]  # fixtures
 KEY, SIDE = b"k" * 16, 48
 SETTINGS = Settings(surrogate="timm:test_resnet.random-0", surrogate_size=32, encode="lossless")
 A = Shard("a.tar", 0, "")
+PLAN = Plan((A,), "f")
 
 
 def named(samples: list[Sample], letter: str) -> list[Sample]:
@@ -48,7 +49,7 @@ def run_over(samples: list[Sample], output: Path, source: Protection, surrogate:
     ]
     store = stored(output, copies)
     ingredients = ingredients_of(SETTINGS, [A], weights_sha256="w")
-    store.put(layout.RUN, RunRecord.of(ingredients, SETTINGS, Plan((A,), "f")).to_bytes())
+    store.put(layout.RUN, RunRecord.of(ingredients, SETTINGS, PLAN).to_bytes())
     store.put(layout.PROTECTION, source.to_bytes())
     keys = tuple(one.key for one in samples)
     found = Assignment("a.tar", keys, clusters.astype(np.int32), np.zeros(len(keys), np.float32))
@@ -118,3 +119,56 @@ def test_a_copy_without_records_and_a_surrogate_that_is_not_here_are_said_to_be_
     arm, why, *_ = arm_and_reason(tmp_path, store)
     assert why == "its surrogate timm:test_resnet.random-0 is not on this machine, or not the one it was fitted with"
     assert arm.delta_tests is None
+
+
+def labelled(protection: Protection, labels: str) -> Protection:
+    """A published method's protection, with a delta for each label."""
+    return replace(protection, method="sp", surrogate_id="", targets=(), figures={"labels": labels})
+
+
+def run_by_labels(samples: list[Sample], output: Path, source: Protection) -> Store:
+    """What a run of a published method leaves that follows true labels."""
+    clusters = [int(one.members["cls"]) for one in samples]
+    pairs = zip(samples, clusters, strict=True)
+    store = stored(output, [protect_sample(one, LaidDeltas(source), at, settings=SETTINGS).sample for one, at in pairs])
+    store.put(layout.RUN, RunRecord.of(ingredients_of(SETTINGS, [A], weights_sha256="w"), SETTINGS, PLAN).to_bytes())
+    store.put(layout.PROTECTION, source.to_bytes())
+    keys = tuple(one.key for one in samples)
+    found = Assignment("a.tar", keys, np.array(clusters, np.int32), np.zeros(len(keys), np.float32))
+    store.put(layout.assignment("a.tar"), assignment_to_parquet(found))
+    return store
+
+
+def test_a_published_method_with_true_labels_lays_the_delta_of_its_label_over_each_test_image(
+    tmp_path: Path, protection: Protection
+) -> None:
+    samples = photographs(90, 120)
+    stored(tmp_path / "clean", samples)
+    store = run_by_labels(samples, tmp_path / "safe", labelled(protection, "true"))
+    arm, why, clean, test = arm_and_reason(tmp_path, store)
+    assert why == ""
+    assert arm.delta_tests is not None
+    assert np.array_equal(arm.delta_tests.own, arm.collection.images)
+    assert (arm.delta_tests.wrong != arm.delta_tests.own).any((1, 2, 3)).all()
+    assert arm.test_clusters is not None
+    assert np.array_equal(arm.test_clusters, test.labels)
+    row = trained(arm, clean, test)
+    assert isinstance(row["accuracy_own_delta"], float)
+    assert isinstance(row["accuracy_wrong_delta"], float)
+
+
+def test_a_published_method_says_why_test_images_get_no_delta(tmp_path: Path, protection: Protection) -> None:
+    samples = photographs(90, 120)
+    stored(tmp_path / "clean", samples)
+    store = run_by_labels(samples, tmp_path / "safe", labelled(protection, "true"))
+    fewer = replace(protection.clustering, centroids=protection.clustering.centroids[:2])
+    true = labelled(protection, "true")
+    for changed, reason in (
+        (labelled(protection, "predicted"), "its deltas follow labels that its run predicted"),
+        (replace(true, generator="keyed", levels=None), "its deltas were made for its own images"),
+        (replace(true, clustering=fewer, levels=true.levels[:2]), "test images have labels that it has no delta for"),  # type: ignore[index]
+    ):
+        store.put(layout.PROTECTION, changed.to_bytes())
+        arm, why, *_ = arm_and_reason(tmp_path, store)
+        assert why.startswith(reason)
+        assert arm.delta_tests is None
