@@ -47,13 +47,17 @@ def cifar() -> Cifar:
     return Cifar(images, labels, *cifar10("test"), clusters)
 
 
-@pytest.fixture(scope="module")
-def direct(cifar: Cifar) -> FittedDeltas:
-    images = FitImages(cifar.images, cifar.clusters)
-    fit = ProxyFit(images, clusters_for(TRAIN, "direct"), Settings(generator="direct"))
+def fitted(cifar: Cifar, *, plain: bool) -> FittedDeltas:
+    images, settings = FitImages(cifar.images, cifar.clusters), Settings(generator="direct", plain=plain)
+    fit = ProxyFit(images, clusters_for(TRAIN, "direct"), settings)
     while not fit.is_done:
         fit.advance(100)
     return fit.result()
+
+
+@pytest.fixture(scope="module")
+def direct(cifar: Cifar) -> FittedDeltas:
+    return fitted(cifar, plain=False)
 
 
 def protected(images: Tensor, levels: Tensor, groups: Tensor) -> Tensor:
@@ -102,3 +106,8 @@ def test_direct_deltas_cost_a_target_fifteen_points(cifar: Cifar, clean: float, 
 def test_direct_deltas_hold_under_colour_jitter_and_grey(cifar: Cifar, direct: FittedDeltas) -> None:
     reached = learned(cifar, protected(cifar.images, direct.levels, cifar.clusters), "cg")
     assert reached <= learned(cifar, cifar.images, "cg") - 15
+
+
+def test_plain_deltas_cost_a_target_twenty_points(cifar: Cifar, clean: float) -> None:
+    levels = fitted(cifar, plain=True).levels
+    assert learned(cifar, protected(cifar.images, levels, cifar.clusters)) <= clean - 20

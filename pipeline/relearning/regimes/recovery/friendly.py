@@ -56,7 +56,7 @@ class FriendlyNoise(Regime):
 def friendly_noise(training: Training) -> Tensor:
     """Noise for every training image, int8 [n, 3, S, S] in 8-bit levels of at most 16, on the CPU.
 
-    Minimises the divergence of the target's answers, KL(clean || noisy), minus the mean square of the noise (Eq. 4).
+    Minimises the divergence of the target's answers, KL(clean || noisy), minus the mean square of the noise.
     """
     training.network.eval()
     parts = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.relearning.training import Regime
 
-REACH = 2.0  # pixels; the paper's alpha
+REACH = 2.0  # pixels; alpha of the authors' code
 
 
 class RandomInterpolation(Regime):
