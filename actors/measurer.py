@@ -19,6 +19,7 @@ from pipeline.shards.samples import samples_of
 from pipeline.surrogates.features import assignment_from_parquet
 
 TASK_SECONDS = 3600
+IMAGES_PER_TASK = 500  # to measure fewer takes less time than a worker needs to load torch
 
 
 def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None) -> None:
@@ -27,10 +28,22 @@ def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None)
     chosen = [shard for shard in shards if shard.name in named]
     measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
     with ThreadPoolExecutor() as pool:  # here: a worker would start, and load torch, to read some small files
-        commits = pool.map(lambda shard: _commit(context, shard.name), chosen)
-        num_images = sum(commit.num_protected for commit in commits)
-    parts = [measure.remote(context, shard, key, num_images) for shard in chosen]
+        images = [commit.num_protected for commit in pool.map(lambda shard: _commit(context, shard.name), chosen)]
+    parts = [measure.remote(context, group, key, sum(images)) for group in groups_of(chosen, images)]
     ray.get(finish.remote(context, key, *parts), timeout=TASK_SECONDS)
+
+
+def groups_of(shards: Sequence[Shard], images: Sequence[int]) -> list[list[Shard]]:
+    """The shards in order, as many to a group as it takes to have 500 images."""
+    groups: list[list[Shard]] = []
+    room = 0
+    for shard, number in zip(shards, images, strict=True):
+        if room <= 0:
+            groups.append([])
+            room = IMAGES_PER_TASK
+        groups[-1].append(shard)
+        room -= number
+    return groups
 
 
 def _commit(context: RunContext, shard: str) -> Commit:
@@ -43,25 +56,30 @@ def _protection(context: RunContext, key: bytes | None) -> AnyProtection:
     return protection.with_key(key) if key is not None and protection.needs_key else protection
 
 
-def _measure(context: RunContext, shard: Shard, key: bytes | None, num_images: int) -> ShardMeasures:
+def _measure(context: RunContext, shards: Sequence[Shard], key: bytes | None, num_images: int) -> list[ShardMeasures]:
     torch.set_num_threads(1)
+    protection = _protection(context, key)
+    return [_measure_shard(context, shard, protection, num_images) for shard in shards]
+
+
+def _measure_shard(context: RunContext, shard: Shard, protection: AnyProtection, num_images: int) -> ShardMeasures:
     assignment = assignment_from_parquet(context.output.read(layout.assignment(shard.name)))
     limit, written = context.settings.max_member_bytes, _commit(context, shard.name).written()
     return measure_shard(
         samples_of(context.output, written, max_member_bytes=2 * limit, any_version=True),
         samples_of(context.source, shard, max_member_bytes=limit, any_version=True),
         assignment,
-        _protection(context, key),
+        protection,
         context.settings,
         num_images=max(num_images, 1),
     )
 
 
-def _finish(context: RunContext, key: bytes | None, *parts: ShardMeasures) -> None:
-    """Pool the parts: scores, a gallery, and the removal check."""
-    output = context.output
+def _finish(context: RunContext, key: bytes | None, *groups: list[ShardMeasures]) -> None:
+    """Pool the parts of all groups: scores, a gallery, and the removal check."""
+    output, parts = context.output, [part for group in groups for part in group]
     output.put(layout.SCORES, scores_to_parquet(score for part in parts for score in part.scores))
-    removal = removal_of(list(parts), _protection(context, key), context.settings)
+    removal = removal_of(parts, _protection(context, key), context.settings)
     if removal is not None:
         output.put(layout.REMOVAL, removal.to_bytes())
     output.put(layout.GALLERY, gallery_to_bytes(picture for part in parts for picture in part.shown))
