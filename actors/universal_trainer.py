@@ -28,7 +28,6 @@ from pipeline.surrogates.concepts import ConceptBank
 from pipeline.surrogates.surrogate import surrogate_for
 
 UNIT = "generator"
-CHECKPOINT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0
 LOAD_SECONDS = 6 * 3600.0
 
@@ -102,7 +101,7 @@ def universal_loop(config: dict[str, Any]) -> None:
         metrics.record(STAGE_SECONDS, time.monotonic() - started, stage="fit", step="model")
         if is_first:
             ray.get(task.queue.tell.remote(UNIT, min(fit.progress, 0.999)), timeout=ANSWER_SECONDS)
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if time.monotonic() - saved > task.settings.checkpoint_every:
                 task.output.put(task.checkpoint, save(fit.state()))
                 saved = time.monotonic()
     if is_first:

@@ -86,6 +86,7 @@ def _run(parser: Parser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--workers", type=int, metavar="N", help="data-parallel processes (default: one per GPU, or one)")
     add("--gpus-per-worker", type=float, metavar="G", help="GPUs of each worker; 0: CPUs only")
+    add("--checkpoint-every", type=float, metavar="SECONDS", help="how much an interruption can cost at most")
     add("--max-pixels", type=int, metavar="N", help="skip larger images")
     add("--overwrite", action="store_true", default=None, help="train from scratch over an existing output")
     estimated = "print steps, memory and time, estimated from a step on a few images; write nothing"

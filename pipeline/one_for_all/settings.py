@@ -24,6 +24,7 @@ class OneForAllSettings(Deciding):
                 one, else imagenet
     batch_size  images per step over all workers
     accumulate  number of parts in which a step is computed
+    checkpoint_every  seconds between checkpoints; one of the paper's generator with its optimiser takes 1.5 GB
     Raises SettingsError, one line that names the option, for anything out of range.
     """
 
@@ -51,6 +52,7 @@ class OneForAllSettings(Deciding):
     seed: int = 0
     max_pixels: int = 100_000_000
     max_member_bytes: int = 256 * 1024 * 1024
+    checkpoint_every: float = runtime(60.0)
     workers: int | None = runtime(None)
     gpus_per_worker: float = runtime(0.0)
     overwrite: bool = runtime(False)
@@ -100,6 +102,7 @@ _LEAST = {
     "weight_decay": 0,
     "max_pixels": 1,
     "max_member_bytes": 1,
+    "checkpoint_every": 0,
     "workers": 1,
     "gpus_per_worker": 0,
 }

@@ -161,7 +161,7 @@ def test_the_file_alone_says_method_and_surrogate(data: Path, trained) -> None:
 @pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
     def command(name: str) -> list[str]:
-        return [*train(data), "--output", str(tmp_path / name), "--max-steps", "150", "--epochs", "400"]
+        return [*train(data), "--output", str(tmp_path / name), "--max-steps", "30", "--checkpoint-every", "0"]
 
     process = subprocess.Popen(
         command("killed.safetensors"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

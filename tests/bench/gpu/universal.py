@@ -92,9 +92,9 @@ def killed_and_resumed(task: Task, width: int, blocks: int, side: int) -> None:
     shards = write_shards(
         task.work / "in", shards=2, per_shard=32 if task.tiny else 512, width=256, height=256, distinct=64
     )
-    steps = 60 if task.tiny else 150
+    steps = 20 if task.tiny else 150
     sizes = {"width": width, "blocks": blocks, "side": side, "surrogate-size": side, "max-steps": steps}
-    sizes |= {"batch-size": 8 if task.tiny else BATCH}
+    sizes |= {"batch-size": 8 if task.tiny else BATCH, "checkpoint-every": 0 if task.tiny else 10}
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     where = ["--input", str(shards[0].parent), "--output", str(task.work / "u.safetensors")]
     command = job("train_one_for_all", *where, "--surrogate", EMBEDDED_SURROGATE, *flags, *task.gpu_options)
