@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -21,7 +20,6 @@ from typing import IO, Any, cast
 
 import pytest
 
-from jobs import verify
 from pipeline import layout
 from pipeline.errors import Reason
 from pipeline.records import Rejection
@@ -33,9 +31,8 @@ from pipeline.uploads.transaction import Places, UnitResult, protect_unit
 from pipeline.uploads.units import Unit, units_of
 from tests.faults.mutations import BASES, MARKER, OUTSIDE, Bomb, Case, Corpus, bent_image, shard_of
 from tests.faults.promises import LOSSLESS, SAME, Done, check_picture, check_shard, key_of, listed, protected
-from tests.support import runs
 from tests.support.samples import tar_bytes
-from tests.support.uploads import fake_deltas, jpeg
+from tests.support.uploads import fake_deltas
 
 pytestmark = [
     pytest.mark.slow,
@@ -254,19 +251,3 @@ def test_no_mutated_upload_leaves_unprotected(
     there = {str(path.relative_to(sandbox)) for path in sandbox.rglob("*") if not path.is_dir()}
     assert there == written
     assert len(written) > 100
-
-
-@pytest.mark.ray
-def test_a_refused_key_with_a_line_separator_in_it_is_reported_and_verified(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs.write_collection(tmp_path / "in", shards=1, per_shard=8)
-    (tmp_path / "in/odd.tar").write_bytes(tar_bytes([("a\u2028b.jpg", jpeg(1)[:300]), ("c.jpg", jpeg(1))]))
-    (tmp_path / "key").write_bytes(bytes(range(32)))
-    texture = ["--generator", "texture", "--key-file", str(tmp_path / "key")]
-    done = runs.protect(str(tmp_path / "in"), str(tmp_path / "out"), *texture)
-    assert done.returncode == 0, done.stderr
-    (line,) = (tmp_path / "out/_scumble/quarantine/odd.tar.jsonl").read_bytes().splitlines()
-    assert json.loads(line)["key"] == "a\u2028b"
-    assert verify.main(["--output", str(tmp_path / "out"), "--input", str(tmp_path / "in")]) == 0
-    assert "problem" not in capsys.readouterr().out

@@ -106,11 +106,14 @@ def line_of(quiet: Path, output: Path) -> list[str]:
     return runs.command(str(quiet / "in"), str(output), *options)
 
 
+def confined(before: str, line: list[str]) -> list[str]:
+    """The command line of a process that does `before` first, where mounts are its own."""
+    return ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "sh", *line]
+
+
 def job(quiet: Path, output: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """The main job; `before` is done first, by the same process, where mounts are its own."""
-    line = line_of(quiet, output)
-    if before:
-        line = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "sh", *line]
+    line = confined(before, line_of(quiet, output)) if before else line_of(quiet, output)
     with_own = os.environ | environment
     return subprocess.run(line, capture_output=True, text=True, timeout=580, check=False, env=with_own)
 
@@ -145,21 +148,6 @@ def check_failed_whole(quiet: Path, output: Path, done: subprocess.CompletedProc
     return errors[0]
 
 
-def test_a_full_scratch_disk_is_one_line_that_names_it_and_with_room_the_next_start_finishes(
-    quiet: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    output = tmp_path / "out"
-    scratch = Path(tempfile.mkdtemp(prefix="s"))  # sockets of Ray lie in it, whose names must be short
-    request.addfinalizer(scratch.rmdir)
-    small = f"mount -t tmpfs -o size=16m tmpfs {scratch}"
-    done = job(quiet, output, small, TMPDIR=str(scratch))
-    line = check_failed_whole(quiet, output, done)
-    assert line.startswith(f"error: cannot write {HUGE} to scratch space {scratch}: No space left on device; make room")
-    again = job(quiet, output)
-    assert again.returncode == 0, again.stderr
-    check_equals_quiet(quiet, output)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with room for the records of a run and for small shards, as all processes see it."""
@@ -174,10 +162,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_output_disk_is_one_line_that_names_it_and_with_room_the_next_start_finishes(
-    quiet: Path, small_disk: Path
+def test_full_disks_for_scratch_and_output_are_a_line_each_and_with_room_the_next_start_finishes(
+    quiet: Path, small_disk: Path, request: pytest.FixtureRequest
 ) -> None:
     output = small_disk / "out"
+    scratch = Path(tempfile.mkdtemp(prefix="s"))  # sockets of Ray lie in it, whose names must be short
+    request.addfinalizer(scratch.rmdir)
+    done = job(quiet, output, f"mount -t tmpfs -o size=16m tmpfs {scratch}", TMPDIR=str(scratch))
+    line = check_failed_whole(quiet, output, done)
+    assert line.startswith(f"error: cannot write {HUGE} to scratch space {scratch}: No space left on device; make room")
     done = job(quiet, output)
     line = check_failed_whole(quiet, output, done)
     assert line == (
@@ -189,13 +182,6 @@ def test_a_full_output_disk_is_one_line_that_names_it_and_with_room_the_next_sta
     assert again.returncode == 0, again.stderr
     check_equals_quiet(quiet, output)
     assert verify.main(["--output", str(output), "--input", str(quiet / "in"), "--decode", "1"]) == 0
-
-
-def test_shared_memory_of_64_mb_as_containers_have_it_is_enough(quiet: Path, tmp_path: Path) -> None:
-    done = job(quiet, tmp_path / "out", "mount -t tmpfs -o size=64m tmpfs /dev/shm")
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    check_equals_quiet(quiet, tmp_path / "out")
 
 
 def holders(parent: int) -> list[int]:
@@ -211,16 +197,24 @@ def holders(parent: int) -> list[int]:
     return found
 
 
-def test_a_worker_killed_while_it_holds_a_huge_image_costs_nothing_but_time(quiet: Path, tmp_path: Path) -> None:
+def test_in_64_mb_of_shared_memory_as_containers_have_it_a_worker_killed_with_a_huge_image_costs_only_time(
+    quiet: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
-    process = subprocess.Popen(
-        line_of(quiet, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
+    with (tmp_path / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            confined("mount -t tmpfs -o size=64m tmpfs /dev/shm", line_of(quiet, output)),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
     runs.wait_for(lambda: bool(holders(process.pid)), process)
     for pid in holders(process.pid):
         runs.kill(pid)
     assert not (output / HUGE).exists()
     assert process.wait(timeout=500) == 0
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
     check_equals_quiet(quiet, output)
 
 
