@@ -22,6 +22,7 @@ from pipeline.relearning.labels.given import class_numbers
 from pipeline.shards.inputs import resolve_input
 from tests.faults.kills import Campaign
 from tests.support import runs
+from tests.support.uploads import small_protection
 
 BROKEN = "broken.JPG"
 
@@ -58,16 +59,33 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def protected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos`, `test`, and `protected`, which the command of the README made of `photos`."""
+    folder = tmp_path_factory.mktemp("folder")
+    before = pictures(folder / "unsorted", 72)
+    by_class(before, folder / "photos", 0, 48), by_class(before, folder / "test", 48, 24)
+    for name in (BROKEN, "notes.md"):
+        shutil.copy(before / name, folder / "photos")
+    # smoothed features would cluster what is fitted on by its neighbours, and what comes later by itself
+    options = [*runs.SMALL, *runs.ONE_WORKER, "--cluster-space", "features"]
+    done = run(folder, *of_the_readme("protect_imagenet.py"), *options)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    again = run(folder, *of_the_readme("protect_imagenet.py"), *options)
+    assert again.returncode == 0, again.stderr
+    assert "committed    4 shards, 0 left" in again.stdout
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(tmp_path: Path) -> None:
-    before = files(pictures(tmp_path / "photos", 40))
-    done = run(tmp_path, *of_the_readme("protect_imagenet.py"), *runs.SMALL, *runs.ONE_WORKER)
-    assert done.returncode == 0, done.stderr
-    assert "photos/: 41 loose images in 3 units, " in done.stdout
-    assert "not copied   1 files that are no images and no sidecars: notes.md" in done.stdout
-    assert "protected    40 images in 3 shards" in done.stdout
-    after = files(tmp_path / "protected")
+def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(protected: Path) -> None:
+    said = (protected / "stdout").read_text()
+    assert "photos/: 49 loose images in 4 units, " in said
+    assert "not copied   1 files that are no images and no sidecars: notes.md" in said
+    assert "protected    48 images in 4 shards" in said
+    before, after = files(protected / "photos"), files(protected / "protected")
     assert set(after) == set(before) - {BROKEN, "notes.md"}
     for name, data in after.items():
         if name.endswith((".cls", ".txt")):
@@ -77,22 +95,19 @@ def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(tmp_path
         assert (ours.format, ours.size, ours.mode) == (theirs.format, theirs.size, theirs.mode)
         change = np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max()
         assert 0 < change <= 16 or ours.format == "JPEG"
-    checked = run(tmp_path, *of_the_readme("verify.py"), "--decode", "1")
+    checked = run(protected, *of_the_readme("verify.py"), "--decode", "1")
     assert checked.returncode == 0, checked.stdout
-    assert "samples      40 counted, 40 decoded" in checked.stdout
-    again = run(tmp_path, *of_the_readme("protect_imagenet.py"), *runs.SMALL, *runs.ONE_WORKER)
-    assert again.returncode == 0, again.stderr
-    assert "committed    3 shards, 0 left" in again.stdout
+    assert "samples      48 counted, 48 decoded" in checked.stdout
 
 
-def by_class(folder: Path, first: int, count: int) -> Path:
-    """The pictures of `pictures`, each in the folder of its class."""
-    for number, path in enumerate(sorted((folder.parent / "000").iterdir())):
-        if path.suffix in (".jpg", ".png") and first <= number // 3 < first + count:
-            label = path.with_suffix(".cls").read_text()
-            (folder / f"class {label}/deep").mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder / f"class {label}/deep")
-    return folder
+def by_class(source: Path, folder: Path, first: int, count: int) -> None:
+    """Some of the pictures of `pictures` and what lies beside them, each in the folder of its class."""
+    pictured = [path for path in sorted((source / "000").iterdir()) if path.suffix.lower() in (".jpg", ".png")]
+    for path in pictured[first : first + count]:
+        deep = folder / f"class {path.with_suffix('.cls').read_text()}/deep"
+        deep.mkdir(parents=True, exist_ok=True)
+        for one in path.parent.glob(f"{path.stem}.*"):
+            shutil.copy(one, deep)
 
 
 def loaded(folder: Path) -> Collection:
@@ -104,34 +119,32 @@ def loaded(folder: Path) -> Collection:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_folder_and_the_same_pictures_in_shards_are_protected_and_evaluated_alike(tmp_path: Path) -> None:
-    runs.write_collection(tmp_path / "all", shards=1, per_shard=72)
-    with tarfile.open(tmp_path / "all/photos-000.tar") as tar:
-        tar.extractall(tmp_path, filter="data")
-    by_class(tmp_path / "clean", 0, 48), by_class(tmp_path / "test", 48, 24)
-    for name in ("clean", "test"):
-        assert pack.main(["--input", str(tmp_path / name), "--output", str(tmp_path / f"{name}-packed")]) == 0
-    job = str(runs.ROOT / "jobs/protect_imagenet.py")
-    # smoothed features would cluster what is fitted on by its neighbours, and what comes later by itself
-    given = {
-        "": ["--cluster-space", "features"],
-        "-packed": ["--protection", "protected/_scumble/protection.safetensors"],
-    }
-    for kind, options in given.items():
-        names = ["--input", f"clean{kind}", "--output", f"protected{kind}"]
-        done = run(tmp_path, job, *names, *runs.SMALL, *runs.ONE_WORKER, *options)
-        assert done.returncode == 0, done.stderr
-    for name in ("clean", "test", "protected"):  # equal collections are equal trials: see the key of a trial
-        ours, theirs = (loaded(tmp_path / f"{name}{kind}") for kind in given)
+def test_a_folder_and_the_same_pictures_in_shards_are_protected_and_evaluated_alike(protected: Path) -> None:
+    (protected / "photos" / BROKEN).unlink()  # whose samples in shards and in a folder have other names
+    for name in ("photos", "test"):
+        assert pack.main(["--input", str(protected / name), "--output", str(protected / f"{name}-packed")]) == 0
+    job, fitted = str(runs.ROOT / "jobs/protect_imagenet.py"), "_scumble/protection.safetensors"
+    names = ["--input", "photos-packed", "--output", "protected-packed", "--protection", f"protected/{fitted}"]
+    done = run(protected, job, *names, *runs.SMALL, *runs.ONE_WORKER)
+    assert done.returncode == 0, done.stderr
+    copied = (protected / "protected-packed" / fitted).read_bytes()
+    assert copied == (protected / "protected" / fitted).read_bytes()
+    checked = run(protected, f"{runs.ROOT}/jobs/verify.py", "--output", "protected-packed", "--input", "photos-packed")
+    assert checked.returncode == 0, checked.stdout
+    for name in ("photos", "test", "protected"):  # equal collections are equal trials: see the key of a trial
+        ours, theirs = (loaded(protected / f"{name}{kind}") for kind in ("", "-packed"))
         assert len(ours) == (24 if name == "test" else 48)
         assert ours.digest() == theirs.digest()
     job = str(runs.ROOT / "jobs/evaluate_relearning.py")
-    urls = ["--clean", "clean", "--test", "test", "--protected", "uc=protected", "--output", "evaluated"]
+    urls = ["--clean", "photos", "--test", "test", "--protected", "uc=protected", "--output", "evaluated"]
     options = ["--preset", "smoke", "--regimes", "nt", "--epochs", "2", "--workers", "1", "--images", "40"]
-    done = run(tmp_path, job, *urls, *options)
+    done = run(protected, job, *urls, *options)
     assert done.returncode == 0, done.stderr
     assert "labels       the first folder of every image: 4 classes" in done.stdout
-    rows = pq.read_table(tmp_path / "evaluated/results.parquet").to_pylist()
+    rows = pq.read_table(protected / "evaluated/results.parquet").to_pylist()
+    (count,) = {row["num_train"] for row in rows}  # of about 40 in each arm, the same
+    assert 30 <= count <= 48
+    assert {(row["protection"], row["num_test"]) for row in rows} == {("clean", 24), ("uc", 24)}
     (own,) = [row["accuracy_own_delta"] for row in rows if row["protection"] == "uc"]
     assert 0 <= own <= 1
 
@@ -149,9 +162,11 @@ POINTS = (
 @pytest.mark.timeout(1500)
 def test_a_run_over_a_folder_that_is_killed_again_and_again_ends_with_the_bytes_of_a_quiet_one(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", 40)
-    done = runs.protect(str(source), str(tmp_path / "quiet"))
+    (tmp_path / "protection.safetensors").write_bytes(small_protection().to_bytes())
+    options = ("--protection", str(tmp_path / "protection.safetensors"))
+    done = runs.protect(str(source), str(tmp_path / "quiet"), *options)
     assert done.returncode == 0, done.stderr
-    campaign = Campaign(source, tmp_path / "out", tmp_path / "tokens", named=POINTS, random=[])
+    campaign = Campaign(source, tmp_path / "out", tmp_path / "tokens", named=POINTS, random=[], options=options)
     campaign.run()
     assert not campaign.left, "points that no process came by"
     assert files(tmp_path / "out") == files(tmp_path / "quiet")

@@ -32,6 +32,7 @@ from pipeline.storage.store import Store
 from tests.support import runs
 from tests.support.packed import about, jpeg, packed, photos, write
 from tests.support.samples import image_bytes, noise, read, tar_bytes
+from tests.support.uploads import small_protection
 
 Pack = Callable[..., int]
 
@@ -394,7 +395,9 @@ def test_a_folder_that_is_packed_protected_and_unpacked_differs_within_epsilon_a
     subprocess.run([*command, "--output", str(tmp_path / "shards"), *options], check=True, timeout=300)
     assert run(tmp_path / "in", tmp_path / "here", *options[:4]) == 0
     assert digests(tmp_path / "shards") == digests(tmp_path / "here")
-    done = runs.protect(str(tmp_path / "shards"), str(tmp_path / "protected"))
+    (tmp_path / "p.safetensors").write_bytes(small_protection().to_bytes())
+    given = ("--protection", str(tmp_path / "p.safetensors"))
+    done = runs.protect(str(tmp_path / "shards"), str(tmp_path / "protected"), *given)
     assert done.returncode == 0, done.stderr
     assert unpack.main(["--input", str(tmp_path / "protected"), "--output", str(tmp_path / "out")]) == 0
     assert tree(tmp_path / "out").keys() == tree(tmp_path / "in").keys()

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.profile import Profile, ProfileRecord, StepClock, Work, as_text
 from tests.support.runs import protect, write_collection
+from tests.support.uploads import small_protection
 
 
 def test_the_shares_of_a_worker_add_up_to_the_time_of_the_stage() -> None:
@@ -53,7 +54,9 @@ def test_a_clock_charges_a_step_with_what_its_device_still_does() -> None:
 @pytest.mark.ray
 def test_a_profiled_run_says_where_the_time_of_every_worker_went(tmp_path: Path) -> None:
     write_collection(tmp_path / "in", shards=4, per_shard=16)
-    done = protect(str(tmp_path / "in"), str(tmp_path / "out"), "--profile", "--workers", "2")
+    (tmp_path / "p.safetensors").write_bytes(small_protection().to_bytes())
+    given = ("--protection", str(tmp_path / "p.safetensors"))
+    done = protect(str(tmp_path / "in"), str(tmp_path / "out"), *given, "--profile", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert "profile of embed" in done.stdout
     assert "profile of apply" in done.stdout
