@@ -133,6 +133,7 @@ def test_the_same_command_again_trains_nothing(data: Path, done) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_the_same_rows(
     data: Path, tmp_path: Path
 ) -> None:
@@ -140,7 +141,7 @@ def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_th
         return [
             sys.executable,
             JOB,
-            *options(data, "--regimes", "nt", "--epochs", "12", "--output", str(output), "--workers", "1"),
+            *options(data, "--regimes", "nt", "--epochs", "4", "--output", str(output), "--workers", "1"),
         ]
 
     process = subprocess.Popen(
@@ -279,20 +280,6 @@ def test_a_dry_run_says_how_long_denoisers_take_at_most(data: Path, tmp_path: Pa
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("denoisers ")]
     assert re.match(r"denoisers    at most [\d.]+ (s|min|h \d+ min) each, as measured on a CPU here: ", line)
     assert line.endswith("one for purify, before the trials; 1 for leaked pairs, one per trial")
-
-
-@pytest.mark.slow
-def test_a_sample_of_the_images_is_trained_on_in_every_arm(data: Path, tmp_path: Path) -> None:
-    given = options(
-        data, "--images", "60", "--regimes", "nt", "--epochs", "1", "--workers", "1", "--output", str(tmp_path / "out")
-    )
-    done = evaluate(*given)
-    assert done.returncode == 0, done.stderr
-    rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()
-    assert {row["protection"] for row in rows} == {"clean", "blocks"}
-    (count,) = {row["num_train"] for row in rows}
-    assert 50 <= count <= 60
-    assert {row["num_test"] for row in rows} == {48}
 
 
 def test_a_settings_file_takes_lists_and_the_command_line_wins(tmp_path: Path) -> None:

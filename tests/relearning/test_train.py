@@ -19,7 +19,6 @@ from pipeline.relearning.regimes import REGIMES, Knowledge, Regime, find_regime
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn, Training, recipe_of
-from tests.support.real import cifar10
 from tests.support.samples import stripes
 
 CPU = torch.device("cpu")
@@ -234,29 +233,6 @@ def test_an_unknown_regime_is_refused_with_near_matches():
         denoisers=dict.fromkeys(("self-pairs", "purify"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, "")),
     )
     assert all(find_regime(name, known).prepare_test(images).shape == (2, 3, 32, 32) for name in REGIMES)
-
-
-@pytest.mark.slow
-def test_class_wise_symmetric_blocks_destroy_what_a_real_set_teaches():
-    images, labels = cifar10("train")
-    test_images, test_labels = cifar10("test")
-    rng = np.random.default_rng(0)
-    halves = rng.choice([-16, 16], (10, 3, 4, 2))
-    blocks = np.concatenate([halves, halves[..., ::-1]], axis=3).repeat(8, axis=2).repeat(8, axis=3)
-    protected = (images.numpy().astype(int) + blocks[labels.numpy()]).clip(0, 255).astype(np.uint8)
-    scores = {
-        name: train_target(
-            Labelled(x, labels),
-            ScoredOn(Labelled(test_images, test_labels)),
-            regime=Regime(),
-            seed=0,
-            recipe=Recipe(epochs=8),
-        )
-        for name, x in (("clean", images), ("control", torch.from_numpy(protected)))
-    }
-    assert scores["clean"].accuracy_last > 0.5
-    assert scores["control"].accuracy_last < 0.3
-    assert scores["control"].accuracy_train > 0.95
 
 
 @pytest.mark.parametrize("regime", ["nt-cg", "friendly-noise", "epic"])
