@@ -41,6 +41,9 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   cleaned       self-pairs, purify, leaked-pairs:N (a denoiser, see below)
   informed      adabn, dfr, few-clean (clean images), delta-known (the deltas)
 
+Of several options of a regime, as in st-cg[kappa=1.2],st-cg[kappa=2], the report also says which one an adversary
+would choose on clean images that are held out from training (--holdout), and what that one reaches.
+
 Labels are numbers in a .cls beside each image, in shards as in folders. If the pictures of a folder have none, the
 first folder of a picture's path is its class, and classes are numbered in sorted order, as pack.py does it. All
 collections must be labelled in the same way.

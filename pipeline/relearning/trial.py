@@ -88,7 +88,7 @@ def run_trial(
     )
     return (
         asdict(trial)
-        | _row(score, labels, is_protected, len(test), device)
+        | _row(score, labels, is_protected, device, num_test=len(test), num_holdout=int(held.sum()))
         | figures
         | {"started": started, "settings": json.dumps(asdict(recipe), sort_keys=True)}
     )
@@ -174,7 +174,13 @@ def _picture(training: Training, is_protected: NDArray[np.bool_], epoch: int) ->
 
 
 def _row(
-    score: TargetScore, labels: Labels, is_protected: NDArray[np.bool_], num_test: int, device: str
+    score: TargetScore,
+    labels: Labels,
+    is_protected: NDArray[np.bool_],
+    device: str,
+    *,
+    num_test: int,
+    num_holdout: int,
 ) -> dict[str, Any]:
     counts = np.bincount(labels.test, minlength=labels.num_classes)
     figures = score.history[-1].figures
@@ -191,6 +197,7 @@ def _row(
         "num_train": len(is_protected),
         "num_protected": int(is_protected.sum()),
         "num_test": num_test,
+        "num_holdout": num_holdout,
         "num_classes": labels.num_classes,
         "majority": float(counts.max() / counts.sum()),
         "images_per_second": score.images_per_second,

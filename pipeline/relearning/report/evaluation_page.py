@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pipeline.relearning.evaluation import CLEAN, CLEAN_PART
 from pipeline.relearning.report import charts as pictures
 from pipeline.relearning.report import tables
+from pipeline.relearning.report.chosen import choices
 from pipeline.relearning.report.descriptions import describe_regime
 from pipeline.relearning.report.results import MeanAccuracy, Row, select
 from pipeline.relearning.shares import parse_share
@@ -94,6 +95,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
         qualities=tables.qualities(rows, order),
         readings=tables.readings(rows, order),
         has_delta_tests=any(row.get(name) is not None for row in rows for name in tables.DELTA_TESTS),
+        choices=choices(rows, order),
         denoisers=tables.denoisers(rows, order),
         costs=tables.costs(rows, order),
         data=_data(rows, order),

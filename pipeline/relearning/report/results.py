@@ -28,7 +28,7 @@ _TEXT = (
     *("key", "protection", "target", "regime", "labelling", "share", "recipe", "data", "device", "versions"),
     "settings",
 )
-_WHOLE = ("fit", "seed", "epochs", "side", "num_train", "num_protected", "num_test", "num_classes")
+_WHOLE = ("fit", "seed", "epochs", "side", "num_train", "num_protected", "num_test", "num_holdout", "num_classes")
 _REAL = (
     *("accuracy_last", "accuracy_best", "accuracy_early_stop", "accuracy_own_delta", "accuracy_wrong_delta"),
     *("accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
