@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--side", required=True, type=int)
     options = parser.parse_args()
     clean = load(options.clean, options.side)
-    for name, url in options.protected:
+    for name, url in ((name, url) for name, urls in options.protected for url in urls):
         protected = load(url, options.side)
         deltas = protected.images.astype(np.float32) - clean.images[like_clean(protected, clean, name)]
         energy, shared = float(np.mean(deltas**2)), float(np.mean(deltas.mean(axis=0) ** 2))
