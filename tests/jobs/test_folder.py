@@ -101,12 +101,12 @@ def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(protecte
 
 
 def by_class(source: Path, folder: Path, first: int, count: int) -> None:
-    """Some of the pictures of `pictures` and what lies beside them, each in the folder of its class."""
+    """Some of the pictures of `pictures` and their captions, each in the folder of its class."""
     pictured = [path for path in sorted((source / "000").iterdir()) if path.suffix.lower() in (".jpg", ".png")]
     for path in pictured[first : first + count]:
         deep = folder / f"class {path.with_suffix('.cls').read_text()}/deep"
         deep.mkdir(parents=True, exist_ok=True)
-        for one in path.parent.glob(f"{path.stem}.*"):
+        for one in (path, path.with_suffix(".txt")):
             shutil.copy(one, deep)
 
 
