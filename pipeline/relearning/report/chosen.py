@@ -89,4 +89,5 @@ def _choice(protection: str, base: str, target: str, cells: dict[str, list[Row]]
 def _holdout(rows: Sequence[Row]) -> float | None:
     """Accuracy on held-out images after the last epoch, mean over fits and seeds; None if it is not known of all."""
     last = [row["history"][-1].get("accuracy_holdout") if row.get("history") else None for row in rows]
-    return float(np.mean(last)) if last and None not in last else None
+    known = [float(accuracy) for accuracy in last if accuracy is not None]
+    return float(np.mean(known)) if known and len(known) == len(rows) else None
