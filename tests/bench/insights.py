@@ -17,16 +17,16 @@ from collections.abc import Sequence
 
 import torch
 from ratio import where, write
+from shared_delta import load
 from torch import Tensor, nn
 
 from jobs.evaluation.options import named_urls
 from pipeline.hashing import derive
-from pipeline.relearning.collection import Collection, like_clean, load_labelled
+from pipeline.relearning.collection import Collection, like_clean
 from pipeline.relearning.regimes.staged.acm import activation_cluster_measure, validation_rows
 from pipeline.relearning.regimes.staged.layers import ordered_layers
 from pipeline.relearning.train import TargetScore, train_target
 from pipeline.relearning.training import EpochScore, Labelled, Recipe, Regime, ScoredOn, Training
-from pipeline.shards.inputs import resolve_input
 
 SWAPPED = 2  # blocks; "the first two residual blocks"
 
@@ -93,11 +93,6 @@ class Transplanted(Watched):
 
     def _put_back(self, training: Training) -> None:
         training.network.load_state_dict(self._kept, strict=False)
-
-
-def load(url: str, side: int) -> Collection:
-    store, entries, *_ = resolve_input(url)
-    return load_labelled(store, entries, side=side)
 
 
 def images_of(collection: Collection) -> Labelled:

@@ -19,7 +19,7 @@ def insights(monkeypatch: pytest.MonkeyPatch):
     import insights
 
     yield insights
-    for name in ("insights", "ratio"):
+    for name in ("insights", "ratio", "shared_delta"):
         sys.modules.pop(name, None)
 
 
