@@ -70,6 +70,7 @@ def test_one_option_or_unknown_accuracies_are_no_choice():
         ("iss-gray+st-cg[kappa=2]", "iss-gray+st-cg"),
         ("lowpass:8", "lowpass"),
         ("lowpass:8+st[beta=1]", "lowpass+st"),
+        ("leaked-pairs:16", "leaked-pairs:16"),
         ("nt", "nt"),
     ],
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.relearning.evaluation import CLEAN
+from pipeline.relearning.regime_names import FILTER_NAMES
 from pipeline.relearning.report.results import MeanAccuracy, Row, mean_accuracies, select
 from pipeline.relearning.report.tables import Order
 
@@ -42,8 +43,12 @@ class Choice:
 
 
 def base_of(regime: str) -> str:
-    """'iss-gray+st-cg[kappa=2]' -> 'iss-gray+st-cg'; 'lowpass:8' -> 'lowpass'."""
-    return re.sub(r"\[[^]]*\]|:[^+]*", "", regime)
+    """'iss-gray+st-cg[kappa=2]' -> 'iss-gray+st-cg'; 'lowpass:8' -> 'lowpass'.
+
+    The number of a regime like 'leaked-pairs:16' stays: it is what an adversary has, not what he chooses.
+    """
+    cutoffs = "|".join(FILTER_NAMES)
+    return re.sub(rf"\b({cutoffs}):[^+]*", r"\1", re.sub(r"\[[^]]*\]", "", regime))
 
 
 def choices(rows: Sequence[Row], order: Order) -> list[Choice]:
