@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
-# of output bytes; since 2, stored layout, transparency and colour metadata are kept; since 3, a JPEG's coding
-FORMAT_VERSION = 3
+# of output bytes; since 2, stored layout, transparency and colour metadata are kept; since 3, a JPEG's coding; since 4,
+# proxies and the steps through them compute in bfloat16 where a processor has instructions for it
+FORMAT_VERSION = 4
 _DECIDE_BYTES = (
     "pillow",
     "opencv-python-headless",

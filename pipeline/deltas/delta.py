@@ -189,4 +189,4 @@ def perturb(images: Tensor, delta: Tensor) -> Tensor:
     """
     if delta.shape not in (images.shape, images.shape[1:]):
         raise PromiseError(f"a delta of shape {tuple(delta.shape)} does not fit images {tuple(images.shape)}")
-    return (images + delta).clamp(0, 1)
+    return F.hardtanh(images + delta, 0.0, 1.0)  # clamp, but with a backward pass of one kernel

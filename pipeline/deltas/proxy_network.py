@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.precision import autocast
 
 WIDTH = 192  # of the features
 LARGE_SIDE = 64  # from this size on, the first convolution halves the resolution
@@ -19,20 +20,17 @@ class ProxyNetwork(nn.Module):
     def __init__(self, num_clusters: int, side: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_layer(3, 24, stride=2 if side >= LARGE_SIDE else 1),
-            nn.MaxPool2d(2),
-            *_layer(24, 64),
-            nn.MaxPool2d(2),
+            *_layer(3, 24, nn.MaxPool2d(2), stride=2 if side >= LARGE_SIDE else 1),
+            *_layer(24, 64, nn.MaxPool2d(2)),
             *_layer(64, 96),
-            *_layer(96, 96),
-            nn.MaxPool2d(2),
+            *_layer(96, 96, nn.MaxPool2d(2)),
             *_layer(96, WIDTH),
         )
         self.head = nn.Linear(WIDTH, num_clusters)
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features float32 [B, 192], which deltas move."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        with autocast(images.device):
             maps: Tensor = self.body((images - 0.5) / 0.25)
         return maps.float().mean((2, 3))
 
@@ -54,9 +52,10 @@ class ProxyNetwork(nn.Module):
         return logits
 
 
-def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+def _layer(inputs: int, outputs: int, *pool: nn.Module, stride: int = 1) -> tuple[nn.Module, ...]:
+    """Pooling comes before the ReLU, which then has a quarter of the values to look at; the maximum is the same."""
     convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    return convolution, nn.BatchNorm2d(outputs), *pool, nn.ReLU(inplace=True)
 
 
 def crop_padding(side: int) -> int:

@@ -23,6 +23,7 @@ from pipeline.deltas.proxy_network import ProxyNetwork, crop_padding
 from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import GREY, ColourChanges, Views, colour_changes, random_views
+from pipeline.precision import autocast, dtype_of
 
 BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
 _START = 0.5  # of epsilon: bound of the random starts
@@ -115,6 +116,7 @@ class SampleSteps:
         network = ProxyNetwork(len(self._targets), self._generator.side)
         network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
         network.eval().requires_grad_(False).fuse()
+        network.body.to(dtype_of(self._device))  # else autocast would convert the weights at every step
         return network.to(self._device).to(memory_format=torch.channels_last)
 
     def levels(
@@ -153,7 +155,8 @@ class SampleSteps:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for step in range(generator.steps):
                 delta.requires_grad_()
-                seen = views.seen(perturb(images, delta), step)
+                with autocast(self._device):
+                    seen = views.seen(perturb(images, delta), step)
                 proxy = self._proxies[step % len(self._proxies)]
                 loss = F.cross_entropy(proxy(seen), aims, reduction="none")
                 (gradient,) = torch.autograd.grad(loss.sum(), delta)
@@ -192,7 +195,7 @@ class _Views:
         seen = rows @ images @ columns.transpose(2, 3)
         grey = (seen.mean((2, 3)) @ self._grey) * self._turn[step]
         mixed = self._mix[step] @ seen.flatten(2) + grey[:, None, None]
-        return mixed.clamp(0, 1).reshape(seen.shape)
+        return F.hardtanh(mixed, 0.0, 1.0).reshape(seen.shape)
 
 
 def _smoothers(side: int) -> Tensor:

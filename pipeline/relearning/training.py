@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline.hashing import torch_rng
 from pipeline.pictures.augment import random_views, take
-from pipeline.relearning.precision import autocast
+from pipeline.precision import autocast
 from pipeline.relearning.presets import recipe_settings
 from pipeline.schedules import cosine, one_cycle
 

@@ -185,10 +185,11 @@ def test_batch_normalisation_put_into_convolutions_changes_no_logit(fitted: Fitt
     network.eval()
     images = striped(8).pixels.float() / 255
     with torch.no_grad():
-        before = network(images)
+        whole, rounded = network.body(images), network(images)
         network.fuse()
-        torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-4)
-    assert before.std() > 0.1
+        torch.testing.assert_close(network.body(images), whole, rtol=1e-4, atol=1e-4)  # in float32
+        torch.testing.assert_close(network(images), rounded, rtol=0.02, atol=0.02)  # bfloat16, where there is any
+    assert rounded.std() > 0.1
 
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_bytes(fitted: FittedDeltas) -> None:

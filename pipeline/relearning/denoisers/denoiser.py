@@ -22,8 +22,8 @@ from pipeline.errors import InputError
 from pipeline.fitting.fit_figures import reproducible
 from pipeline.hashing import canonical, derive, sha256, torch_rng
 from pipeline.pictures.augment import random_views, take
+from pipeline.precision import autocast
 from pipeline.relearning.denoisers.noises import draw_noise
-from pipeline.relearning.precision import autocast
 
 FAMILY_EPSILON = 16 / 255  # of the noise used to train a denoiser without pairs
 MOST_DB = 99.0

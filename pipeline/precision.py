@@ -1,4 +1,4 @@
-"""When training uses bfloat16: on GPUs, and on CPUs with instructions for it."""
+"""When networks compute in bfloat16: on GPUs, and on CPUs with instructions for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import torch
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 autocast if supported (GPUs; CPUs with avx512_bf16 or AMX, twice as fast), else disabled."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device))
+
+
+def dtype_of(device: torch.device) -> torch.dtype:
+    """What autocast computes in: weights that are never trained can be kept in it."""
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
 
 
 @functools.cache
