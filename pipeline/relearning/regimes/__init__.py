@@ -14,6 +14,7 @@ from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge
 from pipeline.relearning.regimes.recovery.dfr import FeatureReweighting
+from pipeline.relearning.regimes.recovery.disentangled import Disentangled
 from pipeline.relearning.regimes.recovery.epic import IsolatedDropped
 from pipeline.relearning.regimes.recovery.friendly import FriendlyNoise
 from pipeline.relearning.regimes.recovery.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
@@ -90,6 +91,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "few-clean": FewClean,
     "self-pairs": lambda known: Purify("self-pairs", known),
     "purify": lambda known: Purify("purify", known),
+    "d-vae": Disentangled,
     "early-stop": EarlyStop,
     "dfr": FeatureReweighting,
     "dropout": lambda _: Dropout(),
