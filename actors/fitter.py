@@ -22,6 +22,7 @@ from pipeline import layout
 from pipeline.clusters.clustering import Clustering
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.direct_fit import ProxyFit
+from pipeline.fitting.distilled_fit import DistilledFit
 from pipeline.fitting.fit import Fit, FitImages, fit_images_from
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.metrics import STAGE_SECONDS
@@ -96,6 +97,8 @@ def _start(unit: str, task: FitTask, images: FitImages, device: str) -> Fit:
     settings = task.context.settings
     if settings.generator == "sample":
         return SampleFit(images, len(task.targets), settings, device)
+    if settings.generator == "distilled":
+        return DistilledFit(images, len(task.targets), settings, device)
     if unit == TOGETHER:
         return ProxyFit(images, len(task.targets), settings, device)
     aims = Aims(torch.from_numpy(task.clustering.feature_means.copy()), task.targets)

@@ -13,7 +13,7 @@ from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-Generator = Literal["sample", "direct", "network", "texture"]
+Generator = Literal["sample", "distilled", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
 TrainImages = Literal["cluster", "all"]
 Distance = Literal["kl", "cosine", "l2"]
@@ -29,8 +29,14 @@ DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
 NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run of our own may have it
 # of the fit; for `sample`, per image
-STEPS: dict[Generator, int] = {"sample": 30, "direct": 100, "network": 100, "texture": 100}
-IMAGES_PER_CLUSTER: dict[Generator, int] = {"sample": 600, "direct": 400, "network": 400, "texture": 400}
+STEPS: dict[Generator, int] = {"sample": 30, "distilled": 1500, "direct": 100, "network": 100, "texture": 100}
+IMAGES_PER_CLUSTER: dict[Generator, int] = {
+    "sample": 600,
+    "distilled": 600,
+    "direct": 400,
+    "network": 400,
+    "texture": 400,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scumble": {},
@@ -129,7 +135,7 @@ class Settings(ApplySettings):
     fit_images: int | None = 10_000  # number of images that deltas are fitted on; None = all
     steps: int = 0  # of the fit; for --generator sample, per image; 0 = STEPS of the generator, or as many as epochs
     epochs: int | None = None  # passes over the images to fit on, in place of steps
-    proxies: int = 3  # for --generator sample
+    proxies: int = 3  # for --generator sample and distilled
     proxy_steps: int = 400  # at least; fewer underfit: of 1,600 images, 150 steps teach 83 % their cluster, 600 97 %
     robust_proxies: int = 1  # of these, trained on adversarial examples, to counter adversarial training
     batch_size: int = 256
@@ -196,22 +202,26 @@ class Settings(ApplySettings):
         )
         if self.generator == "direct":
             check(self.bound == "project", "--generator direct is bounded by projection: use --bound project")
-        if self.generator == "sample":
+        if self.generator in ("sample", "distilled"):
             check(
                 self.optimise_through == "proxy",
-                "--generator sample optimises through proxies: use --optimise-through proxy, or add --generator direct",
+                f"--generator {self.generator} optimises through proxies: use --optimise-through proxy, or add "
+                "--generator direct",
             )
             side = self.delta_size
-            check(side is None or side % 2 == 0, "--delta-size must be even for --generator sample")
+            check(side is None or side % 2 == 0, f"--delta-size must be even for --generator {self.generator}")
             for name in sorted(self.given & {"distance", "bound", "batch_size"}):
-                check(False, f"{flag(name)} has no effect with --generator sample: omit it, or add --generator direct")
+                check(
+                    False,
+                    f"{flag(name)} has no effect with --generator {self.generator}: omit it, or add --generator direct",
+                )
             check(
                 self.robust_proxies <= self.proxies,
                 f"--robust-proxies {self.robust_proxies} exceeds --proxies {self.proxies}",
             )
         else:
             for name in sorted(self.given & {"proxies", "robust_proxies"}):
-                check(False, f"{flag(name)} only applies to --generator sample, not {self.generator}")
+                check(False, f"{flag(name)} only applies to --generator sample and distilled, not {self.generator}")
         if self.optimise_through == "surrogate":
             check("proxy_steps" not in self.given, "--proxy-steps has no effect with --optimise-through surrogate")
         if self.optimise_through == "proxy":

@@ -121,7 +121,7 @@ def apply(run: Run) -> None:
 def _needs_model(run: Run) -> bool:
     """True if deltas are made image by image, by networks that run faster on a GPU."""
     generator = run.settings.generator if run.given is None else run.given.generator
-    return generator in ("sample", "universal")
+    return generator in ("sample", "distilled", "universal")
 
 
 def fit(run: Run, clustering: Clustering) -> None:

@@ -12,7 +12,7 @@ from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.artefact import damaged, read_header, read_tensors
 from pipeline.deltas.picture_deltas import NearestDeltas, PictureDeltas, SampleDeltas
 from pipeline.deltas.protection import Protection
-from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.samplewise.kinds import PictureGenerator
 from pipeline.deltas.universal.deltas import UniversalDeltas
 from pipeline.deltas.universal.protection import METHOD, UniversalProtection
 from pipeline.errors import InputError
@@ -48,7 +48,7 @@ class AnyProtection(Protocol):
     @property
     def needs_key(self) -> bool: ...
     @property
-    def sample(self) -> SampleGenerator | None: ...
+    def sample(self) -> PictureGenerator | None: ...
     @property
     def sha256(self) -> str: ...
     def with_key(self, key: bytes) -> AnyProtection: ...

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.deltas.apply import LaidDeltas, ProtectedSample, close_sample, cluster_of
 from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.protection import Protection
-from pipeline.deltas.sample_steps import SampleSteps
+from pipeline.deltas.samplewise.kinds import maker_of
 from pipeline.errors import SampleError
 from pipeline.pictures.members import Opened, open_sample, rejection_of
 from pipeline.pictures.picture import decode_rgb, rgb_of, squeezed, stored
@@ -112,7 +112,7 @@ class NearestDeltas:
 
 
 class SampleDeltas:
-    """A delta for each picture, made by steps on its own pixels towards the target of its cluster.
+    """A delta for each picture, made from its own pixels towards the target of its cluster.
 
     surrogate  embeds the pictures that have no cluster yet; None if all have one
     Raises ConflictError if the surrogate is not the one that the protection was fitted with.
@@ -125,12 +125,12 @@ class SampleDeltas:
         self.epsilon, self.at_least = protection.epsilon, surrogate.resize if surrogate is not None else 1
         self.side = protection.sample.side
         self._protection, self._surrogate = protection, surrogate
-        self._steps = SampleSteps(protection.sample, protection.targets, protection.epsilon, device)
+        self._maker = maker_of(protection.sample, protection.targets, protection.epsilon, device)
 
     def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         clusters, distances = nearest_clusters(requests, self._protection, self._surrogate)
         squares = np.stack([request.square for request in requests if request.square is not None])
-        levels, _ = self._steps.levels(squares, clusters, [request.key for request in requests])
+        levels = self._maker.levels(squares, clusters, [request.key for request in requests])
         return [
             DeltaAnswer(request.laid(lay(delta, request.height, request.width, self.epsilon)), cluster, distance)
             for request, delta, cluster, distance in zip(requests, levels, clusters, distances, strict=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
 from pipeline.deltas.delta import lay, levels_of
-from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator, generator_from
 from pipeline.deltas.textures import Bands, bands_for, check_key
 from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.hashing import sha256
@@ -32,7 +32,7 @@ class Protection:
     targets       the target cluster of each cluster; () if images are not moved to another cluster
     levels        int8 [p, 3, S, S], whole 8-bit levels; None if every sample has a delta of its own: by a texture, by
                   `sample`, or `keyed`, in files of their own beside this one (see pipeline.deltas.keyed)
-    sample        makes the delta of each image from the image itself; None for other generators
+    sample        makes the delta of each image from the image itself (`sample`, `distilled`); None for other generators
     key_sha256    digest of a texture's secret key; None for other generators
     fingerprint   of the run that fitted it
     licence       one line: how the terms of the surrogate and the images affect this file
@@ -53,7 +53,7 @@ class Protection:
     licence: str = ""
     size: Size = "native"
     figures: Mapping[str, Any] = field(default_factory=dict)
-    sample: SampleGenerator | None = None
+    sample: PictureGenerator | None = None
     key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class Protection:
         if is_aimed and sorted(self.targets) != list(range(num_clusters)):
             raise ValueError(f"targets {self.targets} are not a permutation of {num_clusters} clusters")
         has = (self.key_sha256 is not None, self.sample is not None, self.levels is not None)
-        if has != (self.generator == "texture", self.generator == "sample", self.generator in ("direct", "network")):
-            raise ValueError(f"generator {self.generator} does not match its parts (key, proxies, levels): {has}")
+        if has != (self.generator == "texture", self.generator in PER_PICTURE, self.generator in ("direct", "network")):
+            raise ValueError(f"generator {self.generator} does not match its parts (key, networks, levels): {has}")
         if self.levels is None:
             return
         if self.levels.ndim != 4 or self.levels.shape[:2] != (num_clusters, 3) or self.levels.dtype != np.int8:
@@ -146,5 +146,5 @@ class Protection:
             clustering=Clustering.from_tensors(clustering),
             targets=tuple(tensors["targets"].tolist()),
             levels=tensors.get("levels"),
-            sample=SampleGenerator.from_parts(header["sample"], tensors) if "sample" in header else None,
+            sample=generator_from(header["generator"], header["sample"], tensors) if "sample" in header else None,
         )

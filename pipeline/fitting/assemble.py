@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.clusters.clustering import Clustering, target_clusters
 from pipeline.deltas.protection import Protection
-from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator, generator_from
 from pipeline.deltas.textures import check_key
 from pipeline.errors import InputError
 from pipeline.fitting.fit import FittedDeltas
@@ -53,14 +53,16 @@ def fitted_protection(
         licence=_LICENCE,
         size=settings.size,
         figures=_figures(fitted),
-        sample=_sample_generator(fitted, settings) if settings.generator == "sample" else None,
+        sample=_picture_generator(fitted, settings) if settings.generator in PER_PICTURE else None,
     )
 
 
-def _sample_generator(fitted: FittedDeltas, settings: Settings) -> SampleGenerator:
-    choices = {name: getattr(settings, name) for name in ("steps", "plain", "seed")}
+def _picture_generator(fitted: FittedDeltas, settings: Settings) -> PictureGenerator:
+    header = {"side": int(fitted.extra["sample/side"]), "plain": settings.plain, "seed": settings.seed}
+    if settings.generator == "sample":
+        header["steps"] = settings.steps
     weights = {name: value.numpy() for name, value in fitted.extra.items()}
-    return SampleGenerator.from_parts({"side": int(fitted.extra["sample/side"]), **choices}, weights)
+    return generator_from(settings.generator, header, weights)
 
 
 def texture_protection(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.deltas.proxy_network import WIDTH, ProxyNetwork, crop_padding
+from pipeline.deltas.samplewise.proxy_network import WIDTH, ProxyNetwork, crop_padding
 from pipeline.deltas.sign_step import check_finite
 from pipeline.fitting.fit import FitImages, checkpoint, entry, restore
 from pipeline.hashing import derive, torch_rng

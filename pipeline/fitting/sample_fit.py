@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pipeline.clusters.clustering import target_clusters
 from pipeline.deltas.delta import levels_of
-from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps
+from pipeline.deltas.samplewise.kinds import PictureGenerator, maker_of
+from pipeline.deltas.samplewise.sample_steps import SampleGenerator
 from pipeline.fitting.fit import FitImages, FittedDeltas
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible
 from pipeline.fitting.objective import feature_means
@@ -82,10 +84,10 @@ class SampleFit:
         tried = _tried(self._images.clusters, num_clusters, settings.seed)
         pixels, clusters = self._images.pixels[tried], self._images.clusters[tried]
         with reproducible():
-            centroids, accuracies = self._centroids()
-            targets = torch.as_tensor(target_clusters(centroids.cpu().numpy(), settings.permutation))
+            centroids, targets, accuracies = self.aims
             generator = self._generator()
-            levels, losses = SampleSteps(generator, targets.tolist(), settings.epsilon, self._device).levels(
+            maker = maker_of(generator, targets.tolist(), settings.epsilon, self._device)
+            levels, losses = maker.levels_and_losses(
                 pixels.permute(0, 2, 3, 1).contiguous().numpy(), clusters.tolist(), [str(int(row)) for row in tried]
             )
             changed = torch.from_numpy(levels).to(torch.int16)
@@ -104,7 +106,7 @@ class SampleFit:
             clusters=tuple(range(num_clusters)),
             targets=tuple(targets.tolist()),
             levels=None,
-            losses=feature_means(torch.from_numpy(losses), clusters, num_clusters),
+            losses=self._losses(torch.from_numpy(losses), clusters),
             moved=shares[0],
             before=shares[1],
             rms=feature_means(size.square().mean(1, keepdim=True), clusters, num_clusters).sqrt()[:, 0],
@@ -117,14 +119,21 @@ class SampleFit:
             },
         )
 
-    def _centroids(self) -> tuple[Tensor, list[float]]:
-        """Mean feature of each cluster in the first proxy, and the accuracy of every proxy."""
+    @cached_property
+    def aims(self) -> tuple[Tensor, Tensor, list[float]]:
+        """Mean feature of each cluster in the first proxy, target clusters, the accuracy of every proxy."""
         pixels, clusters = (images.to(self._device) for images in (self._images.pixels, self._images.clusters))
         features = [embed_all(proxy.features, pixels, None, clusters) for proxy in self._proxies]
         accuracies = [proxy.accuracy(each) for proxy, each in zip(self._proxies, features, strict=True)]
-        return feature_means(features[0], clusters, self._num_clusters), accuracies
+        centroids = feature_means(features[0], clusters, self._num_clusters)
+        targets = torch.as_tensor(target_clusters(centroids.cpu().numpy(), self._settings.permutation))
+        return centroids, targets, accuracies
 
-    def _generator(self) -> SampleGenerator:
+    def _losses(self, losses: Tensor, clusters: Tensor) -> Tensor:
+        """Loss curve of each cluster [k, steps], from those of the tried images [n, steps]."""
+        return feature_means(losses, clusters, self._num_clusters)
+
+    def _generator(self) -> PictureGenerator:
         weights = tuple(
             {name: value.detach().cpu().contiguous().numpy() for name, value in proxy.network.state_dict().items()}
             for proxy in self._proxies

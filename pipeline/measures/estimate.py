@@ -15,7 +15,10 @@ from scipy.ndimage import gaussian_filter
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.load import AnyProtection
+from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork
+from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator
 from pipeline.errors import InputError, SampleError
+from pipeline.fitting.distilled_fit import BATCH
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.fit_images import fit_bytes, picture_side
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
@@ -35,6 +38,7 @@ MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read at most to estimate bytes per sample; most are not decoded
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
 _TIMED_BATCH, _TIMED_STEPS = 512, 4  # for timing the proxy
+_TRAINING = 3.0  # a training step takes about as long as so many passes
 _LARGEST_EPSILON = 127 / 255  # of typical deltas, whatever may come of a method without a bound
 _PATCH_PIXELS = 1.0  # blur that gives a typical delta's signs their patch size
 
@@ -113,12 +117,10 @@ def estimate(
         has_colour = given.sample.plain
     files = _protected(samples, settings, has_colour)
     apply, sides = files.seconds, files.sides
-    makes_deltas = given.sample is not None if given else settings.generator == "sample" and settings.protection is None
-    if given and given.sample:
-        choices = replace(settings, plain=given.sample.plain)
-        apply += given.sample.steps * _proxy_seconds(given.sample.side, choices)
-    elif makes_deltas:
-        apply += settings.steps * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
+    makes_deltas = given.sample is not None if given else _fits_networks(settings)
+    if makes_deltas:
+        side = given.sample.side if given and given.sample else _delta_side(settings, surrogate, sides)
+        apply += _delta_seconds(settings, given.sample if given else None, side)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
     clusters = (
         len(given.clustering.centroids) if given else settings.clusters or clusters_for(images, settings.generator)
@@ -253,12 +255,44 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
     if settings.optimise_through == "proxy":
         schedule = Schedule.of(fitted, settings.proxy_steps)
         seen = schedule.steps * schedule.batch
-        if settings.generator == "sample":
-            seen *= settings.proxies + settings.robust_proxies  # robust proxies take two passes per step
-        else:
-            seen += settings.steps * settings.batch_size
-        return seen * _proxy_seconds(delta_side(settings, surrogate.input_size, [min(sides)]), settings)
+        side = _delta_side(settings, surrogate, sides)
+        seconds = _proxy_seconds(side, settings)
+        if settings.generator not in PER_PICTURE:
+            return (seen + settings.steps * settings.batch_size) * seconds
+        fit = seen * (settings.proxies + settings.robust_proxies) * seconds  # robust ones take two passes per step
+        if settings.generator == "distilled":
+            fit += settings.steps * BATCH * (seconds + _TRAINING * _distilled_seconds(settings, side))
+        return fit
     return clusters * settings.steps * min(settings.batch_size, fitted) * _pass_seconds(surrogate)
+
+
+def _fits_networks(settings: Settings) -> bool:
+    """Whether the run fits networks that make a delta for each image."""
+    return settings.generator in PER_PICTURE and settings.protection is None
+
+
+def _delta_side(settings: Settings, surrogate: Surrogate, sides: tuple[int, int]) -> int:
+    return delta_side(settings, surrogate.input_size, [min(sides)])
+
+
+def _delta_seconds(settings: Settings, given: PictureGenerator | None, side: int) -> float:
+    """Seconds that the networks take for the delta of one image."""
+    if given is not None:
+        settings = replace(settings, plain=given.plain)
+    if isinstance(given, DistilledGenerator) or (given is None and settings.generator == "distilled"):
+        return _distilled_seconds(settings, side)
+    return (given.steps if given is not None else settings.steps) * _proxy_seconds(side, settings)
+
+
+def _distilled_seconds(settings: Settings, side: int) -> float:
+    """Seconds per image of one pass of the network for distilled deltas, without its random draws."""
+    network = DistilledNetwork(2, side, plain=settings.plain).eval()
+    images, targets = torch.zeros(_TIMED_BATCH // 8, 3, side, side), torch.zeros(_TIMED_BATCH // 8, dtype=torch.long)
+    with torch.no_grad():
+        network(images, images[:, :1], targets)
+        started = time.perf_counter()
+        network(images, images[:, :1], targets)
+    return (time.perf_counter() - started) / len(images)
 
 
 def _proxy_seconds(side: int, settings: Settings) -> float:
@@ -291,4 +325,4 @@ def _pass_seconds(surrogate: Surrogate) -> float:
     surrogate.embed_pictures(pictures)
     started = time.perf_counter()
     surrogate.embed_pictures(pictures)
-    return 3 * (time.perf_counter() - started) / len(pictures)
+    return _TRAINING * (time.perf_counter() - started) / len(pictures)

@@ -27,7 +27,8 @@ from ratio import write
 from pipeline.deltas.apply import LaidDeltas, close_sample
 from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.load import load_cluster_protection
-from pipeline.deltas.sample_steps import SampleSteps
+from pipeline.deltas.samplewise.base import DeltaMaker
+from pipeline.deltas.samplewise.kinds import maker_of
 from pipeline.deltas.survival import survival
 from pipeline.errors import SampleError
 from pipeline.measures.estimate import TypicalDeltas
@@ -67,19 +68,19 @@ class Deltas:
     def __init__(self, epsilon: float, has_colour: bool, protection: Path | None) -> None:
         self.epsilon = epsilon
         self._typical = LaidDeltas(TypicalDeltas(epsilon, SIDE, has_colour=has_colour))
-        self._steps = None
+        self._maker: DeltaMaker | None = None
         if protection is not None:
             fitted = load_cluster_protection(protection.read_bytes())
             if fitted.sample is None:
                 raise SystemExit(f"{protection} is not sample-wise")
-            self._steps = SampleSteps(fitted.sample, fitted.targets, epsilon)
+            self._maker = maker_of(fitted.sample, fitted.targets, epsilon)
             self._side = fitted.sample.side
 
     def of(self, sample: Sample, picture: Any) -> LaidDelta:
         """The delta of one picture, in its stored layout."""
-        if self._steps is None:
+        if self._maker is None:
             return self._typical.delta_for(0, sample.key, *picture.upright_size, picture.orientation)
-        levels, _ = self._steps.levels(squeezed(picture, self._side)[None], [0], [sample.key])
+        levels = self._maker.levels(squeezed(picture, self._side)[None], [0], [sample.key])
         return LaidDelta(stored(lay(levels[0], *picture.upright_size, self.epsilon), picture.orientation))
 
 

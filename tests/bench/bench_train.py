@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.deltas.generators import ResNetGenerator
-from pipeline.deltas.proxy_network import ProxyNetwork
+from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
 from pipeline.fitting.direct_fit import ProxyFit
 from pipeline.fitting.fit import FitImages

@@ -15,8 +15,9 @@ from pipeline.clusters.clustering import Clustering, fit_clusters
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
 from pipeline.deltas.protection import Protection
-from pipeline.deltas.proxy_network import ProxyNetwork
-from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps, _Draws, _Views
+from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
+from pipeline.deltas.samplewise.sample_steps import SampleGenerator, SampleSteps
+from pipeline.deltas.samplewise.step_views import Draws, StepViews
 from pipeline.errors import InputError, PromiseError, SettingsError
 from pipeline.fitting.assemble import fitted_protection
 from pipeline.fitting.fit import FitImages, FittedDeltas
@@ -61,22 +62,21 @@ def fitted() -> FittedDeltas:
 
 @pytest.fixture(scope="module")
 def protection(fitted: FittedDeltas) -> Protection:
-    return fitted_protection(fitted, _clustering(), CHOICES, "tiny", "f" * 64)
+    return fitted_protection(fitted, clustering_of_noise(), CHOICES, "tiny", "f" * 64)
 
 
-def _clustering() -> Clustering:
+def clustering_of_noise() -> Clustering:
     points = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float16)
     return fit_clusters([points], "features", None, CLUSTERS, restarts=1, seed=0).clustering
 
 
 def steps_of(protection: Protection, **changes: object) -> SampleSteps:
-    assert protection.sample is not None
+    assert isinstance(protection.sample, SampleGenerator)
     return SampleSteps(replace(protection.sample, **changes), protection.targets, protection.epsilon)  # type: ignore[arg-type]
 
 
 def made(steps: SampleSteps, images: FitImages, rows: list[int]) -> NDArray[np.int8]:
-    levels, _ = steps.levels(squares(images)[rows], images.clusters[rows].tolist(), [f"k{row}" for row in rows])
-    return levels
+    return steps.levels(squares(images)[rows], images.clusters[rows].tolist(), [f"k{row}" for row in rows])
 
 
 def test_a_delta_depends_on_its_own_pixels_key_and_cluster_alone(protection: Protection) -> None:
@@ -92,9 +92,9 @@ def test_a_delta_depends_on_its_own_pixels_key_and_cluster_alone(protection: Pro
 def test_another_key_and_another_seed_give_another_delta(protection: Protection) -> None:
     one = squares(striped(3))[:1]
     steps = steps_of(protection)
-    (first, _), (second, _) = (steps.levels(one, [0], [key]) for key in ("a", "b"))
+    first, second = (steps.levels(one, [0], [key]) for key in ("a", "b"))
     assert np.mean(first == second) < 0.9
-    third, _ = steps_of(protection, seed=6).levels(one, [0], ["a"])
+    third = steps_of(protection, seed=6).levels(one, [0], ["a"])
     assert np.mean(first == third) < 0.9
 
 
@@ -156,12 +156,10 @@ def test_a_robust_proxy_errs_less_on_images_moved_against_it() -> None:
     assert accuracy[1] > accuracy[0] + 0.2
 
 
-def test_views_are_those_that_a_trainer_would_see(protection: Protection) -> None:
-    assert protection.sample is not None
-    generator, keys = replace(protection.sample, steps=24), ["a", "b", "c"]
-    draws = [_Draws.of(generator, key) for key in keys]
+def test_views_are_those_that_a_trainer_would_see() -> None:
+    draws = [Draws.of(SIDE, 24, plain=False, rng=torch.Generator().manual_seed(row)) for row in range(3)]
     images = torch.rand(3, 3, SIDE, SIDE)
-    views = _Views(draws, torch.device("cpu"))
+    views = StepViews(draws, torch.device("cpu"))
     kinds = set()
     for step in range(24):
         for row, draw in enumerate(draws):
@@ -253,10 +251,13 @@ def test_options_of_other_generators_are_refused() -> None:
         ({"generator": "sample", "distance": "l2"}, "--distance has no effect with --generator sample"),
         ({"generator": "sample", "delta_size": 33}, "--delta-size must be even"),
         ({"generator": "sample", "optimise_through": "surrogate"}, "use --optimise-through proxy"),
-        ({"generator": "direct", "proxies": 2}, "--proxies only applies to --generator sample, not direct"),
+        (
+            {"generator": "direct", "proxies": 2},
+            "--proxies only applies to --generator sample and distilled, not direct",
+        ),
         (
             {"generator": "direct", "robust_proxies": 1},
-            "--robust-proxies only applies to --generator sample, not direct",
+            "--robust-proxies only applies to --generator sample and distilled, not direct",
         ),
         ({"proxies": 2, "robust_proxies": 3}, "--robust-proxies 3 exceeds --proxies 2"),
     ):
@@ -276,7 +277,7 @@ def test_the_evaluation_gives_test_images_the_deltas_that_steps_make_for_them(fi
     )
     own, wrong = tests.own, tests.wrong
     assert clusters.tolist() == clustering.assign(features)[0].tolist()
-    levels, _ = steps_of(protection).levels(squares(images), clustering.assign(features)[0].tolist(), keys)
+    levels = steps_of(protection).levels(squares(images), clustering.assign(features)[0].tolist(), keys)
     pixels = images.pixels.numpy().astype(int)
     assert np.array_equal(own, np.clip(pixels + levels, 0, 255))
     assert np.array_equal(wrong, np.clip(pixels + np.roll(levels, 1, axis=0), 0, 255))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.deltas.proxy_network import ProxyNetwork
+from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
 from pipeline.errors import ConflictError, InputError, PromiseError, SettingsError
 from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
 from pipeline.fitting.direct_fit import ProxyFit

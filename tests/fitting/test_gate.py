@@ -1,7 +1,7 @@
 """The gate: the default still costs a target what it did when this was recorded, and the judge can tell.
 
-1,000 images of CIFAR-10 in 10 clusters, 16/255, two fits, 12 epochs of a target that the fits never saw. So few images are
-hardly protected (see tests/bench/results/relearning.md for what the default is worth); what counts here is that
+1,000 images of CIFAR-10 in 10 clusters, 16/255, two fits, 12 epochs of a target that the fits never saw. So few images
+are hardly protected (see tests/bench/results/relearning.md for what the default is worth); what counts here is that
 figures stay where they were.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.clusters.clustering import fit_clusters
-from pipeline.deltas.sample_steps import SampleGenerator, SampleSteps
+from pipeline.deltas.samplewise.sample_steps import SampleGenerator, SampleSteps
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.relearning.regimes import find_regime

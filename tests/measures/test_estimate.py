@@ -11,8 +11,8 @@ import torch
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.protection import Protection
-from pipeline.deltas.proxy_network import ProxyNetwork
-from pipeline.deltas.sample_steps import SampleGenerator
+from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
+from pipeline.deltas.samplewise.sample_steps import SampleGenerator
 from pipeline.errors import InputError
 from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, estimate, first_of_tar
 from pipeline.records import Sample

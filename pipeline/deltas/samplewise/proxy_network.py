@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.precision import autocast
+from pipeline.precision import autocast, dtype_of
 
 WIDTH = 192  # of the features
 LARGE_SIDE = 64  # from this size on, the first convolution halves the resolution
@@ -50,6 +56,22 @@ class ProxyNetwork(nn.Module):
         features = self.features(images)
         logits: Tensor = self.head(features if keep is None else features * keep)
         return logits
+
+
+def loaded_proxy(
+    weights: Mapping[str, NDArray[Any]], num_clusters: int, side: int, device: torch.device | str
+) -> ProxyNetwork:
+    """A frozen proxy for steps through it, from its state dict."""
+    network = ProxyNetwork(num_clusters, side)
+    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+    return frozen_proxy(network, torch.device(device))
+
+
+def frozen_proxy(network: ProxyNetwork, device: torch.device) -> ProxyNetwork:
+    """The network itself, ready for steps through it: in inference mode, fused, and converted once for autocast."""
+    network.eval().requires_grad_(False).fuse()
+    network.body.to(dtype_of(device))  # else autocast would convert the weights at every step
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def _layer(inputs: int, outputs: int, *pool: nn.Module, stride: int = 1) -> tuple[nn.Module, ...]:

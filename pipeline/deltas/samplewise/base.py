@@ -1,0 +1,54 @@
+"""What every maker of single images' deltas shares: batches of one size, so that results are equal to the bit."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class DeltaMaker(abc.ABC):
+    """Makes deltas on one device, batch by batch.
+
+    batch    images per batch: always exactly this many; the last one is filled up with copies
+    targets  the target cluster of each cluster
+    epsilon  bound on |delta|, pixel units
+    """
+
+    def __init__(self, batch: int, targets: Sequence[int], epsilon: float, device: torch.device | str) -> None:
+        self._size, self._epsilon, self._device = batch, epsilon, torch.device(device)
+        self._targets = torch.tensor(targets, device=device)
+
+    def levels(self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]) -> NDArray[np.int8]:
+        """Whole 8-bit levels int8 [n, 3, S, S] within epsilon.
+
+        squares  uint8 [n, S, S, 3]
+        A row depends only on its own square, cluster and key, to the bit, because batches always have the same size.
+        Raises PromiseError if a loss is not finite.
+        """
+        return self.levels_and_losses(squares, clusters, keys)[0]
+
+    def levels_and_losses(
+        self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """The levels, and the loss at every step float32 [n, steps]; no columns if there are no steps."""
+        batches = []
+        for at in range(0, len(squares), self._size):
+            real = squares[at : at + self._size]
+            missing = self._size - len(real)
+            padded = np.concatenate([real, np.repeat(real[-1:], missing, axis=0)])
+            padded_clusters, padded_keys = [*clusters[at : at + self._size]], [*keys[at : at + self._size]]
+            made = self._batch(
+                padded, padded_clusters + padded_clusters[-1:] * missing, padded_keys + padded_keys[-1:] * missing
+            )
+            batches.append([part[: len(real)] for part in made])
+        return np.concatenate([levels for levels, _ in batches]), np.concatenate([losses for _, losses in batches])
+
+    @abc.abstractmethod
+    def _batch(
+        self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Levels and losses of exactly one batch."""
