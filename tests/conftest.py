@@ -40,13 +40,17 @@ def _may_read_everything() -> bool:
         return os.access(file.name, os.R_OK)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> None:
+    """Tests share a machine, and so do fixtures: threads of several processes would wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tests may share a machine, and sums are the same whatever a test before has set."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Sums are the same whatever a test before has set."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
