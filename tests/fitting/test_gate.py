@@ -1,8 +1,8 @@
 """The gate: the default still costs a target what it did when this was recorded, and the judge can tell.
 
-1,000 images of CIFAR-10 in 10 clusters, 16/255, two fits, 12 epochs of a target that the fits never saw. So few images
-are hardly protected (see tests/bench/results/relearning.md for what the default is worth); what counts here is that
-figures stay where they were.
+1,000 images of CIFAR-10, 16/255, two fits, 12 epochs of a target that the fits never saw. The clusters are the classes:
+so few images teach too little for clusters that a surrogate finds to show more than noise. What the default is worth
+with those stands in tests/bench/results/relearning.md.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clusters.clustering import fit_clusters
 from pipeline.deltas.samplewise.sample_steps import SampleGenerator, SampleSteps
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.sample_fit import SampleFit
 from pipeline.relearning.regimes import find_regime
 from pipeline.relearning.train import train_target
 from pipeline.relearning.training import Labelled, Recipe, ScoredOn
-from pipeline.settings import EMBEDDED_SURROGATE, Settings
-from pipeline.surrogates.surrogate import load_surrogate
+from pipeline.settings import Settings
 from tests.bench.controls import control
 from tests.support.real import cifar10
 
 TRAIN, CLUSTERS, PROXY_STEPS = 1_000, 10, 96
+RECORDED, MARGIN = 24.4, 5.0  # per cent, mean of two fits; clean images give 40.9, noise 37.8, the control 15.3
 
 
 class Judge:
@@ -58,18 +57,10 @@ def clean(judge: Judge) -> float:
     return judge.learned(judge.images)
 
 
-@pytest.fixture(scope="module")
-def clusters(judge: Judge) -> np.ndarray:
-    surrogate = load_surrogate(EMBEDDED_SURROGATE, weights=None, size=160, device="cpu")
-    pictures = list(judge.images.permute(0, 2, 3, 1).numpy())
-    features = [surrogate.embed_pictures(pictures[start : start + 64]) for start in range(0, TRAIN, 64)]
-    return fit_clusters(features, "smoothed", surrogate.head, CLUSTERS, restarts=24, seed=0).clusters
-
-
-def protected(judge: Judge, clusters: np.ndarray, seed: int) -> Tensor:
+def protected(judge: Judge, seed: int) -> Tensor:
     """The images as a fit of the default protects them, with proxies trained for fewer steps."""
     settings = Settings(seed=seed, proxy_steps=PROXY_STEPS)
-    fit = SampleFit(FitImages(judge.images, torch.from_numpy(clusters).long()), CLUSTERS, settings)
+    fit = SampleFit(FitImages(judge.images, judge.labels), CLUSTERS, settings)
     while not fit.is_done:
         fit.advance(100)
     fitted = fit.result()
@@ -77,25 +68,21 @@ def protected(judge: Judge, clusters: np.ndarray, seed: int) -> Tensor:
     header = {"side": 32, "steps": settings.steps, "plain": settings.plain, "seed": seed}
     steps = SampleSteps(SampleGenerator.from_parts(header, weights), fitted.targets, settings.epsilon)
     squares = judge.images.permute(0, 2, 3, 1).contiguous().numpy()
-    levels, _ = steps.levels(squares, clusters.tolist(), [str(row) for row in range(TRAIN)])
+    levels = steps.levels(squares, judge.labels.tolist(), [str(row) for row in range(TRAIN)])
     return judge.changed_by(levels)
 
 
-def test_the_default_costs_what_it_did(judge: Judge, clean: float, clusters: np.ndarray) -> None:
-    figures = [judge.learned(protected(judge, clusters, seed)) for seed in (0, 1)]
-    print(f"clean {clean:.1f}, two fits {figures}")
-    assert sum(figures) / 2 <= clean - 100
+def test_the_default_costs_what_it_did(judge: Judge, clean: float) -> None:
+    figures = [judge.learned(protected(judge, seed)) for seed in (0, 1)]
+    print(f"clean {clean:.1f} %, two fits of the default {figures}")
+    assert sum(figures) / 2 <= RECORDED + MARGIN
 
 
 def test_noise_of_the_same_size_does_not_protect(judge: Judge, clean: float) -> None:
     noise = np.random.default_rng(0).choice([-16, 16], (TRAIN, 1, 32, 32)).astype(np.int8).repeat(3, 1)
-    noisy = judge.learned(judge.changed_by(noise))
-    print("noise", noisy)
-    assert noisy >= clean - 100
+    assert judge.learned(judge.changed_by(noise)) >= clean - 8
 
 
-def test_a_control_with_labels_does(judge: Judge, clean: float) -> None:
-    made = control("sp", judge.images.numpy(), judge.labels.numpy())
-    figure = judge.learned(torch.from_numpy(made))
-    print("control", figure)
-    assert figure <= clean - 100
+def test_a_control_that_knows_the_labels_does(judge: Judge, clean: float) -> None:
+    made = control("block", judge.images.numpy(), judge.labels.numpy())
+    assert judge.learned(torch.from_numpy(made)) <= clean - 15
