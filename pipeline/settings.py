@@ -28,8 +28,9 @@ EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
 NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run of our own may have it
-# of the fit; for `sample`, per image
+# of the fit; for `sample`, per image; for `distilled`, at most, unless --steps says otherwise: see for_images
 STEPS: dict[Generator, int] = {"sample": 30, "distilled": 1500, "direct": 100, "network": 100, "texture": 100}
+DISTILLED_BATCH, DISTILLED_PASSES, LEAST_DISTILLED_STEPS = 48, 12, 300
 IMAGES_PER_CLUSTER: dict[Generator, int] = {
     "sample": 600,
     "distilled": 600,
@@ -171,7 +172,13 @@ class Settings(ApplySettings):
         self._check_conflicts()
 
     def for_images(self, images: int) -> Settings:
-        """These settings with the steps that `epochs` means for so many images, the last batch of an epoch included."""
+        """These settings with the steps that `epochs` means for so many images, the last batch of an epoch included.
+
+        Without --steps, the network of `distilled` deltas takes fewer steps over small collections: 12 passes.
+        """
+        if self.generator == "distilled" and "steps" not in self.given:
+            passes = DISTILLED_PASSES * images // DISTILLED_BATCH
+            return replace(self, steps=min(self.steps, max(LEAST_DISTILLED_STEPS, passes)))
         if self.epochs is None:
             return self
         steps = self.epochs * -(-images // self.batch_size)

@@ -19,9 +19,8 @@ from pipeline.fitting.sample_fit import SampleFit
 from pipeline.hashing import derive, torch_rng
 from pipeline.precision import autocast
 from pipeline.schedules import one_cycle
-from pipeline.settings import Settings
+from pipeline.settings import DISTILLED_BATCH, Settings
 
-BATCH = 48  # images per step
 PEAK_LR = 2e-3
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.01
@@ -38,6 +37,7 @@ class DistilledFit(SampleFit):
     def __init__(
         self, images: FitImages, num_clusters: int, settings: Settings, device: torch.device | str = "cpu"
     ) -> None:
+        settings = settings.for_images(len(images.pixels))
         super().__init__(images, num_clusters, settings, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(settings.seed, _PREFIX))
@@ -69,7 +69,7 @@ class DistilledFit(SampleFit):
         """One step of AdamW on the cross-entropy to the targets. Raises PromiseError for a non-finite loss."""
         settings, step, images = self._settings, self._step, self._images
         rng = torch_rng(settings.seed, _PREFIX, step)
-        rows = torch.randint(len(images.pixels), (BATCH,), generator=rng)
+        rows = torch.randint(len(images.pixels), (DISTILLED_BATCH,), generator=rng)
         clusters = images.clusters[rows]
         clean = (images.pixels[rows].float() / 255).to(self._device)
         aims = self.aims[1].to(self._device)[clusters.to(self._device)]

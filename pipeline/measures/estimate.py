@@ -18,7 +18,6 @@ from pipeline.deltas.load import AnyProtection
 from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork
 from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator
 from pipeline.errors import InputError, SampleError
-from pipeline.fitting.distilled_fit import BATCH
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.fit_images import fit_bytes, picture_side
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
@@ -27,7 +26,7 @@ from pipeline.hashing import numpy_rng
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Sample, Shard
-from pipeline.settings import Settings, clusters_for
+from pipeline.settings import DISTILLED_BATCH, Settings, clusters_for
 from pipeline.shards.samples import samples_of
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
@@ -261,7 +260,7 @@ def _fit_seconds(images: int, sides: tuple[int, int], surrogate: Surrogate, sett
             return (seen + settings.steps * settings.batch_size) * seconds
         fit = seen * (settings.proxies + settings.robust_proxies) * seconds  # robust ones take two passes per step
         if settings.generator == "distilled":
-            fit += settings.steps * BATCH * (seconds + _TRAINING * _distilled_seconds(settings, side))
+            fit += settings.steps * DISTILLED_BATCH * (seconds + _TRAINING * _distilled_seconds(settings, side))
         return fit
     return clusters * settings.steps * min(settings.batch_size, fitted) * _pass_seconds(surrogate)
 

@@ -23,7 +23,14 @@ from pipeline.settings import Settings, settings_from
 from tests.deltas.test_sample_steps import CLUSTERS, EPSILON, clustering_of_noise, squares, striped
 
 CHOICES = Settings(
-    generator="distilled", clusters=CLUSTERS, steps=80, proxies=2, robust_proxies=0, proxy_steps=60, seed=5
+    generator="distilled",
+    clusters=CLUSTERS,
+    steps=80,
+    proxies=2,
+    robust_proxies=0,
+    proxy_steps=60,
+    seed=5,
+    given=frozenset({"steps"}),
 )
 
 
@@ -121,4 +128,9 @@ def test_options_that_have_no_effect_are_refused() -> None:
         settings_from({"generator": "distilled", "batch_size": 8})
     with pytest.raises(SettingsError, match="even for --generator distilled"):
         settings_from({"generator": "distilled", "delta_size": 33})
-    assert settings_from({"generator": "distilled"}).steps == 1500
+
+
+@pytest.mark.parametrize(("images", "steps"), [(40, 300), (2_000, 500), (6_000, 1_500), (10_000, 1_500)])
+def test_small_collections_take_fewer_steps_unless_told(images: int, steps: int) -> None:
+    assert settings_from({"generator": "distilled"}).for_images(images).steps == steps
+    assert settings_from({"generator": "distilled", "steps": 20}).for_images(images).steps == 20
