@@ -15,6 +15,8 @@ from pipeline.clusters.clustering import Clustering, fit_clusters
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
 from pipeline.deltas.protection import Protection
+from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork
+from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
 from pipeline.deltas.samplewise.sample_steps import SampleGenerator, SampleSteps
 from pipeline.deltas.samplewise.step_views import Draws, StepViews
@@ -219,14 +221,22 @@ def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protecti
         replace(protection, sample=None)
 
 
-def test_uploads_and_a_run_make_the_same_bytes() -> None:
+def random_generator(kind: str) -> PictureGenerator:
+    """With networks that were not trained."""
+    network = ProxyNetwork(CLUSTERS, SIDE) if kind == "sample" else DistilledNetwork(CLUSTERS, SIDE, plain=False)
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    if kind == "sample":
+        return SampleGenerator(SIDE, 3, False, 0, (weights,))
+    return DistilledGenerator(SIDE, False, 0, weights)
+
+
+@pytest.mark.parametrize("kind", PER_PICTURE)
+def test_uploads_and_a_run_make_the_same_bytes(kind: str) -> None:
     surrogate = load_surrogate("timm:test_resnet.random-0", weights=None, size=32, device="cpu")
     features, _, _ = embed_shard(samples(), surrogate, shard="s", batch_size=8, threads=1, max_pixels=1_000_000)
     clustering = fit_clusters([features.values], "features", None, CLUSTERS, restarts=2, seed=0).clustering
-    weights = {name: value.numpy() for name, value in ProxyNetwork(CLUSTERS, SIDE).state_dict().items()}
-    generator = SampleGenerator(SIDE, 3, False, 0, (weights,))
-    parts = ("uc", "sample", surrogate.id, EPSILON, clustering, (1, 2, 0), None, "f" * 64)
-    protection = Protection(*parts, sample=generator)  # type: ignore[arg-type]
+    parts = ("uc", kind, surrogate.id, EPSILON, clustering, (1, 2, 0), None, "f" * 64)
+    protection = Protection(*parts, sample=random_generator(kind))  # type: ignore[arg-type]
     clusters = dict(zip(features.keys, clustering.assign(features.values)[0].tolist(), strict=True))
     of_a_run = protect_pictures(
         samples(), SampleDeltas(protection, None), settings=SETTINGS, batch_size=16, clusters=clusters
