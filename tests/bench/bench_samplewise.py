@@ -2,7 +2,7 @@
 
 Images per second and core of `--generator sample` (30 steps) and `distilled`, at 32 and 64 px, each in turns with what
 its networks alone take: forward and backward passes through proxies (forward passes through the distilled network) over
-the same batches, without views, draws, sign steps and rounding. Weights are random: they do not decide how long it takes.
+the same batches, without views, draws, sign steps and rounding. Weights are random: they do not decide the time.
 """
 
 from __future__ import annotations
