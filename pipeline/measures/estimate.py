@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, Any
@@ -287,20 +289,19 @@ def _distilled_seconds(settings: Settings, side: int) -> float:
     """Seconds per image of one pass of the network for distilled deltas, without its random draws."""
     network = DistilledNetwork(2, side, plain=settings.plain).eval()
     images, targets = torch.zeros(_TIMED_BATCH // 8, 3, side, side), torch.zeros(_TIMED_BATCH // 8, dtype=torch.long)
-    with torch.no_grad():
+    with torch.no_grad(), _threads(settings.fit_threads):
         network(images, images[:, :1], targets)
         started = time.perf_counter()
-        network(images, images[:, :1], targets)
-    return (time.perf_counter() - started) / len(images)
+        for _ in range(_TIMED_STEPS):
+            network(images, images[:, :1], targets)
+    return (time.perf_counter() - started) / (_TIMED_STEPS * len(images))
 
 
 def _proxy_seconds(side: int, settings: Settings) -> float:
     """Seconds per image of one training step of the proxy; a delta step through it takes about as long."""
     pixels = torch.zeros((_TIMED_BATCH, 3, side, side), dtype=torch.uint8)
     images = FitImages(pixels, torch.arange(_TIMED_BATCH) % 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.fit_threads)
-    try:
+    with _threads(settings.fit_threads):
         training = ProxyTraining(
             images,
             2,
@@ -314,8 +315,16 @@ def _proxy_seconds(side: int, settings: Settings) -> float:
         for _ in range(_TIMED_STEPS):
             training.advance()
         return (time.perf_counter() - started) / (_TIMED_STEPS * Schedule.of(_TIMED_BATCH, 1).batch)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _pass_seconds(surrogate: Surrogate) -> float:
