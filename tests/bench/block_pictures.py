@@ -10,7 +10,6 @@ counted from 1, after the first convolution.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from insights import blocks_of, images_of
+from insights import blocks_of, images_of, training_parser
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from shared_delta import load
 from torch import Tensor, nn
 
-from jobs.evaluation.options import named_urls
 from pipeline.hashing import derive
 from pipeline.relearning.collection import like_clean
 from pipeline.relearning.regimes import find_regime
@@ -86,17 +84,9 @@ def draw(rows: Mapping[str, Sequence[Map]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clean", required=True)
-    parser.add_argument("--test", required=True)
-    parser.add_argument("--protected", required=True, nargs="+", type=named_urls)
+    parser = training_parser(__doc__)
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--blocks", default="4,6", type=lambda text: [int(part) for part in text.split(",")])
-    parser.add_argument("--target", default="resnet18")
-    parser.add_argument("--side", default=32, type=int)
-    parser.add_argument("--epochs", default=30, type=int)
-    parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     clean = load(options.clean, options.side)
     scored_on = ScoredOn(images_of(load(options.test, options.side)))

@@ -112,8 +112,9 @@ def table(histories: dict[str, Sequence[EpochScore]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def training_parser(description: str | None) -> argparse.ArgumentParser:
+    """Which images are trained on, and how."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clean", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--protected", required=True, nargs="+", type=named_urls)
@@ -122,7 +123,11 @@ def main() -> None:
     parser.add_argument("--epochs", default=30, type=int)
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = training_parser(__doc__).parse_args()
     clean = load(options.clean, options.side)
     scored_on = ScoredOn(images_of(load(options.test, options.side)))
     networks: list[nn.Module] = []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class DeltaMaker(abc.ABC):
@@ -41,14 +42,12 @@ class DeltaMaker(abc.ABC):
             missing = self._size - len(real)
             padded = np.concatenate([real, np.repeat(real[-1:], missing, axis=0)])
             padded_clusters, padded_keys = [*clusters[at : at + self._size]], [*keys[at : at + self._size]]
-            made = self._batch(
-                padded, padded_clusters + padded_clusters[-1:] * missing, padded_keys + padded_keys[-1:] * missing
-            )
+            images = torch.from_numpy(padded).to(self._device).permute(0, 3, 1, 2).float().div_(255)
+            aims = self._targets[torch.tensor(padded_clusters + padded_clusters[-1:] * missing, device=self._device)]
+            made = self._batch(images, aims, padded_keys + padded_keys[-1:] * missing)
             batches.append([part[: len(real)] for part in made])
         return np.concatenate([levels for levels, _ in batches]), np.concatenate([losses for _, losses in batches])
 
     @abc.abstractmethod
-    def _batch(
-        self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
-    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Levels and losses of exactly one batch."""
+    def _batch(self, images: Tensor, aims: Tensor, keys: Sequence[str]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Levels and losses of exactly one batch: images float [B, 3, S, S] in [0, 1], target clusters int64 [B]."""

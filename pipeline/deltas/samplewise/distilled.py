@@ -124,17 +124,13 @@ class DistilledPass(DeltaMaker):
         network = network.to(device).to(memory_format=torch.channels_last)
         self._network = network.eval().requires_grad_(False)
 
-    def _batch(
-        self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
-    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    def _batch(self, images: Tensor, aims: Tensor, keys: Sequence[str]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         generator = self._generator
-        images = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float().div_(255)
-        aims = self._targets[torch.tensor(clusters, device=self._device)]
         noise = torch.stack([noise_for(generator.side, torch_rng(generator.seed, "distilled", key)) for key in keys])
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             delta = self._network(images, noise.to(self._device), aims) * self._epsilon
         levels = quantise(delta.expand(-1, 3, -1, -1).contiguous(), self._epsilon)
-        return levels, np.empty((len(squares), 0), np.float32)
+        return levels, np.empty((len(images), 0), np.float32)
 
 
 def noise_for(side: int, rng: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.deltas.delta import perturb, quantise
@@ -80,12 +81,8 @@ class SampleSteps(DeltaMaker):
         self._generator = generator
         self._proxies = [loaded_proxy(weights, len(targets), generator.side, device) for weights in generator.proxies]
 
-    def _batch(
-        self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]
-    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    def _batch(self, images: Tensor, aims: Tensor, keys: Sequence[str]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         generator, epsilon = self._generator, self._epsilon
-        images = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float().div_(255)
-        aims = self._targets[torch.tensor(clusters, device=self._device)]
         draws = [self._draws(key) for key in keys]
         views = StepViews(draws, self._device)
         delta = torch.stack([draw.start for draw in draws]).mul_(_START * epsilon).expand(-1, 3, -1, -1)
