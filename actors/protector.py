@@ -16,7 +16,7 @@ from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard, write
 from pipeline.deltas.keyed import KeyedDeltas
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import SampleDeltas, protect_pictures
-from pipeline.deltas.samplewise.sample_steps import BATCH
+from pipeline.deltas.samplewise.base import BATCH
 from pipeline.errors import ScumbleError
 from pipeline.metrics import CONFLICTS, SHARDS, ShardCounts, report_failure, report_shard
 from pipeline.profile import Work

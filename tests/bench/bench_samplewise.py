@@ -12,10 +12,10 @@ import torch
 from ratio import Row, in_turns, publish, row
 from torch.nn import functional as F
 
-from pipeline.deltas.samplewise.base import DeltaMaker
+from pipeline.deltas.samplewise.base import BATCH, DeltaMaker
 from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork, DistilledPass
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork, frozen_proxy
-from pipeline.deltas.samplewise.sample_steps import BATCH, SampleGenerator, SampleSteps
+from pipeline.deltas.samplewise.sample_steps import SampleGenerator, SampleSteps
 
 CLUSTERS, PROXIES, STEPS, EPSILON = 10, 3, 30, 16 / 255
 CPU = torch.device("cpu")

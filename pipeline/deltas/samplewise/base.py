@@ -10,17 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
+
 
 class DeltaMaker(abc.ABC):
-    """Makes deltas on one device, batch by batch.
+    """Makes deltas on one device, batch by batch; the last batch is filled up with copies.
 
-    batch    images per batch: always exactly this many; the last one is filled up with copies
     targets  the target cluster of each cluster
     epsilon  bound on |delta|, pixel units
     """
 
-    def __init__(self, batch: int, targets: Sequence[int], epsilon: float, device: torch.device | str) -> None:
-        self._size, self._epsilon, self._device = batch, epsilon, torch.device(device)
+    def __init__(self, targets: Sequence[int], epsilon: float, device: torch.device | str) -> None:
+        self._epsilon, self._device = epsilon, torch.device(device)
+        self._size = BATCH[self._device.type]
         self._targets = torch.tensor(targets, device=device)
 
     def levels(self, squares: NDArray[np.uint8], clusters: Sequence[int], keys: Sequence[str]) -> NDArray[np.int8]:

@@ -22,7 +22,6 @@ from pipeline.deltas.samplewise.proxy_network import LARGE_SIDE
 from pipeline.hashing import torch_rng
 from pipeline.precision import autocast
 
-BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
 WIDTH = 32
 TARGET_WIDTH = 32  # of the vector that stands for a target cluster
 _GROUPS = 8
@@ -117,7 +116,7 @@ class DistilledPass(DeltaMaker):
     def __init__(
         self, generator: DistilledGenerator, targets: Sequence[int], epsilon: float, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(BATCH[torch.device(device).type], targets, epsilon, device)
+        super().__init__(targets, epsilon, device)
         self._generator = generator
         network = DistilledNetwork(len(targets), generator.side, plain=generator.plain)
         network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in generator.weights.items()})

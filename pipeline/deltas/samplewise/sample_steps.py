@@ -26,7 +26,6 @@ from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.hashing import torch_rng
 from pipeline.precision import autocast
 
-BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
 _START = 0.5  # of epsilon: bound of the random starts
 _NAME = "proxies"
 
@@ -77,7 +76,7 @@ class SampleSteps(DeltaMaker):
     def __init__(
         self, generator: SampleGenerator, targets: Sequence[int], epsilon: float, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(BATCH[torch.device(device).type], targets, epsilon, device)
+        super().__init__(targets, epsilon, device)
         self._generator = generator
         self._proxies = [loaded_proxy(weights, len(targets), generator.side, device) for weights in generator.proxies]
 
