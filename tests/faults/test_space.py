@@ -60,36 +60,10 @@ def quiet(mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs.add(tar, "001/huge.jpg", image_bytes(np.repeat(pixels[..., None], 3, axis=2), "JPEG"))
     (folder / "protection.safetensors").write_bytes(small_protection().to_bytes())
     (folder / "originals.json").write_text(json.dumps(runs.shard_digests(folder / "in")))
-    before, peak = memory_of_a_run(folder)
-    (folder / "memory.json").write_text(json.dumps([before, peak]))
+    done = subprocess.run(line_of(folder, folder / "out"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert (folder / "out" / HUGE).stat().st_size > 20_000_000
     return folder
-
-
-def memory_of_a_run(folder: Path) -> tuple[int, int]:
-    """Run the job to its end; the most memory in bytes that it held until the first shard was made, and the huge one.
-
-    0 if that cannot be known. What is measured of a huge image afterwards needs more than to make it.
-    """
-    group, held = CGROUP / f"scumble-{uuid.uuid4().hex[:8]}", [0, 0]
-    try:
-        group.mkdir()
-    except OSError:
-        group = folder
-    join = f"echo $$ > {group}/cgroup.procs && " if group.parent == CGROUP else ""
-    with (folder / "stderr").open("w") as errors:
-        line = ["sh", "-c", f'{join}exec "$@"', "sh", *line_of(folder, folder / "out")]
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors)
-        while process.poll() is None:
-            time.sleep(0.02)
-            if join and not (folder / "out" / HUGE).exists():
-                stat = dict(one.split() for one in (group / "memory.stat").read_text().splitlines())
-                begun = (folder / "out/_scumble/commits").exists()
-                held[begun] = max(held[begun], int(stat["total_rss"]) + int(stat.get("total_shmem", 0)))
-    assert process.returncode == 0, (folder / "stderr").read_text()
-    if join:
-        remove(group)
-    return held[0], max(held)
 
 
 def remove(group: Path) -> None:
@@ -219,27 +193,37 @@ def test_in_64_mb_of_shared_memory_as_containers_have_it_a_worker_killed_with_a_
 
 
 @pytest.fixture
-def little_memory(quiet: Path) -> Iterator[str]:
-    """What a process does to be in a container, as the kernel and Ray's memory monitor see it, that is too small.
+def group(quiet: Path) -> Iterator[Path]:
+    """A group of processes whose memory can be limited, as a container's is."""
+    folder = CGROUP / f"scumble-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"memory cannot be limited here: {error}")
+    yield folder
+    remove(folder)
 
-    It has room for all that the quiet run held before its first commit, but only for a third of what came then.
-    """
-    before, peak = json.loads((quiet / "memory.json").read_text())
-    if not peak:
-        pytest.skip(f"memory cannot be limited here: no group can be made below {CGROUP}")
-    assert peak - before > 2 * 3 * HEIGHT * WIDTH
-    group = CGROUP / f"scumble-{uuid.uuid4().hex[:8]}"
-    group.mkdir()
-    (group / "memory.limit_in_bytes").write_text(str(before + (peak - before) // 3))
-    yield f"echo $$ > {group}/cgroup.procs && mount --bind {group} {CGROUP}"
-    remove(group)
+
+def held(group: Path) -> int:
+    """The memory of all processes of a group, in bytes, without what the kernel would give up."""
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(stat["total_rss"]) + int(stat.get("total_shmem", 0))
 
 
 def test_an_image_that_does_not_fit_into_memory_is_one_line_and_with_more_the_next_start_finishes(
-    quiet: Path, little_memory: str, tmp_path: Path
+    quiet: Path, group: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    done = job(quiet, output, little_memory)
+    # the kernel and Ray's memory monitor see the group's limit as that of a container
+    enter = f"echo $$ > {group}/cgroup.procs && mount --bind {group} {CGROUP}"
+    process = subprocess.Popen(
+        confined(enter, line_of(quiet, output)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    runs.wait_for(lambda: bool(holders(process.pid)), process)
+    # room for the pixels, which are there, and twice as much again; delta and coding need some six times as much
+    (group / "memory.limit_in_bytes").write_text(str(held(group) + 2 * 3 * HEIGHT * WIDTH))
+    stdout, stderr = process.communicate(timeout=580)
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
     line = check_failed_whole(quiet, output, done)
     assert line.startswith("error: a worker process died too often (")
     assert line.endswith("give it more, or use fewer --workers, then run the same command again")
