@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.errors import Reason, SampleError
+from pipeline.pictures.deep_png import deep_png, deep_samples, png_chunk
 from pipeline.pictures.formats import DECODED, check_cost, is_lossy_webp, kind_of, split_png, webp_size
 from pipeline.pictures.jpeg import QUALITY, JpegCoding, JpegHeader, decode_pixels, encode_pixels, jpeg_header
 from pipeline.pictures.metadata import clean_exif, clean_icc, clean_xmp, orientation_of, with_orientation
@@ -44,7 +44,8 @@ class Picture:
     """A decoded image and what is needed to write it again.
 
     pixels  uint8 [H, W, C] as they are stored, perhaps read-only; C is 1 (grey), 2 (grey, alpha), 3 (RGB)
-            or 4 (RGBA)
+            or 4 (RGBA); of samples of 16 bits the upper bytes
+    lower   of samples of 16 bits the lower bytes, as `pixels`; a PNG is written with them
     format  JPEG, PNG or WEBP: the output format by default
     exif    cleaned, see clean_exif
     icc     cleaned, see clean_icc; matches C
@@ -64,6 +65,7 @@ class Picture:
     orientation: int = 1
     coding: JpegCoding | None = None
     is_lossy: bool = False
+    lower: NDArray[np.uint8] | None = None
 
     @property
     def upright(self) -> NDArray[np.uint8]:
@@ -97,8 +99,8 @@ def stored(upright: NDArray[Any], orientation: int) -> NDArray[Any]:
 def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
     """Decode the picture in `data`, whatever its name; a still GIF gets the format that `suffix` (e.g. "png") names.
 
-    Grey stays grey, 16 bits become 8 (x / 257, rounded; for colour, the upper byte), palettes become RGB or RGBA, CMYK
-    becomes RGB. Only the first picture of a multi-picture JPEG is used.
+    Grey stays grey, palettes become RGB or RGBA, CMYK becomes RGB. Only the first picture of a multi-picture JPEG is
+    used.
     Raises SampleError: EMPTY, UNSUPPORTED_FORMAT, TOO_MANY_PIXELS and TOO_COSTLY (before anything is decoded),
     ANIMATED, UNDECODABLE.
     """
@@ -109,7 +111,7 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
             display = {_JFIF: header.density} if header.density else {}
             return Picture(known, "JPEG", display=display, coding=header.coding, is_lossy=True)
         image, data = _opened(data, max_pixels)
-        pixels = _pixels(image, data) if known is None else known
+        pixels, lower = _pixels(image, data) if known is None else (known, None)
         exif, xmp = image.info.get("exif"), image.info.get("xmp")
         icc = image.info.get("icc_profile")
         display = dict(image.info.get("display", {}))
@@ -128,6 +130,7 @@ def decode(data: bytes, *, max_pixels: int, suffix: str) -> Picture:
             orientation=orientation_of(exif, xmp) if exif or xmp else 1,
             coding=header.coding if header is not None else None,
             is_lossy=kind == "JPEG" or (kind == "WEBP" and is_lossy_webp(data)),
+            lower=lower,
         )
 
 
@@ -146,7 +149,7 @@ def decode_rgb(data: bytes, *, at_least: int, max_pixels: int, suffix: str) -> N
         image, data = _opened(data, max_pixels)
         if image.format in ("JPEG", "MPO"):
             image.draft(None, (at_least, at_least))
-        return _rgb(turned(_pixels(image, data), orientation_of(image.info.get("exif"), image.info.get("xmp"))))
+        return _rgb(turned(_pixels(image, data)[0], orientation_of(image.info.get("exif"), image.info.get("xmp"))))
 
 
 def rgb_of(picture: Picture, *, at_least: int) -> NDArray[np.uint8] | None:
@@ -204,6 +207,8 @@ def _encoded(picture: Picture, kind: str, quality: int | None, options: dict[str
     if kind == "WEBP":
         options |= {"quality": _WEBP_QUALITY} if picture.is_lossy else {"lossless": True}
         options |= {"exact": True}
+    if kind == "PNG" and picture.lower is not None:
+        return deep_png(np.left_shift(picture.pixels, 8, dtype=np.uint16) | picture.lower, **options)
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
@@ -213,7 +218,7 @@ def _encoded(picture: Picture, kind: str, quality: int | None, options: dict[str
 def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Picture:
     """Resize the shorter side to `shorter` (bilinear), then centre-crop `side` x `side`, as in the paper's code.
 
-    Smaller pictures are enlarged; the stored layout is kept.
+    Smaller pictures are enlarged, 16 bits become 8; the stored layout is kept.
     Source: the transforms of Zhang et al. 2023 (torchvision's Resize, CenterCrop).
     """
     upright = picture.upright
@@ -229,7 +234,8 @@ def resize_and_crop(picture: Picture, shorter: int = 256, side: int = 224) -> Pi
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(resized).reshape(side, side, channels)
-    return replace(picture, pixels=pixels if picture.orientation == 1 else stored(pixels, picture.orientation).copy())
+    pixels = pixels if picture.orientation == 1 else stored(pixels, picture.orientation).copy()
+    return replace(picture, pixels=pixels, lower=None)
 
 
 @contextmanager
@@ -284,34 +290,34 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise SampleError(Reason.TOO_MANY_PIXELS, f"{size[0]}x{size[1]} pixels exceed --max-pixels {max_pixels:,}")
 
 
-def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """Stored pixels, uint8 [H, W, C], of an image in any mode; `data` is its file."""
+def _pixels(image: Image.Image, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Stored pixels of an image in any mode, and their lower bytes, as in Picture; `data` is its file.
+
+    Raises ValueError as deep_samples does.
+    """
     clear = image.info.get("transparency") if image.mode in ("1", "L", "I;16", "RGB") else None
     rawmode = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     image.load()
-    if image.mode == "RGB" and clear is None:
-        return np.asarray(image)
-    pixels = _plain(image)
+    pixels, lower = _plain(image), None
+    deep = deep_samples(data, pixels)
+    if deep is not None:
+        pixels, lower = (deep >> 8).astype(np.uint8), deep.astype(np.uint8)
     if clear is None:
-        return pixels
+        return pixels, lower
     # a PNG with one transparent colour: compared here, because Pillow does not compare the file's original samples
-    if image.mode == "I;16":
-        opaque = np.asarray(image) != clear
-    elif rawmode == "RGB;16B":
-        again = Image.open(io.BytesIO(data), formats=("PNG",))
-        again.tile = [again.tile[0]._replace(args="RGB;16L")]  # the lower bytes
-        opaque = (pixels != np.array(clear) >> 8).any(axis=2) | (np.asarray(again) != np.array(clear) & 255).any(axis=2)
+    if deep is not None:
+        opaque = (deep != clear).any(axis=2)
     else:
         bits, scale = _SPREAD.get(str(rawmode), (255, 1))
         opaque = (pixels != (np.array(clear) & bits) * scale).any(axis=2)
-    return np.concatenate([pixels, opaque[:, :, None] * np.uint8(255)], axis=2)
+    alpha = opaque[:, :, None] * np.uint8(255)
+    return np.concatenate([pixels, alpha], axis=2), None if lower is None else np.concatenate([lower, alpha], axis=2)
 
 
 def _plain(image: Image.Image) -> NDArray[np.uint8]:
     """uint8 [H, W, C] of a loaded image, ignoring a PNG's single transparent colour."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        wide = np.asarray(image).astype(np.int32)
-        return ((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8)[:, :, None]
+    if image.mode == "I;16":
+        return (np.asarray(image) >> 8).astype(np.uint8)[:, :, None]
     mode = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}.get(
         image.mode, "RGB"
     )
@@ -345,10 +351,7 @@ def _shown(data: bytes, kind: str, picture: Picture) -> bytes:
         chunks[b"pHYs"] = physical
     if picture.icc:
         chunks.pop(b"sRGB", None)  # a PNG has one or the other
-    made = b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks.items()
-    )
+    made = b"".join(png_chunk(name, body) for name, body in chunks.items())
     return data[:_PNG_HEADER] + made + data[_PNG_HEADER:]
 
 

@@ -212,8 +212,8 @@ def distances_to(original: bytes, mode: str, after: NDArray[Any]) -> Iterator[in
     except Exception:  # another member of this key, that was refused
         return
     if image.mode.startswith("I"):
-        before = np.rint(np.asarray(image).astype(int).clip(0, 65535) / 257)
-        after = after if after.ndim == 2 else after[:, :, 0]
+        before = np.asarray(image).astype(int) >> 8
+        after = after >> 8 if mode.startswith("I") else after if after.ndim == 2 else after[:, :, 0]
     else:
         before = np.asarray(image.convert(mode)).astype(int)
     if before.shape == after.shape:

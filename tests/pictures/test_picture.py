@@ -46,13 +46,6 @@ def test_lossless_pictures_come_back_to_the_pixel(channels: int, kind: str, size
     assert kind_of(data) == kind
 
 
-def test_16_bit_grey_is_divided_by_257_and_rounded() -> None:
-    wide = np.array([[0, 128, 129, 257, 385, 386, 65535]], np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(wide).save(buffer, "PNG")
-    assert pixels_of(buffer.getvalue())[0, :, 0].tolist() == [round(value / 257) for value in wide[0].tolist()]
-
-
 def test_one_bit_becomes_grey_and_cmyk_becomes_rgb_without_its_profile() -> None:
     bits = Image.fromarray(noise(8, 8, 1)[:, :, 0] > 127)
     buffer = io.BytesIO()
@@ -230,7 +223,10 @@ def test_every_real_upload_decodes_as_its_manifest_says(native_uploads: Path) ->
                 assert (channels == 1) == (expect["mode"] in ("L", "I;16", "1")), entry["path"]
                 upright = ImageOps.exif_transpose(reopened(data))
                 if upright.mode in ("RGB", "RGBA", "L"):
-                    assert (np.asarray(upright).reshape(picture.upright.shape) == picture.upright).all(), entry["path"]
+                    seen = picture.upright
+                    if upright.mode == "RGBA" and channels == 2:  # grey of 16 bits and alpha
+                        seen = seen[:, :, [0, 0, 0, 1]]
+                    assert (np.asarray(upright).reshape(seen.shape) == seen).all(), entry["path"]
                 written = encode(picture, how="lossless", metadata="keep")[0]
                 assert (decode(written, max_pixels=LIMIT, suffix="png").pixels == picture.pixels).all()
             else:

@@ -43,10 +43,14 @@ def test_the_one_transparent_colour_of_a_png_is_kept_exactly(depth: int, channel
     )
     expected = np.where((samples == samples[0, 0]).all(axis=2), 0, 255)
     assert (picture.pixels[:, :, -1] == expected).all()
-    grey = np.rint(samples / ((1 << depth) - 1) * 255) if channels == 1 or depth < 16 else samples >> 8
+    grey = np.rint(samples / ((1 << depth) - 1) * 255) if depth < 16 else samples >> 8
     assert (picture.pixels[:, :, :-1] == grey).all()
     again = decode(encode(picture, how="same", metadata="keep")[0], max_pixels=LIMIT, suffix="png")
     assert (again.pixels == picture.pixels).all()
+    assert (picture.lower is None) == (depth < 16)
+    if picture.lower is not None and again.lower is not None:
+        assert (picture.lower[:, :, :-1] == samples & 255).all()
+        assert (again.lower == picture.lower).all()
 
 
 # ---- how the numbers are to be shown
