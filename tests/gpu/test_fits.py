@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,13 @@ from safetensors.torch import load, save
 from pipeline.clusters.clustering import Clustering, ClusterSpace
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.protection import Protection
+from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork
+from pipeline.deltas.samplewise.kinds import maker_of
 from pipeline.fitting.cluster_fit import Aims, ClusterFit, NetworkShape
 from pipeline.fitting.direct_fit import ProxyFit
+from pipeline.fitting.distilled_fit import DistilledFit
 from pipeline.fitting.fit import Fit, FitImages
+from pipeline.fitting.sample_fit import SampleFit
 from pipeline.records import Sample
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, settings_from
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
@@ -54,7 +59,18 @@ def means_of(surrogate: Surrogate) -> torch.Tensor:
     return torch.randn(CLUSTERS, surrogate.dimension, generator=torch.Generator().manual_seed(0))
 
 
-FITS = {"proxy": proxy_fit, "direct": cluster_fit("direct"), "network": cluster_fit("network")}
+def picture_fit(kind: type[SampleFit], **choices: Any) -> Callable[[str], Fit]:
+    settings = settings_from({"proxies": 2, "robust_proxies": 1, "proxy_steps": LEARNT, "steps": 6} | choices)
+    return lambda device: kind(images(), CLUSTERS, settings, device)
+
+
+FITS = {
+    "proxy": proxy_fit,
+    "direct": cluster_fit("direct"),
+    "network": cluster_fit("network"),
+    "sample": picture_fit(SampleFit, generator="sample"),
+    "distilled": picture_fit(DistilledFit, generator="distilled"),
+}
 
 
 def finished(fit: Fit) -> bytes:
@@ -108,3 +124,20 @@ def test_a_fit_that_is_resumed_ends_with_the_same_bytes(
     again = FITS[name](device)
     again.load(load(save(fit.state())))  # through a file, as after a kill
     assert finished(again) == whole
+
+
+def test_a_distilled_network_makes_nearly_the_deltas_of_the_cpu(device: str) -> None:
+    torch.manual_seed(0)
+    network = DistilledNetwork(CLUSTERS, 32, plain=False)
+    with torch.no_grad():
+        network.last.weight.mul_(20)  # as large deltas as a trained one makes
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    generator = DistilledGenerator(32, False, 0, weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    clusters, keys = [row % CLUSTERS for row in range(40)], [str(row) for row in range(40)]
+    made = [
+        maker_of(generator, [1, 2, 3, 0], 16 / 255, place).levels(pixels, clusters, keys).astype(int)
+        for place in ("cpu", device)
+    ]
+    assert np.abs(made[0]).mean() > 4
+    assert np.abs(made[0] - made[1]).mean() < 0.5  # of levels of 1/255: bfloat16 rounds differently
