@@ -12,8 +12,9 @@ from actors.cluster.placement import Workers
 from actors.trials import Loading
 from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, denoiser_from_bytes, train_denoiser
+from pipeline.relearning.denoisers.diffusion import train_diffusion
 from pipeline.relearning.denoisers.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
-from pipeline.relearning.evaluation import PURIFY
+from pipeline.relearning.evaluation import AVATAR, SELF_PAIRS
 from pipeline.storage.store import Store
 
 FOLDER = "denoisers"  # below the output
@@ -47,8 +48,8 @@ def make_denoiser(
 ) -> Loading:
     """The Denoiser of a regime of SHARED_DENOISERS; waiting for it gives DenoiserFacts.
 
-    pairs      references to the Collections of other pictures and of their protected copies; None: `purify` is
-               trained on the built-in photographs
+    pairs      references to the Collections of other pictures and of their protected copies; None: `purify` and
+               `avatar` are trained on the built-in photographs
     evaluated  references to the Collections that must not contain any picture of the pairs
 
     Waiting raises InputError for pairs that do not match.
@@ -77,16 +78,20 @@ def find_or_train(
     if num_paired:
         pairs = pair_up(*collections[:num_paired])
         check_other_pictures(pairs[0], *collections[num_paired:])
-    clean, protected = training_data(side, pairs, is_noise=name == PURIFY)
-    digest = denoiser_digest(clean, protected, recipe, _SEED)
+    clean, protected = training_data(side, pairs, is_noise=name != SELF_PAIRS)
+    digest = denoiser_digest(clean, protected, recipe, _SEED, "diffusion" if name == AVATAR else "noise")
     place = f"{FOLDER}/{digest[:20]}.safetensors"
     kept = output.read_if_there(place)
     if kept is not None:
         denoiser = denoiser_from_bytes(kept, f"{output.url}/{place}")
     else:
         pictures = torch.from_numpy(clean.copy())  # arrays from an object store are read-only
-        copies = None if protected is None else torch.from_numpy(protected.copy())
-        denoiser = train_denoiser(pictures, copies, seed=_SEED, device=device, recipe=recipe, digest=digest)
+        how: dict[str, Any] = {"seed": _SEED, "device": device, "recipe": recipe, "digest": digest}
+        if name == AVATAR:
+            denoiser = train_diffusion(pictures, **how)
+        else:
+            copies = None if protected is None else torch.from_numpy(protected.copy())
+            denoiser = train_denoiser(pictures, copies, **how)
         if not output.create(place, denoiser.to_bytes()):  # another evaluation over this output was faster
             denoiser = denoiser_from_bytes(output.read(place), f"{output.url}/{place}")
     facts = DenoiserFacts(digest, denoiser.gain_db, denoiser.num_steps, len(clean), is_new=kept is None)

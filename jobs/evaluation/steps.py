@@ -44,9 +44,9 @@ from pipeline.relearning.evaluation import (
     CLEAN_PART,
     HISTORIES,
     LEAKED_PAIRS,
-    PURIFY,
     REPORT,
     RESULTS,
+    SELF_PAIRS,
     SETTINGS,
     WHOLE,
     EvaluationSettings,
@@ -204,7 +204,7 @@ def train_denoisers(
         for name, made in making.items():
             facts = made.wait(None)
             bar.step(name)
-            on = f"{facts.num_pictures:,} {'pairs' if name != PURIFY else 'pictures'}"
+            on = f"{facts.num_pictures:,} {'pairs' if name == SELF_PAIRS else 'pictures'}"
             how = f"{facts.num_steps:,} steps" if facts.is_new else "trained before"
             print(f"denoiser     {name}: gains {facts.gain_db:.1f} dB on the held-out part of its {on}; {how}")
             trained[name] = Denoising(made.reference, facts.digest)

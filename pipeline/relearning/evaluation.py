@@ -22,9 +22,9 @@ WHOLE = "samples:1"
 RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "report.html", "evaluation.json"
 TRIALS = "trials"
 
-SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
-_KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, LEAKED_PAIRS)
-SHARED_DENOISERS = (SELF_PAIRS, PURIFY)  # one for the whole evaluation; leaked pairs train one per trial
+SELF_PAIRS, PURIFY, AVATAR, LEAKED_PAIRS = "self-pairs", "purify", "avatar", "leaked-pairs"
+_KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, AVATAR, LEAKED_PAIRS)
+SHARED_DENOISERS = (SELF_PAIRS, PURIFY, AVATAR)  # one for the whole evaluation; leaked pairs train one per trial
 
 _WITHOUT_PAIRS = (
     "regime 'self-pairs' needs --pairs OTHER=THEIRS: protect other pictures with a different seed "
@@ -146,7 +146,7 @@ class EvaluationSettings:
             parse_share(share)
         parts = {part for regime in self.regimes for part in plain_parts(regime)}
         check(self.pairs is not None or SELF_PAIRS not in parts, _WITHOUT_PAIRS)
-        uses = f"--pairs is only used by the regimes {' and '.join(SHARED_DENOISERS)}; add one of them to --regimes"
+        uses = f"--pairs is only used by the regimes {', '.join(SHARED_DENOISERS)}; add one of them to --regimes"
         check(self.pairs is None or not parts.isdisjoint(SHARED_DENOISERS), uses)
 
     @property

@@ -220,7 +220,7 @@ def test_self_pairs_without_pairs_and_pairs_without_their_regimes_are_refused():
         with pytest.raises(SettingsError, match="'self-pairs' needs --pairs OTHER=THEIRS: .*protect_imagenet") as said:
             evaluation_from({**GIVEN, "regimes": ("nt", regime)})
         assert "\n" not in str(said.value)
-    with pytest.raises(SettingsError, match="--pairs is only used by the regimes self-pairs and purify"):
+    with pytest.raises(SettingsError, match="--pairs is only used by the regimes self-pairs, purify, avatar"):
         evaluation_from({**GIVEN, "pairs": ("e", "f")})
     assert evaluation_from({**GIVEN, "pairs": ("e", "f"), "regimes": ("purify+cg",)}).denoisers() == ["purify"]
     assert evaluation_from({**GIVEN, "regimes": ("nt", "leaked-pairs:9")}).denoisers() == []

@@ -230,7 +230,7 @@ def test_an_unknown_regime_is_refused_with_near_matches():
         clean_images=images,
         clean_labels=torch.zeros(2, dtype=torch.int64),
         deltas=images.short(),
-        denoisers=dict.fromkeys(("self-pairs", "purify"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, "")),
+        denoisers=dict.fromkeys(("self-pairs", "purify", "avatar"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, "")),
     )
     assert all(find_regime(name, known).prepare_test(images).shape == (2, 3, 32, 32) for name in REGIMES)
 

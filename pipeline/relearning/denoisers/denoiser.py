@@ -21,7 +21,7 @@ from pipeline.deltas.artefact import artefact_to_bytes, read_header, read_tensor
 from pipeline.errors import InputError
 from pipeline.fitting.fit_figures import reproducible
 from pipeline.hashing import canonical, derive, sha256, torch_rng
-from pipeline.pictures.augment import random_views, take
+from pipeline.pictures.augment import Views, random_views, take
 from pipeline.precision import autocast
 from pipeline.relearning.denoisers.noises import draw_noise
 
@@ -29,10 +29,10 @@ FAMILY_EPSILON = 16 / 255  # of the noise used to train a denoiser without pairs
 MOST_DB = 99.0
 _UNIT = 16 / 255  # the loss is in squares of this, pixel units
 _SCALE = 4.0  # brings pixels to a standard deviation of about one inside the network
-_MULTIPLE = 8  # sides must be multiples of this: the network halves them three times
+MULTIPLE = 8  # sides must be multiples of this: the network halves them three times
 _WINDOW = 96  # pixels a side: larger pictures are trained on in crops of this size
 _MOST_HELD_OUT = 256
-_BLOCK = 256
+BLOCK = 256
 _VERSION = 1  # of network and training: bump it when the same settings would give a different denoiser
 
 
@@ -153,7 +153,11 @@ def train_denoiser(
     """
     if len(clean) < 2:
         raise InputError(f"training a denoiser takes at least 2 pictures; there are {len(clean)}")
-    pictures = _Pictures(clean, protected, seed, recipe)
+    return trained_on(TrainingPictures(clean, protected, seed, recipe), seed, device, recipe, digest)
+
+
+def trained_on(pictures: TrainingPictures, seed: int, device: str, recipe: DenoiserRecipe, digest: str) -> Denoiser:
+    """The network whose gain on the held-out pictures was the best; arguments as for train_denoiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser-weights"))
         network = UNet(recipe.width).to(device).to(memory_format=torch.channels_last)
@@ -178,8 +182,11 @@ def train_denoiser(
     return Denoiser(weights, recipe.width, best_db, num_steps, digest)
 
 
-class _Pictures:
-    """Training pictures, and held-out pictures that are chosen and given their noise once."""
+class TrainingPictures:
+    """Training pictures, and held-out pictures that are chosen and given their noise once.
+
+    Arguments as for train_denoiser.
+    """
 
     def __init__(self, clean: Tensor, protected: Tensor | None, seed: int, recipe: DenoiserRecipe) -> None:
         order = torch.randperm(len(clean), generator=torch_rng(seed, "denoiser-held-out"))
@@ -187,7 +194,7 @@ class _Pictures:
         held, self.rows = order[:num_held], order[num_held:]
         self.clean, self.protected = clean, protected
         self.side = clean.shape[-1]
-        self.window = min(self.side, _WINDOW) // _MULTIPLE * _MULTIPLE
+        self.window = min(self.side, _WINDOW) // MULTIPLE * MULTIPLE
         self.batch_size = recipe.batch_size
         self.rng = torch_rng(seed, "denoiser-batches")
         self.held_clean = clean[held]
@@ -195,27 +202,31 @@ class _Pictures:
             self.held_changed = protected[held]
         else:
             noise = draw_noise(num_held, self.side, FAMILY_EPSILON, torch_rng(seed, "denoiser-held-out-noise"))
-            self.held_changed = _quantised(self.held_clean.float() / 255 + noise)
+            self.held_changed = quantised(self.held_clean.float() / 255 + noise)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Changed and clean crops, float [B, 3, W, W] in [0, 1], and the coordinates of their pixels, [B, 2, W, W]."""
-        rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.rng)]
-        padding = max(2, self.side // 16) if self.window == self.side else 0
-        views = random_views(len(rows), self.side, self.window, padding, self.rng)
+        rows, views = self._drawn()
         clean = take(self.clean[rows], views).float() / 255
         if self.protected is not None:
             changed = take(self.protected[rows], views).float() / 255
         else:
             noise = draw_noise(len(rows), self.window, FAMILY_EPSILON, self.rng)
-            changed = _quantised(clean + noise).float() / 255
+            changed = quantised(clean + noise).float() / 255
         return changed, clean, _places(views.rows, views.columns, self.side)
+
+    def _drawn(self) -> tuple[Tensor, Views]:
+        """Rows of a batch, and the crop of each."""
+        rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.rng)]
+        padding = max(2, self.side // 16) if self.window == self.side else 0
+        return rows, random_views(len(rows), self.side, self.window, padding, self.rng)
 
     def held_out_gain(self, network: UNet) -> float:
         network.eval()
         return gain_db(self.held_changed, denoise(network, self.held_changed), self.held_clean)
 
 
-def _descend(network: UNet, optimiser: torch.optim.Optimizer, pictures: _Pictures, steps: int) -> float:
+def _descend(network: UNet, optimiser: torch.optim.Optimizer, pictures: TrainingPictures, steps: int) -> float:
     """Take `steps` steps on the delta's mean squared error; returns the last loss, in squares of 16 levels."""
     network.train()
     device = next(network.parameters()).device
@@ -236,16 +247,16 @@ def denoise(network: UNet, images: Tensor) -> Tensor:
     """Subtract the predicted delta from images, uint8 [n, 3, H, W]; same shape, dtype and device."""
     device = next(network.parameters()).device
     height, width = images.shape[2:]
-    more = (-width % _MULTIPLE, -height % _MULTIPLE)
+    more = (-width % MULTIPLE, -height % MULTIPLE)
     rows, columns = (torch.arange(size + added)[None] for size, added in ((height, more[1]), (width, more[0])))
     places = _places(rows, columns, max(height, width)).to(device)
     cleaned = torch.empty_like(images)
-    for start in range(0, len(images), _BLOCK):
-        block = images[start : start + _BLOCK].to(device).float() / 255
+    for start in range(0, len(images), BLOCK):
+        block = images[start : start + BLOCK].to(device).float() / 255
         padded = F.pad(block, (0, more[0], 0, more[1]), mode="replicate").contiguous(memory_format=torch.channels_last)
         with autocast(device):
             delta = network(padded, places.expand(len(block), -1, -1, -1))
-        cleaned[start : start + _BLOCK] = _quantised(block - delta[:, :, :height, :width]).to(images.device)
+        cleaned[start : start + BLOCK] = quantised(block - delta[:, :, :height, :width]).to(images.device)
     return cleaned
 
 
@@ -265,7 +276,7 @@ def gain_db(changed: Tensor, cleaned: Tensor, clean: Tensor) -> float:
 def seconds_at_most(side: int, recipe: DenoiserRecipe = DenoiserRecipe()) -> float:  # noqa: B008  frozen
     """Upper bound on training time on this machine's CPU, extrapolated from a few steps; most runs stop earlier."""
     clean = torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=torch_rng(0, "denoiser-timing"))
-    pictures = _Pictures(clean, None, 0, recipe)
+    pictures = TrainingPictures(clean, None, 0, recipe)
     network = UNet(recipe.width).to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(network.parameters())
     _descend(network, optimiser, pictures, 1)
@@ -276,8 +287,8 @@ def seconds_at_most(side: int, recipe: DenoiserRecipe = DenoiserRecipe()) -> flo
 
 def _square_error(images: Tensor, clean: Tensor) -> float:
     total = 0.0
-    for start in range(0, len(images), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for start in range(0, len(images), BLOCK):
+        rows = slice(start, start + BLOCK)
         total += float((images[rows].short() - clean[rows].short()).double().square().sum())
     return total / max(1, images.numel())
 
@@ -289,6 +300,6 @@ def _places(rows: Tensor, columns: Tensor, side: int) -> Tensor:
     return torch.stack([down[:, :, None].expand(shape), across[:, None, :].expand(shape)], 1)
 
 
-def _quantised(images: Tensor) -> Tensor:
+def quantised(images: Tensor) -> Tensor:
     """Float, nominally in [0, 1], rounded and clipped to uint8."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)

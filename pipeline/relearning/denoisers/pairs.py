@@ -59,9 +59,11 @@ def training_data(
     return (pairs[0], None) if is_noise else pairs
 
 
-def denoiser_digest(clean: Pictures, protected: Pictures | None, recipe: DenoiserRecipe, seed: int) -> str:
-    """Digest of everything that determines a denoiser."""
-    parts = [recipe.digest(), str(seed), _digest(clean), "noise" if protected is None else _digest(protected)]
+def denoiser_digest(
+    clean: Pictures, protected: Pictures | None, recipe: DenoiserRecipe, seed: int, noise: str = "noise"
+) -> str:
+    """Digest of everything that determines a denoiser; `noise` names what it is trained on in place of pairs."""
+    parts = [recipe.digest(), str(seed), _digest(clean), noise if protected is None else _digest(protected)]
     return sha256("\n".join(parts).encode())
 
 

@@ -19,7 +19,7 @@ from pipeline.relearning.regimes.recovery.epic import IsolatedDropped
 from pipeline.relearning.regimes.recovery.friendly import FriendlyNoise
 from pipeline.relearning.regimes.recovery.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.recovery.opa import OrthogonalProjection
-from pipeline.relearning.regimes.recovery.purify import LeakedPairs, Purify
+from pipeline.relearning.regimes.recovery.purify import Avatar, LeakedPairs, Purify
 from pipeline.relearning.regimes.recovery.shortcut import ShortcutNet
 from pipeline.relearning.regimes.recovery.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate
@@ -91,6 +91,7 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "few-clean": FewClean,
     "self-pairs": lambda known: Purify("self-pairs", known),
     "purify": lambda known: Purify("purify", known),
+    "avatar": lambda known: Avatar("avatar", known),
     "d-vae": Disentangled,
     "early-stop": EarlyStop,
     "dfr": FeatureReweighting,

@@ -33,9 +33,10 @@ SEES_MORE = {  # regime: what it needs beside the protected images
     "delta-known": "true delta",
     "self-pairs": "denoiser",
     "purify": "denoiser",
+    "avatar": "denoiser",
     "leaked-pairs:9": "true delta",
 }
-UNTRAINED = dict.fromkeys(("self-pairs", "purify"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, ""))
+UNTRAINED = dict.fromkeys(("self-pairs", "purify", "avatar"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, ""))
 PART = sorted(name for name in REGIMES if not name.startswith("st")) + ["highpass:4", "lowpass:8"]
 
 

@@ -1,8 +1,9 @@
-"""Adversaries who train a denoiser and run all images through it, training and test.
+"""Adversaries who train a denoiser and run all images through it, training and test; with `avatar`, training alone.
 
 self-pairs       trained on pairs they make themselves, by protecting other pictures with Scumble and their own seeds;
                  needs no knowledge of our protection
 purify           trained on clean pictures with noise of the usual kinds
+avatar           a diffusion model of clean pictures, which makes the images again from strong noise
 leaked-pairs:N   trained on N images of this collection that they have both protected and clean
 
 A trial's figures give the denoiser's gain in dB (`gain_db`) on its own held-out pictures and on this collection: if a
@@ -19,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import SettingsError
 from pipeline.hashing import hash_sample
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db, train_denoiser
+from pipeline.relearning.denoisers.diffusion import regenerated
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.requirements import need_denoiser
 from pipeline.relearning.training import Regime
@@ -59,7 +61,10 @@ class Purify(Regime):
     def _cleaned(self, images: Tensor) -> Tensor:
         if self._network is None and self._denoiser is not None:
             self._network = self._denoiser.network(torch.device(self.known.device))
-        return images if self._network is None else denoise(self._network, images)
+        return images if self._network is None else self._through(self._network, images)
+
+    def _through(self, network: UNet, images: Tensor) -> Tensor:
+        return denoise(network, images)
 
     def _look(self, without: frozenset[int] = frozenset()) -> None:
         """Record the gains; `without` are the rows of training images the denoiser was trained on."""
@@ -70,6 +75,16 @@ class Purify(Regime):
             chosen = torch.tensor(rows)[torch.tensor(hash_sample(map(str, rows), _LOOKED_AT, 0, "denoiser-here"))]
             changed, clean = self.known.images[chosen], originals(self.known, chosen)
             self._figures[HERE_DB] = gain_db(changed, self._cleaned(changed), clean)
+
+
+class Avatar(Purify):
+    """Training images alone are made again, as its authors do; known: denoisers."""
+
+    def prepare_test(self, images: Tensor) -> Tensor:
+        return images
+
+    def _through(self, network: UNet, images: Tensor) -> Tensor:
+        return regenerated(network, images, seed=0)
 
 
 class LeakedPairs(Purify):

@@ -1,0 +1,119 @@
+"""AVATAR: noise drowns the deltas, and a diffusion model of other clean pictures takes noise and deltas away.
+
+Dolatabadi et al., The Devil's Advocate: Shattering the Illusion of Unexploitable Data using Diffusion Models (2023),
+with the small U-Net of the other denoisers in place of theirs, trained on the pictures at hand. Noise is added to
+pixels and its size told to the network (Karras et al., NeurIPS 2022); as in DDPM, each step back draws new noise.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.hashing import torch_rng
+from pipeline.pictures.augment import take
+from pipeline.precision import autocast
+from pipeline.relearning.denoisers.denoiser import (
+    BLOCK,
+    MULTIPLE,
+    Denoiser,
+    DenoiserRecipe,
+    TrainingPictures,
+    UNet,
+    quantised,
+    trained_on,
+)
+
+LARGEST = 0.17  # standard deviation of the noise, pixel units: DDPM's after 100 of its 1,000 steps, AVATAR's choice
+SMALLEST = 0.01
+STEPS = 50  # back to a picture; AVATAR takes 100
+
+
+class NoisedPictures(TrainingPictures):
+    """Pictures with Gaussian noise of every size from SMALLEST to LARGEST; those held out have the largest."""
+
+    def __init__(self, clean: Tensor, seed: int, recipe: DenoiserRecipe) -> None:
+        super().__init__(clean, None, seed, recipe)
+        self._held = self.held_clean[:, :, : self.window, : self.window].float() / 255
+        self._noise = torch.randn(self._held.shape, generator=torch_rng(seed, "avatar-held-out")) * LARGEST
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        rows, views = self._drawn()
+        clean = take(self.clean[rows], views).float() / 255
+        drawn = torch.rand(len(rows), generator=self.rng)
+        sizes = SMALLEST * (LARGEST / SMALLEST) ** drawn
+        noise = torch.randn(clean.shape, generator=self.rng) * sizes[:, None, None, None]
+        return clean + noise, clean, size_maps(sizes, clean.shape)
+
+    @torch.no_grad()
+    def held_out_gain(self, network: UNet) -> float:
+        network.eval()
+        device = next(network.parameters()).device
+        left = 0.0
+        for at in range(0, len(self._held), BLOCK):
+            noise = self._noise[at : at + BLOCK]
+            found = noise_in(network, (self._held[at : at + BLOCK] + noise).to(device), LARGEST)
+            left += float((found.cpu() - noise).double().square().sum())
+        return 10 * math.log10(float(self._noise.double().square().sum()) / left)
+
+
+def train_diffusion(
+    clean: Tensor,
+    *,
+    seed: int,
+    device: str = "cpu",
+    recipe: DenoiserRecipe = DenoiserRecipe(),  # noqa: B008  frozen
+    digest: str = "",
+) -> Denoiser:
+    """Train on clean pictures, uint8 [n, 3, S, S]; arguments and errors as for train_denoiser.
+
+    Its gain is that of a single step from the largest noise, on pictures it has not seen.
+    """
+    if len(clean) < 2:
+        raise InputError(f"training a diffusion model takes at least 2 pictures; there are {len(clean)}")
+    return trained_on(NoisedPictures(clean, seed, recipe), seed, device, recipe, digest)
+
+
+def size_maps(sizes: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Sizes of noise [B] as what a UNet takes for places, float [B, 2, H, W]: in units of the largest, and its root."""
+    relative = sizes / LARGEST
+    maps = torch.stack([relative, relative.sqrt()], 1)
+    return maps[:, :, None, None].expand(-1, -1, *shape[-2:])
+
+
+def noise_in(network: UNet, images: Tensor, size: float) -> Tensor:
+    """The noise of this size in images, float [B, 3, H, W], sides multiples of 8; pixel units."""
+    sizes = torch.full((len(images),), size, device=images.device)
+    with autocast(images.device):
+        noise: Tensor = network(images.contiguous(memory_format=torch.channels_last), size_maps(sizes, images.shape))
+        return noise
+
+
+@torch.no_grad()
+def regenerated(network: UNet, images: Tensor, *, seed: int) -> Tensor:
+    """Images, uint8 [n, 3, H, W], after noise and the steps back; same shape, dtype and device.
+
+    What is drawn depends on the seed and on an image's row.
+    """
+    device = next(network.parameters()).device
+    height, width = images.shape[2:]
+    more = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+    made = torch.empty_like(images)
+    for at in range(0, len(images), BLOCK):
+        rng = torch_rng(seed, "avatar", at)
+        x = F.pad(images[at : at + BLOCK].float() / 255, more, mode="replicate")
+        x = x.to(device) + LARGEST * torch.randn(x.shape, generator=rng).to(device)
+        for size, following in pairwise([*np.geomspace(LARGEST, SMALLEST, STEPS).tolist(), 0.0]):
+            # part of the way to the next size is taken without noise, the rest by new noise (ancestral sampling)
+            fresh = following * math.sqrt(1 - (following / size) ** 2)
+            kept = math.sqrt(following**2 - fresh**2)
+            x = x + (kept / size - 1) * noise_in(network, x, size)
+            x = x + fresh * torch.randn(x.shape, generator=rng).to(device)
+        made[at : at + BLOCK] = quantised(x[:, :, :height, :width]).to(images.device)
+    return made
