@@ -47,7 +47,7 @@ from pipeline.relearning.collection import (
     smallest_hashes,
 )
 from pipeline.relearning.denoisers.denoiser import Denoiser
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, Trial, plain_parts
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, Trial, denoisers_of
 from pipeline.relearning.report.certificate import scores_of
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
@@ -253,7 +253,7 @@ def trial_in_tune(config: dict[str, Any], data: EvaluationData) -> None:
 
 
 def _denoisers(data: EvaluationData, trial: Trial) -> dict[str, Denoiser]:
-    return {name: ray.get(data.denoisers[name]) for name in plain_parts(trial.regime) if name in data.denoisers}
+    return {name: ray.get(data.denoisers[name]) for name in denoisers_of(trial.regime) if name in data.denoisers}
 
 
 def _resume(output: Store, trial: Trial) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ regimes, at most two joined by +, as in iss-gray+st-cg:
   filtered      equalise, spectral, highpass:C, lowpass:C (C cycles per image, any number above 0)
   estimated     subtract, subtract-label, subtract-blind, delta-jitter, opa, shortcut-net
   poisons       epic, friendly-noise
-  cleaned       self-pairs, purify, avatar, leaked-pairs:N (a denoiser, see below), d-vae
+  cleaned       self-pairs, purify, avatar, le, leaked-pairs:N (a denoiser, see below), d-vae
   informed      adabn, dfr, few-clean (clean images), delta-known (the deltas)
 
 Of several options of a regime, as in st-cg[kappa=1.2],st-cg[kappa=2], the report also says which one an adversary

@@ -23,7 +23,7 @@ RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "
 TRIALS = "trials"
 
 SELF_PAIRS, PURIFY, AVATAR, LEAKED_PAIRS = "self-pairs", "purify", "avatar", "leaked-pairs"
-_KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, AVATAR, LEAKED_PAIRS)
+_KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, AVATAR, "le", LEAKED_PAIRS)
 SHARED_DENOISERS = (SELF_PAIRS, PURIFY, AVATAR)  # one for the whole evaluation; leaked pairs train one per trial
 
 _WITHOUT_PAIRS = (
@@ -147,7 +147,7 @@ class EvaluationSettings:
         parts = {part for regime in self.regimes for part in plain_parts(regime)}
         check(self.pairs is not None or SELF_PAIRS not in parts, _WITHOUT_PAIRS)
         uses = f"--pairs is only used by the regimes {', '.join(SHARED_DENOISERS)}; add one of them to --regimes"
-        check(self.pairs is None or not parts.isdisjoint(SHARED_DENOISERS), uses)
+        check(self.pairs is None or bool(self.denoisers()), uses)
 
     @property
     def arms(self) -> dict[str, str]:
@@ -162,8 +162,8 @@ class EvaluationSettings:
 
     def denoisers(self) -> list[str]:
         """Which of SHARED_DENOISERS the regimes need."""
-        parts = {part for regime in self.regimes for part in plain_parts(regime)}
-        return [name for name in SHARED_DENOISERS if name in parts]
+        used = {name for regime in self.regimes for name in denoisers_of(regime)}
+        return [name for name in SHARED_DENOISERS if name in used]
 
     def trials(
         self, digests: Mapping[str, str], labels: Mapping[str, str], denoisers: Mapping[str, str] | None = None
@@ -212,6 +212,11 @@ def plain_parts(regime: str) -> list[str]:
     return [re.split(r"[\[:]", part)[0] for part in regime.split("+")]
 
 
+def denoisers_of(regime: str) -> list[str]:
+    """The names in a regime, each as that of the denoiser it cleans with, if it does: le -> avatar."""
+    return [AVATAR if part == "le" else part for part in plain_parts(regime)]
+
+
 def needs_deltas(regime: str) -> bool:
     """True if the regime, or what it reports, uses the true delta of every training image."""
     return any(part in _KNOWING_DELTAS for part in plain_parts(regime))
@@ -219,7 +224,7 @@ def needs_deltas(regime: str) -> bool:
 
 def _seen(data: str, regime: str, denoisers: Mapping[str, str]) -> str:
     """Digest of the training data, combined with the denoiser's if the regime uses one."""
-    used = [denoisers[part] for part in plain_parts(regime) if part in denoisers]
+    used = [denoisers[name] for name in denoisers_of(regime) if name in denoisers]
     return sha256("\n".join([data, *used]).encode()) if used else data
 
 

@@ -16,7 +16,7 @@ REGIME_NAMES = (
     *("at", "at-8", "at-16"),
     *("mixup", "cutmix", "cutout", "mixup-uc", "cutmix-uc", "cutout-uc", "mixup-14a"),
     *("ueraser-lite", "ueraser", "ueraser-max", "randaugment", "autoaugment", "trivialaugment"),
-    *("adabn", "dfr", "few-clean", "delta-known", "self-pairs", "purify", "avatar", "d-vae"),
+    *("adabn", "dfr", "few-clean", "delta-known", "self-pairs", "purify", "avatar", "le", "d-vae"),
     *("early-stop", "dropout", "weight-decay", "simclr"),
     *("smooth-0.5", "smooth-1", "smooth-2", "smooth-uc", "equalise", "spectral"),
     *("st", "st-cg", "st-full"),

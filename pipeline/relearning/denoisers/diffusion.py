@@ -1,13 +1,18 @@
-"""AVATAR: noise drowns the deltas, and a diffusion model of other clean pictures takes noise and deltas away.
+"""Noise drowns the deltas, and a diffusion model of other clean pictures takes noise and deltas away.
 
-Dolatabadi et al., The Devil's Advocate: Shattering the Illusion of Unexploitable Data using Diffusion Models (2023),
-with the small U-Net of the other denoisers in place of theirs, trained on the pictures at hand. Noise is added to
-pixels and its size told to the network (Karras et al., NeurIPS 2022); as in DDPM, each step back draws new noise.
+AVATAR: Dolatabadi et al., The Devil's Advocate: Shattering the Illusion of Unexploitable Data using Diffusion Models
+(2023). LE: Jiang et al., Unlearnable Examples Give a False Sense of Security (ACM MM 2023), after the authors' code but
+for its guidance towards the protected image: that by pixels moves a ten-thousandth of the difference a step, and that
+by perception takes the weights of LPIPS.
+
+The network is the small U-Net of the other denoisers, trained on the pictures at hand. Noise is added to pixels and its
+size told to the network (Karras et al., NeurIPS 2022); as in DDPM, each step back draws new noise.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -30,9 +35,20 @@ from pipeline.relearning.denoisers.denoiser import (
     trained_on,
 )
 
-LARGEST = 0.17  # standard deviation of the noise, pixel units: DDPM's after 100 of its 1,000 steps, AVATAR's choice
-SMALLEST = 0.01
-STEPS = 50  # back to a picture; AVATAR takes 100
+LARGEST, SMALLEST = 0.17, 0.01  # standard deviation of the noise that the network is trained on, pixel units
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How often noise of this size (standard deviation, pixel units) is added, and the steps that take it away."""
+
+    size: float
+    steps: int
+    rounds: int = 1
+
+
+AVATAR_SCHEDULE = NoiseSchedule(LARGEST, 50)  # DDPM's noise after 100 of its 1,000 steps; the authors take 100 back
+LE_SCHEDULE = NoiseSchedule(0.038, 20, rounds=4)  # after 20 steps
 
 
 class NoisedPictures(TrainingPictures):
@@ -96,7 +112,7 @@ def noise_in(network: UNet, images: Tensor, size: float) -> Tensor:
 
 
 @torch.no_grad()
-def regenerated(network: UNet, images: Tensor, *, seed: int) -> Tensor:
+def regenerated(network: UNet, images: Tensor, schedule: NoiseSchedule, *, seed: int) -> Tensor:
     """Images, uint8 [n, 3, H, W], after noise and the steps back; same shape, dtype and device.
 
     What is drawn depends on the seed and on an image's row.
@@ -107,13 +123,19 @@ def regenerated(network: UNet, images: Tensor, *, seed: int) -> Tensor:
     made = torch.empty_like(images)
     for at in range(0, len(images), BLOCK):
         rng = torch_rng(seed, "avatar", at)
-        x = F.pad(images[at : at + BLOCK].float() / 255, more, mode="replicate")
-        x = x.to(device) + LARGEST * torch.randn(x.shape, generator=rng).to(device)
-        for size, following in pairwise([*np.geomspace(LARGEST, SMALLEST, STEPS).tolist(), 0.0]):
-            # part of the way to the next size is taken without noise, the rest by new noise (ancestral sampling)
-            fresh = following * math.sqrt(1 - (following / size) ** 2)
-            kept = math.sqrt(following**2 - fresh**2)
-            x = x + (kept / size - 1) * noise_in(network, x, size)
-            x = x + fresh * torch.randn(x.shape, generator=rng).to(device)
+        x = F.pad(images[at : at + BLOCK].float() / 255, more, mode="replicate").to(device)
+        for _ in range(schedule.rounds):
+            x = _back(network, x + schedule.size * torch.randn(x.shape, generator=rng).to(device), schedule, rng)
         made[at : at + BLOCK] = quantised(x[:, :, :height, :width]).to(images.device)
     return made
+
+
+def _back(network: UNet, x: Tensor, schedule: NoiseSchedule, rng: torch.Generator) -> Tensor:
+    """From noise of the schedule's size to pictures, float, by ancestral sampling."""
+    for size, following in pairwise([*np.geomspace(schedule.size, SMALLEST, schedule.steps).tolist(), 0.0]):
+        # part of the way to the next size is taken without noise, the rest by new noise
+        fresh = following * math.sqrt(1 - (following / size) ** 2)
+        kept = math.sqrt(following**2 - fresh**2)
+        x = x + (kept / size - 1) * noise_in(network, x, size)
+        x = x + fresh * torch.randn(x.shape, generator=rng).to(x.device)
+    return x

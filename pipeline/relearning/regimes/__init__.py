@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torchvision.transforms import v2
 
+from pipeline.relearning.denoisers.diffusion import AVATAR_SCHEDULE, LE_SCHEDULE
 from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.regimes.adversarial import AdversarialTraining
 from pipeline.relearning.regimes.base import Composed, Knowledge
@@ -19,7 +20,7 @@ from pipeline.relearning.regimes.recovery.epic import IsolatedDropped
 from pipeline.relearning.regimes.recovery.friendly import FriendlyNoise
 from pipeline.relearning.regimes.recovery.informed import AdaptedNormalisation, DeltaJitter, DeltaKnown, FewClean
 from pipeline.relearning.regimes.recovery.opa import OrthogonalProjection
-from pipeline.relearning.regimes.recovery.purify import Avatar, LeakedPairs, Purify
+from pipeline.relearning.regimes.recovery.purify import LeakedPairs, Purify, Regenerate
 from pipeline.relearning.regimes.recovery.shortcut import ShortcutNet
 from pipeline.relearning.regimes.recovery.simclr import ContrastivePretraining
 from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate
@@ -91,7 +92,8 @@ REGIMES: dict[str, Callable[[Knowledge], Regime]] = {
     "few-clean": FewClean,
     "self-pairs": lambda known: Purify("self-pairs", known),
     "purify": lambda known: Purify("purify", known),
-    "avatar": lambda known: Avatar("avatar", known),
+    "avatar": lambda known: Regenerate("avatar", known, AVATAR_SCHEDULE),
+    "le": lambda known: Regenerate("le", known, LE_SCHEDULE),
     "d-vae": Disentangled,
     "early-stop": EarlyStop,
     "dfr": FeatureReweighting,

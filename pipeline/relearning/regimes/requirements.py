@@ -31,11 +31,12 @@ def need_clean_set(known: Knowledge, regime: str) -> tuple[Tensor, Tensor]:
     return images, known.clean_labels
 
 
-def need_denoiser(known: Knowledge, regime: str) -> Denoiser:
-    """The denoiser trained for the regime. Raises SettingsError if there is none."""
-    if regime not in known.denoisers:
+def need_denoiser(known: Knowledge, regime: str, name: str | None = None) -> Denoiser:
+    """The denoiser trained for the regime, under its name or another. Raises SettingsError if there is none."""
+    found = known.denoisers.get(name or regime)
+    if found is None:
         raise SettingsError(f"regime {regime!r} needs a denoiser trained for it; there is none")
-    return known.denoisers[regime]
+    return found
 
 
 def as_tested(training: Training, images: Tensor) -> Tensor:

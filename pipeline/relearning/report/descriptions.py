@@ -64,6 +64,7 @@ _WORDS = {
     "self-pairs": "cleaned by a network trained on other pictures the adversary protected, training and test",
     "purify": "cleaned by a network trained to remove noise of the usual kinds, training and test",
     "avatar": "made again from strong noise by a diffusion model of other pictures; training only",
+    "le": "four times made again from weak noise by a diffusion model of other pictures; training only",
     "d-vae": "what an autoencoder of limited rate keeps, trained on the protected images alone; training only",
     "leaked-pairs": "cleaned by a network trained on {} leaked pairs, training and test (needs them)",
     "simclr": "features learnt without labels, then a linear probe",

@@ -34,6 +34,7 @@ SEES_MORE = {  # regime: what it needs beside the protected images
     "self-pairs": "denoiser",
     "purify": "denoiser",
     "avatar": "denoiser",
+    "le": "denoiser",
     "leaked-pairs:9": "true delta",
 }
 UNTRAINED = dict.fromkeys(("self-pairs", "purify", "avatar"), Denoiser(UNet(8).state_dict(), 8, 0.0, 0, ""))

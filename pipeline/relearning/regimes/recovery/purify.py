@@ -1,9 +1,9 @@
-"""Adversaries who train a denoiser and run all images through it, training and test; with `avatar`, training alone.
+"""Adversaries who train a denoiser and run all images through it, training and test, or training alone (avatar, le).
 
 self-pairs       trained on pairs they make themselves, by protecting other pictures with Scumble and their own seeds;
                  needs no knowledge of our protection
 purify           trained on clean pictures with noise of the usual kinds
-avatar           a diffusion model of clean pictures, which makes the images again from strong noise
+avatar, le       a diffusion model of clean pictures, which makes the images again from noise
 leaked-pairs:N   trained on N images of this collection that they have both protected and clean
 
 A trial's figures give the denoiser's gain in dB (`gain_db`) on its own held-out pictures and on this collection: if a
@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.errors import SettingsError
 from pipeline.hashing import hash_sample
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db, train_denoiser
-from pipeline.relearning.denoisers.diffusion import regenerated
+from pipeline.relearning.denoisers.diffusion import NoiseSchedule, regenerated
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.requirements import need_denoiser
 from pipeline.relearning.training import Regime
@@ -28,6 +28,7 @@ from pipeline.relearning.training import Regime
 if TYPE_CHECKING:
     from pipeline.relearning.training import Training
 
+DIFFUSION = "avatar"  # the denoiser of every regime that makes images again
 OWN_DB, HERE_DB = "denoiser_own_db", "denoiser_here_db"
 _LOOKED_AT = 512  # protected images on which the gain is measured
 
@@ -77,14 +78,21 @@ class Purify(Regime):
             self._figures[HERE_DB] = gain_db(changed, self._cleaned(changed), clean)
 
 
-class Avatar(Purify):
-    """Training images alone are made again, as its authors do; known: denoisers."""
+class Regenerate(Purify):
+    """Training images alone are made again from noise, as the authors of AVATAR and LE do; known: denoisers."""
+
+    def __init__(self, name: str, known: Knowledge, schedule: NoiseSchedule) -> None:
+        self._schedule = schedule
+        super().__init__(name, known)
+
+    def _ready(self) -> Denoiser | None:
+        return need_denoiser(self.known, self.name, DIFFUSION)
 
     def prepare_test(self, images: Tensor) -> Tensor:
         return images
 
     def _through(self, network: UNet, images: Tensor) -> Tensor:
-        return regenerated(network, images, seed=0)
+        return regenerated(network, images, self._schedule, seed=0)
 
 
 class LeakedPairs(Purify):
