@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,16 @@ RESTARTS = 3  # of the whole group
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Leaves Ctrl-C to the job: Ray's own handler, once installed, ends the process with exit code 0."""
+    """Starts no process that nothing here needs, and leaves Ctrl-C to the job.
+
+    Ray's own handler of Ctrl-C, once installed, ends the process with exit code 0.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unneeded = {"DatasetsCallback"}  # an actor that hands out data sets: workers are given none
+        if "RAY_ADDRESS" not in os.environ:
+            unneeded.add("PlacementGroupCleanerCallback")  # of a driver that died: a private cluster goes with it
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unneeded]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         return

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from jobs.protection.prepare import Run
 from pipeline.measures.estimate import Estimate, estimate, first_samples
 from pipeline.report.page import duration
 from pipeline.report.page import size as as_bytes
+
+WORTH_A_HINT = 0.8  # share of the time
 
 
 def print_plan(run: Run) -> None:
@@ -32,6 +35,17 @@ def print_plan(run: Run) -> None:
     if predicted.fit_bytes:
         print(f"memory       {as_bytes(predicted.fit_bytes)} of images in each process that fits, and once for all")
     print_time(predicted, workers, run)
+    if settings.generator == "sample" and run.given is None:
+        other = replace(settings, generator="distilled", steps=0, given=settings.given - {"steps"})
+        distilled = estimate(samples, bytes_each, total, run.surrogate, other)
+        print_hint(predicted, distilled, workers)
+
+
+def print_hint(steps: Estimate, distilled: Estimate, workers: int) -> None:
+    """Say so if a distilled network would make as strong deltas in less time."""
+    before, after = (sum(one.stage_seconds(workers).values()) for one in (steps, distilled))
+    if after < WORTH_A_HINT * before:
+        print(f"hint         --generator distilled protects as well, and would take about {duration(after)}")
 
 
 def print_files(predicted: Estimate, run: Run) -> None:
