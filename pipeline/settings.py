@@ -13,7 +13,7 @@ from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-Generator = Literal["sample", "distilled", "direct", "network", "texture"]
+Generator = Literal["distilled", "sample", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
 TrainImages = Literal["cluster", "all"]
 Distance = Literal["kl", "cosine", "l2"]
@@ -28,12 +28,12 @@ EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
 NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run of our own may have it
-# of the fit; for `sample`, per image; for `distilled`, at most, unless --steps says otherwise: see for_images
-STEPS: dict[Generator, int] = {"sample": 30, "distilled": 1500, "direct": 100, "network": 100, "texture": 100}
+# of the fit; for `distilled`, at most, unless --steps says otherwise: see for_images; for `sample`, per image
+STEPS: dict[Generator, int] = {"distilled": 1500, "sample": 30, "direct": 100, "network": 100, "texture": 100}
 DISTILLED_BATCH, DISTILLED_PASSES, LEAST_DISTILLED_STEPS = 48, 12, 300
 IMAGES_PER_CLUSTER: dict[Generator, int] = {
-    "sample": 600,
     "distilled": 600,
+    "sample": 600,
     "direct": 400,
     "network": 400,
     "texture": 400,
@@ -125,7 +125,7 @@ class Settings(ApplySettings):
     cluster_images: int = 50_000  # k-means is fitted on a hash-sample of at most this many; the rest are assigned
     # the delta
     epsilon: float = DEFAULT_EPSILON
-    generator: Generator = "sample"
+    generator: Generator = "distilled"
     optimise_through: OptimiseThrough = "proxy"
     plain: bool = False  # without colour-robust training of proxies and deltas
     permutation: Permutation = "next"
@@ -136,7 +136,7 @@ class Settings(ApplySettings):
     fit_images: int | None = 10_000  # number of images that deltas are fitted on; None = all
     steps: int = 0  # of the fit; for --generator sample, per image; 0 = STEPS of the generator, or as many as epochs
     epochs: int | None = None  # passes over the images to fit on, in place of steps
-    proxies: int = 3  # for --generator sample and distilled
+    proxies: int = 3  # for --generator distilled and sample
     proxy_steps: int = 400  # at least; fewer underfit: of 1,600 images, 150 steps teach 83 % their cluster, 600 97 %
     robust_proxies: int = 1  # of these, trained on adversarial examples, to counter adversarial training
     batch_size: int = 256
@@ -209,7 +209,7 @@ class Settings(ApplySettings):
         )
         if self.generator == "direct":
             check(self.bound == "project", "--generator direct is bounded by projection: use --bound project")
-        if self.generator in ("sample", "distilled"):
+        if self.generator in ("distilled", "sample"):
             check(
                 self.optimise_through == "proxy",
                 f"--generator {self.generator} optimises through proxies: use --optimise-through proxy, or add "
@@ -228,7 +228,7 @@ class Settings(ApplySettings):
             )
         else:
             for name in sorted(self.given & {"proxies", "robust_proxies"}):
-                check(False, f"{flag(name)} only applies to --generator sample and distilled, not {self.generator}")
+                check(False, f"{flag(name)} only applies to --generator distilled and sample, not {self.generator}")
         if self.optimise_through == "surrogate":
             check("proxy_steps" not in self.given, "--proxy-steps has no effect with --optimise-through surrogate")
         if self.optimise_through == "proxy":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from jobs.protection.prepare import Run
 from pipeline.measures.estimate import Estimate, estimate, first_samples
 from pipeline.report.page import duration
 from pipeline.report.page import size as as_bytes
+from pipeline.settings import Generator
 
+# deltas of single images are made in two ways, of which one is faster for small and one for large collections
+OTHER_WAY: Mapping[str, tuple[Generator, str]] = {"distilled": ("sample", "worse"), "sample": ("distilled", "better")}
 WORTH_A_HINT = 0.8  # share of the time
 
 
@@ -35,17 +39,18 @@ def print_plan(run: Run) -> None:
     if predicted.fit_bytes:
         print(f"memory       {as_bytes(predicted.fit_bytes)} of images in each process that fits, and once for all")
     print_time(predicted, workers, run)
-    if settings.generator == "sample" and run.given is None:
-        other = replace(settings, generator="distilled", steps=0, given=settings.given - {"steps"})
-        distilled = estimate(samples, bytes_each, total, run.surrogate, other)
-        print_hint(predicted, distilled, workers)
+    if settings.generator in OTHER_WAY and run.given is None:
+        name, strength = OTHER_WAY[settings.generator]
+        other = replace(settings, generator=name, steps=0, given=settings.given - {"steps"})
+        saved = estimate(samples, bytes_each, total, run.surrogate, other)
+        print_hint(predicted, saved, workers, f"--generator {name} protects a little {strength}")
 
 
-def print_hint(steps: Estimate, distilled: Estimate, workers: int) -> None:
-    """Say so if a distilled network would make as strong deltas in less time."""
-    before, after = (sum(one.stage_seconds(workers).values()) for one in (steps, distilled))
+def print_hint(mine: Estimate, other: Estimate, workers: int, what: str) -> None:
+    """Say so if another generator would take clearly less time; `what` says which, and how good it is."""
+    before, after = (sum(one.stage_seconds(workers).values()) for one in (mine, other))
     if after < WORTH_A_HINT * before:
-        print(f"hint         --generator distilled protects as well, and would take about {duration(after)}")
+        print(f"hint         {what}, and would take about {duration(after)}")
 
 
 def print_files(predicted: Estimate, run: Run) -> None:

@@ -102,13 +102,13 @@ def _surrogate(parser: Parser) -> None:
 def _delta(parser: Parser) -> None:
     add = parser.add_argument_group("delta").add_argument
     add("--epsilon", type=parse_epsilon, metavar="E", help="bound on the change of every pixel")
-    add("--generator", choices=["sample", "distilled", "direct", "network", "texture"], help="what produces delta")
+    add("--generator", choices=["distilled", "sample", "direct", "network", "texture"], help="what produces delta")
     add("--fit-images", type=image_count, metavar="N|all", help="images to fit deltas on")
     add(
         "--steps",
         type=int,
         metavar="N",
-        help="optimiser steps (default: sample 30 per image, distilled 1500, else 100)",
+        help="optimiser steps (default: distilled at most 1500, sample 30 per image, else 100)",
     )
     epochs = "passes over the images to fit on, in place of --steps; uc-paper: 50, 10 in the paper for ImageNet"
     add("--epochs", type=int, metavar="E", help=epochs)

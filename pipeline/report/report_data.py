@@ -70,8 +70,8 @@ def _method(settings: Mapping[str, Any], protection: AnyProtection | None) -> st
     if settings["method"] == "one-for-all":
         return "One for All, a universal generator"
     how = {
-        "sample": "one delta per image, optimised through proxies",
         "distilled": "one delta per image, by a network trained through proxies",
+        "sample": "one delta per image, optimised through proxies",
         "direct": f"deltas optimised directly through the {settings['optimise_through']}",
         "network": "one generator network per cluster, through the surrogate",
         "texture": "keyed random-phase textures",

@@ -1,7 +1,7 @@
 """What options of a protection are worth, judged on images that are not the test images:
 
   python tests/bench/strength.py --output strength/ --arm 'default=' --arm 'two robust=--robust-proxies 2' \\
-      --arm 'distilled=--generator distilled' --regimes nt,at,lowpass:8
+      --arm 'steps=--generator sample' --regimes nt,at,lowpass:8
 
 A quarter of the training images, chosen by key, is the judge. The others are protected, once for every arm and fit, and
 learned from; clean ones as well. Everything is kept in --output, so the same command goes on where it was stopped, and

@@ -263,11 +263,11 @@ def test_options_of_other_generators_are_refused() -> None:
         ({"generator": "sample", "optimise_through": "surrogate"}, "use --optimise-through proxy"),
         (
             {"generator": "direct", "proxies": 2},
-            "--proxies only applies to --generator sample and distilled, not direct",
+            "--proxies only applies to --generator distilled and sample, not direct",
         ),
         (
             {"generator": "direct", "robust_proxies": 1},
-            "--robust-proxies only applies to --generator sample and distilled, not direct",
+            "--robust-proxies only applies to --generator distilled and sample, not direct",
         ),
         ({"proxies": 2, "robust_proxies": 3}, "--robust-proxies 3 exceeds --proxies 2"),
     ):

@@ -15,8 +15,10 @@ def estimated(images: int, apply: float, fit: float) -> Estimate:
 def test_a_faster_generator_is_named_where_it_saves_time(capsys) -> None:
     # two workers; of a million images: 10,000 s of steps and 500 s of fit, or 1,000 s of passes and 800 s of fit,
     # beside 5,000 s of embedding and a minute or two
-    print_hint(estimated(1_000_000, 0.02, 500.0), estimated(1_000_000, 0.002, 800.0), workers=2)
+    print_hint(
+        estimated(1_000_000, 0.02, 500.0), estimated(1_000_000, 0.002, 800.0), workers=2, what="--generator x protects"
+    )
     said = capsys.readouterr().out
-    assert re.fullmatch(r"hint +--generator distilled protects as well, and would take about 11[4-7] min\n", said)
-    print_hint(estimated(5_000, 0.02, 500.0), estimated(5_000, 0.002, 800.0), workers=2)
+    assert re.fullmatch(r"hint +--generator x protects, and would take about 11[4-7] min\n", said)
+    print_hint(estimated(5_000, 0.02, 500.0), estimated(5_000, 0.002, 800.0), workers=2, what="--generator x protects")
     assert capsys.readouterr().out == ""

@@ -40,7 +40,7 @@ def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
         ({"generator": "network", "optimise_through": "surrogate", "delta_size": 33}, "multiple of 4"),
         ({"train_images": "cluster"}, "needs --optimise-through surrogate"),
         ({"generator": "direct", "bound": "tanh_clamp"}, "use --bound project"),
-        ({"generator_lr": 1e-3}, "--generator-lr only applies to --generator network, not sample"),
+        ({"generator_lr": 1e-3}, "--generator-lr only applies to --generator network, not distilled"),
         (
             {"generator": "network", "optimise_through": "surrogate", "step_size": 0.01},
             "--step-size only applies to --generator direct",
@@ -78,7 +78,7 @@ def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
     ("images", "generator", "clusters"),
     [
         *((100, "direct", 10), (4000, "direct", 10), (8000, "texture", 20), (10**7, "network", 40)),
-        *((6599, "sample", 10), (6600, "sample", 11), (10**7, "sample", 40)),
+        *((6599, "distilled", 10), (6600, "sample", 11), (6600, "distilled", 11), (10**7, "distilled", 40)),
     ],
 )
 def test_clusters_follow_the_number_of_images(images: int, generator: Generator, clusters: int) -> None:
@@ -86,7 +86,8 @@ def test_clusters_follow_the_number_of_images(images: int, generator: Generator,
 
 
 def test_steps_are_what_the_generator_needs_unless_they_are_given() -> None:
-    assert (settings_from().generator, settings_from().steps) == ("sample", 30)
+    assert (settings_from().generator, settings_from().steps) == ("distilled", 1500)
+    assert Settings(generator="sample").steps == 30
     assert Settings(generator="direct").steps == settings_from({"generator": "direct"}).steps == 100
     assert settings_from({"steps": 7}).steps == settings_from({"steps": 7, "generator": "direct"}).steps == 7
     assert settings_from(preset="uc-paper").for_images(3680).steps == 750  # Pets: 50 passes over 15 batches of 256
@@ -102,7 +103,7 @@ def test_epochs_are_steps_by_the_number_of_images_the_last_batch_included() -> N
     assert settings_from({"generator": "direct", "steps": 9}).for_images(10**6).steps == 9
     for given, words in (
         ({"epochs": 3, "steps": 9, "generator": "direct"}, "--steps and --epochs contradict each other"),
-        ({"epochs": 3}, "--epochs only applies to --generator direct and network, not sample"),
+        ({"epochs": 3}, "--epochs only applies to --generator direct and network, not distilled"),
         ({"epochs": 0, "generator": "direct"}, "--epochs must be at least 1; it is 0"),
     ):
         with pytest.raises(SettingsError, match=words):
