@@ -82,21 +82,21 @@ def train_target(
     extra = {name: (regime.prepare_test(one.images), one.labels) for name, one in scored_on.extra.items()}
     if resume is not None:
         training.load(resume)
-    for epoch in range(len(training.history), recipe.epochs):
+    while (place := regime.place(training)) is not None:
         if training.history and not math.isfinite(training.history[-1].loss):
             break
-        training.history.append(_epoch(training, epoch, tests, extra if scored_on.follow else {}))
+        training.history.append(_epoch(training, place, tests, extra if scored_on.follow else {}))
         if on_epoch is not None:
             on_epoch(training)
     return _score(training, *tests["test"], extra)
 
 
-def _epoch(training: Training, epoch: int, tests: _Tests, extra: _Tests) -> EpochScore:
-    started = time.perf_counter()
+def _epoch(training: Training, place: int, tests: _Tests, extra: _Tests) -> EpochScore:
+    started, epoch = time.perf_counter(), len(training.history)
     # dropout and library augmentations draw from torch's global generators
     with named_randomness(training, "relearning-global", epoch):
         training.regime.begin_epoch(training, epoch)
-        loss, accuracy_train = training.run_epoch(epoch)
+        loss, accuracy_train = training.run_epoch(epoch, place)
         training.train_seconds += time.perf_counter() - started
         figures = training.regime.end_epoch(training, epoch)
     reached = {name: training.accuracy(*test) for name, test in tests.items()}

@@ -161,6 +161,11 @@ class Regime:
     def begin_epoch(self, training: Training, epoch: int) -> None:
         """Before each epoch 0, 1, …: for example, to set learning rates by layer."""
 
+    def place(self, training: Training) -> int | None:
+        """Where in the schedule the next epoch stands, 0 … recipe.epochs - 1; None if training is over."""
+        done = len(training.history)
+        return done if done < training.recipe.epochs else None
+
     def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
         """After each epoch, before it is tested; may roll the epoch back. Returns figures for the history."""
         return {}
@@ -217,11 +222,15 @@ class Training:
             groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=nesterov
         )
 
-    def run_epoch(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training images in random order; returns mean loss and accuracy over its batches."""
+    def run_epoch(self, epoch: int, place: int | None = None) -> tuple[float, float]:
+        """One pass over the training images in random order; returns mean loss and accuracy over its batches.
+
+        epoch  names the order and the views
+        place  where in the learning-rate schedule the epoch stands; None: at `epoch`
+        """
         rng = torch_rng(self.seed, "relearning-epoch", epoch)
         order = torch.randperm(len(self.images), generator=rng)
-        self.step = epoch * self.num_batches
+        self.step = (epoch if place is None else place) * self.num_batches
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
         for number in range(self.num_batches):

@@ -77,6 +77,10 @@ class Composed(Regime):
         for part in self.parts:
             part.begin_epoch(training, epoch)
 
+    def place(self, training: Training) -> int | None:
+        own = [part for part in self.parts if type(part).place is not Regime.place]
+        return (own or self.parts)[-1].place(training)
+
     def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
         return {name: value for part in self.parts for name, value in part.end_epoch(training, epoch).items()}
 

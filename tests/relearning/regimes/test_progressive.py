@@ -130,6 +130,30 @@ def test_the_threshold_is_kappa_times_the_median_of_the_first_two_epochs():
     assert run.figures("count") == np.cumsum(run.figures("rejected")).tolist()
 
 
+def test_the_window_says_how_many_epochs_set_the_threshold_and_are_kept():
+    run = Run("st[reduce=none,kappa=0.01,window=3]", 5)
+    assert run.figures("rejected") == [0, 0, 0, 1, 1]
+    regime = find_regime("st[kappa=2,window=3]")
+    regime.references = [1.0, 2.0]
+    assert regime.threshold() == math.inf
+    regime.references = [1.0, 5.0, 2.0]
+    assert regime.threshold() == 4
+
+
+def test_a_repeated_epoch_waits_in_the_schedule_and_sees_other_batches():
+    regime = Watched(StagedOptions(reduce="none", gamma=-math.inf, rejected="repeated"))
+    score = train_target(Labelled(*SET), ScoredOn(Labelled(*SET)), regime=regime, seed=3, recipe=Recipe(epochs=2))
+    per_epoch = len(SET[0]) // 64
+    first = regime.rates[:per_epoch]
+    assert [epoch.figures["count"] for epoch in score.history] == [1, 2, 3, 4, 5, 6]  # three times the two asked for
+    assert regime.rates[: 6 * per_epoch] == 6 * first
+    assert score.history[0].loss != score.history[1].loss
+
+    run = Run("st[reduce=none,kappa=0.01,rejected=repeated]", 3)  # all but the first two epochs are rejected
+    assert run.figures("rejected") == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert len(Run("st[reduce=none,gamma=inf,rejected=repeated]", 3).score.history) == 3
+
+
 def test_a_negative_measure_has_a_threshold_above_it():
     regime = find_regime("st[variant=gap,kappa=1.5]")
     regime.references = [-2.0, -4.0]
@@ -138,7 +162,14 @@ def test_a_negative_measure_has_a_threshold_above_it():
     assert regime.threshold() == 4.5
 
 
-@pytest.mark.parametrize("regime", ["st[reduce=pca2,kappa=0.8]", "st-full[reduce=none,kappa=1.05,acm_labels=pseudo]"])
+@pytest.mark.parametrize(
+    "regime",
+    [
+        "st[reduce=pca2,kappa=0.8]",
+        "st[reduce=pca2,kappa=0.8,rejected=repeated]",
+        "st-full[reduce=none,kappa=1.05,acm_labels=pseudo]",
+    ],
+)
 def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped(regime):
     whole = Run(regime, 5)
     assert 1 in whole.figures("rejected")
@@ -226,6 +257,9 @@ def test_options_are_named_in_the_regime_and_refused_when_unknown():
         "st[reduce=pca]": "reduce 'pca' is not one of tsne, pca2, none; did you mean pca2?",
         "st[kappa=much]": "ST option kappa must be a number; it is 'much'",
         "st[kappa=0]": "kappa must be above 0; it is 0.0",
+        "st[window=0]": "window must be at least 1 epoch; it is 0",
+        "st[window=1.5]": "ST option window must be a whole number; it is '1.5'",
+        "st[rejected=again]": "rejected 'again' is not one of counted, repeated",
         "st[beta=-1]": "beta must not be negative",
         "st-cg[cg=papers]": "cg 'papers' is not one of strong, paper; did you mean paper?",
         "st[cg=paper]": "ST alone has no colour jitter; cg is an option of st-cg and st-full",

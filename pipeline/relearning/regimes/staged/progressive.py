@@ -31,7 +31,8 @@ from pipeline.settings import near_matches
 if TYPE_CHECKING:
     from pipeline.relearning.training import Recipe, Training
 
-REFERENCE_EPOCHS = 2  # the "golden window" in which networks still learn both kinds of features (section III-A)
+REJECTED = ("counted", "repeated")
+MOST_TIMES = 3  # the epochs asked for, where rejected ones are repeated; the paper's ST takes 2.6 times as long as NT
 ACM_LABELS = ("labels", "pseudo")
 COLOURS = ("strong", "paper")
 
@@ -49,13 +50,17 @@ class StagedOptions:
     reduce       reduction of the features to two dimensions: tsne (the paper), pca2 (far cheaper) or none
     multiplier   how learning rates fall with the count, a name in multipliers.MULTIPLIERS
     granularity  what a layer is: block, module or stage
-    kappa        threshold as a multiple of the median ACM of the first two epochs
+    kappa        threshold as a multiple of the median ACM of the first epochs
+    window       how many epochs these are: the "golden window", in which networks still learn both kinds of features
+                 (section III-A); the paper's epochs have 390 steps
     gamma        a fixed threshold instead, from the first epoch on
     beta         layers by which the front moves per rejected epoch; None: 2 L / E, which, if all epochs are rejected,
                  reaches the head after half of them
+    rejected     counted: a rejected epoch is one of the epochs asked for, which bounds the cost; repeated: it is not,
+                 and the schedule waits for the next that is kept, up to three times as many epochs
     acm_labels   labels, or pseudo: k-means of the features, for deltas that follow clusters rather than classes
     cg           colour jitter and grey: strong, as in nt-cg, or paper; has no effect on ST alone
-    Raises SettingsError for an unknown name, with near matches, and for kappa <= 0 or beta < 0.
+    Raises SettingsError for an unknown name, with near matches, and for kappa <= 0, beta < 0 or window < 1.
     """
 
     variant: str = "db_inverse"
@@ -63,8 +68,10 @@ class StagedOptions:
     multiplier: str = "linear_front"
     granularity: str = "block"
     kappa: float = 1.5
+    window: int = 2
     gamma: float | None = None
     beta: float | None = None
+    rejected: str = "counted"
     acm_labels: str = "labels"
     cg: str = "strong"
 
@@ -73,12 +80,15 @@ class StagedOptions:
         _check_name("reduce", self.reduce, REDUCTIONS)
         _check_name("multiplier", self.multiplier, list(MULTIPLIERS))
         _check_name("granularity", self.granularity, GRANULARITIES)
+        _check_name("rejected", self.rejected, REJECTED)
         _check_name("acm_labels", self.acm_labels, ACM_LABELS)
         _check_name("cg", self.cg, COLOURS)
         if not self.kappa > 0:
             raise SettingsError(f"kappa must be above 0; it is {self.kappa}")
         if self.beta is not None and not self.beta >= 0:
             raise SettingsError(f"beta must not be negative; it is {self.beta}")
+        if self.window < 1:
+            raise SettingsError(f"window must be at least 1 epoch; it is {self.window}")
 
     def __str__(self) -> str:
         """What differs from the defaults, e.g. '[reduce=pca2,kappa=2]', or nothing."""
@@ -89,7 +99,7 @@ class StagedOptions:
 
 def parse_options(text: str) -> StagedOptions:
     """'reduce=pca2,kappa=2' -> options. Raises SettingsError for unknown names and invalid values."""
-    numbers = ("kappa", "gamma", "beta")
+    numbers = {"kappa": float, "gamma": float, "beta": float, "window": int}
     known = [f.name for f in fields(StagedOptions)]
     values: dict[str, Any] = {}
     for setting in filter(None, text.split(",")):
@@ -98,9 +108,10 @@ def parse_options(text: str) -> StagedOptions:
             raise SettingsError(f"ST option {setting!r} is not of the form name=value")
         _check_name("ST option", key, known)
         try:
-            values[key] = float(value) if key in numbers else value
+            values[key] = numbers[key](value) if key in numbers else value
         except ValueError:
-            raise SettingsError(f"ST option {key} must be a number; it is {value!r}") from None
+            kind = "a whole number" if numbers[key] is int else "a number"
+            raise SettingsError(f"ST option {key} must be {kind}; it is {value!r}") from None
     return StagedOptions(**values)
 
 
@@ -108,9 +119,9 @@ class ProgressiveTraining(Regime):
     """ST: an epoch after which the ACM exceeds the threshold is rolled back and counted.
 
     The ACM is measured on up to 1,000 protected training images, in inference mode and without augmentation. Rejecting
-    an epoch restores weights, buffers and momentum from the end of the previous epoch; the rejected epoch still counts
-    towards the total, which bounds the cost, and the schedule goes on. The first two epochs set the threshold and are
-    always kept, unless `gamma` is given.
+    an epoch restores weights, buffers and momentum from the end of the previous epoch; it is one of the epochs asked
+    for, and the schedule goes on, unless `rejected` says that it is repeated. The first epochs set the threshold and
+    are always kept, unless `gamma` is given.
     """
 
     name = "st"
@@ -140,6 +151,13 @@ class ProgressiveTraining(Regime):
         factors = layer_multipliers(self.options.multiplier, self.count, self._num_layers, beta)
         training.lr_factors = [factors[layer] for layer in self._layer_of]
 
+    def place(self, training: Training) -> int | None:
+        done, asked = len(training.history), training.recipe.epochs
+        if self.options.rejected == "counted":
+            return super().place(training)
+        kept = done - self.count
+        return kept if kept < asked and done < MOST_TIMES * asked else None
+
     def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
         """Alg. 1, lines 6-8. Figures: acm, acm_raw (not reduced), count, rejected (0 or 1).
 
@@ -147,7 +165,7 @@ class ProgressiveTraining(Regime):
         """
         acm, acm_raw = self._measure(training)
         rejected = acm > self.threshold()
-        if len(self.references) < REFERENCE_EPOCHS:
+        if len(self.references) < self.options.window:
             self.references.append(acm)
         if rejected:
             self.count += 1
@@ -162,7 +180,7 @@ class ProgressiveTraining(Regime):
         """
         if self.options.gamma is not None:
             return self.options.gamma
-        if len(self.references) < REFERENCE_EPOCHS:
+        if len(self.references) < self.options.window:
             return float("inf")
         median = statistics.median(self.references)
         return median + (self.options.kappa - 1) * abs(median)
