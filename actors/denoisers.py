@@ -14,7 +14,8 @@ from pipeline.relearning.collection import Collection
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, denoiser_from_bytes, train_denoiser
 from pipeline.relearning.denoisers.diffusion import train_diffusion
 from pipeline.relearning.denoisers.pairs import check_other_pictures, denoiser_digest, pair_up, training_data
-from pipeline.relearning.evaluation import AVATAR, SELF_PAIRS
+from pipeline.relearning.evaluation import SELF_PAIRS
+from pipeline.relearning.regime_names import AVATAR
 from pipeline.storage.store import Store
 
 FOLDER = "denoisers"  # below the output

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.hashing import canonical, sha256
 from pipeline.relearning.presets import PRESETS, RECIPES, changed_recipe
+from pipeline.relearning.regime_names import AVATAR
 from pipeline.relearning.shares import parse_share
 from pipeline.settings import check, check_choice, check_least, settings_of_kind
 
@@ -22,7 +23,7 @@ WHOLE = "samples:1"
 RESULTS, HISTORIES, REPORT, SETTINGS = "results.parquet", "histories.parquet", "report.html", "evaluation.json"
 TRIALS = "trials"
 
-SELF_PAIRS, PURIFY, AVATAR, LEAKED_PAIRS = "self-pairs", "purify", "avatar", "leaked-pairs"
+SELF_PAIRS, PURIFY, LEAKED_PAIRS = "self-pairs", "purify", "leaked-pairs"
 _KNOWING_DELTAS = ("delta-known", SELF_PAIRS, PURIFY, AVATAR, "le", LEAKED_PAIRS)
 SHARED_DENOISERS = (SELF_PAIRS, PURIFY, AVATAR)  # one for the whole evaluation; leaked pairs train one per trial
 

@@ -24,6 +24,8 @@ REGIME_NAMES = (
 FILTER_NAMES = ("highpass", "lowpass")
 NUMBERED_NAMES = ("leaked-pairs",)
 
+AVATAR = "avatar"  # also the name of the diffusion model that every regime uses which makes images again from noise
+
 
 def parse_regime(name: str) -> list[str]:
     """The regimes joined by '+' in `name`, from left to right.

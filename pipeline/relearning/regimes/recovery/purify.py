@@ -21,6 +21,7 @@ from pipeline.errors import SettingsError
 from pipeline.hashing import hash_sample
 from pipeline.relearning.denoisers.denoiser import Denoiser, DenoiserRecipe, UNet, denoise, gain_db, train_denoiser
 from pipeline.relearning.denoisers.diffusion import NoiseSchedule, regenerated
+from pipeline.relearning.regime_names import AVATAR
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.requirements import need_denoiser
 from pipeline.relearning.training import Regime
@@ -28,7 +29,6 @@ from pipeline.relearning.training import Regime
 if TYPE_CHECKING:
     from pipeline.relearning.training import Training
 
-DIFFUSION = "avatar"  # the denoiser of every regime that makes images again
 OWN_DB, HERE_DB = "denoiser_own_db", "denoiser_here_db"
 _LOOKED_AT = 512  # protected images on which the gain is measured
 
@@ -86,7 +86,7 @@ class Regenerate(Purify):
         super().__init__(name, known)
 
     def _ready(self) -> Denoiser | None:
-        return need_denoiser(self.known, self.name, DIFFUSION)
+        return need_denoiser(self.known, self.name, AVATAR)
 
     def prepare_test(self, images: Tensor) -> Tensor:
         return images
