@@ -43,7 +43,7 @@ from pipeline.relearning.collection import (
     holdout_mask,
     join,
     load_labelled,
-    shard_side,
+    median_side,
     smallest_hashes,
 )
 from pipeline.relearning.denoisers.denoiser import Denoiser
@@ -185,9 +185,9 @@ def digest_of(holdout: float, *collections: Any) -> str:
     return sha256("\n".join([str(holdout), *ray.get([task.remote(collection) for collection in collections])]).encode())
 
 
-def median_side(store: Store, shard: Shard) -> int:
-    """Median shorter side in pixels of the first images of a shard. Raises InputError."""
-    return int(_answer(ray.remote(shard_side).options(num_cpus=1).remote(store, shard)))
+def side_of(store: Store, shards: Sequence[Shard]) -> int:
+    """Median shorter side in pixels of the first usable images. Raises InputError if there are none."""
+    return int(_answer(ray.remote(median_side).options(num_cpus=1).remote(store, shards)))
 
 
 def look_at(arm: Any, clean: Any) -> tuple[float, list[tuple[float, float]]]:

@@ -86,6 +86,7 @@ class Reason(str, Enum):
     SEVERAL_IMAGES = "several-images"
     UNKNOWN_SIDECAR = "unknown-sidecar"
     TOO_COSTLY = "too-costly"
+    UNCHANGED = "unchanged"
     UNSAFE_NAME = "unsafe-name"
     UNUSABLE_NAME = "unusable-name"
     NOT_A_FILE = "not-a-file"

@@ -244,6 +244,15 @@ class Settings(ApplySettings):
             )
 
 
+# what only a fit reads, so that it has no effect with --protection
+OF_THE_FIT = frozenset(
+    (
+        *("clusters", "cluster_space", "restarts", "cluster_images", "generator", "optimise_through", "plain"),
+        *("permutation", "train_images", "distance", "bound", "delta_size", "fit_images", "steps", "epochs"),
+        *("proxies", "proxy_steps", "robust_proxies", "batch_size", "fit_threads", "step_size"),
+        "generator_lr",
+    )
+)
 _LEAST = {
     "surrogate_size": 32,
     "clusters": 2,
@@ -350,13 +359,13 @@ def sidecars(suffixes: Sequence[str]) -> list[str]:
 
 
 def clusters_for(num_images: int, generator: Generator) -> int:
-    """Number of clusters for a collection: IMAGES_PER_CLUSTER each, between 10 and 40 clusters.
+    """Number of clusters for a collection: IMAGES_PER_CLUSTER each, between 10 and 40 clusters, or one for each image.
 
     A delta seen on fewer images is not learnt before the real features: training on 4,000 images of CIFAR-10 reached
     51-57 % accuracy with 200 per cluster, 37-45 % with 400 (tests/fitting/test_effect.py). Sample-wise deltas work
     better with fewer clusters: 6,000 images gave 35 % with 10 clusters, 40 % with 15, 54 % with 40.
     """
-    return max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))
+    return max(2, min(num_images, max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))))
 
 
 def flag(name: str) -> str:

@@ -17,7 +17,7 @@ from actors.fit_queue import FitQueue
 from actors.sampler import FitImageReader
 from jobs.protection.dry_run import print_files, print_time
 from jobs.protection.prepare import Run, prepare
-from jobs.protection.stages import cluster, cluster_counts, context_of, images_of_run, watched
+from jobs.protection.stages import cluster, cluster_counts, context_of, images_of_run, sides_of, watched
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.baselines.fit import baseline_bytes, baseline_protection, baseline_side
@@ -27,11 +27,10 @@ from pipeline.baselines.methods import BASELINES
 from pipeline.baselines.settings import EMBEDDED, BaselineRunSettings
 from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
-from pipeline.fitting.fit_images import fit_shares, shorter_sides
-from pipeline.measures.estimate import estimate_writing, first_samples
+from pipeline.fitting.fit_images import fit_shares
+from pipeline.measures.estimate import bytes_per_sample, estimate_writing, first_usable
 from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.report.page import size as as_bytes
-from pipeline.shards.samples import samples_of
 from pipeline.surrogates.features import assignment_from_parquet
 
 
@@ -62,7 +61,14 @@ def _settings(run: Run) -> BaselineRunSettings:
 def print_baseline(run: Run) -> None:
     """The plan of --dry-run: a few images are measured on this machine, and nothing is written."""
     settings, side, left = _settings(run), _side(run), run.plan.left or run.plan.shards
-    samples, each = first_samples(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    samples = first_usable(
+        run.source,
+        left,
+        max_member_bytes=settings.max_member_bytes,
+        max_pixels=settings.max_pixels,
+        keep_sidecar=settings.keep_sidecar,
+    )
+    each = bytes_per_sample(run.source, left[0], max_member_bytes=settings.max_member_bytes)
     surrogate = run.surrogate if settings.labels in EMBEDDED else None
     predicted = estimate_writing(samples, each, sum(shard.size for shard in left), surrogate, settings)
     print(f"images       about {predicted.images:,}, labels {settings.labels}")
@@ -95,10 +101,7 @@ def check_baseline_memory(run: Run) -> None:
 
 
 def _side(run: Run) -> int:
-    first, limit = run.plan.shards[0], run.settings.max_member_bytes
-    samples = samples_of(run.source, first, max_member_bytes=limit, any_version=True)
-    sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
-    return baseline_side(_settings(run), sides)
+    return baseline_side(_settings(run), sides_of(run))
 
 
 def label(run: Run) -> Clustering:

@@ -22,10 +22,10 @@ from actors.trials import (
     label_collection,
     load_collection,
     make_arm,
-    median_side,
     run_trials,
     sample_limit,
     shared_rows,
+    side_of,
 )
 from jobs.evaluation.metrics import RelearnedSoFar
 from jobs.shared import cli
@@ -36,7 +36,7 @@ from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.hashing import sha256
 from pipeline.records import Shard
 from pipeline.relearning.checks import check_regime
-from pipeline.relearning.collection import shard_side
+from pipeline.relearning.collection import median_side
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
@@ -231,7 +231,7 @@ def print_trials(settings: EvaluationSettings) -> int:
     stores = _stores(settings)
     store, entries = stores[CLEAN]
     is_cropped = _sizes(stores)[CLEAN] == "224"
-    side = settings.side or (LARGEST_SIDE if is_cropped else _within(shard_side(store, entries[0])))
+    side = settings.side or (LARGEST_SIDE if is_cropped else _within(median_side(store, entries)))
     kept = recipe_of(settings.changed_recipe).kept_side(side)
     estimate = estimate_evaluation(settings, stores, kept, _classes(stores), _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
@@ -338,7 +338,7 @@ def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
     """Median shorter side of the first images of the first shard, within what targets are built for."""
-    return _within(median_side(store, entries[0]))
+    return _within(side_of(store, entries))
 
 
 def _at(side: int, kept: int) -> str:

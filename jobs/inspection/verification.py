@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jobs.shared.progress import progress
 from pipeline import layout
@@ -52,7 +53,7 @@ def certified_as(output: Store, file: Path) -> str:
 def check_run(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Check every shard that has a commit."""
     record = read_run(output)
-    settings = VerifySettings(**{k: v for k, v in record.ingredients.settings.items() if k in NEEDED})
+    settings = _needed(record.ingredients.settings)
     if (protection := output.read_if_there(layout.PROTECTION)) is not None:  # of a baseline, it may be stricter
         settings = replace(settings, epsilon=min(settings.epsilon, float(read_header(protection)["epsilon"])))
     source = resolve_input(originals).store if originals else None
@@ -81,10 +82,14 @@ def _added(found: ShardCheck, total: int, checks: Iterable[ShardCheck]) -> Shard
     return found
 
 
+def _needed(settings: Mapping[str, Any]) -> VerifySettings:
+    return VerifySettings(**{name: value for name, value in settings.items() if name in NEEDED})
+
+
 def check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Check every output that has a row in the ledger."""
     origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
-    settings = VerifySettings(epsilon=origin.epsilon, keep_sidecar=origin.settings.get("keep_sidecar", ()))
+    settings = _needed({**origin.settings, "epsilon": origin.epsilon})
     source = Store(originals) if originals else None
     problems = [
         f"{name}: in the output without a row in the ledger, so it does not count" for name in strangers(output)

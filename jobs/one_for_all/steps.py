@@ -21,12 +21,12 @@ from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fitting.fit_images import fit_bytes
 from pipeline.hashing import canonical, library_versions, sha256
-from pipeline.measures.estimate import first_samples
+from pipeline.measures.estimate import bytes_per_sample, first_usable
 from pipeline.one_for_all.estimate import estimate_training
 from pipeline.one_for_all.finish import bank_tensor
 from pipeline.one_for_all.pictures import read_squares, square_side
 from pipeline.one_for_all.settings import OneForAllSettings
-from pipeline.records import Sample, Shard
+from pipeline.records import Shard
 from pipeline.report.page import duration, size
 from pipeline.shards.samples import samples_of
 from pipeline.storage.places import check_apart
@@ -100,14 +100,9 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
 
 def count_images(run: UniversalTraining) -> int:
     """About how many images the inputs have, from the size of the first ones."""
-    return _first(run)[1]
-
-
-def _first(run: UniversalTraining) -> tuple[list[Sample], int]:
-    """The first samples, and about how many there are in all."""
     store, entries = run.sources[0]
-    few, each = first_samples(store, entries[0], max_member_bytes=run.settings.max_member_bytes)
-    return few, max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
+    each = bytes_per_sample(store, entries[0], max_member_bytes=run.settings.max_member_bytes)
+    return max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
 
 
 def print_training(run: UniversalTraining) -> int:
@@ -115,11 +110,11 @@ def print_training(run: UniversalTraining) -> int:
     settings = run.settings
     if run.is_done:
         return cli.DONE
-    few, total = _first(run)
+    total = count_images(run)
     images = min(settings.images or total, total)
     store, entries = run.sources[0]
     squares = read_squares(
-        few,
+        first_usable(store, entries, max_member_bytes=settings.max_member_bytes, max_pixels=settings.max_pixels),
         entries[0].name,
         f"{store.url}/{entries[0].name}",
         side=square_side(settings.side_for(run.surrogate.input_size)),

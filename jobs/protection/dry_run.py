@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from jobs.protection.prepare import Run
-from pipeline.measures.estimate import Estimate, estimate, first_samples
+from pipeline.measures.estimate import Estimate, bytes_per_sample, estimate, first_usable
 from pipeline.report.page import duration
 from pipeline.report.page import size as as_bytes
 from pipeline.settings import Generator
@@ -22,11 +22,19 @@ def print_plan(run: Run) -> None:
     settings, plan = run.settings, run.plan
     left = plan.left or plan.shards
     total = sum(shard.size for shard in left)
-    samples, bytes_each = first_samples(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    samples = first_usable(
+        run.source,
+        left,
+        max_member_bytes=settings.max_member_bytes,
+        max_pixels=settings.max_pixels,
+        keep_sidecar=settings.keep_sidecar,
+    )
+    bytes_each = bytes_per_sample(run.source, left[0], max_member_bytes=settings.max_member_bytes)
     predicted = estimate(samples, bytes_each, total, run.surrogate, settings, run.given)
     workers = settings.workers or os.cpu_count() or 1
     height, width = predicted.sides
-    print(f"images       about {predicted.images:,}, median {width}x{height} pixels (measured on {left[0].name})")
+    images = f"about {predicted.images:,}, median {width}x{height} pixels (measured on {len(samples)} of them)"
+    print(f"images       {images}")
     print(f"clusters     {predicted.clusters}, surrogate {settings.surrogate} at {run.surrogate.input_size} px")
     how = f"{settings.generator} through the {settings.optimise_through}"
     how = f"{run.given.generator}, from the given protection" if run.given else how

@@ -172,7 +172,7 @@ def _research(parser: Parser) -> None:
         help="no colour augmentation: stronger, but colour jitter defeats it",
     )
     add("--delta-size", type=int, metavar="PIXELS", help="side of delta before it is resized to the image's size")
-    add("--proxies", type=int, metavar="N", help="networks that --generator sample optimises through")
+    add("--proxies", type=int, metavar="N", help="networks that deltas are optimised through, sample-wise or distilled")
     add("--proxy-steps", type=int, metavar="N", help="training steps of each proxy, at least; fewer fit less well")
     add("--batch-size", type=int, metavar="N", help="images per step")
     add("--fit-threads", type=int, metavar="N", help="CPU threads of each fit; changes the last bits of the result")

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from jobs.shared import cli
@@ -20,15 +21,17 @@ from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, read_run
-from pipeline.settings import Settings
+from pipeline.settings import OF_THE_FIT, Settings, flag
 from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others, without_unwritable
 from pipeline.shards.names import output_name
-from pipeline.shards.samples import samples_of
+from pipeline.shards.samples import samples_of_all
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, size_for, surrogate_for
 
-_LOOKED_AT = 16  # first samples, which tell whether a collection is one of small images
+_LOOKED_AT = 16  # first usable images, which tell whether a collection is one of small images
+FEWEST = 2  # images that can be clustered
+_TRIED = 1_000  # samples at most, to find so many
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def prepare(settings: Settings) -> Run:
     key = cli.read_key(settings.key_file)
     given, protection_sha256 = _read_protection(settings, key)
     if given is not None:
+        if idle := sorted(settings.given & OF_THE_FIT):
+            cli.warn(f"no effect with --protection, which is not fitted again: {', '.join(map(flag, idle))}")
         settings = _as_fitted(settings, given)
     _check_enough_images(settings, source, shards)
     settings, surrogate = _with_surrogate(settings, source, shards)
@@ -167,30 +172,32 @@ def _with_surrogate(settings: Settings, source: Store, shards: list[Shard]) -> t
     """The surrogate, and the settings with the side at which it sees images where the user leaves that open."""
     surrogate = surrogate_for(settings, "cpu")
     is_open = settings.surrogate_size is None and settings.size == "native" and settings.protection is None
-    if is_open and surrogate.is_convolutional and (size := size_for(_first_sides(settings, source, shards[0]))):
+    if is_open and surrogate.is_convolutional and (size := size_for(_first_sides(settings, source, shards))):
         settings = replace(settings, surrogate_size=size)
         surrogate = surrogate_for(settings, "cpu")
     return settings, surrogate
 
 
-def _first_sides(settings: Settings, source: Store, shard: Shard) -> list[int]:
-    """Shorter sides in pixels of the first images of a shard; none where none of them can be read."""
-    samples = samples_of(source, shard, max_member_bytes=settings.max_member_bytes, any_version=True)
+def _first_sides(settings: Settings, source: Store, shards: list[Shard]) -> list[int]:
+    """Shorter sides in pixels of the first usable images; none if none of the first samples can be read."""
+    samples = samples_of_all(source, shards, max_member_bytes=settings.max_member_bytes)
     with contextlib.suppress(InputError):
-        return shorter_sides(samples, limit=_LOOKED_AT, max_pixels=settings.max_pixels)
+        return shorter_sides(islice(samples, _TRIED), limit=_LOOKED_AT, max_pixels=settings.max_pixels)
     return []
 
 
 def _check_enough_images(settings: Settings, source: Store, shards: list[Shard]) -> None:
     """Read until there are as many samples as clusters; usually the first few members settle it."""
-    if settings.clusters is None or settings.protection is not None:
+    if settings.protection is not None or (settings.clusters is None and settings.method != "uc"):
         return
-    count = 0
-    for shard in shards:
-        for sample in samples_of(source, shard, max_member_bytes=settings.max_member_bytes, any_version=True):
-            count += not isinstance(sample, Rejection)
-            if count >= settings.clusters:
-                return
+    needed, count = settings.clusters or FEWEST, 0
+    for sample in samples_of_all(source, shards, max_member_bytes=settings.max_member_bytes):
+        count += not isinstance(sample, Rejection)
+        if count >= needed:
+            return
+    if settings.clusters is None or count < FEWEST:
+        what = f"the input has {count} image{'s' * (count != 1)}, and clusters need at least {FEWEST}"
+        raise SettingsError(f"{what}: add images, or give a --protection that was fitted on others")
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 

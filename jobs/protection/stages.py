@@ -38,10 +38,10 @@ from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes
 from pipeline.fitting.fit import FittedDeltas, merge
 from pipeline.fitting.fit_images import fit_bytes, fit_shares, picture_side, shorter_sides
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
-from pipeline.measures.estimate import first_samples
+from pipeline.measures.estimate import bytes_per_sample
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.settings import Settings, clusters_for
-from pipeline.shards.samples import samples_of
+from pipeline.shards.samples import samples_of_all
 from pipeline.storage.store import Store
 
 CHUNK = 64  # shards that one short task looks at
@@ -164,7 +164,7 @@ def check_fit_memory(run: Run) -> None:
 
 def images_of_run(run: Run) -> int:
     """About how many images there are, from the size of the first ones."""
-    _, each = first_samples(run.source, run.plan.shards[0], max_member_bytes=run.settings.max_member_bytes)
+    each = bytes_per_sample(run.source, run.plan.shards[0], max_member_bytes=run.settings.max_member_bytes)
     return max(1, round(run.plan.total_bytes / each))
 
 
@@ -201,11 +201,14 @@ def _fit_task(run: Run, clustering: Clustering, units: list[str]) -> FitTask:
 
 def _sides(run: Run) -> tuple[int, int]:
     """Side of the deltas and of the pictures they are fitted on, in pixels."""
-    first, limit = run.plan.shards[0], run.settings.max_member_bytes
-    samples = samples_of(run.source, first, max_member_bytes=limit, any_version=True)
-    sides = shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
-    side = delta_side(run.settings, run.surrogate.input_size, sides)
+    side = delta_side(run.settings, run.surrogate.input_size, sides_of(run))
     return side, picture_side(run.settings, side)
+
+
+def sides_of(run: Run) -> list[int]:
+    """Shorter sides in pixels of the first 64 usable images."""
+    samples = samples_of_all(run.source, run.plan.shards, max_member_bytes=run.settings.max_member_bytes)
+    return shorter_sides(samples, limit=64, max_pixels=run.settings.max_pixels)
 
 
 def cluster_counts(run: Run) -> dict[int, int]:

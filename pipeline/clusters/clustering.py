@@ -121,16 +121,26 @@ class Clustering:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Clustering:
-        """The inverse of `to_tensors`; other names are ignored. Raises InputError if one is missing."""
-        try:
-            return cls(
-                ClusterSpace.from_tensors(tensors),
-                tensors["centroids"],
-                tensors["feature_means"],
-                tensors["distance_p99"],
-            )
-        except KeyError as error:
-            raise InputError(f"not a clustering: {error} is missing; delete the file to cluster again") from None
+        """The inverse of `to_tensors`; other names are ignored.
+
+        Raises KeyError if one is missing, ValueError if shapes do not fit each other or a number is not finite.
+        """
+        space = ClusterSpace.from_tensors(tensors)
+        made = cls(space, tensors["centroids"], tensors["feature_means"], tensors["distance_p99"])
+        p, k, d = *made.centroids.shape, made.feature_means.shape[-1]
+        shapes = {"feature_means": (p, d), "distance_p99": (p,)}
+        if space.head is not None:
+            shapes |= {"space.weight": (k, d), "space.bias": (k,)}
+        elif k != d:
+            raise ValueError(f"centroids of {k} dimensions in a space of {d}")
+        if space.mean is not None:
+            shapes["space.mean"] = (k,)
+        for name in ("centroids", *shapes):
+            if tensors[name].shape != shapes.get(name, (p, k)):
+                raise ValueError(f"{name} of shape {tensors[name].shape}, not {shapes[name]}")
+            if not np.isfinite(tensors[name]).all():
+                raise ValueError(f"{name}: a number is not finite")
+        return made
 
 
 @dataclass(frozen=True)
@@ -233,6 +243,8 @@ def report_on(result: KMeansResult, inertias: tuple[float, ...], measured: Clust
 
 def check_enough(num_images: int, num_clusters: int) -> None:
     """Raise InputError if there are more clusters than images."""
+    if num_images < 2:
+        raise InputError(f"clusters need at least 2 usable images; there are {num_images}: give a fitted --protection")
     if num_clusters > num_images:
         raise InputError(
             f"cannot form {num_clusters} clusters from {num_images} usable images; "

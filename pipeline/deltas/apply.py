@@ -137,11 +137,15 @@ def close_sample(
 
     reread  as for protect_sample
 
-    Raises SampleError if it cannot be encoded, PromiseError if the bound does not hold.
+    Raises SampleError if it cannot be encoded or no pixel changes, PromiseError if the bound does not hold.
     """
     marks = [time.perf_counter()]
     picture, source = opened.picture, opened.sample.members[opened.suffix]
     pixels, largest = laid.added_to(picture.pixels, epsilon)
+    if largest == 0:
+        raise SampleError(
+            Reason.UNCHANGED, "its delta changes no pixel, as in a picture that is black or white all over"
+        )
     marks.append(time.perf_counter())
     coding = picture.coding if settings.encode == "same" else None
     if coding is not None:

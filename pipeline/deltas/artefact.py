@@ -26,13 +26,20 @@ def artefact_to_bytes(header: Mapping[str, Any], tensors: Mapping[str, NDArray[A
 
 
 def read_header(data: bytes) -> dict[str, Any]:
-    """Read only the header. Raises InputError if `data` is not a protection or has another format version."""
-    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    """Read only the header of a whole file.
+
+    Raises InputError if `data` is not a protection, is truncated or has another format version.
+    """
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
-        metadata = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])["__metadata__"]
+        entries = json.loads(data[_LENGTH_BYTES:start])
+        metadata = entries.pop("__metadata__")
+        size = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if size != len(data):
+            raise ValueError(f"{len(data):,} of {size:,} bytes")
         header: dict[str, Any] = dict(json.loads(metadata[_ENTRY]))
         version = header.pop("format_version")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(error) from None
     if version != _FORMAT:
         raise InputError(f"the protection has format {version}, but this version of Scumble reads format {_FORMAT}")

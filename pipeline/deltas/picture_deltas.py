@@ -16,6 +16,7 @@ from pipeline.deltas.delta import LaidDelta, lay
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.samplewise.kinds import maker_of
 from pipeline.errors import SampleError
+from pipeline.pictures.formats import pixels_in
 from pipeline.pictures.members import Opened, open_sample, rejection_of
 from pipeline.pictures.picture import decode_rgb, rgb_of, squeezed, stored
 from pipeline.records import Rejection, Sample
@@ -241,13 +242,21 @@ def _close(
 
 
 def picture_batches(items: Iterable[Sample | Rejection], batch_size: int) -> Iterator[list[Sample | Rejection]]:
-    """Batches limited in count and in file size; a decoded picture is about 10 times as large as its file."""
+    """Batches of at most `batch_size` items and PIXELS_AT_ONCE pixels; a larger picture is a batch of its own.
+
+    Where a header does not say how many pixels a picture has, they are ten times the bytes.
+    """
     batch: list[Sample | Rejection] = []
     size = 0
     for item in items:
+        members = item.members.values() if isinstance(item, Sample) else ()
+        more = sum(max(10 * len(member), pixels_in(member)) for member in members)
+        if batch and size + more > PIXELS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
         batch.append(item)
-        size += sum(map(len, item.members.values())) if isinstance(item, Sample) else 0
-        if len(batch) == batch_size or size * 10 > PIXELS_AT_ONCE:
+        size += more
+        if len(batch) == batch_size:
             yield batch
             batch, size = [], 0
     if batch:

@@ -17,7 +17,7 @@ from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator, gene
 from pipeline.deltas.textures import Bands, bands_for, check_key
 from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.hashing import sha256
-from pipeline.settings import Generator, Size
+from pipeline.settings import NO_BOUND, Generator, Size
 
 Origin = Generator | Literal["keyed"]
 _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")
@@ -64,6 +64,10 @@ class Protection:
         has = (self.key_sha256 is not None, self.sample is not None, self.levels is not None)
         if has != (self.generator == "texture", self.generator in PER_PICTURE, self.generator in ("direct", "network")):
             raise ValueError(f"generator {self.generator} does not match its parts (key, networks, levels): {has}")
+        if not (1 / 255 <= self.epsilon <= 127 / 255 or self.epsilon == NO_BOUND):
+            raise ValueError(f"epsilon {self.epsilon} is not between 1/255 and 127/255")
+        if self.sample is not None and self.sample.num_clusters != num_clusters:
+            raise ValueError(f"networks of {self.sample.num_clusters} clusters, not {num_clusters}")
         if self.levels is None:
             return
         if self.levels.ndim != 4 or self.levels.shape[:2] != (num_clusters, 3) or self.levels.dtype != np.int8:

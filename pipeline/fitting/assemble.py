@@ -33,7 +33,7 @@ def clustering_from_bytes(data: bytes) -> Clustering:
     """The inverse of clustering_to_bytes. Raises InputError if `data` is not such a file."""
     try:
         return Clustering.from_tensors(load(data))
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"not a clustering, or truncated: {error}; delete the file to cluster again") from None
 
 

@@ -5,7 +5,6 @@ The processes that read them start without torch.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -103,12 +102,9 @@ def stacked_pictures(
 
 
 def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixels: int) -> list[int]:
-    """Shorter sides in pixels of the usable pictures among the first `limit` samples.
-
-    Raises InputError if there are none.
-    """
+    """Shorter sides in pixels of the first `limit` usable pictures. Raises InputError if there are none."""
     sides: list[int] = []
-    for sample in itertools.islice(samples, limit):
+    for sample in samples:
         if isinstance(sample, Rejection):
             continue
         try:
@@ -117,8 +113,10 @@ def shorter_sides(samples: Iterable[Sample | Rejection], *, limit: int, max_pixe
         except SampleError:
             continue
         sides.append(min(picture.pixels.shape[:2]))
+        if len(sides) == limit:
+            break
     if not sides:
-        raise InputError(f"none of the first {limit} samples contains an image that can be decoded")
+        raise InputError("no sample contains an image that can be decoded")
     return sides
 
 

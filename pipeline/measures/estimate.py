@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.fitting.proxy_training import ProxyTraining, Schedule
 from pipeline.hashing import numpy_rng
 from pipeline.pictures.members import image_suffix
-from pipeline.pictures.picture import decode_rgb
-from pipeline.records import Sample, Shard
+from pipeline.pictures.picture import decode, decode_rgb
+from pipeline.records import Rejection, Sample, Shard
 from pipeline.settings import DISTILLED_BATCH, Settings, clusters_for
-from pipeline.shards.samples import samples_of
+from pipeline.shards.samples import samples_of_all
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
@@ -106,7 +106,7 @@ def estimate(
 ) -> Estimate:
     """Measure some images and extrapolate.
 
-    samples      the first of one shard
+    samples      a few
     bytes_each   bytes per sample
     total_bytes  of all shards
     given        an existing protection to apply instead of fitting one
@@ -147,28 +147,35 @@ def estimate_writing(
     return replace(predicted, survival=files.survival, num_finer=files.num_finer)
 
 
-def first_samples(source: Store, shard: Shard, *, max_member_bytes: int) -> tuple[list[Sample], float]:
-    """The first samples of a shard or unit, and bytes per sample."""
-    if not shard.images:
-        with source.open(shard.name) as stream:
-            return first_of_tar(stream, shard.size, max_member_bytes=max_member_bytes)
-    items = samples_of(source, shard, max_member_bytes=max_member_bytes, any_version=True)
-    samples = list(islice((item for item in items if isinstance(item, Sample)), MEASURED_IMAGES))
-    return samples, shard.size / len(shard.images)
-
-
-def first_of_tar(stream: IO[bytes], shard_bytes: int, *, max_member_bytes: int) -> tuple[list[Sample], float]:
-    """The first samples of a tar, and bytes per sample, from at most 1,000 of them."""
-    counted = HashingReader(stream)
-    samples: list[Sample] = []
-    count = 0
-    for item in read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=max_member_bytes):
-        count += 1
-        if isinstance(item, Sample) and len(samples) < MEASURED_IMAGES:
-            samples.append(item)
-        if count == COUNTED_SAMPLES:
+def first_usable(
+    source: Store, shards: Sequence[Shard], *, max_member_bytes: int, max_pixels: int, keep_sidecar: Sequence[str] = ()
+) -> list[Sample]:
+    """The first samples of a collection that can be decoded, or, if none of the first 1,000 can, the first ones."""
+    usable: list[Sample] = []
+    others: list[Sample] = []
+    for item in islice(samples_of_all(source, shards, max_member_bytes=max_member_bytes), COUNTED_SAMPLES):
+        if isinstance(item, Rejection):
+            continue
+        try:
+            suffix = image_suffix(item, keep_sidecar)
+            decode(item.members[suffix], max_pixels=max_pixels, suffix=suffix)
+            usable.append(item)
+        except SampleError:
+            others = [*others, item][:MEASURED_IMAGES]
+        if len(usable) == MEASURED_IMAGES:
             break
-    return samples, (counted.size if count == COUNTED_SAMPLES else shard_bytes) / max(count, 1)
+    return usable or others
+
+
+def bytes_per_sample(source: Store, shard: Shard, *, max_member_bytes: int) -> float:
+    """Bytes of a sample in a shard or unit: of all the samples, or of the first 1,000 in a tar."""
+    if shard.images:
+        return shard.size / len(shard.images)
+    with source.open(shard.name) as stream:
+        counted = HashingReader(stream)
+        samples = read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=max_member_bytes)
+        count = sum(1 for _ in islice(samples, COUNTED_SAMPLES))
+        return (counted.size if count == COUNTED_SAMPLES else shard.size) / max(count, 1)
 
 
 def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 from pipeline.errors import Reason, SampleError
+from pipeline.pictures.jpeg import jpeg_header
 
 DECODED = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PROFILE_BYTES = 1 << 22  # of a colour profile; monitor profiles have 3 kB, press profiles 3 MB
@@ -93,6 +94,18 @@ def webp_size(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(data[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def pixels_in(data: bytes) -> int:
+    """Width times height by the header of a PNG, JPEG or WebP; 0 for anything else. Nothing is checked or decoded."""
+    kind = kind_of(data)
+    if kind == "PNG":
+        return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    if kind == "WEBP":
+        width, height = webp_size(data)
+        return width * height
+    header = jpeg_header(data) if kind == "JPEG" else None
+    return header.width * header.height if header is not None else 0
 
 
 def is_lossy_webp(data: bytes) -> bool:

@@ -20,7 +20,7 @@ from pipeline.records import Rejection, Sample, Shard
 from pipeline.relearning.alignment import check_aligned
 from pipeline.relearning.labels.given import Classes, given_label
 from pipeline.settings import Size
-from pipeline.shards.samples import samples_of
+from pipeline.shards.samples import samples_of, samples_of_all
 from pipeline.shards.squares import LeftOut, left_out, squares_of, stacked
 from pipeline.storage.store import Store
 
@@ -110,9 +110,10 @@ def _samples(
     yield from samples_of(store, shard, max_member_bytes=MAX_MEMBER_BYTES, any_version=True)
 
 
-def shard_side(store: Store, shard: Shard) -> int:
-    """Median shorter side in pixels of the first images of a shard. Raises InputError."""
-    sides = shorter_sides(_samples(store, shard), limit=64, max_pixels=MAX_PIXELS)
+def median_side(store: Store, shards: Sequence[Shard]) -> int:
+    """Median shorter side in pixels of the first usable images. Raises InputError if there are none."""
+    samples = samples_of_all(store, shards, max_member_bytes=MAX_MEMBER_BYTES)
+    sides = shorter_sides(samples, limit=64, max_pixels=MAX_PIXELS)
     return sorted(sides)[len(sides) // 2]
 
 

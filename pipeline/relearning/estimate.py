@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline import layout
-from pipeline.measures.estimate import first_samples
+from pipeline.measures.estimate import bytes_per_sample
 from pipeline.records import Shard
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
@@ -92,7 +92,7 @@ def estimate_evaluation(
 def _count(store: Store, entries: list[Shard]) -> int:
     if all(entry.images for entry in entries):
         return sum(len(entry.images) for entry in entries)
-    _, bytes_each = first_samples(store, entries[0], max_member_bytes=MAX_MEMBER_BYTES)
+    bytes_each = bytes_per_sample(store, entries[0], max_member_bytes=MAX_MEMBER_BYTES)
     return max(1, round(sum(entry.size for entry in entries) / bytes_each))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,12 @@ def samples_of(
         return
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from bounded_map(pool, sample, shard.images, ahead=_AHEAD)
+
+
+def samples_of_all(store: Store, shards: Iterable[Shard], *, max_member_bytes: int) -> Iterator[Sample | Rejection]:
+    """The samples of several shards or units, one after the other, whatever their versions; opened when needed."""
+    for shard in shards:
+        yield from samples_of(store, shard, max_member_bytes=max_member_bytes, any_version=True)
 
 
 def loose_sample(image: LooseImage, read: Callable[[File], bytes], *, max_member_bytes: int) -> Sample | Rejection:

@@ -8,11 +8,13 @@ from typing import Literal
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, target_clusters
 from pipeline.clusters.smoothing import smooth
 from pipeline.errors import InputError, SettingsError
+from pipeline.fitting.assemble import clustering_from_bytes
 from pipeline.hashing import numpy_rng
 
 Floats = NDArray[np.float32]
@@ -159,8 +161,23 @@ def test_a_clustering_survives_its_tensors(
 
 def test_tensors_of_something_else_are_refused() -> None:
     with pytest.raises(InputError) as caught:
-        Clustering.from_tensors({"space.mean": np.zeros(3)})
-    assert str(caught.value) == "not a clustering: 'centroids' is missing; delete the file to cluster again"
+        clustering_from_bytes(save({"space.mean": np.zeros(3)}))
+    assert str(caught.value) == "not a clustering, or truncated: 'centroids'; delete the file to cluster again"
+
+
+def test_tensors_that_do_not_fit_each_other_are_refused(features: NDArray[np.float16], head: Head) -> None:
+    tensors = fit_clusters([features], "smoothed", head, 8, restarts=2, seed=0).clustering.to_tensors()
+    for name, change in (
+        ("centroids", lambda array: array[:, :-1]),
+        ("feature_means", lambda array: array[1:]),
+        ("distance_p99", lambda array: array[:, None]),
+        ("space.mean", lambda array: array[1:]),
+        ("space.weight", lambda array: array.T),
+        ("centroids", lambda array: np.where(array == array[3, 0], np.nan, array)),
+        ("space.bias", lambda array: array + np.inf),
+    ):
+        with pytest.raises(ValueError, match="of shape|not finite"):
+            Clustering.from_tensors(tensors | {name: change(tensors[name])})
 
 
 def test_more_clusters_than_images_are_refused(features: NDArray[np.float16]) -> None:

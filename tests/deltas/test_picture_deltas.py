@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.clusters.clustering import fit_clusters
 from pipeline.deltas.apply import LaidDeltas, protect_sample
-from pipeline.deltas.picture_deltas import NearestDeltas, ProtectedPicture, protect_pictures
+from pipeline.deltas.picture_deltas import (
+    PIXELS_AT_ONCE,
+    NearestDeltas,
+    ProtectedPicture,
+    picture_batches,
+    protect_pictures,
+)
 from pipeline.deltas.protection import Protection
 from pipeline.errors import ConflictError, Reason
+from pipeline.pictures.formats import pixels_in
 from pipeline.records import Rejection, Sample
 from pipeline.settings import Settings
 from pipeline.shards.photographs import photograph
@@ -98,6 +107,25 @@ def test_the_first_results_come_before_the_rest_is_read(surrogate, protection):
     results = protect_pictures(source(), NearestDeltas(protection, surrogate), settings=SETTINGS, batch_size=4)
     next(results)
     assert read == 4
+
+
+def flat(side: int, kind: str, **options: object) -> Sample:
+    picture = Image.new("L", (side, side), 128)
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return Sample(f"{side}-{kind}", {kind.lower(): stream.getvalue(), "txt": b"a caption"})
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("WEBP", {})])
+def test_batches_are_limited_by_the_pixels_of_small_files_too(kind: str, options: dict[str, object]) -> None:
+    picture = flat(3_900, kind, **options)  # 15 megapixels in 25 to 250 kB
+    assert pixels_in(picture.members[kind.lower()]) == 3_900**2
+    assert [len(batch) for batch in picture_batches([picture] * 10, 32)] == [4, 4, 2]
+    small = flat(8, kind, **options)
+    assert [len(batch) for batch in picture_batches([small] * 33, 32)] == [32, 1]
+    huge = Sample("huge", {"bmp": bytes(PIXELS_AT_ONCE)})  # of which nothing is known but its bytes
+    assert [len(batch) for batch in picture_batches([small, huge, small], 32)] == [1, 1, 1]
+    assert pixels_in(b"a caption") == 0
 
 
 def test_a_batch_of_nothing_usable_is_no_failure(surrogate, protection):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 from pipeline.clusters.clustering import Clustering, fit_clusters
+from pipeline.deltas.artefact import artefact_to_bytes, read_header, read_tensors
 from pipeline.deltas.load import load_cluster_protection
 from pipeline.deltas.picture_deltas import ProtectedPicture, SampleDeltas, protect_pictures
 from pipeline.deltas.protection import Protection
@@ -219,6 +222,41 @@ def test_one_file_holds_it_and_what_does_not_fit_is_refused(protection: Protecti
         load_cluster_protection(data[:-100])
     with pytest.raises(ValueError, match="does not match its parts"):
         replace(protection, sample=None)
+
+
+def damaged(protection: Protection, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> bytes:
+    """Its file with one tensor changed."""
+    data = protection.to_bytes()
+    tensors = read_tensors(data)
+    tensors[name] = change(tensors[name])
+    return artefact_to_bytes(read_header(data), tensors)
+
+
+@pytest.mark.parametrize("kind", PER_PICTURE)
+def test_networks_and_headers_that_do_not_fit_are_refused_in_one_line(kind: str) -> None:
+    parts = ("uc", kind, "tiny", EPSILON, clustering_of_noise(), (1, 2, 0), None, "f" * 64)
+    whole = Protection(*parts, sample=random_generator(kind))  # type: ignore[arg-type]
+    last = "distilled.last.bias" if kind == "distilled" else "proxies.0.body.0.weight"
+    for name, change in (
+        (last, lambda array: array[:0]),
+        (last, lambda array: array + np.nan),
+        ("clustering.centroids", lambda array: array + np.nan),
+        ("clustering.centroids", lambda array: array[:, 1:]),
+        ("clustering.feature_means", lambda array: array[1:]),
+        ("targets", lambda array: array[1:]),
+    ):
+        with pytest.raises(InputError, match="not a protection file, or truncated"):
+            load_cluster_protection(damaged(whole, name, change))
+    header, tensors = read_header(whole.to_bytes()), read_tensors(whole.to_bytes())
+    for changed in ({"side": 0}, {"side": 17}, {"side": "32"}, {"plain": 1}, {"seed": None}, {"side": 1_000_000}):
+        wrong = artefact_to_bytes(header | {"sample": header["sample"] | changed}, tensors)
+        with pytest.raises(InputError, match="not a protection file, or truncated"):
+            load_cluster_protection(wrong)
+    for epsilon in (0.001, 0.9, -1):
+        with pytest.raises(InputError, match=f"epsilon {epsilon} is not between 1/255 and 127/255"):
+            load_cluster_protection(artefact_to_bytes(header | {"epsilon": epsilon}, tensors))
+    with pytest.raises(InputError, match="bytes"):
+        read_header(whole.to_bytes()[:-1])
 
 
 def random_generator(kind: str) -> PictureGenerator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from jobs.protection.options import parse_settings
 from jobs.protection.prepare import prepare
-from jobs.protection.stages import check_fit_memory
+from jobs.protection.stages import check_fit_memory, sides_of
 from pipeline.errors import ClusterError, ConflictError, InputError, SettingsError
 from pipeline.settings import EMBEDDED_SURROGATE
 from tests.deltas.test_protection import LEVELS, made
@@ -29,6 +30,40 @@ def test_another_epsilon_than_that_of_a_given_protection_is_refused(tmp_path: Pa
     (tmp_path / "settings.yaml").write_text(f"epsilon: {epsilon}\n")
     with pytest.raises(SettingsError, match="was made for 8/255"):
         prepare(parse_settings([*options, "--config", str(tmp_path / "settings.yaml")]))
+
+
+def test_options_of_the_fit_that_a_given_protection_makes_idle_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4)
+    (tmp_path / "p.safetensors").write_bytes(small_protection().to_bytes())
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    options += ["--protection", str(tmp_path / "p.safetensors")]
+    prepare(parse_settings([*options, "--encode", "lossless", "--workers", "1"]))
+    assert capsys.readouterr().err == ""
+    prepare(parse_settings([*options, "--steps", "3", "--clusters", "4"]))
+    assert capsys.readouterr().err == (
+        "warning: no effect with --protection, which is not fitted again: --clusters, --steps\n"
+    )
+
+
+@pytest.mark.parametrize(("images", "says"), [(0, "0 images"), (1, "1 image")])
+def test_fewer_than_two_images_are_refused_before_the_start(tmp_path: Path, images: int, says: str) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=images)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--surrogate", SURROGATE]
+    with pytest.raises(SettingsError, match=f"the input has {says}, and clusters need at least 2: add images, or give"):
+        prepare(parse_settings(options))
+
+
+def test_a_collection_whose_first_shard_is_broken_is_judged_by_the_next(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=8, side=40)
+    with tarfile.open(tmp_path / "in/broken-000.tar", "w") as tar:
+        for number in range(70):
+            runs.add(tar, f"{number}.jpg", b"no image at all")
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--surrogate", SURROGATE]
+    run = prepare(parse_settings(options))
+    assert run.settings.surrogate_size == 160  # of small pictures
+    assert sides_of(run) == [40] * 8
 
 
 def test_a_given_protection_alone_says_method_surrogate_and_epsilon(tmp_path: Path) -> None:

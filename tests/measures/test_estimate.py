@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +20,10 @@ from pipeline.deltas.protection import Protection
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
 from pipeline.deltas.samplewise.sample_steps import SampleGenerator
 from pipeline.errors import InputError
-from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, estimate, first_of_tar
-from pipeline.records import Sample
+from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, bytes_per_sample, estimate, first_usable
+from pipeline.records import Sample, Shard
 from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
+from pipeline.storage.store import Store
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.support.samples import image_bytes, noise, tar_bytes
 
@@ -28,11 +35,19 @@ def surrogate() -> Surrogate:
 
 
 def predicted(data: bytes, surrogate: Surrogate, total: int | None = None, **settings: object) -> Estimate:
-    return estimate(*first_of(data), total or len(data), surrogate, Settings(**settings))  # type: ignore[arg-type]
+    """The estimate for a collection of one shard."""
+    chosen = Settings(**settings)  # type: ignore[arg-type]
+    return estimate(*first_of(data, keep_sidecar=chosen.keep_sidecar), total or len(data), surrogate, chosen)
 
 
-def first_of(data: bytes) -> tuple[list[Sample], float]:
-    return first_of_tar(io.BytesIO(data), len(data), max_member_bytes=1 << 28)
+def first_of(*shards: bytes, keep_sidecar: Sequence[str] = ()) -> tuple[list[Sample], float]:
+    with TemporaryDirectory() as folder:
+        for number, data in enumerate(shards):
+            (Path(folder) / f"{number}.tar").write_bytes(data)
+        store = Store(folder)
+        plan = [Shard(f"{number}.tar", len(data), "") for number, data in enumerate(shards)]
+        few = first_usable(store, plan, max_member_bytes=1 << 28, max_pixels=1_000_000, keep_sidecar=keep_sidecar)
+        return few, bytes_per_sample(store, plan[0], max_member_bytes=1 << 28)
 
 
 def test_a_shard_that_is_read_whole_gives_the_number_of_images_exactly(surrogate):
@@ -48,13 +63,14 @@ def test_ten_times_the_bytes_are_ten_times_the_images(surrogate):
     assert predicted(data, surrogate, 10 * len(data)).images == 500
 
 
-def test_of_a_long_shard_only_the_beginning_is_read(surrogate):
+def test_of_a_long_shard_only_the_beginning_is_read():
     small = image_bytes(noise(8, 8))
     data = tar_bytes([(f"{n:05}.png", small) for n in range(3 * COUNTED_SAMPLES)])
     stream = io.BytesIO(data)
-    found = estimate(*first_of_tar(stream, len(data), max_member_bytes=1 << 28), len(data), surrogate, Settings())
+    source: Any = SimpleNamespace(open=lambda name: nullcontext(stream))
+    each = bytes_per_sample(source, Shard("a.tar", len(data), ""), max_member_bytes=1 << 28)
     assert stream.tell() < len(data) / 2
-    assert abs(found.images - 3 * COUNTED_SAMPLES) < 0.05 * 3 * COUNTED_SAMPLES
+    assert abs(len(data) / each - 3 * COUNTED_SAMPLES) < 0.05 * 3 * COUNTED_SAMPLES
 
 
 def test_flat_pictures_grow_and_noise_hardly_does(surrogate):
@@ -72,6 +88,14 @@ def test_more_workers_divide_what_they_share_and_not_the_start():
     assert four["embed"] == pytest.approx(5)
     assert four["fit"] == one["fit"] == 100
     assert four["start-up"] == one["start-up"]
+
+
+def test_what_cannot_be_decoded_is_passed_over_in_search_of_images_to_measure(surrogate):
+    broken = tar_bytes([(f"{n}.jpg", b"no image") for n in range(70)])
+    few, each = first_of(broken, tar_bytes([(f"x{n}.png", image_bytes(noise(20, 30, seed=n))) for n in range(5)]))
+    assert [sample.key for sample in few] == [f"x{n}" for n in range(5)]
+    assert each == len(broken) / 70
+    assert estimate(few, each, len(broken), surrogate, Settings()).sides == (20, 30)
 
 
 def test_no_usable_image_is_refused(surrogate):

@@ -110,6 +110,13 @@ def test_an_image_that_went_through_unprotected_is_found():
     assert check(leaked).problems == ["one.tar key b: the image is unprotected: its bytes are identical to the input's"]
 
 
+def test_an_image_that_was_only_written_anew_is_found():
+    again = image_bytes(ORIGINALS["b"], compress_level=1)
+    assert again != image_bytes(ORIGINALS["b"])
+    problems = check([*members(PROTECTED)[:2], ("b.png", again), *members(PROTECTED)[3:]]).problems
+    assert problems == ["one.tar key b: the image is unprotected: its pixels are those of the input"]
+
+
 def test_a_sidecar_that_changed_or_went_missing_is_found():
     touched = members(PROTECTED)
     touched[1] = ("a.json", b"A")

@@ -12,7 +12,7 @@ from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, protect_shard
 from pipeline.errors import InputError
 from pipeline.records import Shard
-from pipeline.relearning.collection import Collection, join, like_clean, load_labelled, shard_side, smallest_hashes
+from pipeline.relearning.collection import Collection, join, like_clean, load_labelled, median_side, smallest_hashes
 from pipeline.relearning.labels.given import class_numbers
 from pipeline.runs.transaction import ShardTransaction
 from pipeline.settings import Settings
@@ -47,7 +47,7 @@ def test_numbers_beside_all_images_are_their_labels_wherever_they_lie(tmp_path: 
     found = loaded(tmp_path)
     assert dict(zip(found.keys, found.labels.tolist(), strict=True)) == {"2": 0, "a/3": 5, "b/1": 7}
     store, shards = list_labelled(str(tmp_path))
-    assert shard_side(store, shards[0]) == 36
+    assert median_side(store, shards) == 36
 
 
 @pytest.mark.parametrize(

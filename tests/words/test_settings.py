@@ -78,6 +78,7 @@ def test_later_layers_win_over_earlier_ones_and_over_the_preset() -> None:
     ("images", "generator", "clusters"),
     [
         *((100, "direct", 10), (4000, "direct", 10), (8000, "texture", 20), (10**7, "network", 40)),
+        *((1, "distilled", 2), (5, "distilled", 5), (11, "direct", 10)),
         *((6599, "distilled", 10), (6600, "sample", 11), (6600, "distilled", 11), (10**7, "distilled", 40)),
     ],
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.deltas.delta import quantise
-from pipeline.deltas.samplewise.base import DeltaMaker
+from pipeline.deltas.samplewise.base import DeltaMaker, check_header, check_network
 from pipeline.deltas.samplewise.proxy_network import LARGE_SIDE
 from pipeline.hashing import torch_rng
 from pipeline.precision import autocast
@@ -105,9 +105,17 @@ class DistilledGenerator:
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> DistilledGenerator:
         """The inverse of header and tensors. Raises KeyError, ValueError or TypeError for anything else."""
         weights = {name.removeprefix(_NAME): array for name, array in tensors.items() if name.startswith(_NAME)}
-        if not weights:
+        if "target.weight" not in weights:
             raise ValueError("no network")
-        return cls(**header, weights=weights)
+        made = cls(**header, weights=weights)
+        check_header(made.header())
+        check_network(weights, lambda: DistilledNetwork(made.num_clusters, made.side, plain=made.plain))
+        return made
+
+    @property
+    def num_clusters(self) -> int:
+        """How many clusters it knows targets for."""
+        return len(self.weights["target.weight"])
 
 
 class DistilledPass(DeltaMaker):

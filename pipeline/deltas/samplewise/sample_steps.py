@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.deltas.delta import perturb, quantise
-from pipeline.deltas.samplewise.base import DeltaMaker
-from pipeline.deltas.samplewise.proxy_network import loaded_proxy
+from pipeline.deltas.samplewise.base import DeltaMaker, check_header, check_network
+from pipeline.deltas.samplewise.proxy_network import ProxyNetwork, loaded_proxy
 from pipeline.deltas.samplewise.step_views import Draws, StepViews
 from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.hashing import torch_rng
@@ -67,7 +67,16 @@ class SampleGenerator:
                 proxies.setdefault(int(number), {})[parameter] = array
         if not proxies or sorted(proxies) != list(range(len(proxies))):
             raise ValueError(f"proxies {sorted(proxies)}")
-        return cls(**header, proxies=tuple(proxies[number] for number in range(len(proxies))))
+        made = cls(**header, proxies=tuple(proxies[number] for number in range(len(proxies))))
+        check_header(made.header())
+        for weights in made.proxies:
+            check_network(weights, lambda: ProxyNetwork(made.num_clusters, made.side))
+        return made
+
+    @property
+    def num_clusters(self) -> int:
+        """How many clusters its proxies tell apart."""
+        return len(self.proxies[0]["head.bias"])
 
 
 class SampleSteps(DeltaMaker):

@@ -115,7 +115,7 @@ def noise_in(network: UNet, images: Tensor, size: float) -> Tensor:
 def regenerated(network: UNet, images: Tensor, schedule: NoiseSchedule, *, seed: int) -> Tensor:
     """Images, uint8 [n, 3, H, W], after noise and the steps back; same shape, dtype and device.
 
-    What is drawn depends on the seed and on an image's row.
+    What is drawn depends on the seed, on an image's row and on how many images there are.
     """
     device = next(network.parameters()).device
     height, width = images.shape[2:]
