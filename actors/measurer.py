@@ -34,10 +34,12 @@ def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None)
 
 
 def groups_of(shards: Sequence[Shard], images: Sequence[int]) -> list[list[Shard]]:
-    """The shards in order, as many to a group as it takes to have 500 images."""
+    """The shards that have images, in order, as many to a group as it takes to have 500 of them."""
     groups: list[list[Shard]] = []
     room = 0
     for shard, number in zip(shards, images, strict=True):
+        if number == 0:  # of a unit whose images are all in quarantine nothing was written
+            continue
         if room <= 0:
             groups.append([])
             room = IMAGES_PER_TASK
@@ -79,7 +81,7 @@ def _finish(context: RunContext, key: bytes | None, *groups: list[ShardMeasures]
     """Pool the parts of all groups: scores, a gallery, and the removal check."""
     output, parts = context.output, [part for group in groups for part in group]
     output.put(layout.SCORES, scores_to_parquet(score for part in parts for score in part.scores))
-    removal = removal_of(parts, _protection(context, key), context.settings)
+    removal = removal_of(parts, _protection(context, key), context.settings) if parts else None
     if removal is not None:
         output.put(layout.REMOVAL, removal.to_bytes())
     output.put(layout.GALLERY, gallery_to_bytes(picture for part in parts for picture in part.shown))

@@ -100,6 +100,20 @@ def test_the_commands_of_the_readme_protect_a_folder_and_keep_its_names(protecte
     assert "samples      48 counted, 48 decoded" in checked.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_folder_that_begins_with_a_unit_of_broken_pictures_is_protected_to_the_end(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", 24)
+    for number in range(40):
+        (source / f"{number:02d}.png").write_bytes(b"no image")  # before all others, in units of their own
+    done = runs.protect(str(source), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "protected    24 images in 5 shards" in done.stdout
+    assert "quarantined  41 samples" in done.stdout
+    checked = run(tmp_path, str(runs.ROOT / "jobs/verify.py"), "--output", "out", "--input", "in")
+    assert checked.returncode == 0, checked.stdout
+
+
 def by_class(source: Path, folder: Path, first: int, count: int) -> None:
     """Some of the pictures of `pictures` and their captions, each in the folder of its class."""
     pictured = [path for path in sorted((source / "000").iterdir()) if path.suffix.lower() in (".jpg", ".png")]
