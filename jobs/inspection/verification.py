@@ -30,6 +30,8 @@ from pipeline.uploads.verify import strangers, verify_row, written_rows
 
 # of the settings; they never conflict
 NEEDED = ("epsilon", "size", "seed", "keep_sidecar", "max_pixels", "max_member_bytes")
+# runs over uploads may differ in their limits, and the records do not say in which an upload was protected
+OF_ANY_SIZE = {"max_pixels": 1 << 40, "max_member_bytes": 1 << 40}
 AHEAD = 64  # files that are handed to threads before the first of them is done
 
 
@@ -89,7 +91,7 @@ def _needed(settings: Mapping[str, Any]) -> VerifySettings:
 def check_uploads(output: Store, originals: str | None, share: float, pool: ThreadPoolExecutor) -> ShardCheck:
     """Check every output that has a row in the ledger."""
     origin = Origin.from_bytes(output.read(layout.UPLOADS_ORIGIN), f"{output.url}/{layout.UPLOADS_ORIGIN}")
-    settings = _needed({**origin.settings, "epsilon": origin.epsilon})
+    settings = _needed({**origin.settings, "epsilon": origin.epsilon, **OF_ANY_SIZE})
     source = Store(originals) if originals else None
     problems = [
         f"{name}: in the output without a row in the ledger, so it does not count" for name in strangers(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs import status, verify
+from jobs.inspection import verification
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.storage.store import Store
@@ -49,6 +51,14 @@ def test_an_output_that_nobody_touched_is_whole_and_within_epsilon(
         ours, theirs = (np.asarray(Image.open(Path(store.root) / name), np.int16) for store in (job.output, job.source))
         largest = max(largest, int(np.abs(ours - theirs).max()))
     assert f"largest change {largest} levels in 3 files written without loss" in said
+
+
+def test_pictures_beyond_the_usual_limits_were_let_through_by_a_run_and_are_no_problem(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lower = partial(verification.VerifySettings, max_pixels=100, max_member_bytes=100)
+    monkeypatch.setattr(verification, "VerifySettings", lower)  # as if the pictures were so much larger
+    assert run(job, capsys)[0] == 0
 
 
 @pytest.mark.parametrize(
