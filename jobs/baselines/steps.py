@@ -80,7 +80,10 @@ def print_baseline(run: Run) -> None:
         print(f"memory       about {as_bytes(memory)} in the process that computes deltas")
     print_files(predicted, run)
     print_time(predicted, settings.workers or os.cpu_count() or 1, run)
-    print("             and what the method itself takes: seconds, unless it trains a network")
+    own = "seconds"
+    if settings.deltas is None and BASELINES[settings.method].trains:
+        own = "on CPUs perhaps hours, and least with --network small"
+    print(f"             and what the method itself takes: {own}")
 
 
 def _fitted_images(run: Run) -> int:

@@ -53,7 +53,8 @@ An adversary may protect other pictures with this product and train a denoiser o
   python jobs/protect_imagenet.py --input other/ --output theirs/ --seed 1 ...
   python jobs/evaluate_relearning.py --pairs other/=theirs/ --regimes self-pairs,self-pairs+cg ...
 
-Both collections must have the same keys and share no picture with --clean or --test; they need no labels.
+Both collections must have the same keys and share no picture with --clean or --test; they need no labels. To
+train a denoiser or a diffusion model takes its own number of steps, whatever --epochs and --images say: see --dry-run.
 
 The audit presets, given three fits of a protection (--protected NAME=URL,URL,URL), write a certificate:
 certificate.json and certificate.html beside the report.

@@ -84,7 +84,7 @@ class ErrorMinimising(SurrogateBaseline):
             if loop.error <= loop.search.stop:
                 break
             loop.train()
-            loop.move_deltas()
+            loop.move_deltas(told)
             loop.measure()
             told(loop.round / loop.most_rounds)
         self.figures = {"rounds": float(loop.round), "training_error": loop.error, "stop_at_error": loop.search.stop}
@@ -136,8 +136,11 @@ class MinimisingLoop:
         surrogate.network.eval().requires_grad_(False)
         self.round += 1
 
-    def move_deltas(self) -> None:
-        """One pass over the searched pictures that moves their deltas."""
+    def move_deltas(self, told: Told = lambda share: None) -> None:
+        """One pass over the searched pictures that moves their deltas.
+
+        told  learns after each batch what share of all rounds is done; a round may take an hour
+        """
         epsilon = self._settings.epsilon
         for rows, images, labels in batches(self.surrogate, self._searched):
             moved = sign_descent(
@@ -151,6 +154,7 @@ class MinimisingLoop:
                 self.deltas[rows] = moved
             else:
                 self.deltas = class_means(moved, labels, self.deltas).clamp(-epsilon, epsilon)
+            told((self.round - 1 + rows.stop / self._searched) / self.most_rounds)
 
     def measure(self) -> None:
         """Look for the training error again."""
