@@ -33,6 +33,7 @@ NEEDED = {"cpu": 0.85, "cuda": 0.9}
 def protection(surrogate: Surrogate, side: int, width: int, blocks: int) -> UniversalProtection:
     """An untrained generator: it is as fast as a trained one."""
     generator = UniversalGenerator(surrogate.dimension, width=width, blocks=blocks)
+    generator.up[-1].weight.data.mul_(100)  # else its deltas change no pixel, and every picture is refused
     zeros = np.zeros((2, surrogate.dimension), np.float32)
     return UniversalProtection(
         surrogate_id=surrogate.id,

@@ -298,6 +298,7 @@ def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
 
     known = small_protection()
     generator = UniversalGenerator(small_surrogate().dimension, width=8, blocks=1)
+    generator.up[-1].weight.data.mul_(100)  # untrained, its deltas are less than half a level
     universal = UniversalProtection(
         surrogate_id=known.surrogate_id,
         epsilon=8 / 255,
