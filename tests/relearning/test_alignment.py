@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.clusters.clustering import fit_clusters
@@ -18,6 +17,8 @@ from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.picture_deltas import NearestDeltas
 from pipeline.deltas.protection import Protection
 from pipeline.errors import InputError
+from pipeline.pictures.members import open_sample
+from pipeline.pictures.picture import encode
 from pipeline.records import Sample, Shard
 from pipeline.relearning import evaluation
 from pipeline.relearning.alignment import check_aligned
@@ -37,13 +38,11 @@ from tests.support.samples import ExtremeDeltas, image_bytes, stripes, tar_bytes
 EPSILON = 16 / 255
 
 
-class NoDeltas:
-    """A source whose deltas are all zero: what remains is the geometry alone."""
-
-    epsilon, per_sample = EPSILON, False
-
-    def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
-        return np.zeros((height, width, 3), np.int16)
+def without_a_delta(sample: Sample, settings: Settings) -> Sample:
+    """As a run would write it but for the delta: what remains is the geometry alone."""
+    opened = open_sample(sample, settings=settings)
+    image, _ = encode(opened.picture, how=settings.encode, metadata=settings.metadata)
+    return Sample(sample.key, dict(sample.members) | {opened.suffix: image})
 
 
 def photographs(height: int = 120, width: int = 160) -> list[Sample]:
@@ -73,8 +72,7 @@ def loaded(store: Store, side: int, size: Size = "native") -> Collection:
 def test_without_a_delta_the_crop_of_a_run_and_the_clean_control_of_it_are_the_same_pixels(tmp_path: Path, side: int):
     settings = Settings(size="224", encode="lossless")
     originals = photographs()
-    deltas = LaidDeltas(NoDeltas())
-    copies = [protect_sample(one, deltas, 0, settings=settings).sample for one in originals]
+    copies = [without_a_delta(one, settings) for one in originals]
     clean, protected = stored(tmp_path / "clean", originals), loaded(stored(tmp_path / "safe", copies), side)
     control = loaded(clean, side, size="224")
     assert np.array_equal(control.images, protected.images)

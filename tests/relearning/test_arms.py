@@ -161,7 +161,8 @@ def test_a_published_method_says_why_test_images_get_no_delta(tmp_path: Path, pr
     samples = photographs(90, 120)
     stored(tmp_path / "clean", samples)
     store = run_by_labels(samples, tmp_path / "safe", labelled(protection, "true"))
-    fewer = replace(protection.clustering, centroids=protection.clustering.centroids[:2])
+    two = {name: getattr(protection.clustering, name)[:2] for name in ("centroids", "feature_means", "distance_p99")}
+    fewer = replace(protection.clustering, **two)
     true = labelled(protection, "true")
     for changed, reason in (
         (labelled(protection, "predicted"), "its deltas follow labels that its run predicted"),
