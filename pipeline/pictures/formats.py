@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 from pipeline.errors import Reason, SampleError
-from pipeline.pictures.jpeg import jpeg_header
+from pipeline.pictures.jpeg import jpeg_size
 
 DECODED = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PROFILE_BYTES = 1 << 22  # of a colour profile; monitor profiles have 3 kB, press profiles 3 MB
@@ -101,11 +101,9 @@ def pixels_in(data: bytes) -> int:
     kind = kind_of(data)
     if kind == "PNG":
         return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
-    if kind == "WEBP":
-        width, height = webp_size(data)
-        return width * height
-    header = jpeg_header(data) if kind == "JPEG" else None
-    return header.width * header.height if header is not None else 0
+    sizes = {"WEBP": webp_size, "JPEG": jpeg_size}
+    width, height = sizes[kind](data) if kind in sizes else (0, 0)
+    return width * height
 
 
 def is_lossy_webp(data: bytes) -> bool:

@@ -133,6 +133,17 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     return JpegHeader(width, height, frame[5], coding, density, is_plain, has_scans)
 
 
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the first frame header of a JPEG; zeros if it has none. Nothing else is looked at."""
+    for marker, body in _segments(data):
+        if marker in _FRAMES and len(body) >= 5:
+            height, width = struct.unpack(">HH", body[1:5])
+            return width, height
+        if marker == _SOS:
+            break
+    return 0, 0
+
+
 def decode_pixels(data: bytes, header: JpegHeader) -> NDArray[np.uint8] | None:
     """Pixels of a JPEG, uint8 [H, W, C] with C = 1 or 3, equal to Pillow's; None if Pillow must see to it.
 

@@ -128,6 +128,16 @@ def test_batches_are_limited_by_the_pixels_of_small_files_too(kind: str, options
     assert pixels_in(b"a caption") == 0
 
 
+def test_a_header_that_is_cut_off_or_damaged_has_some_size_and_is_no_failure():
+    for kind, options in (("PNG", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("WEBP", {})):
+        data = flat(16, kind, **options).members[kind.lower()]
+        assert pixels_in(data) == 256
+        assert all(pixels_in(data[:end]) >= 0 for end in range(len(data)))
+    tables = flat(16, "JPEG").members["jpeg"]
+    at = tables.index(b"\xff\xdb") + 4
+    assert pixels_in(tables[:at] + b"\x10" + tables[at + 1 :]) == 256  # said to have two bytes a step, which it has not
+
+
 def test_a_batch_of_nothing_usable_is_no_failure(surrogate, protection):
     given = [Sample("none", {"txt": b"no picture"})]
     (found,) = protect_pictures(given, NearestDeltas(protection, surrogate), settings=SETTINGS, batch_size=4)
