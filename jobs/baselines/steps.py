@@ -15,7 +15,7 @@ from actors.cluster.stream import collected, over_shards
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
 from actors.sampler import FitImageReader
-from jobs.protection.dry_run import print_files, print_time
+from jobs.protection.dry_run import looked_at, print_files, print_time
 from jobs.protection.prepare import Run, prepare
 from jobs.protection.stages import cluster, cluster_counts, context_of, images_of_run, sides_of, watched
 from jobs.shared.progress import progress
@@ -28,7 +28,7 @@ from pipeline.baselines.settings import EMBEDDED, BaselineRunSettings
 from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit_images import fit_shares
-from pipeline.measures.estimate import bytes_per_sample, estimate_writing, first_usable
+from pipeline.measures.estimate import estimate_writing
 from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.report.page import size as as_bytes
 from pipeline.surrogates.features import assignment_from_parquet
@@ -60,17 +60,9 @@ def _settings(run: Run) -> BaselineRunSettings:
 
 def print_baseline(run: Run) -> None:
     """The plan of --dry-run: a few images are measured on this machine, and nothing is written."""
-    settings, side, left = _settings(run), _side(run), run.plan.left or run.plan.shards
-    samples = first_usable(
-        run.source,
-        left,
-        max_member_bytes=settings.max_member_bytes,
-        max_pixels=settings.max_pixels,
-        keep_sidecar=settings.keep_sidecar,
-    )
-    each = bytes_per_sample(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    settings, side = _settings(run), _side(run)
     surrogate = run.surrogate if settings.labels in EMBEDDED else None
-    predicted = estimate_writing(samples, each, sum(shard.size for shard in left), surrogate, settings)
+    predicted = estimate_writing(*looked_at(run), surrogate, settings)
     print(f"images       about {predicted.images:,}, labels {settings.labels}")
     if settings.deltas is not None:
         print(f"method       {len(GivenDeltas(settings.deltas).keys):,} deltas of {settings.deltas}")

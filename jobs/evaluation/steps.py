@@ -337,7 +337,7 @@ def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -
 
 
 def _side(store: Store, entries: Sequence[Any]) -> int:
-    """Median shorter side of the first images of the first shard, within what targets are built for."""
+    """Median shorter side of the first usable images, within what targets are built for."""
     return _within(side_of(store, entries))
 
 

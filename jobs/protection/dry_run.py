@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from jobs.protection.prepare import Run
 from pipeline.measures.estimate import Estimate, bytes_per_sample, estimate, first_usable
+from pipeline.records import Sample
 from pipeline.report.page import duration
 from pipeline.report.page import size as as_bytes
 from pipeline.settings import Generator
@@ -19,17 +20,8 @@ WORTH_A_HINT = 0.8  # share of the time
 
 def print_plan(run: Run) -> None:
     """Process a few images on this machine and print what the whole run would take."""
-    settings, plan = run.settings, run.plan
-    left = plan.left or plan.shards
-    total = sum(shard.size for shard in left)
-    samples = first_usable(
-        run.source,
-        left,
-        max_member_bytes=settings.max_member_bytes,
-        max_pixels=settings.max_pixels,
-        keep_sidecar=settings.keep_sidecar,
-    )
-    bytes_each = bytes_per_sample(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    settings = run.settings
+    samples, bytes_each, total = looked_at(run)
     predicted = estimate(samples, bytes_each, total, run.surrogate, settings, run.given)
     workers = settings.workers or os.cpu_count() or 1
     height, width = predicted.sides
@@ -52,6 +44,20 @@ def print_plan(run: Run) -> None:
         other = replace(settings, generator=name, steps=0, given=settings.given - {"steps"})
         saved = estimate(samples, bytes_each, total, run.surrogate, other)
         print_hint(predicted, saved, workers, f"--generator {name} protects a little {strength}")
+
+
+def looked_at(run: Run) -> tuple[list[Sample], float, int]:
+    """A few usable samples of what is left to do, or of all if nothing is; bytes per sample, and of all of them."""
+    settings, left = run.settings, run.plan.left or run.plan.shards
+    samples = first_usable(
+        run.source,
+        left,
+        max_member_bytes=settings.max_member_bytes,
+        max_pixels=settings.max_pixels,
+        keep_sidecar=settings.keep_sidecar,
+    )
+    each = bytes_per_sample(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    return samples, each, sum(shard.size for shard in left)
 
 
 def print_hint(mine: Estimate, other: Estimate, workers: int, what: str) -> None:
