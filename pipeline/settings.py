@@ -30,6 +30,7 @@ DEFAULT_EPSILON = 16 / 255
 NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run of our own may have it
 # of the fit; for `distilled`, at most, unless --steps says otherwise: see for_images; for `sample`, per image
 STEPS: dict[Generator, int] = {"distilled": 1500, "sample": 30, "direct": 100, "network": 100, "texture": 100}
+FEWEST_CLUSTERS = 2  # each needs another to be moved to
 DISTILLED_BATCH, DISTILLED_PASSES, LEAST_DISTILLED_STEPS = 48, 12, 300
 IMAGES_PER_CLUSTER: dict[Generator, int] = {
     "distilled": 600,
@@ -255,7 +256,7 @@ OF_THE_FIT = frozenset(
 )
 _LEAST = {
     "surrogate_size": 32,
-    "clusters": 2,
+    "clusters": FEWEST_CLUSTERS,
     "restarts": 1,
     "cluster_images": 2,
     "delta_size": 8,
@@ -365,7 +366,7 @@ def clusters_for(num_images: int, generator: Generator) -> int:
     51-57 % accuracy with 200 per cluster, 37-45 % with 400 (tests/fitting/test_effect.py). Sample-wise deltas work
     better with fewer clusters: 6,000 images gave 35 % with 10 clusters, 40 % with 15, 54 % with 40.
     """
-    return max(2, min(num_images, max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))))
+    return max(FEWEST_CLUSTERS, min(num_images, max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))))
 
 
 def flag(name: str) -> str:

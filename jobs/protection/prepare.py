@@ -21,7 +21,7 @@ from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet
 from pipeline.runs.run_record import RunRecord, check_same_run, read_run
-from pipeline.settings import OF_THE_FIT, Settings, flag
+from pipeline.settings import FEWEST_CLUSTERS, OF_THE_FIT, Settings, flag
 from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others, without_unwritable
 from pipeline.shards.names import output_name
 from pipeline.shards.samples import samples_of_all
@@ -30,7 +30,6 @@ from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, size_for, surrogate_for
 
 _LOOKED_AT = 16  # first usable images, which tell whether a collection is one of small images
-FEWEST = 2  # images that can be clustered
 _TRIED = 1_000  # samples at most, to find so many
 
 
@@ -190,13 +189,13 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
     """Read until there are as many samples as clusters; usually the first few members settle it."""
     if settings.protection is not None or (settings.clusters is None and settings.method != "uc"):
         return
-    needed, count = settings.clusters or FEWEST, 0
+    needed, count = settings.clusters or FEWEST_CLUSTERS, 0
     for sample in samples_of_all(source, shards, max_member_bytes=settings.max_member_bytes):
         count += not isinstance(sample, Rejection)
         if count >= needed:
             return
-    if settings.clusters is None or count < FEWEST:
-        what = f"the input has {count} image{'s' * (count != 1)}, and clusters need at least {FEWEST}"
+    if settings.clusters is None or count < FEWEST_CLUSTERS:
+        what = f"the input has {count} image{'s' * (count != 1)}, and clusters need at least {FEWEST_CLUSTERS}"
         raise SettingsError(f"{what}: add images, or give a --protection that was fitted on others")
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 

@@ -19,8 +19,8 @@ from pipeline.clusters.smoothing import neighbours_for, smooth, unit_rows
 from pipeline.errors import InputError, SettingsError
 from pipeline.hashing import numpy_rng
 from pipeline.json_record import JsonRecord
+from pipeline.settings import FEWEST_CLUSTERS, Permutation
 from pipeline.settings import ClusterSpace as SpaceName
-from pipeline.settings import Permutation
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -127,7 +127,7 @@ class Clustering:
         """
         space = ClusterSpace.from_tensors(tensors)
         made = cls(space, tensors["centroids"], tensors["feature_means"], tensors["distance_p99"])
-        p, k, d = *made.centroids.shape, made.feature_means.shape[-1]
+        (p, k), (_, d) = made.centroids.shape, made.feature_means.shape
         shapes = {"feature_means": (p, d), "distance_p99": (p,)}
         if space.head is not None:
             shapes |= {"space.weight": (k, d), "space.bias": (k,)}
@@ -243,8 +243,9 @@ def report_on(result: KMeansResult, inertias: tuple[float, ...], measured: Clust
 
 def check_enough(num_images: int, num_clusters: int) -> None:
     """Raise InputError if there are more clusters than images."""
-    if num_images < 2:
-        raise InputError(f"clusters need at least 2 usable images; there are {num_images}: give a fitted --protection")
+    if num_images < FEWEST_CLUSTERS:
+        what = f"clusters need at least {FEWEST_CLUSTERS} usable images; there are {num_images}"
+        raise InputError(f"{what}: give a fitted --protection")
     if num_clusters > num_images:
         raise InputError(
             f"cannot form {num_clusters} clusters from {num_images} usable images; "

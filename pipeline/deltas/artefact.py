@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import ConflictError, InputError, one_line
 from pipeline.hashing import canonical
+from pipeline.settings import NO_BOUND
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ENTRY = "scumble"  # a single metadata entry, because the library writes several in no fixed order
 _LENGTH_BYTES = 8
@@ -52,6 +56,27 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
         return dict(load(data))
     except (SafetensorError, ValueError) as error:
         raise damaged(error) from None
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise ValueError for an epsilon that cannot change an 8-bit image, or is more than a delta may be."""
+    if not (1 / 255 <= epsilon <= 127 / 255 or epsilon == NO_BOUND):
+        raise ValueError(f"epsilon {epsilon} is not between 1/255 and 127/255")
+
+
+def check_network(weights: Mapping[str, NDArray[Any]], make: Callable[[], nn.Module]) -> None:
+    """Raise ValueError unless these are the weights, all finite, of the network that `make` makes."""
+    import torch  # imported late: a header is read without it
+
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
+    found = {name: array.shape or (1,) for name, array in weights.items()}  # a file has no arrays without dimensions
+    if found != wanted:
+        name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise ValueError(f"weights {name}: {found.get(name, 'none')}, not {wanted.get(name, 'any')}")
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"weights {name} are not finite")
 
 
 def damaged(error: Exception) -> InputError:

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clusters.clustering import Clustering
-from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
+from pipeline.deltas.artefact import artefact_to_bytes, check_epsilon, check_same_surrogate
 from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator, generator_from
 from pipeline.deltas.textures import Bands, bands_for, check_key
 from pipeline.errors import ConflictError, PromiseError, SettingsError
 from pipeline.hashing import sha256
-from pipeline.settings import NO_BOUND, Generator, Size
+from pipeline.settings import Generator, Size
 
 Origin = Generator | Literal["keyed"]
 _FIELDS = ("method", "generator", "surrogate_id", "epsilon", "key_sha256", "fingerprint", "licence", "size", "figures")
@@ -64,8 +64,7 @@ class Protection:
         has = (self.key_sha256 is not None, self.sample is not None, self.levels is not None)
         if has != (self.generator == "texture", self.generator in PER_PICTURE, self.generator in ("direct", "network")):
             raise ValueError(f"generator {self.generator} does not match its parts (key, networks, levels): {has}")
-        if not (1 / 255 <= self.epsilon <= 127 / 255 or self.epsilon == NO_BOUND):
-            raise ValueError(f"epsilon {self.epsilon} is not between 1/255 and 127/255")
+        check_epsilon(self.epsilon)
         if self.sample is not None and self.sample.num_clusters != num_clusters:
             raise ValueError(f"networks of {self.sample.num_clusters} clusters, not {num_clusters}")
         if self.levels is None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from jobs import protect_uploads
 from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, protect_sample
+from pipeline.deltas.load import load_protection
 from pipeline.deltas.picture_deltas import DeltaRequest
 from pipeline.errors import ConflictError, InputError, SettingsError
 from pipeline.hashing import sha256
@@ -311,6 +313,13 @@ def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
         fingerprint="f" * 64,
     )
     job = Job(tmp_path, source=Store(str(tmp_path / "in")), output=Store(str(tmp_path / "out")), monkeypatch=None)
+    for wrong in (
+        replace(universal, width=4),
+        replace(universal, weights={name: value * np.nan for name, value in universal.weights.items()}),
+        replace(universal, epsilon=0.001),
+    ):
+        with pytest.raises(InputError, match="not a protection file, or truncated"):
+            load_protection(wrong.to_bytes())
     job.protection.write_bytes(universal.to_bytes())
     upload(job.source, {"a.png": image_bytes(patch(1)), "b/c.jpg": jpeg(2)})
     assert job.run() == 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 SIDES = range(8, 4097, 2)  # of deltas, pixels
 BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
@@ -23,19 +23,6 @@ def check_header(header: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is {value!r}")
     if header["side"] not in SIDES or header.get("steps", 1) < 1:
         raise ValueError(f"deltas of {header['side']} px in {header.get('steps', 1)} steps")
-
-
-def check_network(weights: Mapping[str, NDArray[Any]], make: Callable[[], nn.Module]) -> None:
-    """Raise ValueError unless these are the weights, all finite, of the network that `make` makes."""
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
-    found = {name: array.shape or (1,) for name, array in weights.items()}  # a file has no arrays without dimensions
-    if found != wanted:
-        name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        raise ValueError(f"weights {name}: {found.get(name, 'none')}, not {wanted.get(name, 'any')}")
-    for name, array in weights.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"weights {name} are not finite")
 
 
 class DeltaMaker(abc.ABC):

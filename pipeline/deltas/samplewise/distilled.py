@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.deltas.artefact import check_network
 from pipeline.deltas.delta import quantise
-from pipeline.deltas.samplewise.base import DeltaMaker, check_header, check_network
+from pipeline.deltas.samplewise.base import DeltaMaker, check_header
 from pipeline.deltas.samplewise.proxy_network import LARGE_SIDE
 from pipeline.hashing import torch_rng
 from pipeline.precision import autocast

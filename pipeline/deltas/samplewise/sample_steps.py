@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.deltas.artefact import check_network
 from pipeline.deltas.delta import perturb, quantise
-from pipeline.deltas.samplewise.base import DeltaMaker, check_header, check_network
+from pipeline.deltas.samplewise.base import DeltaMaker, check_header
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork, loaded_proxy
 from pipeline.deltas.samplewise.step_views import Draws, StepViews
 from pipeline.deltas.sign_step import check_finite, sign_step, step_size

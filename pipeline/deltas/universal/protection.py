@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clusters.clustering import Clustering
-from pipeline.deltas.artefact import artefact_to_bytes, check_same_surrogate
+from pipeline.deltas.artefact import artefact_to_bytes, check_epsilon, check_network, check_same_surrogate
+from pipeline.deltas.universal.generator import UniversalGenerator
 from pipeline.deltas.universal.shape import Bound
 from pipeline.errors import PromiseError
 from pipeline.hashing import sha256
@@ -78,13 +79,17 @@ class UniversalProtection:
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> UniversalProtection:
-        """The inverse of `to_bytes`, for `load_cluster_protection`. Raises KeyError if a part is missing."""
+        """The inverse of `to_bytes`. Raises KeyError, ValueError or TypeError for anything else."""
 
         def under(prefix: str) -> dict[str, NDArray[Any]]:
             return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
-        return cls(
+        made = cls(
             **{name: header[name] for name in _FIELDS},
             weights=under("generator."),
             clustering=Clustering.from_tensors(under("clustering.")),
         )
+        check_epsilon(made.epsilon)
+        dimension = made.clustering.feature_means.shape[1]
+        check_network(made.weights, lambda: UniversalGenerator(dimension, width=made.width, blocks=made.blocks))
+        return made
