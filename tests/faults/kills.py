@@ -67,7 +67,7 @@ class Campaign:
         log = self.tokens.parent / f"start-{self.starts}.log"
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                runs.command(str(self.source), str(self.output), *runs.SMALL, *self.options),
+                runs.command(str(self.source), str(self.output), *runs.small(*self.options)),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 start_new_session=True,

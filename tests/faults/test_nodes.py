@@ -44,7 +44,7 @@ def started(cluster: Nodes, quiet: Path, output: Path) -> Iterator[subprocess.Po
     """A run on the cluster, which does not outlive the block."""
     with (output.parent / "job.log").open("wb") as log:
         process = subprocess.Popen(
-            runs.command(str(quiet / "in"), str(output), *runs.SMALL, *protection(quiet)),
+            runs.command(str(quiet / "in"), str(output), *runs.small(*protection(quiet))),
             env=cluster.environment,
             stdout=log,
             stderr=log,

@@ -75,7 +75,7 @@ def remove(group: Path) -> None:
 
 
 def line_of(quiet: Path, output: Path) -> list[str]:
-    options = [*runs.SMALL, *runs.ONE_WORKER, "--protection", str(quiet / "protection.safetensors")]
+    options = [*runs.WITHOUT_A_FIT, *runs.ONE_WORKER, "--protection", str(quiet / "protection.safetensors")]
     options += ["--encode", "jpeg:95"]  # the huge image's own coding needs less room
     return runs.command(str(quiet / "in"), str(output), *options)
 

@@ -204,7 +204,7 @@ def filled(bucket: str, given: Path) -> str:
 
 def job(given: Path, source: str, output: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The main job with the given protection, in an environment of its own."""
-    options = [*runs.SMALL, *runs.ONE_WORKER, "--protection", str(given / "protection.safetensors")]
+    options = [*runs.WITHOUT_A_FIT, *runs.ONE_WORKER, "--protection", str(given / "protection.safetensors")]
     line = runs.command(source, output, *options)
     with_own = os.environ | environment
     return subprocess.run(line, capture_output=True, text=True, timeout=580, check=False, env=with_own)

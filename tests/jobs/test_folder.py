@@ -139,7 +139,7 @@ def test_a_folder_and_the_same_pictures_in_shards_are_protected_and_evaluated_al
         assert pack.main(["--input", str(protected / name), "--output", str(protected / f"{name}-packed")]) == 0
     job, fitted = str(runs.ROOT / "jobs/protect_imagenet.py"), "_scumble/protection.safetensors"
     names = ["--input", "photos-packed", "--output", "protected-packed", "--protection", f"protected/{fitted}"]
-    done = run(protected, job, *names, *runs.SMALL, *runs.ONE_WORKER)
+    done = run(protected, job, *runs.small(*names, *runs.ONE_WORKER))
     assert done.returncode == 0, done.stderr
     copied = (protected / "protected-packed" / fitted).read_bytes()
     assert copied == (protected / "protected" / fitted).read_bytes()

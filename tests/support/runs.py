@@ -24,10 +24,8 @@ from tests.support.processes import named as named
 from tests.support.samples import image_bytes
 
 ROOT = Path(__file__).parents[2]
-FEW_STEPS = [
-    *("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64"),
-    *("--clusters", "4", "--generator", "direct", "--steps", "8", "--restarts", "4", "--max-quarantine", "1"),
-]
+WITHOUT_A_FIT = ["--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64", "--max-quarantine", "1"]
+FEW_STEPS = [*WITHOUT_A_FIT, "--clusters", "4", "--generator", "direct", "--steps", "8", "--restarts", "4"]
 SMALL = [*FEW_STEPS, "--proxy-steps", "40"]
 ONE_WORKER = ["--workers", "1"]  # half the starts of processes where nothing depends on their number
 _NAMES = ("grass", "brick", "coffee", "retina")
@@ -61,10 +59,15 @@ def command(source: str, output: str, *options: str) -> list[str]:
     return [sys.executable, str(ROOT / "jobs/protect_imagenet.py"), "--input", source, "--output", output, *options]
 
 
+def small(*options: str) -> list[str]:
+    """The options with those of a small run before them: of a small fit, unless a protection is given."""
+    return [*(WITHOUT_A_FIT if "--protection" in options else SMALL), *options]
+
+
 def protect(source: str, output: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the main job to its end, with one worker unless the options say otherwise."""
     return subprocess.run(
-        command(source, output, *SMALL, *ONE_WORKER, *options), capture_output=True, text=True, timeout=500, check=False
+        command(source, output, *small(*ONE_WORKER, *options)), capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -84,7 +87,7 @@ def refusal(main: Callable[[list[str] | None], int], *argv: str) -> tuple[int, s
 def start(source: str, output: str, *options: str) -> subprocess.Popen[str]:
     """Start the main job, with one worker, in a process group of its own."""
     return subprocess.Popen(
-        command(source, output, *SMALL, *ONE_WORKER, *options),
+        command(source, output, *small(*ONE_WORKER, *options)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
