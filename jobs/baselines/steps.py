@@ -20,15 +20,17 @@ from jobs.protection.prepare import Run, prepare
 from jobs.protection.stages import cluster, cluster_counts, context_of, images_of_run, sides_of, watched
 from jobs.shared.progress import progress
 from pipeline import layout
+from pipeline.baselines.base import BaselineSettings
 from pipeline.baselines.fit import baseline_bytes, baseline_protection, baseline_side
 from pipeline.baselines.given import GivenDeltas
 from pipeline.baselines.labels import label_clustering
-from pipeline.baselines.methods import BASELINES
+from pipeline.baselines.methods import BASELINES, baseline
 from pipeline.baselines.settings import EMBEDDED, BaselineRunSettings
+from pipeline.baselines.trained.fitted import SurrogateBaseline
 from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit_images import fit_shares
-from pipeline.measures.estimate import estimate_writing
+from pipeline.measures.estimate import estimate_writing, torch_threads
 from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.report.page import size as as_bytes
 from pipeline.surrogates.features import assignment_from_parquet
@@ -63,6 +65,7 @@ def print_baseline(run: Run) -> None:
     settings, side = _settings(run), _side(run)
     surrogate = run.surrogate if settings.labels in EMBEDDED else None
     predicted = estimate_writing(*looked_at(run), surrogate, settings)
+    predicted = replace(predicted, fit=_most_fit_seconds(run))
     print(f"images       about {predicted.images:,}, labels {settings.labels}")
     if settings.deltas is not None:
         print(f"method       {len(GivenDeltas(settings.deltas).keys):,} deltas of {settings.deltas}")
@@ -72,10 +75,20 @@ def print_baseline(run: Run) -> None:
         print(f"memory       about {as_bytes(memory)} in the process that computes deltas")
     print_files(predicted, run)
     print_time(predicted, settings.workers or os.cpu_count() or 1, run)
-    own = "seconds"
-    if settings.deltas is None and BASELINES[settings.method].trains:
-        own = "on CPUs perhaps hours, and least with --network small"
-    print(f"             and what the method itself takes: {own}")
+    if predicted.fit:
+        print("             the fit may end sooner, by the method's own rule")
+
+
+def _most_fit_seconds(run: Run) -> float:
+    """What the fit may take; 0 for methods that take seconds."""
+    settings = _settings(run)
+    if settings.deltas is not None or not BASELINES[settings.method].trains:
+        return 0.0
+    method = baseline(settings.method, settings.network)
+    how = BaselineSettings(settings.epsilon, effort=settings.effort)
+    assert isinstance(method, SurrogateBaseline), f"{settings.method} trains a network"
+    with torch_threads(settings.fit_threads):
+        return method.most_seconds(_fitted_images(run), _side(run), how)
 
 
 def _fitted_images(run: Run) -> int:

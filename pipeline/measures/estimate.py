@@ -136,7 +136,7 @@ def estimate(
 def estimate_writing(
     samples: list[Sample], bytes_each: float, total_bytes: int, surrogate: Surrogate | None, settings: Settings
 ) -> Estimate:
-    """As estimate, without a fit, whose cost depends on a method that is unknown here.
+    """As estimate, but for the fit, whose cost depends on a method that is unknown here.
 
     surrogate  None if nothing is embedded
     """
@@ -296,7 +296,7 @@ def _distilled_seconds(settings: Settings, side: int) -> float:
     """Seconds per image of one pass of the network for distilled deltas, without its random draws."""
     network = DistilledNetwork(2, side, plain=settings.plain).eval()
     images, targets = torch.zeros(_TIMED_BATCH // 8, 3, side, side), torch.zeros(_TIMED_BATCH // 8, dtype=torch.long)
-    with torch.no_grad(), _threads(settings.fit_threads):
+    with torch.no_grad(), torch_threads(settings.fit_threads):
         network(images, images[:, :1], targets)
         started = time.perf_counter()
         for _ in range(_TIMED_STEPS):
@@ -308,7 +308,7 @@ def _proxy_seconds(side: int, settings: Settings) -> float:
     """Seconds per image of one training step of the proxy; a delta step through it takes about as long."""
     pixels = torch.zeros((_TIMED_BATCH, 3, side, side), dtype=torch.uint8)
     images = FitImages(pixels, torch.arange(_TIMED_BATCH) % 2)
-    with _threads(settings.fit_threads):
+    with torch_threads(settings.fit_threads):
         training = ProxyTraining(
             images,
             2,
@@ -325,7 +325,8 @@ def _proxy_seconds(side: int, settings: Settings) -> float:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -278,7 +278,7 @@ def test_hypo_is_easier_for_its_surrogate_than_the_plain_pictures() -> None:
 
 def test_dune_moves_all_checkpoints_towards_the_third_next_label() -> None:
     ordered = in_order_of_keys(pictures())
-    training, kept = trained_surrogate("tiny", ordered, SETTINGS, lambda share: None, DuneSpatial.checkpoints)
+    training, kept = trained_surrogate("tiny", ordered, SETTINGS, lambda share: None, DuneSpatial.copies)
     assert len(kept.networks) == 5
     for network in kept.networks:
         training.network = network

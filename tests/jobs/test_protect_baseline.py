@@ -365,6 +365,18 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_predicts_what_a_method_takes_to_train_its_network(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--input", str(source), "--output", str(tmp_path / "out"), "--dry-run", "--network", "small"]
+    fits = {}
+    for method in ("em", "em-class"):  # 60 rounds of 20 steps on each picture, and of one
+        assert protect_baseline.main([*given, "--method", method]) == 0
+        (found,) = re.findall(r"  fit +(?:(\d+) min|([\d.]+) s)", capsys.readouterr().out)
+        fits[method] = 60 * float(found[0] or 0) + float(found[1] or 0)
+    assert fits["em"] > fits["em-class"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_job_runs_to_its_end_by_clusters_and_finds_all_done_when_started_again(

@@ -11,7 +11,15 @@ from pipeline.baselines.base import BaselineSettings, Told
 from pipeline.baselines.trained.checkpoints import Tensors, Weights
 from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, FittedBaseline, SurrogateBaseline
 from pipeline.baselines.trained.steps import resumable, scaled
-from pipeline.baselines.trained.surrogate import BATCH, embedded, new_surrogate, num_labels, plain_recipe, sgd_step
+from pipeline.baselines.trained.surrogate import (
+    BATCH,
+    embedded,
+    new_surrogate,
+    num_labels,
+    plain_recipe,
+    seconds_each,
+    sgd_step,
+)
 from pipeline.deltas.sign_step import check_finite
 from pipeline.hashing import derive, torch_rng
 from pipeline.relearning.regimes.recovery.simclr import PROJECTION, contrastive_loss
@@ -60,6 +68,22 @@ class ContrastivePoisons(SurrogateBaseline):
     def __init__(self, surrogate: str = PUBLISHED_SURROGATE, *, class_wise: bool = False) -> None:
         super().__init__(surrogate)
         self.per_sample = not class_wise
+
+    def passes(self, images: int, effort: float) -> float:
+        """Of a picture, in two views."""
+        phases = (CLASS_WISE, SAMPLE_WISE) if self.per_sample else (CLASS_WISE,)
+        batch = min(BATCH, images)
+        batches = [min(images // batch, phase.batches or images) for phase in phases]
+        return sum(
+            scaled(phase.epochs, effort) * count * batch * (1 + phase.steps)
+            for phase, count in zip(phases, batches, strict=True)
+        )
+
+    def seconds_of_pass(self, some: Labelled, settings: BaselineSettings) -> float:
+        rows = torch.arange(len(some.images))
+        loop = ContrastiveLoop(self.surrogate, some, rows, torch.zeros(some.images.shape), settings, SAMPLE_WISE)
+        loop.training.network.train()
+        return seconds_each(len(rows), lambda: sgd_step(loop.training, loop.loss(rows, loop.deltas), rate=0.0))
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         share = 0.5 if self.per_sample else 1.0

@@ -16,6 +16,7 @@ from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, SurrogateBase
 from pipeline.baselines.trained.steps import Steps, resumable, scaled, sign_descent
 from pipeline.baselines.trained.surrogate import (
     BATCH,
+    FORWARD,
     batches,
     cross_entropies,
     error_share,
@@ -78,6 +79,20 @@ class ErrorMinimising(SurrogateBaseline):
         self.per_sample = not class_wise
         self.colour, self.staged = colour, staged
 
+    def passes(self, images: int, effort: float) -> float:
+        rounds, steps = scaled(MOST_ROUNDS, effort), self.published.steps.at(effort).count
+        moved = self.searched(images) * (steps + FORWARD)
+        return rounds * (MODEL_STEPS * min(BATCH, images) + moved)
+
+    @property
+    def published(self) -> Search:
+        """The search at effort 1."""
+        return SAMPLE_WISE if self.per_sample else CLASS_WISE
+
+    def searched(self, images: int) -> int:
+        """How many of the pictures deltas are moved on in a round."""
+        return images if self.per_sample else min(images, max(int(SEARCHED_SHARE * images), LEAST_SEARCHED))
+
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         loop = MinimisingLoop(self, pictures, settings)
         for _ in resumable(settings, "rounds", loop.most_rounds, loop):
@@ -100,8 +115,7 @@ class MinimisingLoop:
     """
 
     def __init__(self, method: ErrorMinimising, pictures: Labelled, settings: BaselineSettings) -> None:
-        published = SAMPLE_WISE if method.per_sample else CLASS_WISE
-        self.search = Search(published.steps.at(settings.effort), published.stop)
+        self.search = Search(method.published.steps.at(settings.effort), method.published.stop)
         self.most_rounds = scaled(MOST_ROUNDS, settings.effort)
         self.round, self.error = 0, 1.0
         self._per_sample, self._colour, self._staged = method.per_sample, method.colour, method.staged
@@ -111,8 +125,7 @@ class MinimisingLoop:
         self.surrogate = new_surrogate(method.surrogate, pictures, settings, recipe, regime)
         count = len(pictures.images) if method.per_sample else num_labels(pictures)
         self.deltas = torch.zeros(count, *pictures.images.shape[1:], device=self.surrogate.device)
-        searched = len(pictures.images) if method.per_sample else int(SEARCHED_SHARE * len(pictures.images))
-        self._searched = min(len(pictures.images), max(searched, LEAST_SEARCHED))
+        self._searched = method.searched(len(pictures.images))
         self._next = 0  # picture to go on with
         self._draws = 0
 

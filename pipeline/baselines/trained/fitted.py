@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.baselines.base import BaselineSettings, Bound, LabelledPictures, Told
+from pipeline.baselines.trained.surrogate import new_surrogate, plain_recipe, seconds_each, sgd_step
 from pipeline.deltas.delta import quantise
 from pipeline.errors import InputError
 from pipeline.fitting.fit_figures import reproducible
@@ -18,6 +20,7 @@ from pipeline.relearning.targets import check_target
 from pipeline.relearning.training import Labelled
 
 PUBLISHED_SURROGATE = "resnet18"  # `small` is the one for CPUs
+LEAST_TIMED, TIMED_PIXELS = 8, 1 << 17  # pictures on which a pass is timed, at least, and about how large together
 
 
 class FittedBaseline(ABC):
@@ -73,3 +76,26 @@ class SurrogateBaseline(FittedBaseline):
         super().__init__()
         check_target(surrogate)
         self.surrogate = surrogate
+
+    @abstractmethod
+    def passes(self, images: int, effort: float) -> float:
+        """The most passes that a fit on so many pictures takes: of one picture through the surrogate, and back.
+
+        A pass without a way back counts a third.
+        """
+
+    def most_seconds(self, images: int, side: int, settings: BaselineSettings) -> float:
+        """About how long a fit on so many pictures of that side may take on this machine's processor."""
+        count = min(images, max(LEAST_TIMED, TIMED_PIXELS // side**2))
+        some = Labelled(torch.zeros(count, 3, side, side, dtype=torch.uint8), torch.arange(count) % 2)
+        return self.passes(images, settings.effort) * self.seconds_of_pass(some, settings)
+
+    def seconds_of_pass(self, some: Labelled, settings: BaselineSettings) -> float:
+        """Seconds that a pass takes, measured on some pictures."""
+        surrogate = new_surrogate(self.surrogate, some, settings, plain_recipe(1))
+        surrogate.network.train()
+        images = surrogate.images.float() / 255
+        return seconds_each(
+            len(images),
+            lambda: sgd_step(surrogate, F.cross_entropy(surrogate.scores(images), surrogate.labels), rate=0.0),
+        )

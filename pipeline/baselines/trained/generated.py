@@ -14,7 +14,7 @@ from pipeline.baselines.base import BaselineSettings, Told
 from pipeline.baselines.trained.checkpoints import Weights
 from pipeline.baselines.trained.fitted import SurrogateBaseline
 from pipeline.baselines.trained.steps import resumable, scaled
-from pipeline.baselines.trained.surrogate import batches, new_surrogate, plain_recipe, sgd_step
+from pipeline.baselines.trained.surrogate import batches, new_surrogate, plain_recipe, seconds_each, sgd_step
 from pipeline.deltas.sign_step import check_finite
 from pipeline.hashing import derive, torch_rng
 from pipeline.relearning.denoisers.denoiser import UNet
@@ -26,6 +26,7 @@ BATCH = 256
 RATE = 0.01
 GENERATOR_RATE = 1e-4
 LARGEST_GENERATOR_RATE = 2e-3
+RECIPE = replace(plain_recipe(1), momentum=0.0, weight_decay=0.0)  # of the surrogate
 MULTIPLE = 8  # the generator takes pictures whose sides are multiples of this
 
 
@@ -46,17 +47,32 @@ class DeepConfuse(SurrogateBaseline):
     width = 64
     surrogate_epochs = 20
 
-    def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
-        epochs, epsilon = scaled(EPOCHS, settings.effort), settings.epsilon
+    def passes(self, images: int, effort: float) -> float:
+        """Of a picture through both networks, as an epoch of a surrogate takes it."""
+        return scaled(EPOCHS, effort) * self.surrogate_epochs * images
+
+    def seconds_of_pass(self, some: Labelled, settings: BaselineSettings) -> float:
+        generator, optimiser = self._generator(settings)
+        surrogate, frozen = new_surrogate(self.surrogate, some, settings, RECIPE), copy.deepcopy(generator)
+        surrogate.network.train()
+        return seconds_each(
+            len(some.images),
+            lambda: _train_both(surrogate, generator, frozen.requires_grad_(False), optimiser, settings.epsilon, 0),
+        )
+
+    def _generator(self, settings: BaselineSettings) -> tuple[UNet, torch.optim.Optimizer]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(settings.seed, "deepconfuse-generator"))
             generator = UNet(self.width).to(settings.device)
-        rate = min(LARGEST_GENERATOR_RATE, GENERATOR_RATE * EPOCHS / epochs)
-        optimiser = torch.optim.Adam(generator.parameters(), lr=rate)
-        recipe = replace(plain_recipe(1), momentum=0.0, weight_decay=0.0)
+        rate = min(LARGEST_GENERATOR_RATE, GENERATOR_RATE * EPOCHS / scaled(EPOCHS, settings.effort))
+        return generator, torch.optim.Adam(generator.parameters(), lr=rate)
+
+    def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
+        epochs, epsilon = scaled(EPOCHS, settings.effort), settings.epsilon
+        generator, optimiser = self._generator(settings)
         for epoch in resumable(settings, "epochs", epochs, Weights(generator, optimiser)):
             fresh = replace(settings, seed=derive(settings.seed, "deepconfuse-surrogate", epoch))
-            surrogate = new_surrogate(self.surrogate, pictures, fresh, recipe)
+            surrogate = new_surrogate(self.surrogate, pictures, fresh, RECIPE)
             frozen = copy.deepcopy(generator).requires_grad_(False)
             surrogate.network.train()
             with named_randomness(surrogate, "deepconfuse"):
@@ -64,7 +80,7 @@ class DeepConfuse(SurrogateBaseline):
                     _train_both(surrogate, generator, frozen, optimiser, epsilon, number)
             told((epoch + 1) / epochs)
         self.figures = {"epochs": float(epochs)}
-        surrogate = new_surrogate(self.surrogate, pictures, settings, recipe)  # only for its batches
+        surrogate = new_surrogate(self.surrogate, pictures, settings, RECIPE)  # only for its batches
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
         with torch.no_grad():
             for rows, images, _ in batches(surrogate):

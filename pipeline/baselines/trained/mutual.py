@@ -36,6 +36,9 @@ class MutualInformation(SurrogateBaseline):
 
     source = "arXiv 2603.03725 and its published code: losses, temperature, epochs and steps"
 
+    def passes(self, images: int, effort: float) -> float:
+        return scaled(EPOCHS, effort) * images * (1 + STEPS)
+
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         epochs = scaled(EPOCHS, settings.effort)
         recipe = replace(plain_recipe(epochs), weight_decay=WEIGHT_DECAY)

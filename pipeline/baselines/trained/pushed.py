@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.baselines.trained.fitted import PUBLISHED_SURROGATE, SurrogateBase
 from pipeline.baselines.trained.steps import Objective, Steps, resumable, scaled, sign_descent
 from pipeline.baselines.trained.surrogate import (
     BATCH,
+    FORWARD,
     batches,
     cross_entropies,
     error_share,
@@ -41,7 +43,7 @@ def trained_surrogate(
 
     copies  how many to keep from its training, evenly spread, the last one at its end
     """
-    epochs = max(scaled(EPOCHS, settings.effort), copies)
+    epochs = _epochs(settings.effort, copies)
     training = new_surrogate(name, pictures, settings, plain_recipe(epochs))
     kept = Copies(training.network)
 
@@ -52,6 +54,26 @@ def trained_surrogate(
 
     train_surrogate(training, settings, on_epoch, kept)
     return training, kept
+
+
+class PushedBySurrogate(SurrogateBaseline):
+    """A baseline that trains its surrogate first.
+
+    copies  of the surrogate at different times that it needs
+    """
+
+    copies = 0
+
+    def passes(self, images: int, effort: float) -> float:
+        return images * (_epochs(effort, self.copies) + self.passes_each(effort))
+
+    @abstractmethod
+    def passes_each(self, effort: float) -> float:
+        """The most passes that pushing takes for each picture, as in `passes`."""
+
+
+def _epochs(effort: float, copies: int) -> int:
+    return max(scaled(EPOCHS, effort), copies)
 
 
 class Copies:
@@ -75,7 +97,7 @@ class Copies:
             self.networks[-1].load_state_dict(weights)
 
 
-class ErrorMaximising(SurrogateBaseline):
+class ErrorMaximising(PushedBySurrogate):
     """EMaxN (Koh and Liang's aim, min-max noise of Huang et al., ICLR 2021): deltas raise a trained surrogate's error.
 
     Passes of 20 sign steps, each from the deltas of the pass before, until the surrogate is wrong on 90 % of the
@@ -86,6 +108,9 @@ class ErrorMaximising(SurrogateBaseline):
     steps = Steps(20, 0.1)
     stop = 0.9
     most_passes = 10
+
+    def passes_each(self, effort: float) -> float:
+        return scaled(self.most_passes, effort) * (self.steps.at(effort).count + FORWARD)
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
@@ -106,7 +131,7 @@ class ErrorMaximising(SurrogateBaseline):
         return deltas
 
 
-class AdversarialPoisons(SurrogateBaseline):
+class AdversarialPoisons(PushedBySurrogate):
     """AEP / TAP (Fowl et al., NeurIPS 2021): adversarial examples of a trained surrogate.
 
     250 sign steps of a twentieth of epsilon under random crops and flips, drawn anew for each step, from 8 random
@@ -122,6 +147,9 @@ class AdversarialPoisons(SurrogateBaseline):
     def __init__(self, surrogate: str = PUBLISHED_SURROGATE, *, targeted: bool = True) -> None:
         super().__init__(surrogate)
         self.targeted = targeted
+
+    def passes_each(self, effort: float) -> float:
+        return scaled(self.restarts, effort) * (self.steps.at(effort).count + FORWARD)
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
@@ -150,7 +178,7 @@ class AdversarialPoisons(SurrogateBaseline):
         return best
 
 
-class Hypocritical(SurrogateBaseline):
+class Hypocritical(PushedBySurrogate):
     """HYPO (Tao et al., NeurIPS 2021, P2): a trained surrogate finds the pictures easier than they are.
 
     100 sign steps of a fifth of epsilon towards the own label, from zero, without augmentation: the L-infinity form of
@@ -159,6 +187,9 @@ class Hypocritical(SurrogateBaseline):
 
     source = "Tao et al., NeurIPS 2021, P2, in the L-infinity form of APBench (Qin et al. 2023)"
     steps = Steps(100, 0.2)
+
+    def passes_each(self, effort: float) -> float:
+        return self.steps.at(effort).count
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
@@ -170,7 +201,7 @@ class Hypocritical(SurrogateBaseline):
         return deltas
 
 
-class DuneSpatial(SurrogateBaseline):
+class DuneSpatial(PushedBySurrogate):
     """The spatial branch of DUNE (arXiv 2605.01718): steps through several checkpoints of one training.
 
     30 sign steps of a sixteenth of epsilon towards label + 3 (+ 1 with three labels or fewer), from zero, along the
@@ -179,11 +210,14 @@ class DuneSpatial(SurrogateBaseline):
 
     source = "arXiv 2605.01718, spatial branch alone: published steps, target and number of checkpoints"
     steps = Steps(30, 0.0625)
-    checkpoints = 5
+    copies = 5
     offset = 3
 
+    def passes_each(self, effort: float) -> float:
+        return self.steps.at(effort).count * self.copies
+
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
-        surrogate, kept = trained_surrogate(self.surrogate, pictures, settings, told, self.checkpoints)
+        surrogate, kept = trained_surrogate(self.surrogate, pictures, settings, told, self.copies)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
         count = num_labels(pictures)
         for rows, images, labels in pushed_batches(surrogate, settings, deltas, kept):

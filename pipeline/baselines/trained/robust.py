@@ -73,6 +73,11 @@ class RobustErrorMinimising(SurrogateBaseline):
         super().__init__(surrogate)
         self.colour = colour
 
+    def passes(self, images: int, effort: float) -> float:
+        budget = Budget.at(effort)
+        of_step = budget.gradients + budget.attack.count + 1
+        return budget.model_steps * min(BATCH, images) * of_step + images * budget.gradients
+
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         budget = Budget.at(settings.effort)
         surrogate = self.robust_surrogate(pictures, settings, budget, told)

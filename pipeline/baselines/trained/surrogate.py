@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,6 +19,8 @@ from pipeline.relearning.targets import build_target
 from pipeline.relearning.training import Labelled, Recipe, Regime, Training
 
 BATCH = 512  # of the passes over all pictures
+FORWARD = 1 / 3  # share of a pass that its way there takes
+TIMED_SECONDS = 0.5  # for which something is repeated to time it
 
 
 def plain_recipe(epochs: int) -> Recipe:
@@ -72,6 +75,16 @@ def sgd_step(training: Training, loss: Tensor, rate: float, largest_gradient: fl
         group["lr"] = rate * factor
     training.optimiser.step()
     training.step += 1
+
+
+def seconds_each(pictures: int, work: Callable[[], object]) -> float:
+    """Seconds for each of the pictures that `work` takes, after a first time."""
+    work()
+    started, times = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < TIMED_SECONDS or not times:
+        work()
+        times += 1
+    return spent / (times * pictures)
 
 
 def num_labels(pictures: Labelled) -> int:
