@@ -10,6 +10,7 @@ nothing new is begun. `scumble` is the default of protect_imagenet.py, which is 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ def job(name: str, *options: str) -> list[str]:
 
 def run(command: list[str]) -> bool:
     """Run a command of this checkout; True if it succeeded."""
-    print(" ".join(command), flush=True)
+    print(shlex.join(command), flush=True)
     return subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=False).returncode == 0
 
 
@@ -57,7 +58,7 @@ def row_command(options: argparse.Namespace, name: str, fits: list[str], command
     row += ["--method", method, "--labels", labels, "--data", options.data, "--source", source]
     row += ["--device", options.device]
     for command in commands:
-        row += ["--command", " ".join(command)]
+        row += ["--command", shlex.join(command)]
     return row
 
 
