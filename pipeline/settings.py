@@ -27,6 +27,7 @@ Metadata = Literal["keep", "strip-gps", "strip"]
 EMBEDDED_SURROGATE = "timm:tf_efficientnet_lite0"
 DEFAULT_SURROGATE = "open_clip:ViT-B-32/openai"
 DEFAULT_EPSILON = 16 / 255
+LARGEST_EPSILON = 127 / 255  # a delta is stored in 8 bits
 NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run of our own may have it
 # of the fit; for `distilled`, at most, unless --steps says otherwise: see for_images; for `sample`, per image
 STEPS: dict[Generator, int] = {"distilled": 1500, "sample": 30, "direct": 100, "network": 100, "texture": 100}
@@ -167,7 +168,8 @@ class Settings(ApplySettings):
         else:
             object.__setattr__(self, "steps", self.steps or STEPS[self.generator])
         check(self.steps >= 1 or self.epochs is not None, f"--steps must be at least 1; it is {self.steps}")
-        check(0 < self.epsilon < 1, f"--epsilon must be between 0 and 1, e.g. 16/255; it is {self.epsilon:g}")
+        limits = f"--epsilon must be above 0 and at most 127/255, e.g. 16/255; it is {self.epsilon:g}"
+        check(0 < self.epsilon <= LARGEST_EPSILON, limits)
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use at least 1/255")
         check_least(self, _LEAST)
         self._check_conflicts()

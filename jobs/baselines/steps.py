@@ -29,10 +29,11 @@ from pipeline.baselines.settings import EMBEDDED, BaselineRunSettings
 from pipeline.baselines.trained.fitted import SurrogateBaseline
 from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
-from pipeline.fitting.fit_images import fit_shares
+from pipeline.fitting.fit_images import LEAST_PER_CLUSTER, fit_shares
 from pipeline.measures.estimate import estimate_writing, torch_threads
 from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.report.page import size as as_bytes
+from pipeline.settings import clusters_for
 from pipeline.surrogates.features import assignment_from_parquet
 
 
@@ -76,13 +77,14 @@ def print_baseline(run: Run) -> None:
     print_files(predicted, run)
     print_time(predicted, settings.workers or os.cpu_count() or 1, run)
     if predicted.fit:
-        print("             the fit may end sooner, by the method's own rule")
+        print("             the fit, as timed on a CPU here, may end sooner by the method's own rule")
 
 
 def _most_fit_seconds(run: Run) -> float:
     """What the fit may take; 0 for methods that take seconds."""
     settings = _settings(run)
-    if settings.deltas is not None or not BASELINES[settings.method].trains:
+    is_fitted = run.output.info(layout.PROTECTION) is not None and not settings.overwrite
+    if settings.deltas is not None or is_fitted or not BASELINES[settings.method].trains:
         return 0.0
     method = baseline(settings.method, settings.network)
     how = BaselineSettings(settings.epsilon, effort=settings.effort)
@@ -94,15 +96,29 @@ def _most_fit_seconds(run: Run) -> float:
 def _fitted_images(run: Run) -> int:
     """About how many images the deltas are computed on."""
     settings, total = _settings(run), images_of_run(run)
-    return total if settings.per_sample else min(settings.fit_images or total, total)
+    if settings.per_sample or settings.fit_images is None:
+        return total
+    return min(total, max(settings.fit_images, LEAST_PER_CLUSTER * _num_labels(run, total)))
+
+
+def _num_labels(run: Run, images: int) -> int:
+    """How many labels there are, as far as that is known before they are read; of numbers in the collection, 0."""
+    settings = _settings(run)
+    if settings.labels == "cluster":
+        return settings.clusters or clusters_for(images, settings.generator)
+    if settings.labels == "predicted" and run.surrogate.head is not None:
+        return len(run.surrogate.head[1])
+    return len(true_classes(run) or ())
 
 
 def check_baseline_memory(run: Run) -> None:
     """Raise ClusterError, before anything is written, if pictures and deltas do not fit into one process."""
     settings = _settings(run)
-    if settings.deltas is not None or run.output.info(layout.PROTECTION) is not None:
-        return
-    images, side = _fitted_images(run), _side(run)
+    if settings.deltas is None and run.output.info(layout.PROTECTION) is None:
+        _check_room(_fitted_images(run), _side(run))
+
+
+def _check_room(images: int, side: int) -> None:
     what = f"computing deltas of {side} px for {images:,} images (lower --delta-size, or protect a part)"
     with ray_failures():
         check_room(baseline_bytes(images, side), 1, what)
@@ -141,6 +157,7 @@ def fit_baseline(run: Run, clustering: Clustering) -> None:
     side, readers = _side(run), workers_for(settings).on_cpus()
     counts = cluster_counts(run)
     shares = fit_shares(counts, None if settings.per_sample else settings.fit_images)
+    _check_room(round(sum(share * counts[label] for label, share in shares.items())), side)
     with ray_failures():
         images = collected(run.plan.shards, FitImageReader, (context_of(run, readers), side, shares, True), readers)
         workers = workers_now(settings, most=1)

@@ -26,6 +26,7 @@ from pipeline.one_for_all.estimate import estimate_training
 from pipeline.one_for_all.finish import bank_tensor
 from pipeline.one_for_all.pictures import read_squares, square_side
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.pictures.members import picture_of
 from pipeline.records import Shard
 from pipeline.report.page import duration, size
 from pipeline.shards.samples import samples_of
@@ -101,7 +102,7 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
 def count_images(run: UniversalTraining) -> int:
     """About how many images the inputs have, from the size of the first ones."""
     store, entries = run.sources[0]
-    each = bytes_per_sample(store, entries[0], max_member_bytes=run.settings.max_member_bytes)
+    each = bytes_per_sample(store, entries, max_member_bytes=run.settings.max_member_bytes)
     return max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
 
 
@@ -114,7 +115,12 @@ def print_training(run: UniversalTraining) -> int:
     images = min(settings.images or total, total)
     store, entries = run.sources[0]
     squares = read_squares(
-        first_usable(store, entries, max_member_bytes=settings.max_member_bytes, max_pixels=settings.max_pixels),
+        first_usable(
+            store,
+            entries,
+            max_member_bytes=settings.max_member_bytes,
+            use=lambda sample: picture_of(sample, max_pixels=settings.max_pixels),
+        ),
         entries[0].name,
         f"{store.url}/{entries[0].name}",
         side=square_side(settings.side_for(run.surrogate.input_size)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from jobs.protection.prepare import Run
+from pipeline.deltas.apply import check_writable
 from pipeline.measures.estimate import Estimate, bytes_per_sample, estimate, first_usable
 from pipeline.records import Sample
 from pipeline.report.page import duration
@@ -53,10 +54,9 @@ def looked_at(run: Run) -> tuple[list[Sample], float, int]:
         run.source,
         left,
         max_member_bytes=settings.max_member_bytes,
-        max_pixels=settings.max_pixels,
-        keep_sidecar=settings.keep_sidecar,
+        use=lambda sample: check_writable(sample, settings),
     )
-    each = bytes_per_sample(run.source, left[0], max_member_bytes=settings.max_member_bytes)
+    each = bytes_per_sample(run.source, left, max_member_bytes=settings.max_member_bytes)
     return samples, each, sum(shard.size for shard in left)
 
 

@@ -164,7 +164,7 @@ def check_fit_memory(run: Run) -> None:
 
 def images_of_run(run: Run) -> int:
     """About how many images there are, from the size of the first ones."""
-    each = bytes_per_sample(run.source, run.plan.shards[0], max_member_bytes=run.settings.max_member_bytes)
+    each = bytes_per_sample(run.source, run.plan.shards, max_member_bytes=run.settings.max_member_bytes)
     return max(1, round(run.plan.total_bytes / each))
 
 

@@ -19,10 +19,11 @@ from pipeline.hashing import in_sample
 from pipeline.pictures.members import Opened, check_sidecars, extension, image_suffix, open_sample, rejection_of
 from pipeline.pictures.picture import decode, encode, stored
 from pipeline.records import Rejection, Sample
-from pipeline.settings import ApplySettings
+from pipeline.settings import ApplySettings, jpeg_quality
 from pipeline.shards.samples import SampleWriter
 
 REREAD = 1 / 32  # share of pictures that are decoded again, to see what is left of their deltas
+_FINE_QUALITY = 75  # of a JPEG; steps of a coarser one can swallow a whole delta
 _Item = TypeVar("_Item")
 
 
@@ -124,6 +125,11 @@ def protect_sample(
     return close_sample(opened, laid, deltas.epsilon, settings=settings, delta_seconds=spent, reread=reread)
 
 
+def check_writable(sample: Sample, settings: ApplySettings) -> None:
+    """Raise SampleError for a sample that could not be protected, whatever its delta."""
+    encode(open_sample(sample, settings=settings).picture, how=settings.encode, metadata=settings.metadata)
+
+
 def close_sample(
     opened: Opened,
     laid: LaidDelta,
@@ -137,14 +143,15 @@ def close_sample(
 
     reread  as for protect_sample
 
-    Raises SampleError if it cannot be encoded or no pixel changes, PromiseError if the bound does not hold.
+    Raises SampleError if it cannot be encoded or no pixel changes, also when coded coarsely; PromiseError if the bound
+    does not hold.
     """
     marks = [time.perf_counter()]
     picture, source = opened.picture, opened.sample.members[opened.suffix]
     pixels, largest = laid.added_to(picture.pixels, epsilon)
     if largest == 0:
         raise SampleError(
-            Reason.UNCHANGED, "its delta changes no pixel, as in a picture that is black or white all over"
+            Reason.UNCHANGED, "its delta changes no pixel, as may be in a tiny picture, or one of a single colour"
         )
     marks.append(time.perf_counter())
     coding = picture.coding if settings.encode == "same" else None
@@ -153,8 +160,11 @@ def close_sample(
     changed = replace(picture, pixels=pixels, coding=coding)
     encoded, ending = encode(changed, how=settings.encode, metadata=settings.metadata)
     left = None
-    if in_sample(reread, 0, "reread", opened.sample.key):
+    is_coarse = (jpeg_quality(settings.encode) or _FINE_QUALITY) < _FINE_QUALITY
+    if is_coarse or in_sample(reread, 0, "reread", opened.sample.key):
         again = decode(encoded, max_pixels=settings.max_pixels, suffix=opened.suffix).pixels
+        if np.array_equal(again, picture.pixels):
+            raise SampleError(Reason.UNCHANGED, f"--encode {settings.encode} leaves nothing of its delta")
         left = survival(picture.pixels, pixels, again)
     marks.append(time.perf_counter())
     # no other member can have the new name: open_sample would have rejected it as a second image

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import ConflictError, InputError, one_line
 from pipeline.hashing import canonical
-from pipeline.settings import NO_BOUND
+from pipeline.settings import LARGEST_EPSILON, NO_BOUND
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,7 @@ def read_header(data: bytes) -> dict[str, Any]:
             raise ValueError(f"{len(data):,} of {size:,} bytes")
         header: dict[str, Any] = dict(json.loads(metadata[_ENTRY]))
         version = header.pop("format_version")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(error) from None
     if version != _FORMAT:
         raise InputError(f"the protection has format {version}, but this version of Scumble reads format {_FORMAT}")
@@ -60,7 +61,7 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
 
 def check_epsilon(epsilon: float) -> None:
     """Raise ValueError for an epsilon that cannot change an 8-bit image, or is more than a delta may be."""
-    if not (1 / 255 <= epsilon <= 127 / 255 or epsilon == NO_BOUND):
+    if not isinstance(epsilon, float) or not (1 / 255 <= epsilon <= LARGEST_EPSILON or epsilon == NO_BOUND):
         raise ValueError(f"epsilon {epsilon} is not between 1/255 and 127/255")
 
 
@@ -68,7 +69,7 @@ def check_network(weights: Mapping[str, NDArray[Any]], make: Callable[[], nn.Mod
     """Raise ValueError unless these are the weights, all finite, of the network that `make` makes."""
     import torch  # imported late: a header is read without it
 
-    with torch.device("meta"):
+    with torch.device("meta"), _value_errors():
         wanted = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
     found = {name: array.shape or (1,) for name, array in weights.items()}  # a file has no arrays without dimensions
     if found != wanted:
@@ -77,6 +78,15 @@ def check_network(weights: Mapping[str, NDArray[Any]], make: Callable[[], nn.Mod
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise ValueError(f"weights {name} are not finite")
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    """What torch says of a network that cannot be."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(one_line(error)) from None
 
 
 def damaged(error: Exception) -> InputError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,9 +26,9 @@ from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.fitting.proxy_training import ProxyTraining, Schedule
 from pipeline.hashing import numpy_rng
 from pipeline.pictures.members import image_suffix
-from pipeline.pictures.picture import decode, decode_rgb
+from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample, Shard
-from pipeline.settings import DISTILLED_BATCH, Settings, clusters_for
+from pipeline.settings import DISTILLED_BATCH, LARGEST_EPSILON, Settings, clusters_for
 from pipeline.shards.samples import samples_of_all
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
@@ -40,7 +40,6 @@ COUNTED_SAMPLES = 1000  # read at most to estimate bytes per sample; most are no
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
 _TIMED_BATCH, _TIMED_STEPS = 512, 4  # for timing the proxy
 _TRAINING = 3.0  # a training step takes about as long as so many passes
-_LARGEST_EPSILON = 127 / 255  # of typical deltas, whatever may come of a method without a bound
 _PATCH_PIXELS = 1.0  # blur that gives a typical delta's signs their patch size
 
 
@@ -148,17 +147,19 @@ def estimate_writing(
 
 
 def first_usable(
-    source: Store, shards: Sequence[Shard], *, max_member_bytes: int, max_pixels: int, keep_sidecar: Sequence[str] = ()
+    source: Store, shards: Sequence[Shard], *, max_member_bytes: int, use: Callable[[Sample], object]
 ) -> list[Sample]:
-    """The first samples of a collection that can be decoded, or, if none of the first 1,000 can, the first ones."""
+    """The first samples of a collection that can be used, or, if none of the first 1,000 can, the first ones.
+
+    use  raises SampleError for a sample that cannot
+    """
     usable: list[Sample] = []
     others: list[Sample] = []
     for item in islice(samples_of_all(source, shards, max_member_bytes=max_member_bytes), COUNTED_SAMPLES):
         if isinstance(item, Rejection):
             continue
         try:
-            suffix = image_suffix(item, keep_sidecar)
-            decode(item.members[suffix], max_pixels=max_pixels, suffix=suffix)
+            use(item)
             usable.append(item)
         except SampleError:
             others = [*others, item][:MEASURED_IMAGES]
@@ -167,15 +168,18 @@ def first_usable(
     return usable or others
 
 
-def bytes_per_sample(source: Store, shard: Shard, *, max_member_bytes: int) -> float:
-    """Bytes of a sample in a shard or unit: of all the samples, or of the first 1,000 in a tar."""
-    if shard.images:
-        return shard.size / len(shard.images)
-    with source.open(shard.name) as stream:
-        counted = HashingReader(stream)
-        samples = read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=max_member_bytes)
-        count = sum(1 for _ in islice(samples, COUNTED_SAMPLES))
-        return (counted.size if count == COUNTED_SAMPLES else shard.size) / max(count, 1)
+def bytes_per_sample(source: Store, shards: Sequence[Shard], *, max_member_bytes: int) -> float:
+    """Bytes of a sample in the first shard or unit that has any: of all its samples, or of the first 1,000 in a tar."""
+    for shard in shards:
+        if shard.images:
+            return shard.size / len(shard.images)
+        with source.open(shard.name) as stream:
+            counted = HashingReader(stream)
+            samples = read_samples(io.BufferedReader(counted, 1 << 16), max_member_bytes=max_member_bytes)
+            count = sum(1 for _ in islice(samples, COUNTED_SAMPLES))
+        if count:
+            return (counted.size if count == COUNTED_SAMPLES else shard.size) / count
+    return sum(shard.size for shard in shards)
 
 
 def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:
@@ -228,7 +232,7 @@ class _Files:
 
 
 def _protected(samples: list[Sample], settings: Settings, has_colour: bool) -> _Files:
-    deltas = LaidDeltas(TypicalDeltas(min(settings.epsilon, _LARGEST_EPSILON), PROXY_SIDES[1], has_colour=has_colour))
+    deltas = LaidDeltas(TypicalDeltas(min(settings.epsilon, LARGEST_EPSILON), PROXY_SIDES[1], has_colour=has_colour))
     bytes_in = bytes_out = finer = 0
     seconds, sides, left = [], [], []
     for sample in samples:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pipeline.deltas.universal.shape import BLOCKS, STRIDE, WIDTH, Bound
-from pipeline.settings import DEFAULT_SURROGATE, Deciding, check, check_choice, check_least, runtime, settings_of_kind
+from pipeline.settings import (
+    DEFAULT_SURROGATE,
+    LARGEST_EPSILON,
+    Deciding,
+    check,
+    check_choice,
+    check_least,
+    runtime,
+    settings_of_kind,
+)
 
 Loss = Literal["logratio", "paper_detached", "fixed_lambda", "code_pairs", "code_diag"]  # pipeline.one_for_all.losses
 SelectBy = Literal["clean_embedding", "perturbed_embedding", "label"]
@@ -62,7 +71,10 @@ class OneForAllSettings(Deciding):
     def __post_init__(self) -> None:
         for name, allowed in {"bound": Bound, "loss": Loss, "select_by": SelectBy}.items():
             check_choice(name, getattr(self, name), get_args(allowed))
-        check(1 / 255 <= self.epsilon < 1, f"--epsilon must be between 1/255 and 1; it is {self.epsilon:g}")
+        check(
+            1 / 255 <= self.epsilon <= LARGEST_EPSILON,
+            f"--epsilon must be between 1/255 and 127/255; it is {self.epsilon:g}",
+        )
         check_least(self, _LEAST)
         check(
             self.side is None or self.side % STRIDE == 0,

@@ -97,10 +97,12 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def pixels_in(data: bytes) -> int:
-    """Width times height by the header of a PNG, JPEG or WebP; 0 for anything else. Nothing is checked or decoded."""
+    """Width times height by the header of a PNG, JPEG, WebP or GIF; 0 for anything else. Nothing is checked."""
     kind = kind_of(data)
     if kind == "PNG":
         return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    if kind == "GIF":
+        return int.from_bytes(data[6:8], "little") * int.from_bytes(data[8:10], "little")
     sizes = {"WEBP": webp_size, "JPEG": jpeg_size}
     width, height = sizes[kind](data) if kind in sizes else (0, 0)
     return width * height

@@ -76,6 +76,12 @@ class Opened:
     seconds: float
 
 
+def picture_of(sample: Sample, *, max_pixels: int, keep: Collection[str] | None = None) -> Picture:
+    """Decode a sample's image; `keep` is as for image_suffix. Raises SampleError."""
+    suffix = image_suffix(sample, keep)
+    return decode(sample.members[suffix], max_pixels=max_pixels, suffix=suffix)
+
+
 def open_sample(sample: Sample, *, settings: ApplySettings) -> Opened:
     """Decode a sample's image, at the size in which it will be written.
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline import layout
+from pipeline.errors import InputError
 from pipeline.measures.estimate import bytes_per_sample
 from pipeline.records import Shard
-from pipeline.relearning.collection import MAX_MEMBER_BYTES, join, load_labelled, smallest_hashes
+from pipeline.relearning.collection import MAX_MEMBER_BYTES, Collection, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
 from pipeline.relearning.evaluation import (
     CLEAN,
@@ -92,15 +93,26 @@ def estimate_evaluation(
 def _count(store: Store, entries: list[Shard]) -> int:
     if all(entry.images for entry in entries):
         return sum(len(entry.images) for entry in entries)
-    bytes_each = bytes_per_sample(store, entries[0], max_member_bytes=MAX_MEMBER_BYTES)
+    bytes_each = bytes_per_sample(store, entries, max_member_bytes=MAX_MEMBER_BYTES)
     return max(1, round(sum(entry.size for entry in entries) / bytes_each))
+
+
+def _first_labelled(store: Store, entries: list[Shard], side: int, classes: Classes) -> Collection:
+    """Some images of the first shard that has any with a label. Raises InputError if none has."""
+    why: InputError | None = None
+    for entry in entries:
+        limit = max(smallest_hashes(store, [entry], MEASURED_IMAGES), default=None)
+        try:
+            return join([load_labelled(store, [entry], side=side, limit=limit, classes=classes)], store.url)
+        except InputError as error:
+            why = why or error
+    raise why or InputError(f"{store.url}: no shards")
 
 
 def _images_per_second(
     settings: EvaluationSettings, store: Store, entries: list[Shard], side: int, classes: Classes
 ) -> float:
-    limit = max(smallest_hashes(store, entries[:1], MEASURED_IMAGES), default=None)
-    few = join([load_labelled(store, entries[:1], side=side, limit=limit, classes=classes)], store.url)
+    few = _first_labelled(store, entries, side, classes)
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
     regime = find_regime("nt")
     return train_target(

@@ -7,7 +7,6 @@ import io
 import json
 import tarfile
 import tracemalloc
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +65,16 @@ def test_the_decoded_lossless_output_stays_within_epsilon(channels: int, size: t
 def test_epsilon_holds_at_any_size(height: int, width: int, channels: int, cluster: int) -> None:
     before = noise(height, width, channels, seed=cluster).clip(1, 254)  # no pixel that cannot change
     sample = Sample("k", {"webp" if channels > 2 else "png": image_bytes(before)})
-    if height * width < 100:  # opposite signs that are averaged into a few pixels may leave nothing
-        with suppress(SampleError):
-            protect_sample(sample, LaidDeltas(ExtremeDeltas()), cluster, settings=LOSSLESS)
+    refused = None
+    try:
+        done = protect_sample(sample, LaidDeltas(ExtremeDeltas()), cluster, settings=LOSSLESS)
+    except SampleError as error:
+        refused = error.reason
+    if refused is not None:  # opposite signs that are averaged into a few pixels may leave nothing
+        delta = ExtremeDeltas().delta_for(cluster, "k", height, width)
+        seen = delta if channels > 2 else delta @ np.array([0.299, 0.587, 0.114])
+        assert (refused, np.abs(seen).max() < 1) == (Reason.UNCHANGED, True)
         return
-    done = protect_sample(sample, LaidDeltas(ExtremeDeltas()), cluster, settings=LOSSLESS)
     after = np.asarray(Image.open(io.BytesIO(done.sample.members["png"]))).reshape(before.shape)
     assert np.abs(after.astype(int) - before).max() <= 16
 
@@ -193,6 +197,27 @@ def test_a_picture_that_its_delta_cannot_change_is_a_rejection(size: tuple[int, 
     assert error.value.reason == Reason.UNCHANGED
     white = Sample("k", {"png": image_bytes(np.full((*size, 3), 255, np.uint8))})
     assert protect_sample(white, LaidDeltas(Darker()), 0, settings=LOSSLESS).max_abs_delta == 16
+
+
+@pytest.mark.parametrize("quality", [1, 5, 50])
+def test_a_picture_is_a_rejection_where_coarse_coding_leaves_nothing_of_its_delta(quality: int) -> None:
+    """Grey that a JPEG of the quality holds exactly, under a delta of a level and of 16."""
+    settings = Settings(encode=f"jpeg:{quality}")
+    pixels = np.asarray(
+        Image.open(io.BytesIO(image_bytes(np.full((16, 16, 3), 128, np.uint8), "JPEG", quality=quality)))
+    )
+    sample = Sample("k", {"jpg": image_bytes(pixels, "JPEG", quality=quality)})
+
+    class Faint(ExtremeDeltas):
+        def delta_for(self, cluster: int, key: str, height: int, width: int) -> NDArray[np.int16]:
+            return np.sign(super().delta_for(cluster, key, height, width))
+
+    with pytest.raises(SampleError) as error:
+        protect_sample(sample, LaidDeltas(Faint()), 0, settings=settings)
+    assert error.value.reason is Reason.UNCHANGED
+    if quality == 50:
+        done = protect_sample(sample, LaidDeltas(ExtremeDeltas()), 0, settings=settings)
+        assert (np.asarray(Image.open(io.BytesIO(done.sample.members["jpg"]))) != pixels).any()
 
 
 def test_transparency_that_a_jpeg_would_lose_is_a_rejection() -> None:

@@ -120,6 +120,11 @@ def test_another_key_or_surrogate_is_a_conflict() -> None:
         made().check_surrogate("huge")
 
 
+def header_with(text: bytes) -> bytes:
+    """The beginning of a safetensors file."""
+    return len(text).to_bytes(8, "little") + text
+
+
 def altered() -> bytes:
     return made().to_bytes().replace(b'\\"format_version\\":1', b'\\"format_version\\":9')
 
@@ -132,6 +137,8 @@ def altered() -> bytes:
         (made().to_bytes()[:-1], "not a protection file, or truncated"),
         (made().to_bytes()[:100], "not a protection file, or truncated"),
         (save({"levels": LEVELS}), "not a protection file, or truncated"),
+        (header_with(b'{"a": {"data_offsets": []}, "__metadata__": {}}'), "not a protection file, or truncated"),
+        (header_with(b"[" * 100_000), "not a protection file, or truncated"),
         (altered(), "the protection has format 9, but this version of Scumble reads format 1"),
     ],
 )

@@ -295,8 +295,8 @@ def test_a_file_that_is_none_is_refused_as_deltas(source: Path, tmp_path: Path) 
         (["--method", "spp"], "--method: invalid choice: 'spp'"),
         (["--method", "sp", "--epsilon", "8/255"], "--method sp has a budget of its own: omit --epsilon"),
         (["--method", "sp", "--fit-images", "100"], "--method sp fits every image: omit --fit-images"),
-        (["--method", "random", "--epsilon", "1"], "--epsilon must be between 0 and 1"),
-        (["--method", "random", "--epsilon", "200/255"], "use 127/255 or less"),
+        (["--method", "random", "--epsilon", "1"], "--epsilon must be above 0 and at most 127/255"),
+        (["--method", "random", "--epsilon", "200/255"], "at most 127/255"),
         (["--method", "random", "--effort", "0"], "--effort is a share above 0, at most 1"),
         (["--method", "random", "--clusters", "3"], "--clusters only applies to --labels cluster, not true"),
         (["--method", "random", "--surrogate", "timm:x"], "only applies to --labels predicted or cluster, not true"),
@@ -375,6 +375,11 @@ def test_a_dry_run_predicts_what_a_method_takes_to_train_its_network(
         (found,) = re.findall(r"  fit +(?:(\d+) min|([\d.]+) s)", capsys.readouterr().out)
         fits[method] = 60 * float(found[0] or 0) + float(found[1] or 0)
     assert fits["em"] > fits["em-class"] > 0
+    said = set()
+    for few in ([], ["--fit-images", "10"]):  # a cluster's delta sees 200 images, or all there are
+        assert protect_baseline.main([*given, "--method", "em-class", "--labels", "cluster", *few]) == 0
+        said |= set(re.findall(r"memory .*", capsys.readouterr().out))
+    assert len(said) == 1
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.apply import check_writable
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
 from pipeline.deltas.samplewise.sample_steps import SampleGenerator
@@ -46,8 +47,9 @@ def first_of(*shards: bytes, keep_sidecar: Sequence[str] = ()) -> tuple[list[Sam
             (Path(folder) / f"{number}.tar").write_bytes(data)
         store = Store(folder)
         plan = [Shard(f"{number}.tar", len(data), "") for number, data in enumerate(shards)]
-        few = first_usable(store, plan, max_member_bytes=1 << 28, max_pixels=1_000_000, keep_sidecar=keep_sidecar)
-        return few, bytes_per_sample(store, plan[0], max_member_bytes=1 << 28)
+        settings = Settings(keep_sidecar=tuple(keep_sidecar))
+        few = first_usable(store, plan, max_member_bytes=1 << 28, use=lambda sample: check_writable(sample, settings))
+        return few, bytes_per_sample(store, plan, max_member_bytes=1 << 28)
 
 
 def test_a_shard_that_is_read_whole_gives_the_number_of_images_exactly(surrogate):
@@ -68,7 +70,7 @@ def test_of_a_long_shard_only_the_beginning_is_read():
     data = tar_bytes([(f"{n:05}.png", small) for n in range(3 * COUNTED_SAMPLES)])
     stream = io.BytesIO(data)
     source: Any = SimpleNamespace(open=lambda name: nullcontext(stream))
-    each = bytes_per_sample(source, Shard("a.tar", len(data), ""), max_member_bytes=1 << 28)
+    each = bytes_per_sample(source, [Shard("a.tar", len(data), "")], max_member_bytes=1 << 28)
     assert stream.tell() < len(data) / 2
     assert abs(len(data) / each - 3 * COUNTED_SAMPLES) < 0.05 * 3 * COUNTED_SAMPLES
 
@@ -96,6 +98,20 @@ def test_what_cannot_be_decoded_is_passed_over_in_search_of_images_to_measure(su
     assert [sample.key for sample in few] == [f"x{n}" for n in range(5)]
     assert each == len(broken) / 70
     assert estimate(few, each, len(broken), surrogate, Settings()).sides == (20, 30)
+
+
+def test_what_a_run_would_refuse_is_passed_over_in_search_of_images_to_measure():
+    with_arrays = []
+    for number in range(40):
+        with_arrays += [(f"{number}.png", image_bytes(noise(20, 30))), (f"{number}.npy", b"an array")]
+    few, _ = first_of(tar_bytes([*with_arrays, ("x.png", image_bytes(noise(20, 30)))]))
+    assert [sample.key for sample in few] == ["x"]
+
+
+def test_a_shard_without_samples_says_nothing_of_their_size():
+    full = tar_bytes([(f"{n}.png", image_bytes(noise(20, 30, seed=n))) for n in range(50)])
+    _, each = first_of(tar_bytes([]), full)
+    assert each == len(full) / 50
 
 
 def test_no_usable_image_is_refused(surrogate):

@@ -310,6 +310,18 @@ def test_broken_weights_are_refused_before_a_picture_is_touched(surrogate):
         deltas.for_pictures([DeltaRequest("a", np.zeros((32, 32, 3), np.uint8), 32, 32)])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"side": 0}, {"side": 33}, {"side": "x"}, {"bound": "foo"}, {"epsilon": True}, {"epsilon": 1.0}]
+    + [{"epsilon": 0.5}, {"width": -1}, {"blocks": 0}, {"width": 4.5}],
+)
+def test_a_generator_that_cannot_be_is_refused_when_it_is_read(surrogate, changes):
+    good = protection_of(fitted(surrogate), surrogate)
+    assert load_protection(good.to_bytes()).sha256 == good.sha256
+    with pytest.raises(InputError, match="not a protection file"):
+        load_protection(replace(good, **changes).to_bytes())
+
+
 # --- settings and concepts
 
 
@@ -318,7 +330,8 @@ def test_broken_weights_are_refused_before_a_picture_is_touched(surrogate):
     [
         ({"loss": "logratoi"}, "did you mean logratio"),
         ({"side": 50}, "multiple of 8"),
-        ({"epsilon": 8.0}, "between 1/255 and 1"),
+        ({"epsilon": 8.0}, "between 1/255 and 127/255"),
+        ({"epsilon": 0.5}, "between 1/255 and 127/255"),
         ({"batch_size": 10, "accumulate": 4}, "not a multiple"),
         ({"widht": 4}, "did you mean width"),
         ({"output": ""}, "--output is missing"),

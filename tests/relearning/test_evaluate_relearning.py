@@ -232,6 +232,19 @@ def test_a_dry_run_says_trials_memory_and_time_and_writes_nothing(data: Path, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_times_the_first_shard_that_has_images(data: Path, tmp_path: Path) -> None:
+    for name in ("clean", "test", "protected"):
+        (tmp_path / name).mkdir()
+        for shard in (data / name).glob("*.tar"):
+            (tmp_path / name / shard.name).write_bytes(shard.read_bytes())
+    with tarfile.open(tmp_path / "clean/000-first.tar", "w") as tar:
+        runs.add(tar, "x/broken.jpg", b"no image")
+        runs.add(tar, "x/broken.cls", b"0")
+    done = evaluate(*options(tmp_path, "--dry-run", "--output", str(tmp_path / "out")))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^time +about ", done.stdout, re.MULTILINE)
+
+
 def write_pairs(folder: Path) -> None:
     """Pictures without labels, and copies of them with one pattern: what an adversary makes who protects his own."""
     signs = np.random.default_rng(5).choice([-1, 1], (8, 8, 3)).repeat(8, 0).repeat(8, 1)

@@ -22,10 +22,11 @@ def test_other_epsilons_are_refused(text: str) -> None:
         parse_epsilon(text)
 
 
-@pytest.mark.parametrize("epsilon", [0, -1, 1, 16])
-def test_epsilon_must_lie_between_0_and_1(epsilon: float) -> None:
-    with pytest.raises(SettingsError, match="--epsilon must be between 0 and 1"):
+@pytest.mark.parametrize("epsilon", [0, -1, 128 / 255, 0.5, 1, 16])
+def test_epsilon_must_lie_between_0_and_what_eight_bits_hold(epsilon: float) -> None:
+    with pytest.raises(SettingsError, match="--epsilon must be above 0 and at most 127/255"):
         Settings(epsilon=epsilon)
+    assert Settings(epsilon=127 / 255).epsilon == 127 / 255
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.artefact import artefact_to_bytes, check_epsilon, check_network, check_same_surrogate
 from pipeline.deltas.universal.generator import UniversalGenerator
-from pipeline.deltas.universal.shape import Bound
+from pipeline.deltas.universal.shape import BOUNDS, STRIDE, Bound
 from pipeline.errors import PromiseError
 from pipeline.hashing import sha256
+from pipeline.settings import NO_BOUND
 
 METHOD = "one-for-all"
 _FIELDS = ("surrogate_id", "epsilon", "bound", "side", "width", "blocks", "fingerprint", "licence", "figures")
@@ -90,6 +91,11 @@ class UniversalProtection:
             clustering=Clustering.from_tensors(under("clustering.")),
         )
         check_epsilon(made.epsilon)
+        for name in ("side", "width", "blocks"):
+            if type(getattr(made, name)) is not int or getattr(made, name) < 1:
+                raise ValueError(f"{name} {getattr(made, name)!r}")
+        if made.side % STRIDE or made.bound not in BOUNDS or made.epsilon == NO_BOUND:
+            raise ValueError(f"side {made.side}, bound {made.bound!r}, epsilon {made.epsilon:g}")
         dimension = made.clustering.feature_means.shape[1]
         check_network(made.weights, lambda: UniversalGenerator(dimension, width=made.width, blocks=made.blocks))
         return made
