@@ -98,5 +98,5 @@ def test_every_method_that_trains_a_network_predicts_its_passes() -> None:
 
 def test_a_pass_takes_longer_through_a_larger_network() -> None:
     settings = BaselineSettings(16 / 255)
-    small, large = (ErrorMinimising(name).most_seconds(1_000, 32, settings) for name in ("counting", "resnet18"))
-    assert 0 < 10 * small < large
+    small, large = (ErrorMinimising(name).most_seconds(16, 32, settings) for name in ("counting", "resnet18"))
+    assert 0 < 3 * small < large

@@ -135,7 +135,7 @@ def test_other_settings_over_the_same_output_are_refused_with_the_difference(qui
     [
         (["--input", "nowhere"], 1, "nowhere: no shards"),
         (["--surrogate", "timm:tf_efficientnet_lite9"], 2, "did you mean tf_efficientnet_lite"),
-        (["--epsilon", "16"], 2, "--epsilon must be between 0 and 1"),
+        (["--epsilon", "16"], 2, "--epsilon must be above 0 and at most 127/255"),
         (["--clusters", "161"], 2, "the input has only 160 images; choose fewer clusters"),
         (["--clustres", "4"], 2, "unknown option --clustres; did you mean --clusters"),
         (["--output", "IN/out"], 2, "originals are never overwritten"),
