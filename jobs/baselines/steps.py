@@ -77,11 +77,13 @@ def print_baseline(run: Run) -> None:
     print_files(predicted, run)
     print_time(predicted, settings.workers or os.cpu_count() or 1, run)
     if predicted.fit:
-        print("             the fit, as timed on a CPU here, may end sooner by the method's own rule")
+        print("             that is the most the fit may take, as timed on a CPU here")
+    elif settings.deltas is None:
+        print("             and what the method itself takes: seconds to minutes")
 
 
 def _most_fit_seconds(run: Run) -> float:
-    """What the fit may take; 0 for methods that take seconds."""
+    """The most that a fit may take; 0 for methods without a network to choose, which are not timed."""
     settings = _settings(run)
     is_fitted = run.output.info(layout.PROTECTION) is not None and not settings.overwrite
     if settings.deltas is not None or is_fitted or not BASELINES[settings.method].trains:

@@ -151,7 +151,7 @@ def close_sample(
     pixels, largest = laid.added_to(picture.pixels, epsilon)
     if largest == 0:
         raise SampleError(
-            Reason.UNCHANGED, "its delta changes no pixel, as may be in a tiny picture, or one of a single colour"
+            Reason.UNCHANGED, "its delta changes no pixel, as happens to some tiny or single-coloured pictures"
         )
     marks.append(time.perf_counter())
     coding = picture.coding if settings.encode == "same" else None

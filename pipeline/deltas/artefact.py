@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,8 +68,11 @@ def check_network(weights: Mapping[str, NDArray[Any]], make: Callable[[], nn.Mod
     """Raise ValueError unless these are the weights, all finite, of the network that `make` makes."""
     import torch  # imported late: a header is read without it
 
-    with torch.device("meta"), _value_errors():
-        wanted = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(value.shape) or (1,) for name, value in make().state_dict().items()}
+    except RuntimeError as error:  # a network that cannot be
+        raise ValueError(one_line(error)) from None
     found = {name: array.shape or (1,) for name, array in weights.items()}  # a file has no arrays without dimensions
     if found != wanted:
         name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
@@ -78,15 +80,6 @@ def check_network(weights: Mapping[str, NDArray[Any]], make: Callable[[], nn.Mod
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise ValueError(f"weights {name} are not finite")
-
-
-@contextmanager
-def _value_errors() -> Iterator[None]:
-    """What torch says of a network that cannot be."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(one_line(error)) from None
 
 
 def damaged(error: Exception) -> InputError:

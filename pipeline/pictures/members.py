@@ -76,9 +76,9 @@ class Opened:
     seconds: float
 
 
-def picture_of(sample: Sample, *, max_pixels: int, keep: Collection[str] | None = None) -> Picture:
-    """Decode a sample's image; `keep` is as for image_suffix. Raises SampleError."""
-    suffix = image_suffix(sample, keep)
+def picture_of(sample: Sample, *, max_pixels: int) -> Picture:
+    """Decode a sample's image. Raises SampleError."""
+    suffix = image_suffix(sample)
     return decode(sample.members[suffix], max_pixels=max_pixels, suffix=suffix)
 
 
