@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stub
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from actors.cluster.placement import Resources, check_memory, place
@@ -124,13 +125,20 @@ def _private_cluster(quiet: Mapping[str, Any], log_level: str) -> Iterator[None]
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     folder = tempfile.mkdtemp(prefix="ray-")  # short: unix socket paths end at 107 bytes
-    with _environment(mine):
-        try:
-            _start(folder, quiet)
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_read_authentication)
+        stack.enter_context(_environment(mine))
+        _read_authentication()
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(ray.shutdown)
+        _start(folder, quiet)
+        yield
+
+
+def _read_authentication() -> None:
+    """Have Ray read mode and token from the environment again: it keeps what the first cluster of a process had."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _start(folder: str, quiet: Mapping[str, Any]) -> None:

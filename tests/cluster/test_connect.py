@@ -58,6 +58,44 @@ def test_ray_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     assert list(deep.iterdir()) == []
 
 
+AFTER_ANOTHER = """
+import os, sys, tempfile
+from types import SimpleNamespace
+import ray
+from actors.cluster.connect import connected
+from pipeline.errors import ClusterError
+asked = SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)
+tempfile.tempdir = sys.argv[1]
+try:
+    with connected(asked): pass
+except ClusterError:
+    tempfile.tempdir = None
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def answer(self): return "answered"
+
+def answer(): return ray.get(Actor.remote().answer.remote(), timeout=100)
+
+for _ in range(2):
+    with connected(asked): print(answer())
+os.environ["RAY_AUTH_MODE"] = "disabled"
+ray.init(address="local", include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
+print(answer())
+"""
+
+
+@pytest.mark.ray
+def test_clusters_follow_one_another_in_a_process(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    command = [sys.executable, "-c", AFTER_ANOTHER, str(deep)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("RAY_AUTH_MODE", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.stdout.splitlines() == ["answered"] * 3, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_no_process_asks_for_more_than_a_node_has_that_can_take_it() -> None:
