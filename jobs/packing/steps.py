@@ -19,9 +19,9 @@ from pipeline.hashing import canonical, codec_versions, sha256
 from pipeline.packing.arrays import ArraySource
 from pipeline.packing.pack import Packing, PackIngredients, PackRecord, pack_commits
 from pipeline.packing.plan import PackPlan, plan_pack
-from pipeline.packing.settings import PackSettings, UnpackSettings
+from pipeline.packing.settings import PackSettings, UnpackFormat, UnpackSettings
 from pipeline.packing.sources import source_for
-from pipeline.packing.unpack import Unpacking, write_labels
+from pipeline.packing.unpack import LABELS, Unpacking, parquet_name, write_labels
 from pipeline.records import Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.run_record import check_same_run
 from pipeline.shards.inputs import resolve_input, said_of
@@ -224,9 +224,24 @@ def prepare_unpack(settings: UnpackSettings) -> UnpackRun:
     digest = sha256(canonical([[shard.name, shard.size, shard.etag] for shard in shards]))
     versions = {"pyarrow": pa.__version__} if settings.format == "parquet" else {}
     record = PackRecord.of(PackIngredients(settings.deciding, digest, versions), settings.input, len(shards))
-    _check_output(output, record, ())
+    _check_output(output, record, _names_to_write(settings.format, shards))
     task = Unpacking(source, output, settings.format, record.fingerprint, settings.max_member_bytes)
     return UnpackRun(settings, output, shards, tuple(listing.passed_over), record, task)
+
+
+def _names_to_write(form: UnpackFormat, shards: Sequence[Shard]) -> list[str]:
+    """Files that are written whole; single images are compared with what is there.
+
+    Raises InputError if two shards would become one file.
+    """
+    if form == "folder":
+        return [LABELS]
+    shard_of: dict[str, str] = {}
+    for shard in shards:
+        other = shard_of.setdefault(parquet_name(shard), shard.name)
+        if other != shard.name:
+            raise InputError(f"{other} and {shard.name} would both become {parquet_name(shard)}: unpack them apart")
+    return list(shard_of)
 
 
 def _check_committed(source: Store, shards: Sequence[Shard]) -> None:
@@ -256,6 +271,6 @@ def finish_unpack(run: UnpackRun) -> int:
     """Sum the commits, write the labels that folders do not tell, print the counts; returns the exit code."""
     sums = _sums(run.output, run.shards)
     if run.settings.format == "folder" and write_labels(run.output, run.shards):
-        print(f"labels       {run.settings.output}/labels.csv")
+        print(f"labels       {run.settings.output}/{LABELS}")
     print(f"unpacked     {sums['num_images']:,} images, {sums['output_size'] / 1e6:,.1f} MB")
     return _finish(run.output, sums["num_quarantined"], len(run.passed_over), "unpacked")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import IO
 
 from pipeline.errors import InputError, Reason
-from pipeline.packing.items import Content, LeftOutItems, PackItem, class_folder, in_files, rejected
+from pipeline.packing.items import Content, LeftOutItems, PackItem, by_file, class_folder, in_order, rejected
 from pipeline.records import Rejection
 from pipeline.shards.archive import END, FILE, FOLDER, LABEL, ArchivePart, Damaged, Gap, Member, members_of
 from pipeline.storage.listings import Entry
@@ -46,15 +46,19 @@ class TarSource:
                 yield from _Scan(self, entry, stream, left).images(0, entry.size, prefix)
 
     def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
-        for file, etag, group in in_files(items):
+        return in_order(self._found(items))
+
+    def _found(self, items: Sequence[PackItem]) -> Iterator[tuple[int, Content | Rejection]]:
+        for file, etag, numbers in by_file(items):
             with self.store.open_version(file, etag) as stream:
-                for item in group:
+                for number in numbers:
+                    item = items[number]
                     stream.seek(item.at)
                     data = stream.read(item.size)
                     if len(data) < item.size:
-                        yield rejected(item, Reason.TRUNCATED_SHARD, f"{file} ends within it")
+                        yield number, rejected(item, Reason.TRUNCATED_SHARD, f"{file} ends within it")
                     else:
-                        yield Content(item.path.rpartition(".")[2].lower(), data, _NOTHING)
+                        yield number, Content(item.path.rpartition(".")[2].lower(), data, _NOTHING)
 
     @cached_property
     def num_truths(self) -> int:

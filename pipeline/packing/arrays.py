@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import InputError, one_line
-from pipeline.packing.items import Content, LeftOutItems, PackItem, in_files
+from pipeline.packing.items import Content, LeftOutItems, PackItem, by_file, in_order
 from pipeline.packing.labels import numbered
 from pipeline.packing.pickled import unpickled
 from pipeline.records import Rejection, shown
@@ -70,13 +70,15 @@ class ArraySource:
                 yield PackItem(path, name, bytes_each, entry.name, entry.etag, row)
 
     def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
-        loaded: dict[str, Arrays] = {}
-        for file, etag, group in in_files(items):
-            if file not in loaded:
-                loaded = {file: self._load(file, etag)}
-            for item in group:
-                about = {name: values[item.at] for name, values in loaded[file].about.items()}
-                yield Content("png", png_of(loaded[file].pixels[item.at]), about)
+        return in_order(self._found(items))
+
+    def _found(self, items: Sequence[PackItem]) -> Iterator[tuple[int, Content]]:
+        for file, etag, numbers in by_file(items):
+            arrays = self._load(file, etag)
+            for number in numbers:
+                row = items[number].at
+                about = {name: values[row] for name, values in arrays.about.items()}
+                yield number, Content("png", png_of(arrays.pixels[row]), about)
 
     def _load(self, name: str, etag: str) -> Arrays:
         return load_arrays(self.store, name, etag, self.split)

@@ -108,6 +108,9 @@ class LeftOutItems:
         if not is_file:
             self.reject(name, Reason.NOT_A_FILE, "a link, a fifo, a socket or a device; links are not followed")
             return False
+        if not base:
+            self.reject(name, Reason.UNUSABLE_NAME, "the name is empty, or ends in a slash")
+            return False
         lower = base.lower()
         is_image = lower.rpartition(".")[2] in IMAGE_SUFFIXES and "." in lower
         if not is_image:
@@ -160,13 +163,21 @@ def rejected(item: PackItem, reason: Reason, detail: str) -> Rejection:
     return Rejection(item.path, item.path, reason, detail)
 
 
-def in_files(items: Iterable[PackItem]) -> Iterator[tuple[str, str, list[PackItem]]]:
-    """Neighbours of one file together: (file, etag, items)."""
-    group: list[PackItem] = []
-    for item in items:
-        if group and (group[0].file, group[0].etag) != (item.file, item.etag):
-            yield group[0].file, group[0].etag, group
-            group = []
-        group.append(item)
-    if group:
-        yield group[0].file, group[0].etag, group
+def by_file(items: Sequence[PackItem]) -> Iterator[tuple[str, str, list[int]]]:
+    """(file, etag, numbers of its items) for every file, so that each is opened once, however items are shuffled."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault((item.file, item.etag), []).append(number)
+    for (file, etag), numbers in groups.items():
+        yield file, etag, numbers
+
+
+def in_order(found: Iterable[tuple[int, Content | Rejection]]) -> Iterator[Content | Rejection]:
+    """What was found of items 0, 1, 2, ..., each as soon as it and all before it are there."""
+    early: dict[int, Content | Rejection] = {}
+    waiting = 0
+    for number, content in found:
+        early[number] = content
+        while waiting in early:
+            yield early.pop(waiting)
+            waiting += 1

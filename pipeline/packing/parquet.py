@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, Reason, SampleError, one_line
-from pipeline.packing.items import Content, LeftOutItems, PackItem, in_files, rejected, size_fault, suffix_of
+from pipeline.packing.items import Content, LeftOutItems, PackItem, by_file, in_order, rejected, size_fault, suffix_of
 from pipeline.packing.labels import numbered
 from pipeline.records import Rejection, shown
 from pipeline.storage.listings import Entry
@@ -91,29 +91,29 @@ class ParquetSource:
             yield "" if value is None else self.classes[value] if self.classes is not None else shown(str(value))
 
     def contents(self, items: Sequence[PackItem]) -> Iterator[Content | Rejection]:
-        """Rows of one file are asked for together, and each row group is read once."""
-        for name, etag, group in in_files(items):
+        """Each row group is read once, and of each file."""
+        return in_order(self._found(items))
+
+    def _found(self, items: Sequence[PackItem]) -> Iterator[tuple[int, Content | Rejection]]:
+        for name, etag, numbers in by_file(items):
             with self.store.open_version(name, etag) as stream:
                 file = opened(stream, f"{self.store.url}/{name}")
-                yield from self._of_file(file, group)
+                yield from self._of_file(file, {items[number].at: number for number in numbers}, items)
 
-    def _of_file(self, file: pq.ParquetFile, items: list[PackItem]) -> Iterator[Content | Rejection]:
-        wanted = {item.at: number for number, item in enumerate(items)}
-        found: dict[int, Content | Rejection] = {}
-        waiting, start = 0, 0
+    def _of_file(
+        self, file: pq.ParquetFile, wanted: dict[int, int], items: Sequence[PackItem]
+    ) -> Iterator[tuple[int, Content | Rejection]]:
+        start = 0
         for group in range(file.num_row_groups):
             rows = range(start, start + file.metadata.row_group(group).num_rows)
             start = rows.stop
             if wanted.keys().isdisjoint(rows):
                 continue
             for row, content in self._of_group(file, group, rows, wanted, items):
-                found[wanted[row]] = content
-                while waiting in found:  # in the order of the items, which may be shuffled
-                    yield found.pop(waiting)
-                    waiting += 1
+                yield wanted[row], content
 
     def _of_group(
-        self, file: pq.ParquetFile, group: int, rows: range, wanted: dict[int, int], items: list[PackItem]
+        self, file: pq.ParquetFile, group: int, rows: range, wanted: dict[int, int], items: Sequence[PackItem]
     ) -> Iterator[tuple[int, Content | Rejection]]:
         columns = [self.columns.image, *self.columns.about, *filter(None, (self.columns.text,))]
         row, why = rows.start, "its row group has fewer rows than the file says"

@@ -33,6 +33,7 @@ from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
 
+LABELS = "labels.csv"
 _ROWS = 100  # per row group, as Hugging Face writes images
 _GROUP_BYTES = 256 << 20
 _COLUMNS = ("image", "label", "class", "text")
@@ -163,7 +164,7 @@ class Unpacking:
             for name, value in one.about.items():
                 kinds.setdefault(name, set()).add(_kind(value))
         schema = _schema(kinds)
-        name = f"{shard.name.partition('.tar')[0].removesuffix('.tgz')}.parquet"
+        name = parquet_name(shard)
         with scratch_for(shard) as scratch:
             path = scratch / "parquet"
             with pq.ParquetWriter(path, schema) as writer:
@@ -174,6 +175,11 @@ class Unpacking:
                     writer.write_table(pa.Table.from_pylist([_row(one, schema) for one in some], schema))
             written.files.append((name, path.stat().st_size, _file_digest(path)))
             self.output.put_file(name, path)
+
+
+def parquet_name(shard: Shard) -> str:
+    """The name of the file that a shard becomes."""
+    return re.sub(r"\.(tar|tar\.gz|tgz)$", "", shard.name, flags=re.IGNORECASE) + ".parquet"
 
 
 def _groups(samples: Iterable[Unpacked]) -> Iterator[list[Unpacked]]:
@@ -291,7 +297,7 @@ def write_labels(output: Store, shards: Iterable[Shard]) -> bool:
             rows = csv.reader(io.StringIO(part.decode(), newline=""))
             is_told = is_told and all(class_folder(path) == label for path, label in rows)
     if not is_told:
-        output.put("labels.csv", b"".join([b"path,label\n", *parts]))
+        output.put(LABELS, b"".join([b"path,label\n", *parts]))
     return not is_told
 
 
