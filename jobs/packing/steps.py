@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.shared import cli
+from jobs.shared.inputs import check_finished
 from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import ConflictError, InputError, PromiseError
@@ -220,7 +221,7 @@ def prepare_unpack(settings: UnpackSettings) -> UnpackRun:
     if any(shard.images for shard in shards):
         raise InputError(f"{settings.input} holds loose images, which need no unpacking: name the shards alone")
     check_apart(source, output, listing.names)
-    _check_committed(source, shards)
+    check_finished(source, shards)
     digest = sha256(canonical([[shard.name, shard.size, shard.etag] for shard in shards]))
     versions = {"pyarrow": pa.__version__} if settings.format == "parquet" else {}
     record = PackRecord.of(PackIngredients(settings.deciding, digest, versions), settings.input, len(shards))
@@ -242,22 +243,6 @@ def _names_to_write(form: UnpackFormat, shards: Sequence[Shard]) -> list[str]:
         if other != shard.name:
             raise InputError(f"{other} and {shard.name} would both become {parquet_name(shard)}: unpack them apart")
     return list(shard_of)
-
-
-def _check_committed(source: Store, shards: Sequence[Shard]) -> None:
-    """Raise InputError if shards of an unfinished run would be unpacked: only commits count."""
-    for record, folder, name_of in (
-        (layout.RUN, layout.COMMITS, layout.commit),
-        (layout.PACK_RUN, layout.PACK_COMMITS, layout.pack_commit),
-    ):
-        if source.info(record) is not None:
-            have = set(source.names(folder))
-            without = [shard.name for shard in shards if name_of(shard.name) not in have]
-            if without:
-                raise InputError(
-                    f"{source.url}: {len(without):,} of {len(shards):,} shards have no commit, e.g. {without[0]}: "
-                    "finish the run that writes them"
-                )
 
 
 def start_unpack(run: UnpackRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import torch
 
 from pipeline import layout
 from pipeline.errors import InputError
-from pipeline.measures.estimate import bytes_per_sample
+from pipeline.measures.estimate import bytes_per_sample, torch_threads
 from pipeline.records import Shard
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, Collection, join, load_labelled, smallest_hashes
 from pipeline.relearning.denoisers.denoiser import seconds_at_most
@@ -114,12 +115,13 @@ def _images_per_second(
 ) -> float:
     few = _first_labelled(store, entries, side, classes)
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
-    regime = find_regime("nt")
-    return train_target(
-        Labelled(images, labels),
-        ScoredOn(Labelled(images[:1], labels[:1])),
-        regime=regime,
-        seed=0,
-        target=settings.targets[0],
-        recipe=replace(recipe_of(settings.changed_recipe), epochs=1),
-    ).images_per_second
+    cpus = os.cpu_count() or 1
+    with torch_threads(max(1, cpus // (settings.workers or cpus))):  # as a trial has beside others
+        return train_target(
+            Labelled(images, labels),
+            ScoredOn(Labelled(images[:1], labels[:1])),
+            regime=find_regime("nt"),
+            seed=0,
+            target=settings.targets[0],
+            recipe=replace(recipe_of(settings.changed_recipe), epochs=1),
+        ).images_per_second

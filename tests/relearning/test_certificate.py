@@ -73,6 +73,9 @@ def test_nothing_is_certified_before_battery_fits_and_trainings_are_complete() -
     assert lacking(one_lost, "uc", 3, "original") == "nt on uc (small): 2 trainings per fit are needed"
     diverged = [{**r, "diverged": r["protection"] == CLEAN and r["regime"] == "subtract"} for r in rows]
     assert lacking(diverged, "uc", 3, "original") == "subtract on clean (small): 2 trainings per fit are needed"
+    third = [{**r, "seed": 2} for r in rows if r["seed"] == 0]
+    one_fit = [{**r, "diverged": (r["protection"], r["fit"]) == ("uc", 2)} for r in (*rows, *third)]
+    assert "on uc (small): 2 trainings per fit are needed" in lacking(one_fit, "uc", 3, "original")
     assert "lacks" in lacking([r for r in rows if r["protection"] == CLEAN], "uc", 3, "original")
 
 

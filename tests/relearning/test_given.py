@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 from pipeline.records import Shard
 from pipeline.relearning.collection import Collection, join, like_clean, load_labelled, median_side, smallest_hashes
 from pipeline.relearning.labels.given import class_numbers
+from pipeline.runs.fingerprint import Ingredients
+from pipeline.runs.run_record import RunRecord
 from pipeline.runs.transaction import ShardTransaction
 from pipeline.settings import Settings
 from pipeline.shards.inputs import resolve_input
@@ -122,7 +124,8 @@ def protect(source: Path, output: Path, encode: str) -> None:
     """What a run would write and commit of a folder."""
     listing, settings, store = resolve_input(str(source)), Settings(encode=encode), Store(str(output))
     clusters = {image.key: 0 for unit in listing.shards for image in unit.images}
-    store.create(layout.RUN, b"{}")
+    ingredients = Ingredients({}, "l", "w", None, None, "cpu", {})
+    store.create(layout.RUN, RunRecord("f" * 64, ingredients, "in", len(listing.shards), 0).to_bytes())
     transaction = ShardTransaction(listing.store, store, "f", "p", settings.max_member_bytes, encode)
     for unit in listing.shards:
         transaction.run(

@@ -5,6 +5,7 @@ certificate.json holds one Certificate per protection whose battery is complete.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import layout
+from pipeline.errors import InputError
 from pipeline.hashing import canonical, sha256
 from pipeline.json_record import JsonRecord
 from pipeline.measures.scores import score_picture
@@ -134,12 +136,14 @@ def collection_digest(shards: Iterable[tuple[str, str]]) -> str:
 
 
 def fit_at(store: Store, url: str) -> CertifiedFit:
-    """The fit stored in an output. Raises InputError if there is none, or a commit cannot be read.
+    """The fit stored in an output. Raises InputError if there is none, if it is unfinished, or a commit cannot be read.
 
     url   as it is to be shown
     """
     record = read_run(store)
     names = sorted(name for name in store.names(layout.COMMITS) if name.endswith(".json"))
+    if len(names) < record.num_shards:
+        raise InputError(f"{url}: {len(names):,} of {record.num_shards:,} shards are committed; finish the run first")
     commits = [Commit.from_bytes(store.read(name), f"{store.url}/{name}") for name in names]
     return CertifiedFit(
         url=url,
@@ -164,10 +168,12 @@ def lacking(rows: Sequence[Row], protection: str, fits: int, labelling: str) -> 
     cells = {(row["target"], row["regime"]) for row in (*own, *clean)}
     for target, regime in sorted(cells):
         for arm, trials, number in ((protection, own, fits), (CLEAN, clean, 1)):
-            seeds = [
-                row for row in trials if (row["target"], row["regime"]) == (target, regime) and not row["diverged"]
-            ]
-            if len(seeds) < FEWEST_SEEDS * number:
+            trained = Counter(
+                row["fit"]
+                for row in trials
+                if (row["target"], row["regime"]) == (target, regime) and not row["diverged"]
+            )
+            if len(trained) < number or min(trained.values()) < FEWEST_SEEDS:
                 return f"{regime} on {arm} ({target}): {FEWEST_SEEDS} trainings per fit are needed"
     return ""
 
