@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -143,6 +144,47 @@ def test_the_autoscaler_s_own_container_is_restricted_too(tmp_path: Path) -> Non
     assert spec["enableInTreeAutoscaling"] is True
     assert spec["autoscalerOptions"]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert spec["autoscalerOptions"]["resources"]["requests"] == spec["autoscalerOptions"]["resources"]["limits"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_autoscaler_has_room_to_scale(overlay: str, tmp_path: Path) -> None:
+    for one in rendered(f"overlays/{overlay}", tmp_path, *OPTIONS):
+        if one["kind"] == "RayJob":
+            (group,) = one["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+            least, most = group["minReplicas"], group["maxReplicas"]
+            is_scaled = one["metadata"]["name"] == "protect-imagenet"
+            assert (least, most) == ((1, 8) if is_scaled else (2, 2)), identity(one)
+
+
+def test_one_name_for_the_image_reaches_every_pod(tmp_path: Path) -> None:
+    named = (
+        (K8S / "base/kustomization.yaml")
+        .read_text()
+        .replace("  - name: scumble\n", "  - name: scumble\n    newName: registry.example/art/scumble\n")
+    )
+    found = {
+        container["image"]
+        for one in rendered("overlays/cpu", tmp_path, *OPTIONS, changed={"base/kustomization.yaml": named})
+        for pod in pods(one)
+        for container in pod["containers"]
+    }
+    assert found == {"registry.example/art/scumble:0.1"}
+
+
+def test_weights_are_mounted_wherever_settings_may_name_them(tmp_path: Path) -> None:
+    for one in rendered("overlays/cpu", tmp_path, *OPTIONS):
+        for pod in pods(one):
+            if any("configMap" in volume for volume in pod["volumes"]):
+                assert any(volume["name"] == "weights" for volume in pod["volumes"]), identity(one)
+                mounts = [mount for container in pod["containers"] for mount in container["volumeMounts"]]
+                assert {"name": "weights", "mountPath": "/weights", "readOnly": True} in mounts, identity(one)
+
+
+def test_what_the_image_s_build_imports_exists() -> None:
+    imports = re.findall(r"from ([\w.]+) import (\w+)", (K8S / "Dockerfile").read_text())
+    assert imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), module
 
 
 def ray_specs() -> list[tuple[str, dict[str, Any]]]:

@@ -7,8 +7,9 @@ import gzip
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 CRDS = ROOT.parent / "shared" / "data_crds"
 OVERLAYS = ("cpu", "nvidia")
-OPTIONS = ("autoscaling", "weights-volume", "ray-cron-job")
+OPTIONS = ("autoscaling", "ray-cron-job", "weights-volume")
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # KubeRay's definitions are 3 MB
 
 
@@ -32,11 +33,18 @@ def written() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def rendered(overlay: str, tmp_path: Path, *options: str, more: str = "") -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send, with some of the options and `more` lines; skipped without kubectl."""
+def rendered(
+    overlay: str, tmp_path: Path, *options: str, more: str = "", changed: Mapping[str, str] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send, with some of the options and `more` lines; skipped without kubectl.
+
+    changed  contents of files that a user has changed, by path below k8s/
+    """
     _needs_kustomize()
     copy = tmp_path / "k8s"
     shutil.copytree(K8S, copy, dirs_exist_ok=True)
+    for path, text in changed.items():
+        (copy / path).write_text(text)
     folder = copy / overlay
     with (folder / "kustomization.yaml").open("a") as file:
         file.write(f"components: [{', '.join(f'../../options/{option}' for option in options)}]\n{more}")
