@@ -94,7 +94,8 @@ def check_uploads(output: Store, originals: str | None, share: float, pool: Thre
     settings = _needed({**origin.settings, "epsilon": origin.epsilon, **OF_ANY_SIZE})
     source = Store(originals) if originals else None
     problems = [
-        f"{name}: in the output without a row in the ledger, so it does not count" for name in strangers(output)
+        f"{name}: in the output without a row in the ledger, so it does not count"
+        for name in strangers(output, str(origin.settings["encode"]))
     ]
     result = ShardCheck("", problems, files=0)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)

@@ -86,8 +86,17 @@ class Versions(Listings):
             )
         return data
 
+    def read_with_etag(self, name: str) -> tuple[bytes, str] | None:
+        """An object's content and the version that `replace_if` needs; None if it does not exist."""
+        self._needs_conditions()
+        if self.is_local:  # the content decides; to ask for its age takes the right to write
+            data = self.read_if_there(name)
+            return None if data is None else (data, folder.digest(data))
+        seen = self.look(name)
+        return None if seen is None else (seen.data, seen.etag)
+
     def look(self, name: str) -> Seen | None:
-        """An object with the version that `replace_if` needs; None if it does not exist."""
+        """Like read_with_etag, with the object's age; a folder's clock is that of a file created now."""
         self._needs_conditions()
         try:
             if self.is_local:

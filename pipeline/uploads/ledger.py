@@ -111,10 +111,11 @@ class Ledger:
 
     def _look(self) -> tuple[Manifest, str | None]:
         """The manifest and the etag of its object, or None if there is none yet."""
-        seen = self._store.look(layout.UPLOADS_LEDGER)
-        if seen is None:
+        found = self._store.read_with_etag(layout.UPLOADS_LEDGER)
+        if found is None:
             return Manifest((), ()), None
-        return Manifest.from_bytes(seen.data, f"{self._store.url}/{layout.UPLOADS_LEDGER}"), seen.etag
+        data, etag = found
+        return Manifest.from_bytes(data, f"{self._store.url}/{layout.UPLOADS_LEDGER}"), etag
 
     def commit(self, commit: UnitCommit) -> None:
         """Commit a unit. Raises ConflictError if another run committed the same unit with different bytes.

@@ -153,8 +153,10 @@ class _Outcome:
 
     def refuse(self, item: Item, rejection: Rejection) -> None:
         name = shown(item.name)
-        self.refused.append(Rejection(name, name, rejection.reason, rejection.detail))
         reason, detail = rejection.reason.value, rejection.detail
+        if item.version > 1:
+            detail += "; a copy in the output is of an earlier version"
+        self.refused.append(Rejection(name, name, rejection.reason, detail))
         self.rows.append(_row(item, quarantined=1, reason=reason, detail=shown(detail)))
 
 

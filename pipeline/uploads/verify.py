@@ -11,7 +11,7 @@ from pipeline.hashing import in_sample, sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.measures.verify import Expected, ShardCheck, VerifySettings, compare_pictures, verify_shard
 from pipeline.records import Rejection, Sample, losses_of, read_quarantine, shown
-from pipeline.shards.names import sample_name
+from pipeline.shards.names import output_name, sample_name
 from pipeline.storage.store import Store
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.names import SHARD
@@ -35,11 +35,20 @@ def verify_row(
         return ShardCheck(shown(row.output), [str(error)])
 
 
-def strangers(output: Store) -> Iterator[str]:
-    """Names in the output without a row, such as uncommitted leftovers of a killed run; they are ignored."""
-    written = {row.output for row in Ledger(output).rows()}
+def strangers(output: Store, encode: str) -> Iterator[str]:
+    """Names in the output without a row, such as uncommitted leftovers of a killed run; they are ignored.
+
+    encode  --encode of the runs
+    A copy whose original was replaced by one that is in quarantine has a row: it stays until a later version is
+    protected.
+    """
+    known = set()
+    for row in Ledger(output).rows():
+        known.add(row.output)
+        if not row.output and row.version > 1:
+            known.add(row.name if row.kind == SHARD else output_name(row.name, encode))
     for entry in output.walk():
-        if not entry.name.startswith(f"{RUN_FOLDER}/") and entry.name not in written:
+        if not entry.name.startswith(f"{RUN_FOLDER}/") and entry.name not in known:
             yield entry.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs import status, verify
 from jobs.inspection import verification
 from pipeline import layout
 from pipeline.errors import InputError
+from pipeline.storage import folder
 from pipeline.storage.store import Store
 from tests.support.samples import image_bytes, tar_bytes
 from tests.support.uploads import Job, jpeg, patch, small_protection, upload
@@ -108,3 +110,35 @@ def test_a_damaged_record_is_refused_in_one_line(job: Job, name: str, command: A
             command.main(["--output", job.output.url])
     finally:
         job.output.put(name, before)
+
+
+def test_a_copy_whose_original_is_in_quarantine_now_is_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = Job.local(tmp_path, monkeypatch)
+    upload(local.source, {"a.png": image_bytes(patch(1)), "b.jpg": jpeg(2)})
+    assert local.run("--encode", "lossless") == 0
+    kept = local.outputs()
+    assert set(kept) == {"a.png", "b.jpg.png"}
+    upload(local.source, {"a.png": b"no image", "b.jpg": b"neither"}, age_s=1800.0)
+    local.run("--encode", "lossless")
+    assert local.outputs() == kept
+    assert set(local.rows()) == {"a.png", "b.jpg"}
+    for row in local.rows().values():
+        assert row.detail.endswith("; a copy in the output is of an earlier version")
+    capsys.readouterr()
+    code, said = run(local, capsys)
+    assert code == 0, said
+    assert "without a row" not in said
+
+
+def test_looking_at_an_output_takes_no_right_to_write(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> float:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(folder, "clock", refused)
+    assert status.main(["--output", job.output.url]) == 0
+    assert run(job, capsys)[0] == 0
+    assert job.run("--dry-run") == 0
