@@ -36,7 +36,7 @@ from pipeline.relearning.arms import (
     label_both,
     overlap_columns,
 )
-from pipeline.relearning.checks import check_labels
+from pipeline.relearning.checks import check_labels, check_regime, check_shares, check_targets
 from pipeline.relearning.collection import (
     Collection,
     check_classes,
@@ -47,7 +47,8 @@ from pipeline.relearning.collection import (
     smallest_hashes,
 )
 from pipeline.relearning.denoisers.denoiser import Denoiser
-from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, Trial, denoisers_of
+from pipeline.relearning.evaluation import CLEAN, CLEAN_PART, COMPUTATION, EvaluationSettings, Trial, denoisers_of
+from pipeline.relearning.labels.files import LabelFiles
 from pipeline.relearning.report.certificate import scores_of
 from pipeline.relearning.training import Training
 from pipeline.relearning.trial import run_trial
@@ -164,19 +165,20 @@ class LoadedLabels:
     facts: Mapping[str, Mapping[str, float]]
 
 
-def label_collection(
-    name: str, clean: Any, test: Any, arms: Mapping[str, Any], *, classes: str | None, concepts: str | None
-) -> LoadedLabels:
+def label_collection(name: str, clean: Any, test: Any, arms: Mapping[str, Any], files: LabelFiles) -> LoadedLabels:
     """The labels that `name` gives the clean and the test images. Raises SettingsError or InputError."""
     task = ray.remote(_labelled).options(num_cpus=1, num_returns=2)
-    labels, about = task.remote(name, classes, concepts, clean, test, list(arms), *arms.values())
+    labels, about = task.remote(name, files, clean, test, list(arms), *arms.values())
     digest, facts = _answer(about)
     return LoadedLabels(labels, digest, facts)
 
 
-def check_collections(clean: Any, test: Any, regimes: Sequence[str], holdout: float) -> None:
-    """Raise InputError if the classes differ or are too small for one of the regimes."""
-    _answer(ray.remote(_check).options(num_cpus=1).remote(clean, test, list(regimes), holdout))
+def check_collections(clean: Any, test: Any, settings: EvaluationSettings, side: int) -> None:
+    """Raise InputError or SettingsError if a trial could not be run on these images.
+
+    side  of what targets see, pixels
+    """
+    _answer(ray.remote(_check).options(num_cpus=1).remote(clean, test, settings, side))
 
 
 def digest_of(holdout: float, *collections: Any) -> str:
@@ -281,23 +283,25 @@ class _Told(tune.Callback):  # type: ignore[misc]
             self._tell(str(result["key"]))
 
 
-def _check(clean: Collection, test: Collection, regimes: list[str], holdout: float) -> None:
+def _check(clean: Collection, test: Collection, settings: EvaluationSettings, side: int) -> None:
     check_classes(clean, test)
-    labels = clean.labels[~holdout_mask(clean.keys, holdout)]
-    for regime in regimes:
-        check_labels(regime, labels)
+    held = holdout_mask(clean.keys, settings.holdout)
+    for regime in settings.regimes:
+        check_labels(regime, clean.labels[~held])
+        check_regime(regime, has_holdout=bool(held.any()))
+    check_shares(settings.shares, clean.keys, clean.labels)
+    check_targets(settings.targets, settings.regimes, int(clean.labels.max()) + 1, side)
 
 
 def _labelled(
     name: str,
-    classes: str | None,
-    concepts: str | None,
+    files: LabelFiles,
     clean: Collection,
     test: Collection,
     names: list[str],
     *arms: Arm,
 ) -> tuple[Labels, tuple[str, dict[str, dict[str, float]]]]:
-    labels = label_both(name, clean, test, list(arms), classes=classes, concepts=concepts)
+    labels = label_both(name, clean, test, list(arms), files)
     facts = {arm_name: dict(labels.quality) for arm_name in (CLEAN, CLEAN_PART, *names)}
     for arm_name, arm in zip(names, arms, strict=True):
         if arm.clusters is not None:

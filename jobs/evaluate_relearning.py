@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs import importing
 from jobs.evaluation.options import parse_evaluation
 from jobs.shared import cli
+from pipeline.errors import ScumbleError
 from pipeline.metrics import report_success
 
 
@@ -15,7 +16,8 @@ def main(argv: list[str] | None = None) -> int:
         from actors.cluster.connect import connected
         from actors.cluster.metrics import recorder
         from jobs.evaluation.certificate import certify_all
-        from jobs.evaluation.steps import check_names, gather, load_collections, plan, print_trials, train_targets
+        from jobs.evaluation.results import gather, gather_finished
+        from jobs.evaluation.steps import check_names, load_collections, plan, print_trials, train_targets
 
     check_names(settings)
     if settings.dry_run:
@@ -23,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     with connected(settings):
         loaded = load_collections(settings)
         trials = plan(settings, loaded)
-        train_targets(settings, loaded, trials)
+        try:
+            train_targets(settings, loaded, trials)
+        except ScumbleError:
+            gather_finished(settings, trials, loaded)
+            raise
         report_success(recorder(), "evaluate_relearning")
         certify_all(settings, gather(settings, trials, loaded), loaded)
     return cli.DONE

@@ -35,29 +35,25 @@ from pipeline import layout
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.hashing import sha256
 from pipeline.records import Shard
-from pipeline.relearning.checks import check_regime
+from pipeline.relearning.checks import check_regime, check_targets
 from pipeline.relearning.collection import median_side
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe
 from pipeline.relearning.estimate import estimate_evaluation
 from pipeline.relearning.evaluation import (
     CLEAN,
     CLEAN_PART,
-    HISTORIES,
     LEAKED_PAIRS,
-    REPORT,
-    RESULTS,
     SELF_PAIRS,
     SETTINGS,
-    WHOLE,
     EvaluationSettings,
     Trial,
 )
+from pipeline.relearning.labels.files import read_label_files
 from pipeline.relearning.labels.given import class_numbers
-from pipeline.relearning.report.results import histories_to_parquet, outdated, read_row, relearned, results_to_parquet
-from pipeline.relearning.report.tables import denoisers, order_of
+from pipeline.relearning.report.results import outdated
 from pipeline.relearning.targets import check_target
 from pipeline.relearning.training import recipe_of
-from pipeline.report.page import duration, fits_range, size
+from pipeline.report.page import duration, size
 from pipeline.runs.run_record import read_run
 from pipeline.settings import Size, apply_settings
 from pipeline.storage.places import check_apart
@@ -98,7 +94,11 @@ class Denoising:
 
 
 def check_names(settings: EvaluationSettings) -> None:
-    """Raise SettingsError for an unknown surrogate or option of a regime, before anything is read."""
+    """Raise SettingsError for an unknown surrogate or option of a regime, before any picture is read.
+
+    Raises InputError for a file of labels that cannot be read.
+    """
+    read_label_files(settings.labellings, settings.classes, settings.concepts)
     for target in settings.targets:
         check_target(target)
     for regime in settings.regimes:
@@ -117,11 +117,11 @@ def load_collections(settings: EvaluationSettings) -> Loaded:
         kept = recipe_of(settings.changed_recipe).kept_side(side)
         data, left_out = _decoded(settings, stores, sizes, kept)
         clean, test = data.pop(CLEAN), data.pop("test")
-        check_collections(clean, test, settings.regimes, settings.holdout)
+        check_collections(clean, test, settings, side)
         arms = _arms(settings, stores, sizes, data, (clean, test))
         everywhere, missing = shared_rows(clean, list(arms.values()))
-        files = {"classes": settings.classes, "concepts": settings.concepts}
-        labels = {name: label_collection(name, clean, test, arms, **files) for name in settings.labellings}
+        files = read_label_files(settings.labellings, settings.classes, settings.concepts)
+        labels = {name: label_collection(name, clean, test, arms, files) for name in settings.labellings}
         digests = {CLEAN: digest_of(settings.holdout, clean, test)}
         digests[CLEAN_PART] = sha256(f"{digests[CLEAN]} {missing}".encode()) if missing else digests[CLEAN]
         digests |= {name: digest_of(settings.holdout, clean, test, data[name]) for name in settings.arms}
@@ -233,6 +233,7 @@ def print_trials(settings: EvaluationSettings) -> int:
     is_cropped = _sizes(stores)[CLEAN] == "224"
     side = settings.side or (LARGEST_SIDE if is_cropped else _within(median_side(store, entries)))
     kept = recipe_of(settings.changed_recipe).kept_side(side)
+    check_targets(settings.targets, settings.regimes, 2, side)
     estimate = estimate_evaluation(settings, stores, kept, _classes(stores), _pair_stores(settings))
     workers = settings.workers or os.cpu_count() or 1
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
@@ -251,17 +252,18 @@ def print_trials(settings: EvaluationSettings) -> int:
     return cli.DONE
 
 
+def unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
+    """The trials without a result."""
+    have = set(output.names("trials"))
+    return [trial for trial in trials if trial.result not in have]
+
+
 def left_of(trials: Sequence[Trial], output: Store) -> list[Trial]:
     """The trials without a result yet; prints how many are finished."""
-    left = _unfinished(trials, output)
+    left = unfinished(trials, output)
     if len(left) < len(trials):
         print(f"finished     {len(trials) - len(left)} trials, {len(left)} left")
     return left
-
-
-def _unfinished(trials: Sequence[Trial], output: Store) -> list[Trial]:
-    have = set(output.names("trials"))
-    return [trial for trial in trials if trial.result not in have]
 
 
 def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence[Trial]) -> None:
@@ -294,46 +296,10 @@ def train_targets(settings: EvaluationSettings, loaded: Loaded, trials: Sequence
             so_far.add(trial)
 
         run_trials(left, data, cpus=loaded.workers.cpus, gpus=loaded.workers.gpus, done=done)
-    if stopped := _unfinished(left, loaded.output):
+    if stopped := unfinished(left, loaded.output):
         raise ClusterError(
             f"stopped with {len(stopped)} of {len(trials)} trials left; run the same command again to resume"
         )
-
-
-def gather(settings: EvaluationSettings, trials: Sequence[Trial], loaded: Loaded) -> list[dict[str, Any]]:
-    """Write tables and report, and print the figure of every protection; returns the rows of all trials."""
-    from pipeline.relearning.report.evaluation_page import (  # matplotlib, at the end only
-        EvaluationAbout,
-        write_relearning_report,
-    )
-
-    output = loaded.output
-    rows = [read_row(output, trial) for trial in trials]
-    output.put(RESULTS, results_to_parquet(rows))
-    output.put(HISTORIES, histories_to_parquet(rows))
-    given = (settings.clean, settings.test, settings.protected, asdict(settings), loaded.left_out)
-    about = EvaluationAbout(*given, pairs=settings.pairs or ())
-    output.put(REPORT, write_relearning_report(rows, about=about).encode())
-    for share in settings.shares:
-        print(f"\n{'relearned accuracy (worst case)' if share == WHOLE else share:<34}{'accuracy':>10}  regime")
-        for name in (CLEAN, *settings.protected):
-            worst = relearned(rows, name, labelling=settings.labellings[0], share=share)
-            if worst is not None:
-                spread = fits_range(worst.fits)
-                print(f"  {name:<32}{worst.accuracy:>10.1%}  {worst.regime} ({worst.num_regimes} tried){spread}")
-    _print_gains(settings, rows)
-    print(f"\nresults      {output.url}/{RESULTS}")
-    print(f"report       {output.url}/{REPORT}")
-    return rows
-
-
-def _print_gains(settings: EvaluationSettings, rows: Sequence[dict[str, Any]]) -> None:
-    denoised = denoisers(rows, order_of(rows, settings.protected, asdict(settings)))
-    if denoised:
-        print(f"\n{'denoisers, gain in dB':<34}{'own pictures':>14}{'here':>8}")
-    for regime, name, gains in denoised:
-        own, here = (f"{gain:.1f}" if gain is not None else "–" for gain in gains)
-        print(f"  {f'{regime} on {name}':<32}{own:>14}{here:>8}")
 
 
 def _side(store: Store, entries: Sequence[Any]) -> int:

@@ -21,6 +21,7 @@ from pipeline.errors import InputError, SampleError, ScumbleError
 from pipeline.hashing import derive, sha256
 from pipeline.records import Rejection, Sample, Shard
 from pipeline.relearning.collection import Collection, like_clean
+from pipeline.relearning.labels.files import LabelFiles
 from pipeline.relearning.labels.labellings import make_labelling
 from pipeline.relearning.labels.overlap import overlap
 from pipeline.runs.run_record import read_run
@@ -28,7 +29,6 @@ from pipeline.settings import ApplySettings, Size, apply_settings
 from pipeline.shards.samples import samples_of
 from pipeline.shards.squares import square_of, stacked
 from pipeline.storage.store import Store
-from pipeline.surrogates.concepts import read_bank
 from pipeline.surrogates.features import assignment_from_parquet
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 
@@ -276,27 +276,26 @@ def clusters_of(test: Collection, protection: AnyProtection, surrogate: Surrogat
     return protection.clustering.assign(np.concatenate(features))[0].astype(np.int64)
 
 
-def label_both(
-    name: str, clean: Collection, test: Collection, arms: list[Arm], *, classes: str | None, concepts: str | None
-) -> Labels:
+def label_both(name: str, clean: Collection, test: Collection, arms: list[Arm], files: LabelFiles) -> Labels:
     """Label the clean and the test images.
 
-    name      the labelling, e.g. 'groups:5'
-    arms      protected arms; a labelling that depends on clusters uses those of the first arm that has any
-    classes   path of a file with one class name per line
-    concepts  path of a concept bank
+    name  the labelling, e.g. 'groups:5'
+    arms  protected arms; a labelling that depends on clusters uses those of the first arm that has any
     Raises SettingsError if something the labelling needs is missing, InputError for files that do not match.
     """
-    class_names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else None
-    if class_names is not None:
-        class_names = [line.strip() for line in class_names if line.strip()]
     given = next((arm for arm in arms if arm.clusters is not None), None)
     train_clusters = None
     if given is not None and given.clusters is not None:
         train_clusters = np.full(len(clean), -1, np.int64)
         train_clusters[given.rows] = given.clusters
-    bank = read_bank(Path(concepts)) if concepts else None
-    make = partial(make_labelling, name, seed=0, class_names=class_names, bank=bank)
+    make = partial(
+        make_labelling,
+        name,
+        seed=0,
+        class_names=files.class_names,
+        bank=files.bank,
+        superclasses=files.superclasses.get(name),
+    )
     train = make(clean.labels, keys=clean.keys, clusters=train_clusters)
     if train.groups is not None:
         return Labels(train.labels, train.relabel(test.labels), train.num_classes, train.quality)

@@ -141,7 +141,7 @@ class EvaluationSettings:
         for name, urls in self.protected.items():
             check(len(set(urls)) == len(urls), f"--protected {name} lists the same URL twice: {', '.join(urls)}")
         check_choice("recipe", self.recipe, sorted(RECIPES))
-        check_least(self, {"batch_size": 2, "weight_decay": 0})
+        check_least(self, {"batch_size": 2, "weight_decay": 0, "workers": 1, "gpus_per_worker": 0})
         check(self.lr is None or self.lr > 0, f"--lr {self.lr} is not above 0")
         for share in self.shares:
             parse_share(share)

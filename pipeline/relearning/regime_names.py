@@ -24,6 +24,9 @@ REGIME_NAMES = (
 FILTER_NAMES = ("highpass", "lowpass")
 NUMBERED_NAMES = ("leaked-pairs",)
 
+# what does not work together: simclr adds layers that ST does not know; epic drops images that delta-jitter brings back
+_APART = (({"simclr"}, {"st", "st-cg", "st-full"}), ({"epic"}, {"delta-jitter"}))
+
 AVATAR = "avatar"  # also the name of the diffusion model that every regime uses which makes images again from noise
 
 
@@ -38,6 +41,9 @@ def parse_regime(name: str) -> list[str]:
         _check_part(part, name)
     if len(parts) > 2:
         raise SettingsError(f"regime {name!r} joins {len(parts)} regimes; join at most two")
+    plain = {re.split(r"[\[:]", part)[0] for part in parts}
+    if any(plain & one and plain & other for one, other in _APART):
+        raise SettingsError(f"regime {name!r}: {' and '.join(parts)} do not work together; evaluate them one by one")
     return parts
 
 

@@ -73,6 +73,7 @@ def train_target(
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
     side = recipe.seen_side(train.images.shape[-1])
     network = build_target(target, num_classes, side, seed=derive(seed, "target-weights"), dropout=recipe.dropout)
+    regime.check_network(network)
     prepared = regime.prepare(train.images, train.labels, seed=seed)
     training = Training(network, prepared, train.labels, regime, recipe, seed, device)
     tests = {"test": (regime.prepare_test(test.images).to(device), test.labels.to(device))}

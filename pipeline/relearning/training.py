@@ -134,6 +134,9 @@ class Regime:
         """Adjust the training settings, before anything is built."""
         return recipe
 
+    def check_network(self, network: nn.Module) -> None:
+        """Raise SettingsError if a target lacks what the regime needs; also asked before anything is trained."""
+
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Once: training images, uint8 [n, 3, H, W], and labels, int64 [n] -> images of the same shape and dtype."""
         return images

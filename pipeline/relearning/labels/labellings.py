@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -66,6 +65,7 @@ def make_labelling(
     clusters: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
     bank: ConceptBank | None = None,
+    superclasses: Mapping[str, str] | None = None,
 ) -> Labelling:
     """Apply the labelling `name` to images with original labels [n] >= 0.
 
@@ -73,6 +73,7 @@ def make_labelling(
     clusters     [n], of the protection; None if unknown
     class_names  of classes 0, 1, …, for concepts:N and for superclasses given by name
     bank         embeddings of the class names; None: ImageNet's classes, see concepts.imagenet_bank
+    superclasses what read_superclasses found; None: the file is read here
     Raises SettingsError for an unknown name, a number that does not suit the classes, or a missing argument;
     InputError for a file that cannot be read or lacks a class.
     """
@@ -93,7 +94,8 @@ def make_labelling(
     elif kind == "groups":
         groups, quality = _dealt(name, original, num_classes, clusters, int(argument), seed)
     elif kind == "superclasses":
-        groups = _superclasses(Path(argument), num_classes, class_names)
+        found = read_superclasses(Path(argument)) if superclasses is None else superclasses
+        groups = _superclasses(argument, found, num_classes, class_names)
     else:
         groups, quality = _concepts(name, class_names, bank, int(argument), seed)
     return Labelling(name, groups[original], int(groups.max()) + 1, quality, groups)
@@ -134,9 +136,10 @@ def _mutual_information(joint: NDArray[np.int64]) -> float:
     return conditional_entropy(joint.sum(axis=0, keepdims=True)) - conditional_entropy(joint)
 
 
-def _superclasses(path: Path, num_classes: int, class_names: Sequence[str] | None) -> NDArray[np.int64]:
+def _superclasses(
+    path: str, given: Mapping[str, str], num_classes: int, class_names: Sequence[str] | None
+) -> NDArray[np.int64]:
     """Superclass of each class, numbered in order of first occurrence."""
-    given = {str(key): str(value) for key, value in _mapping(path).items()}
     names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
     unknown = [key for key in given if key not in names and not (key.isdecimal() and int(key) < num_classes)]
     if unknown:
@@ -151,7 +154,8 @@ def _superclasses(path: Path, num_classes: int, class_names: Sequence[str] | Non
     return np.array([numbers[value] for value in values], np.int64)
 
 
-def _mapping(path: Path) -> dict[Any, Any]:
+def read_superclasses(path: Path) -> dict[str, str]:
+    """Class (name or index) -> superclass, from a JSON or YAML file. Raises InputError for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
         mapping = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -159,7 +163,7 @@ def _mapping(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path} cannot be read as JSON or YAML: {one_line(error, 160)}") from None
     if not isinstance(mapping, dict) or any(isinstance(value, dict | list | None) for value in mapping.values()):
         raise InputError(f"{path} is not a mapping from class (name or index) to superclass")
-    return mapping
+    return {str(key): str(value) for key, value in mapping.items()}
 
 
 def _concepts(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.training import Recipe, Regime, Training
@@ -49,6 +49,10 @@ class Composed(Regime):
         for part in self.parts:
             recipe = part.recipe(recipe)
         return recipe
+
+    def check_network(self, network: nn.Module) -> None:
+        for part in self.parts:
+            part.check_network(network)
 
     def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         for part in self.parts:

@@ -35,8 +35,8 @@ class AdaptedNormalisation(Regime):
     def __init__(self, known: Knowledge) -> None:
         self._images = need_clean_images(known, self.name)
 
-    def start(self, training: Training) -> None:
-        if not _batch_norms(training.network):
+    def check_network(self, network: nn.Module) -> None:
+        if not _batch_norms(network):
             raise SettingsError("regime 'adabn' needs a target with batch normalisation; this one has none")
 
     @torch.no_grad()
