@@ -150,7 +150,7 @@ def test_the_address_of_a_dashboard_is_refused_at_once_with_what_to_do(address: 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("address", ["nowhere", "auto", "127.0.0.1:port"])
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:port"])  # auto finds the clusters of tests beside this one
 def test_an_address_that_is_none_is_one_line(address: str) -> None:
     done = joined(address, seconds=60)
     assert done.stderr == ""
