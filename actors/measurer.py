@@ -16,6 +16,7 @@ from pipeline.measures.measure import ShardMeasures, measure_shard, measured_sha
 from pipeline.measures.scores import scores_to_parquet
 from pipeline.records import Commit, Shard
 from pipeline.shards.samples import samples_of
+from pipeline.shards.tar import ANY_BYTES
 from pipeline.surrogates.features import assignment_from_parquet
 
 TASK_SECONDS = 3600
@@ -68,7 +69,7 @@ def _measure_shard(context: RunContext, shard: Shard, protection: AnyProtection,
     assignment = assignment_from_parquet(context.output.read(layout.assignment(shard.name)))
     limit, written = context.settings.max_member_bytes, _commit(context, shard.name).written()
     return measure_shard(
-        samples_of(context.output, written, max_member_bytes=2 * limit, any_version=True),
+        samples_of(context.output, written, max_member_bytes=ANY_BYTES, any_version=True),
         samples_of(context.source, shard, max_member_bytes=limit, any_version=True),
         assignment,
         protection,

@@ -34,7 +34,7 @@ class Protector:
         self.metrics = actor_recorder("apply")
         torch.set_num_threads(context.threads)
         protection = load_cluster_protection(context.output.read(layout.PROTECTION))
-        if secret is not None and secret.key is not None:
+        if protection.needs_key and secret is not None and secret.key is not None:
             protection = protection.with_key(secret.key)
         self.transaction = transaction_of(context, protection.sha256)
         self.epsilon = protection.epsilon

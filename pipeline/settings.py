@@ -32,6 +32,8 @@ NO_BOUND = 1.0  # epsilon of deltas that only the range of pixels limits; no run
 # of the fit; for `distilled`, at most, unless --steps says otherwise: see for_images; for `sample`, per image
 STEPS: dict[Generator, int] = {"distilled": 1500, "sample": 30, "direct": 100, "network": 100, "texture": 100}
 FEWEST_CLUSTERS = 2  # each needs another to be moved to
+MOST_CLUSTERS = 40  # unless more are asked for
+NUM_BANDS = 40  # of textures, available under any key; more clusters than bands are refused
 DISTILLED_BATCH, DISTILLED_PASSES, LEAST_DISTILLED_STEPS = 48, 12, 300
 IMAGES_PER_CLUSTER: dict[Generator, int] = {
     "distilled": 600,
@@ -194,6 +196,12 @@ class Settings(ApplySettings):
                 "--generator texture needs --key-file FILE with at least 16 secret bytes "
                 "(head -c 32 /dev/urandom > FILE)",
             )
+            most = f"--generator texture has only {NUM_BANDS} distinct frequency bands: --clusters must be at most that"
+            check(self.clusters is None or self.clusters <= NUM_BANDS, most)
+        elif self.protection is None:
+            check(self.key_file is None, "--key-file is the secret of --generator texture: omit it, or add that")
+        few = f"--cluster-images {self.cluster_images} is less than the clusters that are fitted on them: use more"
+        check(self.cluster_images >= (self.clusters or MOST_CLUSTERS), few)
         if self.generator == "network":
             check(
                 self.optimise_through == "surrogate",
@@ -230,7 +238,7 @@ class Settings(ApplySettings):
                 f"--robust-proxies {self.robust_proxies} exceeds --proxies {self.proxies}",
             )
         else:
-            for name in sorted(self.given & {"proxies", "robust_proxies"}):
+            for name in sorted(self.given & {"proxies", "robust_proxies", "flat_share"}):
                 check(False, f"{flag(name)} only applies to --generator distilled and sample, not {self.generator}")
         if self.optimise_through == "surrogate":
             check("proxy_steps" not in self.given, "--proxy-steps has no effect with --optimise-through surrogate")
@@ -252,7 +260,7 @@ OF_THE_FIT = frozenset(
     (
         *("clusters", "cluster_space", "restarts", "cluster_images", "generator", "optimise_through", "plain"),
         *("permutation", "train_images", "distance", "bound", "delta_size", "fit_images", "steps", "epochs"),
-        *("proxies", "proxy_steps", "robust_proxies", "batch_size", "fit_threads", "step_size"),
+        *("proxies", "proxy_steps", "robust_proxies", "flat_share", "batch_size", "fit_threads", "step_size"),
         "generator_lr",
     )
 )
@@ -368,7 +376,8 @@ def clusters_for(num_images: int, generator: Generator) -> int:
     51-57 % accuracy with 200 per cluster, 37-45 % with 400 (tests/fitting/test_effect.py). Sample-wise deltas work
     better with fewer clusters: 6,000 images gave 35 % with 10 clusters, 40 % with 15, 54 % with 40.
     """
-    return max(FEWEST_CLUSTERS, min(num_images, max(10, min(40, num_images // IMAGES_PER_CLUSTER[generator]))))
+    wanted = min(MOST_CLUSTERS, num_images // IMAGES_PER_CLUSTER[generator])
+    return max(FEWEST_CLUSTERS, min(num_images, max(10, wanted)))
 
 
 def flag(name: str) -> str:

@@ -62,7 +62,7 @@ def check_run(output: Store, originals: str | None, share: float, pool: ThreadPo
     there = set(output.names())
     committed = sorted(_shard_names(there))
     result = ShardCheck("", _missing(committed, record), lost=list(losses(output, ())), files=0)
-    units = _units(output) if originals else {}
+    units = _units(output)  # also without originals: of a unit in quarantine, the commit names no file
     check = partial(_check, output, source, units=units, record=record, settings=settings, share=share)
     result = _added(result, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
     unknown = there.difference(result.written) - {name for name in there if name.startswith(f"{RUN_FOLDER}/")}

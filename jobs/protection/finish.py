@@ -52,7 +52,8 @@ def _print_clusters(data: ReportData) -> None:
     sizes = [row.images for row in data.clusters]
     spread = data.clustering.restart_inertias if data.clustering else ()
     starts = f", inertia of the starts {min(spread):.4g} to {max(spread):.4g}" if spread else ""
-    print(f"clusters     {len(sizes)} of {min(sizes):,} to {max(sizes):,} images{starts}")
+    of_images = f" of {min(sizes):,} to {max(sizes):,} images" if sizes else ", without images"
+    print(f"clusters     {len(sizes)}{of_images}{starts}")
     if low := [str(row.index) for row in data.clusters if row.is_low]:
         cli.warn(f"delta moved few images of clusters {', '.join(low)} towards their target centroid; see the report")
 

@@ -153,6 +153,8 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtecti
         if key is None:
             raise SettingsError(f"{settings.protection} needs the secret that it was made with: add --key-file FILE")
         protection.with_key(key)  # raises if it is another secret; the run hands the key itself to its actors
+    elif key is not None:
+        raise SettingsError(f"{settings.protection} was made without a secret: omit --key-file")
     return protection, sha256(data)
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.hashing import sha256
+from pipeline.settings import NUM_BANDS
 
 LEAST_KEY_BYTES = 16
-NUM_BANDS = 40  # available under any key; more clusters than bands are refused
 LEAST_RADIUS, MOST_RADIUS = 2.5, 14.0  # cycles per image; 32 pixels can show at most 16
 SEPARATION = 1.6  # minimum distance of two band centres, cycles per image
 JITTER = 0.35  # standard deviation of a wave's frequency around its band's centre, per axis

@@ -148,18 +148,18 @@ def _square(
     before: Sample, after: Sample, cluster: int, protection: AnyProtection, settings: Settings
 ) -> tuple[NDArray[np.uint8], int, NDArray[np.float32]]:
     """A protected picture at a fixed size, as a trainer would load it, and the delta it carries at that size."""
-    suffix = image_suffix(after, settings.keep_sidecar)
-    pixels = decode_rgb(after.members[suffix], at_least=_REMOVAL_SIDE, max_pixels=settings.max_pixels, suffix=suffix)
-    square = _squeezed(pixels)
-    if protection.needs_pixels:  # the delta exists only in the picture
-        original = _pixels(before, settings, resize=True)
-        original = original if original.ndim == 3 else np.repeat(original[..., None], 3, axis=2)
-        laid = square.astype(np.float32) - _squeezed(original)
+    if protection.needs_pixels:  # the delta exists only in the picture: decode both alike, not at a scale of the JPEG
+        square, original = (_squeezed(_pixels(one, settings, resize=one is before)) for one in (after, before))
+        laid = square.astype(np.float32) - original
     else:
+        suffix = image_suffix(after, settings.keep_sidecar)
+        data, limit = after.members[suffix], settings.max_pixels
+        square = _squeezed(decode_rgb(data, at_least=_REMOVAL_SIDE, max_pixels=limit, suffix=suffix))
         laid = protection.delta_for(cluster, after.key, _REMOVAL_SIDE, _REMOVAL_SIDE).astype(np.float32)
     return square.transpose(2, 0, 1), cluster, laid.transpose(2, 0, 1)
 
 
 def _squeezed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     size = (_REMOVAL_SIDE, _REMOVAL_SIDE)
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR))

@@ -17,7 +17,7 @@ from pipeline.pictures.picture import decode, resize_and_crop
 from pipeline.records import Commit, LooseImage, Rejection, Sample
 from pipeline.settings import ApplySettings
 from pipeline.shards.names import stem_of
-from pipeline.shards.tar import read_samples
+from pipeline.shards.tar import ANY_BYTES, read_samples
 from pipeline.storage.store import Store
 from pipeline.storage.streams import HashingReader
 
@@ -103,7 +103,7 @@ def verify_shard(
     check = ShardCheck(expected.shard)
     hashed = HashingReader(output)
     originals = read_samples(source, max_member_bytes=settings.max_member_bytes) if source is not None else None
-    samples = read_samples(io.BufferedReader(hashed, 1 << 20), max_member_bytes=2 * settings.max_member_bytes)
+    samples = read_samples(io.BufferedReader(hashed, 1 << 20), max_member_bytes=ANY_BYTES)
     num_members = _compare(check, samples, originals, quarantined, settings, decode_share)
     hashed.drain()
     found = {"bytes": (hashed.size, expected.size), "SHA-256": (hashed.sha256, expected.sha256)}

@@ -27,12 +27,14 @@ def samples_of(
     """The samples of a shard or unit, in order; see `read_samples`.
 
     any_version  read what is there, whatever its version
-    Raises InputError (changed-input) if a file is not the version in `shard`.
+    Raises InputError (changed-input), before the first sample or after the last, if a file is not the one in `shard`.
     """
     if not shard.images:
         opened = store.open(shard.name) if any_version else store.open_version(shard.name, shard.etag)
         with opened as stream:
             yield from read_samples(stream, max_member_bytes=max_member_bytes)
+        if not any_version:  # it may have been written anew while it was read
+            store.check_version(shard.name, shard.etag)
         return
 
     def read(file: File) -> bytes:

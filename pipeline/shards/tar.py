@@ -23,6 +23,7 @@ from pipeline.storage.streams import HashedFile
 _W = TypeVar("_W", bound="ShardWriter")
 
 _ZEROS = bytes(BLOCK)
+ANY_BYTES = 1 << 40  # no limit on members, for what we have written ourselves: without loss, files become much larger
 _MAX_NAME_BYTES = 4096
 _MAX_MEMBERS = 1000  # per sample
 _MAX_SAMPLE = 4  # limit on a sample's bytes, as a multiple of max_member_bytes

@@ -38,11 +38,15 @@ class Versions(Listings):
 
         Raises InputError (changed-input) if the current version is another one.
         """
+        self.check_version(name, etag)
+        return self.open(name)
+
+    def check_version(self, name: str, etag: str) -> None:
+        """Raise InputError (changed-input) if the current version of an object is another one."""
         now = self.info(name)
         if now is None or now.etag != etag:
             seen = "is gone" if now is None else f"is now {now.etag}, but was planned as {etag}"
             raise InputError(f"changed-input: {self.url}/{name} {seen}; use a new --output to plan again")
-        return self.open(name)
 
     def read(self, name: str) -> bytes:
         """All bytes of an object. Raises InputError if it does not exist."""

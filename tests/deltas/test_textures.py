@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.deltas.textures import JITTER, NUM_BANDS, SEPARATION, Bands, bands_for, check_key
+from pipeline.deltas.textures import JITTER, SEPARATION, Bands, bands_for, check_key
 from pipeline.errors import InputError, SettingsError
+from pipeline.settings import NUM_BANDS
 
 KEY = b"sixteen bytes ok"
 EPSILON = 16 / 255

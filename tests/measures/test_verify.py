@@ -179,3 +179,23 @@ def test_a_sidecar_that_may_not_leave_is_found_even_where_it_is_as_in_the_input(
     (found,) = problems("seg.png")
     assert found.startswith("one.tar key b: unknown-sidecar: member ppm is not one of the text formats")
     assert problems("seg.png", "ppm") == []
+
+
+def test_an_output_may_be_far_larger_than_an_input_may_be() -> None:
+    """A flat picture is a small PNG until a delta is added."""
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    moved = flat + np.random.default_rng(0).integers(-16, 17, flat.shape)
+    original, protected = image_bytes(flat), image_bytes(moved.astype(np.uint8))
+    limit = len(original) + 1
+    assert len(protected) > 2 * limit
+    data = tar_bytes([("1.png", protected)])
+    found = verify_shard(
+        Expected.of(commit_of(data, num_members=1, num_protected=1)),
+        io.BytesIO(data),
+        io.BytesIO(tar_bytes([("1.png", original)])),
+        set(),
+        settings=Settings(max_member_bytes=limit),
+        decode_share=1.0,
+    )
+    assert found.problems == []
+    assert found.max_exact_delta == 16

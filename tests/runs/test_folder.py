@@ -40,7 +40,8 @@ PICTURES = {
     "four.jpeg": image_bytes(noise(20, 20, 1, seed=4), "JPEG"),
     "b/broken.jpg": b"no image at all",
 }
-CLUSTERS = dict.fromkeys(("a/one", "a/TWO", "b/three", "four", "b/broken", "A", "a.jpg", "a.png", "a.webp", "t"), 0)
+KEYS = ("a/one", "a/TWO", "b/three", "four", "b/broken", "A", "a.jpg", "a.png", "a.webp", "t")
+CLUSTERS = dict.fromkeys((*KEYS, *(f"{number:02d}" for number in range(20))), 0)
 SIDECARS = {"a/one.cls": b"3", "a/one.jpg.json": b'{"title": "one"}', "four.txt": "ü".encode()}
 
 
@@ -77,9 +78,9 @@ class Run:
             self.transaction.run(shard, partial(protected, settings=self.settings))[0] for shard in self.plan.shards
         ]
 
-    def check(self) -> ShardCheck:
+    def check(self, *, with_originals: bool = True) -> ShardCheck:
         with ThreadPoolExecutor(1) as pool:
-            return check_run(self.output, self.source.url, 1.0, pool)
+            return check_run(self.output, self.source.url if with_originals else None, 1.0, pool)
 
 
 @pytest.fixture
@@ -174,6 +175,18 @@ def test_whatever_is_altered_in_the_output_is_found(
     run.go()
     change(tmp_path / "out")
     assert any(problem in line for line in run.check().problems)
+
+
+def test_a_unit_of_which_nothing_could_be_protected_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        data = PICTURES["a/one.jpg"] if number >= 16 else b"no image"
+        (tmp_path / f"in/{number:02d}.jpg").write_bytes(data)
+    run = Run(tmp_path / "in", tmp_path / "out")
+    commits = run.go()
+    assert [commit.num_protected for commit in commits] == [0, 4]
+    for with_originals in (True, False):
+        assert run.check(with_originals=with_originals).problems == []
 
 
 def test_nothing_is_published_of_a_unit_whose_input_changes_meanwhile(source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipeline.shards.names import output_name
 from pipeline.shards.samples import samples_of
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store
+from tests.support.samples import tar_bytes
 
 
 def entries(*names: str, size: int = 1) -> list[Entry]:
@@ -112,6 +114,24 @@ def test_a_file_that_is_replaced_or_gone_after_the_listing_stops_the_run(tmp_pat
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"^changed-input: .*/a\.jpg is now"):
         read(store, unit)
+
+
+def test_a_tar_that_is_written_anew_while_it_is_read_stops_the_run(tmp_path: Path) -> None:
+    """As `cp` and `rsync --inplace` write: the open file changes, and no read fails."""
+    versions = [tar_bytes([(f"{number}.jpg", bytes([value]) * 9_000_000) for number in range(4)]) for value in (1, 2)]
+    (tmp_path / "a.tar").write_bytes(versions[0])
+    listing = resolve_input(str(tmp_path))
+    (shard,) = listing.shards
+    samples = samples_of(listing.store, shard, max_member_bytes=1 << 30)
+    first = next(samples)
+    assert isinstance(first, Sample)
+    assert set(first.members["jpg"]) == {1}
+    time.sleep(0.01)  # of a coarse clock, a new tick
+    with (tmp_path / "a.tar").open("r+b") as file:
+        file.write(versions[1])
+    with pytest.raises(InputError, match=r"changed-input: .*a\.tar is now"):
+        list(samples)
+    assert len(list(samples_of(listing.store, shard, max_member_bytes=1 << 30, any_version=True))) == 4
 
 
 @pytest.mark.permissions
