@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs import importing
 from jobs.protection.options import protection_parser
 from jobs.shared import cli
-from pipeline.settings import DEFAULT_SURROGATE
+from pipeline.settings import DEFAULT_SURROGATE, PRESETS, check_choice
 
 DESCRIPTION = """\
 Find what would break a run later: versions of driver and cluster, GPUs, disk space, the bucket, weights, codecs.
@@ -52,7 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     config = given.pop("config", None)
     if config:
         of_run = cli.read_config(Path(config), protection_parser())
-        given = {"surrogate": DEFAULT_SURROGATE} | {k: v for k, v in of_run.items() if k in asked} | given
+        check_choice("preset", preset := of_run.get("preset", "scumble"), tuple(PRESETS))
+        of_run = PRESETS[preset] | of_run
+        given = {name: value for name, value in of_run.items() if name in asked} | given
+        if "protection" not in given:  # which knows its surrogate
+            given = {"surrogate": DEFAULT_SURROGATE} | given
     with importing():
         from jobs.inspection.checkup import check_up
 

@@ -15,7 +15,7 @@ from actors.cluster.stream import collected, over_shards
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
 from actors.sampler import FitImageReader
-from jobs.protection.dry_run import looked_at, print_files, print_time
+from jobs.protection.dry_run import looked_at, nothing_left, print_files, print_time
 from jobs.protection.prepare import Run, prepare
 from jobs.protection.stages import cluster, cluster_counts, context_of, images_of_run, sides_of, watched
 from jobs.shared.progress import progress
@@ -64,6 +64,8 @@ def _settings(run: Run) -> BaselineRunSettings:
 def print_baseline(run: Run) -> None:
     """The plan of --dry-run: a few images are measured on this machine, and nothing is written."""
     settings, side = _settings(run), _side(run)
+    if nothing_left(run):
+        return
     surrogate = run.surrogate if settings.labels in EMBEDDED else None
     predicted = estimate_writing(*looked_at(run), surrogate, settings)
     predicted = replace(predicted, fit=_most_fit_seconds(run))
@@ -79,7 +81,8 @@ def print_baseline(run: Run) -> None:
     if predicted.fit:
         print("             that is the most the fit may take, as timed on a CPU here")
     elif settings.deltas is None:
-        print("             and what the method itself takes: seconds to minutes")
+        takes = "hours for large collections" if settings.method == "tue" else "seconds to minutes"
+        print(f"             and what the method itself takes: {takes}")
 
 
 def _most_fit_seconds(run: Run) -> float:

@@ -36,9 +36,9 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     if "output" in given:
         yield from findings_of("output", lambda: check_output(given["output"], *sources))
     yield from findings_of("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
-    if "surrogate" in given:
-        wanted = [given.get(name) for name in ("surrogate_weights", "surrogate_size", "protection")]
-        yield from findings_of("weights", lambda: check_weights(given["surrogate"], *wanted))
+    if "surrogate" in given or "protection" in given:
+        wanted = [given.get(name) for name in ("surrogate", "surrogate_weights", "surrogate_size", "protection")]
+        yield from findings_of("weights", lambda: check_weights(*wanted))
     if "RAY_ADDRESS" not in os.environ:
         yield from findings_of("gpu", lambda: check_gpu(asked.gpus_per_worker))
     yield from findings_of("ray", lambda: _cluster(asked))

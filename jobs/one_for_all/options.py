@@ -88,7 +88,7 @@ def _run(parser: Parser) -> None:
     add("--gpus-per-worker", type=float, metavar="G", help="GPUs of each worker; 0: CPUs only")
     add("--checkpoint-every", type=float, metavar="SECONDS", help="how much an interruption can cost at most")
     add("--max-pixels", type=int, metavar="N", help="skip larger images")
-    add("--overwrite", action="store_true", default=None, help="train from scratch over an existing output")
+    add("--overwrite", action="store_true", default=None, help="replace an existing output")
     estimated = "print steps, memory and time, estimated from a step on a few images; write nothing"
     add("--dry-run", action="store_true", default=None, help=estimated)
     add("--debug", action="store_true", default=None, help="show tracebacks and Ray's own logs")

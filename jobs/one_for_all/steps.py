@@ -26,6 +26,7 @@ from pipeline.one_for_all.estimate import estimate_training
 from pipeline.one_for_all.finish import bank_tensor
 from pipeline.one_for_all.pictures import read_squares, square_side
 from pipeline.one_for_all.settings import OneForAllSettings
+from pipeline.one_for_all.training import check_bank, check_batch
 from pipeline.pictures.members import picture_of
 from pipeline.records import Shard
 from pipeline.report.page import duration, size
@@ -71,6 +72,7 @@ def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
     surrogate = surrogate_for(settings, "cpu")
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     bank = bank_for(settings.concepts, surrogate, weights=weights)
+    check_bank(bank_tensor(bank), surrogate.dimension, settings)
     output, name = file_at(settings.output)
     if not name.endswith(".safetensors"):
         raise SettingsError(f"--output {settings.output} must be a file that ends in .safetensors")
@@ -111,6 +113,7 @@ def print_training(run: UniversalTraining) -> int:
     settings = run.settings
     if run.is_done:
         return cli.DONE
+    check_batch(settings, settings.workers or 1)
     total = count_images(run)
     images = min(settings.images or total, total)
     store, entries = run.sources[0]
@@ -143,6 +146,8 @@ def print_training(run: UniversalTraining) -> int:
 def load_squares(run: UniversalTraining) -> list[Any]:
     """References to the training pictures in the object store; warns about what is left out."""
     settings = run.settings
+    with ray_failures():
+        check_batch(settings, _workers(settings).count)
     side = square_side(settings.side_for(run.surrogate.input_size))
     total = count_images(run)
     images = min(settings.images or total, total)

@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jobs.protection.prepare import Run
+from jobs.protection.prepare import Run, is_left
+from pipeline import layout
 from pipeline.deltas.apply import check_writable
+from pipeline.deltas.load import load_protection
 from pipeline.measures.estimate import Estimate, bytes_per_sample, estimate, first_usable
 from pipeline.records import Sample
 from pipeline.report.page import duration
@@ -20,10 +22,16 @@ WORTH_A_HINT = 0.8  # share of the time
 
 
 def print_plan(run: Run) -> None:
-    """Process a few images on this machine and print what the whole run would take."""
+    """Process a few images on this machine and print what the whole run would take, or what is left of it."""
     settings = run.settings
+    if nothing_left(run):
+        return
     samples, bytes_each, total = looked_at(run)
     predicted = estimate(samples, bytes_each, total, run.surrogate, settings, run.given)
+    if run.given is None and not settings.overwrite and (kept := run.output.read_if_there(layout.PROTECTION)):
+        clusters = len(load_protection(kept).clustering.centroids)
+        predicted = replace(predicted, embed=0.0, fit=0.0, fit_bytes=0, clusters=clusters)
+        print("fitted       by an earlier start: only applying is left")
     workers = settings.workers or os.cpu_count() or 1
     height, width = predicted.sides
     images = f"about {predicted.images:,}, median {width}x{height} pixels (measured on {len(samples)} of them)"
@@ -40,15 +48,22 @@ def print_plan(run: Run) -> None:
     if predicted.fit_bytes:
         print(f"memory       {as_bytes(predicted.fit_bytes)} of images in each process that fits, and once for all")
     print_time(predicted, workers, run)
-    if settings.generator in OTHER_WAY and run.given is None:
+    if settings.generator in OTHER_WAY and run.given is None and predicted.fit:
         name, strength = OTHER_WAY[settings.generator]
         other = replace(settings, generator=name, steps=0, given=settings.given - {"steps"})
         saved = estimate(samples, bytes_each, total, run.surrogate, other)
         print_hint(predicted, saved, workers, f"--generator {name} protects a little {strength}")
 
 
+def nothing_left(run: Run) -> bool:
+    """True, and printed, if an earlier start has committed and measured every shard."""
+    if done := not is_left(run):
+        print("time         nothing is left to do but to write the report again")
+    return done
+
+
 def looked_at(run: Run) -> tuple[list[Sample], float, int]:
-    """A few usable samples of what is left to do, or of all if nothing is; bytes per sample, and of all of them."""
+    """A few usable samples of what is left to do, or of all if only measuring is; bytes per sample, and of all."""
     settings, left = run.settings, run.plan.left or run.plan.shards
     samples = first_usable(
         run.source,

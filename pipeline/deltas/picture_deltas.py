@@ -82,6 +82,10 @@ class PictureDeltas(Protocol):
     def side(self) -> int | None:
         """Side in pixels of the squares that deltas are made from; None if they do not depend on the picture."""
 
+    @property
+    def uses_small(self) -> bool:
+        """True if deltas are made from the picture that is embedded, so that it must be the part that is written."""
+
     def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         """One answer each."""
 
@@ -97,7 +101,7 @@ class NearestDeltas:
         if surrogate is not None:
             protection.check_surrogate(surrogate.id)
         self.epsilon, self.at_least = protection.epsilon, surrogate.resize if surrogate is not None else 1
-        self.side = None
+        self.side, self.uses_small = None, False
         self._protection, self._surrogate, self._laid = protection, surrogate, LaidDeltas(protection)
 
     def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
@@ -124,7 +128,7 @@ class SampleDeltas:
         if surrogate is not None:
             protection.check_surrogate(surrogate.id)
         self.epsilon, self.at_least = protection.epsilon, surrogate.resize if surrogate is not None else 1
-        self.side = protection.sample.side
+        self.side, self.uses_small = protection.sample.side, False
         self._protection, self._surrogate = protection, surrogate
         self._maker = maker_of(protection.sample, protection.targets, protection.epsilon, device)
 
@@ -224,6 +228,8 @@ class PictureOpener:
     def _small(self, opened: Opened) -> Pixels:
         """The picture as the stage `embed` sees it; decoded again only if that uses another scale."""
         settings, at_least = self._settings, self._deltas.at_least
+        if self._deltas.uses_small and settings.size != "native":
+            return opened.picture.rgb
         small = rgb_of(opened.picture, at_least=at_least) if settings.size == "native" else None
         if small is not None:
             return small

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,11 @@ from scipy.ndimage import gaussian_filter
 from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.delta import lay, levels_of
 from pipeline.deltas.load import AnyProtection
+from pipeline.deltas.picture_deltas import PictureOpener
 from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork
 from pipeline.deltas.samplewise.kinds import PER_PICTURE, PictureGenerator
+from pipeline.deltas.universal.deltas import UniversalDeltas
+from pipeline.deltas.universal.protection import UniversalProtection
 from pipeline.errors import InputError, SampleError
 from pipeline.fitting.fit import FitImages
 from pipeline.fitting.fit_images import fit_bytes, picture_side
@@ -28,7 +32,7 @@ from pipeline.hashing import numpy_rng
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample, Shard
-from pipeline.settings import DISTILLED_BATCH, LARGEST_EPSILON, Settings, clusters_for
+from pipeline.settings import DISTILLED_BATCH, LARGEST_EPSILON, ApplySettings, Settings, clusters_for
 from pipeline.shards.samples import samples_of_all
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
@@ -37,6 +41,7 @@ from pipeline.surrogates.surrogate import WHOLE_BATCH, Surrogate
 
 MEASURED_IMAGES = 32
 COUNTED_SAMPLES = 1000  # read at most to estimate bytes per sample; most are not decoded
+_UNIVERSAL_IMAGES = 4  # a generator of 120 M parameters takes seconds for each
 _FIXED_SECONDS = 60.0  # starting Ray and its workers four times
 _TIMED_BATCH, _TIMED_STEPS = 512, 4  # for timing the proxy
 _TRAINING = 3.0  # a training step takes about as long as so many passes
@@ -56,6 +61,7 @@ class Estimate:
     apply            seconds per image of one process
     fit              seconds of the whole fit in one process
     fit_bytes        memory of the images to fit on, in each process that fits; 0 without a fit
+    fits             how many processes can share the fit: one for deltas that are fitted jointly
     makes_deltas     True if networks make a delta for each image while applying
     """
 
@@ -70,27 +76,25 @@ class Estimate:
     makes_deltas: bool = False
     survival: float = 1.0
     num_finer: int = 0
+    fits: int = 1
 
     def stage_seconds(self, workers: int) -> dict[str, float]:
         """Wall seconds of each stage with that many worker processes."""
         return {
             "embed": self.images * self.embed / workers,
             "cluster": 1e-4 * self.images / workers + 5,
-            "fit": self.fit,
+            "fit": self.fit / min(workers, self.fits),
             "apply": self.images * self.apply / workers,
             "start-up": _FIXED_SECONDS,
         }
 
     def hours(self, workers: int, settings: Settings) -> tuple[float, float]:
-        """GPU-hours and CPU-hours used by the stages with that many worker processes.
-
-        A stage without a model uses no GPU; deltas that are fitted jointly use one process.
-        """
+        """GPU-hours and CPU-hours used by the stages with that many workers; a stage without a model uses no GPU."""
         seconds = self.stage_seconds(workers)
-        fits = 1 if settings.optimise_through == "proxy" else min(workers, self.clusters)
         on_gpus = ["embed", "fit", "apply"] if self.makes_deltas else ["embed", "fit"]
         on_gpus = ["apply"] if settings.method == "one-for-all" else on_gpus
-        busy = {stage: spent * (fits if stage == "fit" else workers) for stage, spent in seconds.items()}
+        processes = {stage: min(workers, self.fits) if stage == "fit" else workers for stage in seconds}
+        busy = {stage: spent * processes[stage] for stage, spent in seconds.items()}
         gpu = settings.gpus_per_worker * sum(busy[stage] for stage in on_gpus)
         return gpu / 3600, (sum(busy.values()) + busy["fit"] * (settings.fit_threads - 1)) / 3600
 
@@ -111,16 +115,20 @@ def estimate(
     given        an existing protection to apply instead of fitting one
     Raises InputError if none of the images is usable.
     """
-    embed = _embed_seconds(samples, surrogate, settings)
+    threads = _threads_each(settings)
+    if isinstance(given, UniversalProtection):  # embeds while it applies
+        embed, universal = 0.0, _universal_seconds(samples, given, surrogate, settings, threads)
+    else:
+        embed, universal = _embed_seconds(samples, surrogate, settings, threads), 0.0
     has_colour = settings.plain or settings.method == "one-for-all"
     if given is not None and given.sample is not None:
         has_colour = given.sample.plain
     files = _protected(samples, settings, has_colour)
-    apply, sides = files.seconds, files.sides
+    apply, sides = files.seconds + universal, files.sides
     makes_deltas = given.sample is not None if given else _fits_networks(settings)
     if makes_deltas:
         side = given.sample.side if given and given.sample else _delta_side(settings, surrogate, sides)
-        apply += _delta_seconds(settings, given.sample if given else None, side)
+        apply += _delta_seconds(replace(settings, fit_threads=threads), given.sample if given else None, side)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
     clusters = (
         len(given.clustering.centroids) if given else settings.clusters or clusters_for(images, settings.generator)
@@ -128,7 +136,8 @@ def estimate(
     fit = _fit_seconds(images, sides, surrogate, settings, clusters)
     side = picture_side(settings, delta_side(settings, surrogate.input_size, [min(sides)]))
     memory = fit_bytes(min(images, settings.fit_images or images), side) if fit else 0
-    rest = (memory, makes_deltas, files.survival, files.num_finer)
+    fits = clusters if settings.optimise_through == "surrogate" else 1
+    rest = (memory, makes_deltas, files.survival, files.num_finer, fits)
     return Estimate(images, sides, files.factor, clusters, embed, apply, fit, *rest)
 
 
@@ -139,7 +148,7 @@ def estimate_writing(
 
     surrogate  None if nothing is embedded
     """
-    embed = 0.0 if surrogate is None else _embed_seconds(samples, surrogate, settings)
+    embed = 0.0 if surrogate is None else _embed_seconds(samples, surrogate, settings, _threads_each(settings))
     files = _protected(samples, settings, has_colour=True)
     images = max(len(samples), int(total_bytes / max(bytes_each, 1)))
     predicted = Estimate(images, files.sides, files.factor, 0, embed, files.seconds, fit=0.0)
@@ -182,7 +191,13 @@ def bytes_per_sample(source: Store, shards: Sequence[Shard], *, max_member_bytes
     return sum(shard.size for shard in shards)
 
 
-def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings) -> float:
+def _threads_each(settings: ApplySettings) -> int:
+    """Threads of one worker where all of a machine's CPUs are shared out."""
+    cpus = os.cpu_count() or 1
+    return max(1, cpus // (settings.workers or cpus))
+
+
+def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settings, threads: int) -> float:
     pictures = []
     why: SampleError | str = "the shard is empty"
     started = time.perf_counter()
@@ -196,10 +211,28 @@ def _embed_seconds(samples: list[Sample], surrogate: Surrogate, settings: Settin
     if not pictures:
         raise InputError(f"none of the first {len(samples)} samples can be protected; last error: {why}")
     decoded = time.perf_counter() - started
-    surrogate.embed_pictures(pictures[:1])
-    started = time.perf_counter()
-    surrogate.embed_pictures(pictures)
-    return (decoded + time.perf_counter() - started) / len(pictures)
+    with torch_threads(threads):
+        surrogate.embed_pictures(pictures[:1])
+        started = time.perf_counter()
+        surrogate.embed_pictures(pictures)
+        return (decoded + time.perf_counter() - started) / len(pictures)
+
+
+def _universal_seconds(
+    samples: list[Sample], given: UniversalProtection, surrogate: Surrogate, settings: Settings, threads: int
+) -> float:
+    """Seconds per image of decoding for surrogate and generator, and of one pass of both."""
+    deltas = UniversalDeltas(given, surrogate, small_images=settings.small_images)
+    opener = PictureOpener(settings, deltas, None)
+    with torch_threads(threads):
+        opened = [found for found in map(opener.open, samples[:_UNIVERSAL_IMAGES]) if not isinstance(found, Rejection)]
+        if not opened:
+            return 0.0  # what cannot be protected is said where files are measured
+        requests = [request for _, request in opened]
+        deltas.for_pictures(requests[:1])
+        started = time.perf_counter()
+        deltas.for_pictures(requests)
+        return (time.perf_counter() - started) / len(requests)
 
 
 class TypicalDeltas:

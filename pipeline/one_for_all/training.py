@@ -242,21 +242,39 @@ def _shared_norms(network: nn.Module, device: torch.device, world: int) -> nn.Mo
     return network
 
 
-def _check_fit(
-    images: TrainingImages, surrogate: Surrogate, bank: Tensor, settings: OneForAllSettings, world: int
-) -> None:
-    if bank.ndim != 2 or bank.shape[1] != surrogate.dimension:
+def check_bank(bank: Tensor, dimension: int, settings: OneForAllSettings) -> None:
+    """Raise SettingsError unless the concepts suit the surrogate and the loss.
+
+    bank       float [m, d]
+    dimension  of the surrogate's features
+    """
+    if bank.ndim != 2 or bank.shape[1] != dimension:
         raise SettingsError(
-            f"--concepts: embeddings {tuple(bank.shape)} do not match the surrogate's dimension {surrogate.dimension}; "
+            f"--concepts: embeddings {tuple(bank.shape)} do not match the surrogate's dimension {dimension}; "
             "make them with the same surrogate"
         )
     if len(bank) <= settings.near:
         raise SettingsError(f"--near {settings.near}: the bank has only {len(bank)} concepts")
+
+
+def check_batch(settings: OneForAllSettings, world: int) -> None:
+    """Raise SettingsError unless a batch can be divided among `world` workers."""
     if settings.batch_size % (settings.accumulate * world):
         raise SettingsError(
             f"--batch-size {settings.batch_size} cannot be divided among {world} workers in {settings.accumulate} parts"
         )
+
+
+def _check_fit(
+    images: TrainingImages, surrogate: Surrogate, bank: Tensor, settings: OneForAllSettings, world: int
+) -> None:
+    check_bank(bank, surrogate.dimension, settings)
+    check_batch(settings, world)
     if len(images.pixels) < settings.batch_size:
         raise InputError(f"only {len(images.pixels)} images, fewer than --batch-size {settings.batch_size}")
     if settings.select_by == "label" and images.labels is None:
         raise SettingsError("--select-by label needs a .cls label for every image: a row of the concept bank")
+    if settings.select_by == "label" and images.labels is not None and int(images.labels.max()) >= len(bank):
+        raise InputError(
+            f"--select-by label: label {int(images.labels.max())} is no row of the concept bank, which has {len(bank)}"
+        )

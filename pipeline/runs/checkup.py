@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, features
 
 from pipeline import layout
+from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import load_protection
 from pipeline.errors import InputError, ScumbleError
 from pipeline.hashing import library_versions, sha256
@@ -140,11 +141,22 @@ def check_gpu(gpus_per_worker: float) -> list[Finding]:
     return [Finding("ok", "gpu", "none, and none requested")]
 
 
-def check_weights(surrogate: str, weights: str | None, size: int | None, protection: str | None) -> list[Finding]:
+def check_weights(
+    surrogate: str | None, weights: str | None, size: int | None, protection: str | None
+) -> list[Finding]:
     """Check that the surrogate's weights are available, as published, and fit its network and the protection, if any.
 
+    surrogate  None: that of the protection, whose size also counts unless another is given, as in a run
     Weights that a library would download are downloaded. Raises a ScumbleError.
     """
+    fitted = None
+    if protection is not None:
+        store, name = file_at(protection)
+        fitted = load_protection(store.read(name))
+        fitted_name, fitted_size = named_surrogate(fitted.surrogate_id)
+        surrogate = surrogate or fitted_name
+        size = size or (fitted_size if surrogate == fitted_name else None)
+    assert surrogate is not None, "neither a surrogate nor a protection"
     if ":" in surrogate and "random-" in surrogate:
         return [Finding("warning", "weights", f"{surrogate} is untrained", "use a trained surrogate for real work")]
     path = weights_file(surrogate, Path(weights) if weights else None)
@@ -156,9 +168,8 @@ def check_weights(surrogate: str, weights: str | None, size: int | None, protect
             Finding("error", "weights", f"{path} has SHA-256 {digest[:16]}, but {published[:16]} was published", advice)
         ]
     loaded = load_surrogate(surrogate, weights=path, size=size, device="cpu")
-    if protection is not None:
-        store, name = file_at(protection)
-        load_protection(store.read(name)).check_surrogate(loaded.id)
+    if fitted is not None:
+        fitted.check_surrogate(loaded.id)
     known = "as published" if published else "no published digest to compare against"
     detail = f"{surrogate}, {loaded.dimension} features from {loaded.input_size} px, SHA-256 {digest[:16]} ({known})"
     return [Finding("ok", "weights", detail)]

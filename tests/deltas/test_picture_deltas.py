@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from pipeline.deltas.apply import LaidDeltas, protect_sample
 from pipeline.deltas.picture_deltas import (
     PIXELS_AT_ONCE,
     NearestDeltas,
+    PictureOpener,
     ProtectedPicture,
     picture_batches,
     protect_pictures,
 )
 from pipeline.deltas.protection import Protection
+from pipeline.deltas.universal.deltas import UniversalDeltas
 from pipeline.errors import ConflictError, Reason
 from pipeline.pictures.formats import pixels_in
 from pipeline.records import Rejection, Sample
@@ -28,6 +31,7 @@ from pipeline.surrogates.embed import embed_shard
 from pipeline.surrogates.surrogate import load_surrogate
 from tests.support.pictures import exif_with
 from tests.support.samples import image_bytes
+from tests.support.universal import untrained
 
 SETTINGS = Settings(encode="lossless", max_pixels=1_000_000)
 NAMES = ("grass", "brick", "coffee", "astronaut")
@@ -151,3 +155,24 @@ def test_another_surrogate_is_refused(protection):
     other = load_surrogate("timm:test_resnet.random-1", weights=None, size=32, device="cpu")
     with pytest.raises(ConflictError, match="fitted for surrogate"):
         NearestDeltas(protection, other)
+
+
+@pytest.mark.parametrize("size", ["224", "native"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_universal_generator_sees_the_part_of_a_picture_that_is_written(size: Any, kind: str) -> None:
+    surrogate = load_surrogate("timm:test_resnet.random-0", weights=None, size=32, device="cpu")
+    settings = Settings(method="one-for-all", protection="p", epsilon=8 / 255, size=size)
+    opener = PictureOpener(settings, UniversalDeltas(untrained(surrogate), surrogate), None)
+    pixels = np.tile(np.linspace(0, 255, 900).astype(np.uint8)[None, :, None], (300, 1, 3))
+    suffix = {"PNG": "png", "JPEG": "jpg"}[kind]
+    opened = opener.open(Sample("wide", {suffix: image_bytes(pixels, kind)}))
+    assert not isinstance(opened, Rejection)
+    picture, request = opened
+    assert request.small is not None
+    written = picture.picture.rgb
+    assert written.shape == ((224, 224, 3) if size == "224" else (300, 900, 3))
+    height, width = request.small.shape[:2]
+    assert width / height == written.shape[1] / written.shape[0]
+    for column in (0.1, 0.9):  # both show the same grey at the same place
+        seen = int(request.small[height // 2, int(column * width), 0])
+        assert abs(seen - int(written[written.shape[0] // 2, int(column * written.shape[1]), 0])) <= 3

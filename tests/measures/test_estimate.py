@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,6 +22,7 @@ from pipeline.deltas.apply import check_writable
 from pipeline.deltas.protection import Protection
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork
 from pipeline.deltas.samplewise.sample_steps import SampleGenerator
+from pipeline.deltas.universal.deltas import UniversalDeltas
 from pipeline.errors import InputError
 from pipeline.measures.estimate import COUNTED_SAMPLES, Estimate, bytes_per_sample, estimate, first_usable
 from pipeline.records import Sample, Shard
@@ -27,6 +30,7 @@ from pipeline.settings import EMBEDDED_SURROGATE, Settings, clusters_for
 from pipeline.storage.store import Store
 from pipeline.surrogates.surrogate import Surrogate, load_surrogate
 from tests.support.samples import image_bytes, noise, tar_bytes
+from tests.support.universal import untrained
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,46 @@ def test_the_cost_is_of_what_is_in_use():
     assert universal[0] == pytest.approx(2.0)
     sample_wise = replace(found, makes_deltas=True).hours(2, Settings(gpus_per_worker=1.0))
     assert sample_wise[0] == pytest.approx(found.hours(2, Settings(gpus_per_worker=1.0))[0] + 2.0)
+
+
+def test_fits_of_single_clusters_are_shared_by_workers_and_cost_the_same():
+    found = Estimate(1000, (10, 10), 1.0, clusters=10, embed=0.0, apply=0.0, fit=36_000.0, fits=10)
+    settings = Settings(optimise_through="surrogate", generator="direct")
+    assert [found.stage_seconds(workers)["fit"] for workers in (1, 4, 20)] == [36_000, 9_000, 3_600]
+    hours = [found.hours(workers, settings)[1] for workers in (1, 10)]
+    fixed = [sum(found.stage_seconds(n)[stage] for stage in ("cluster", "start-up")) * n / 3600 for n in (1, 10)]
+    assert [total - rest for total, rest in zip(hours, fixed, strict=True)] == pytest.approx([20.0, 20.0])
+
+
+def test_of_a_universal_generator_its_own_pass_is_counted_and_no_stage_embeds(surrogate, monkeypatch):
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(8)])
+    given = untrained(surrogate)
+    settings = Settings(method="one-for-all", protection="p.safetensors", epsilon=given.epsilon)
+    passes = []
+    made = UniversalDeltas.for_pictures
+
+    def slow(deltas, requests):
+        passes.append(len(requests))
+        time.sleep(0.2 * len(requests))
+        return made(deltas, requests)
+
+    monkeypatch.setattr(UniversalDeltas, "for_pictures", slow)
+    found = estimate(*first_of(data), len(data), surrogate, settings, given)
+    assert passes == [1, 4]
+    assert found.embed == 0
+    assert 0.2 < found.apply < 0.4
+    assert predicted(data, surrogate, protection="p.safetensors").apply < 0.2
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_models_are_timed_on_as_many_threads_as_a_worker_gets(surrogate, monkeypatch, workers):
+    seen = []
+    embed = surrogate.embed_pictures
+    monkeypatch.setattr(surrogate, "embed_pictures", lambda some: seen.append(torch.get_num_threads()) or embed(some))
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(4)])
+    predicted(data, surrogate, protection="p.safetensors", workers=workers)
+    assert set(seen) == {1 if workers is None else 3}
 
 
 def sample_wise(side: int, steps: int, clusters: int = 3) -> Protection:

@@ -18,7 +18,7 @@ from jobs.protection.options import parse_settings
 from jobs.protection.prepare import prepare
 from pipeline.deltas.load import load_protection
 from pipeline.deltas.universal.generator import UniversalGenerator
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SettingsError
 from tests.support import runs
 
 pytestmark = pytest.mark.ray
@@ -92,6 +92,12 @@ def test_a_dry_run_says_steps_memory_and_time_and_writes_nothing(data: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
     with pytest.raises(InputError, match="about 48 images are fewer than --batch-size 64"):
         train_one_for_all.main([*options, "--batch-size", "64"])
+    for more, words in (
+        (("--workers", "3"), "--batch-size 16 cannot be divided among 3 workers"),
+        (("--near", "5000"), "--near 5000: the bank has only"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            train_one_for_all.main([*options, *more])
 
 
 def test_the_same_command_again_trains_nothing(data: Path, trained) -> None:

@@ -201,12 +201,15 @@ def test_what_does_not_fit_is_refused(surrogate, changed, count, error, words):
         UniversalFit(pictures(), surrogate, bank(surrogate, count), replace(SMALL, **changed))
 
 
+def test_a_label_beyond_the_bank_is_refused(surrogate):
+    labelled = replace(pictures(), labels=torch.arange(len(pictures().pixels)))
+    with pytest.raises(InputError, match="label 23 is no row of the concept bank, which has 12"):
+        UniversalFit(labelled, surrogate, bank(surrogate, 12), replace(SMALL, select_by="label"))
+
+
 def test_a_bank_of_another_surrogate_is_refused(surrogate):
     with pytest.raises(SettingsError, match="do not match the surrogate's"):
         UniversalFit(pictures(), surrogate, torch.randn(12, 7), SMALL)
-
-
-# --- the protection
 
 
 def test_a_protection_survives_its_file_and_gives_the_same_deltas(surrogate):

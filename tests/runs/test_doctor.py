@@ -22,9 +22,11 @@ from pipeline.errors import ConflictError, SettingsError
 from pipeline.hashing import sha256
 from pipeline.runs import checkup
 from pipeline.runs.checkup import check_codecs, check_gpu, check_output, check_space, check_weights, compare_versions
+from pipeline.settings import DEFAULT_SURROGATE
 from pipeline.storage.store import Store
 from pipeline.surrogates.pretrained import EMBEDDED_WEIGHTS
 from tests.support.runs import ROOT, write_collection
+from tests.support.uploads import small_protection
 
 LITE = "timm:tf_efficientnet_lite0"
 
@@ -227,3 +229,32 @@ def _refusing(asked: Any) -> Any:
     from pipeline.errors import ClusterError
 
     raise ClusterError("the Ray cluster at RAY_ADDRESS does not answer (…); unset RAY_ADDRESS to run here")
+
+
+def test_a_protection_is_checked_with_the_surrogate_and_the_size_it_was_fitted_with(tmp_path: Path) -> None:
+    (tmp_path / "p.safetensors").write_bytes(small_protection().to_bytes())  # at 64 px
+    for surrogate in (None, LITE):
+        (found,) = check_weights(surrogate, None, None, str(tmp_path / "p.safetensors"))
+        assert found.level == "ok"
+        assert "1280 features from 64 px" in found.detail
+    with pytest.raises(ConflictError):
+        check_weights(LITE, None, 96, str(tmp_path / "p.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("text", "surrogate"),
+    [
+        ("preset: uc-paper\n", "torchvision:resnet50/IMAGENET1K_V1"),
+        (f"preset: uc-paper\nsurrogate: {LITE}\n", LITE),
+        ("epsilon: 8/255\n", DEFAULT_SURROGATE),
+        ("protection: p.safetensors\n", None),
+    ],
+)
+def test_a_config_means_what_it_means_to_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, surrogate: str | None
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("jobs.inspection.checkup.check_up", lambda given: seen.append(given) or [])
+    (tmp_path / "c.yaml").write_text(text)
+    assert doctor.main(["--config", str(tmp_path / "c.yaml")]) == 0
+    assert seen[0].get("surrogate") == surrogate

@@ -35,7 +35,7 @@ class FakeDeltas:
 
     def __init__(self) -> None:
         self._source = ExtremeDeltas()
-        self.epsilon, self.at_least, self.side = self._source.epsilon, 32, None
+        self.epsilon, self.at_least, self.side, self.uses_small = self._source.epsilon, 32, None, False
 
     def for_pictures(self, requests: Sequence[DeltaRequest]) -> list[DeltaAnswer]:
         return [self._answer(request, len(request.key) % 8) for request in requests]

@@ -28,6 +28,7 @@ from pipeline.shards.names import sample_name
 from pipeline.storage.store import Store
 from tests.support.runs import ROOT, write_collection
 from tests.support.samples import image_bytes, read, tar_bytes
+from tests.support.universal import untrained
 from tests.support.uploads import Job, jpeg, patch, small_protection, small_surrogate, upload
 
 ODD = {
@@ -295,23 +296,8 @@ def test_on_ray_the_same_comes_out(tmp_path: Path) -> None:
 
 def test_a_universal_generator_protects_uploads_too(tmp_path: Path) -> None:
     from pipeline.deltas.universal.deltas import UniversalDeltas
-    from pipeline.deltas.universal.generator import UniversalGenerator
-    from pipeline.deltas.universal.protection import UniversalProtection
 
-    known = small_protection()
-    generator = UniversalGenerator(small_surrogate().dimension, width=8, blocks=1)
-    generator.up[-1].weight.data.mul_(100)  # untrained, its deltas are less than half a level
-    universal = UniversalProtection(
-        surrogate_id=known.surrogate_id,
-        epsilon=8 / 255,
-        bound="eps_tanh",
-        side=64,
-        width=8,
-        blocks=1,
-        weights={name: tensor.detach().numpy() for name, tensor in generator.state_dict().items()},
-        clustering=known.clustering,
-        fingerprint="f" * 64,
-    )
+    universal = replace(untrained(small_surrogate()), clustering=small_protection().clustering)
     job = Job(tmp_path, source=Store(str(tmp_path / "in")), output=Store(str(tmp_path / "out")), monkeypatch=None)
     for wrong in (
         replace(universal, width=4),

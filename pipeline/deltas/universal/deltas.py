@@ -40,7 +40,7 @@ class UniversalDeltas:
         protection.check_surrogate(surrogate.id)
         self._small_images = small_images
         self.epsilon = protection.epsilon
-        self.at_least, self.side = max(surrogate.resize, protection.side), None
+        self.at_least, self.side, self.uses_small = max(surrogate.resize, protection.side), None, True
         self._protection, self._surrogate = protection, surrogate
         generator = UniversalGenerator(surrogate.dimension, width=protection.width, blocks=protection.blocks)
         generator.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in protection.weights.items()})
