@@ -12,7 +12,6 @@ from pipeline.errors import SettingsError
 from pipeline.records import IMAGE_SUFFIXES
 
 _T = TypeVar("_T")
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 Generator = Literal["distilled", "sample", "direct", "network", "texture"]
 OptimiseThrough = Literal["proxy", "surrogate"]
 TrainImages = Literal["cluster", "all"]
@@ -143,6 +142,7 @@ class Settings(ApplySettings):
     proxies: int = 3  # for --generator distilled and sample
     proxy_steps: int = 400  # at least; fewer underfit: of 1,600 images, 150 steps teach 83 % their cluster, 600 97 %
     robust_proxies: int = 1  # of these, trained on adversarial examples, to counter adversarial training
+    flat_share: float = 1.0  # of epsilon, where an image is flat; see pipeline.deltas.samplewise.local_bound
     batch_size: int = 256
     fit_threads: int = 2  # CPU threads of a fit; affects the last bits of float sums, hence output bytes
     step_size: float | None = None  # largest sign step for direct deltas, pixel units; None = 0.15 epsilon
@@ -172,8 +172,11 @@ class Settings(ApplySettings):
         check(self.steps >= 1 or self.epochs is not None, f"--steps must be at least 1; it is {self.steps}")
         limits = f"--epsilon must be above 0 and at most 127/255, e.g. 16/255; it is {self.epsilon:g}"
         check(0 < self.epsilon <= LARGEST_EPSILON, limits)
+        object.__setattr__(self, "flat_share", float(self.flat_share))  # YAML's 1 is an int
+        check(0 < self.flat_share <= 1, f"--flat-share is above 0 and at most 1, e.g. 0.4; it is {self.flat_share:g}")
         check(self.epsilon * 255 >= 1, "--epsilon below 1/255 cannot change an 8-bit image; use at least 1/255")
         check_least(self, _LEAST)
+        self._check_clusters_and_key()
         self._check_conflicts()
 
     def for_images(self, images: int) -> Settings:
@@ -189,7 +192,7 @@ class Settings(ApplySettings):
         steps = self.epochs * -(-images // self.batch_size)
         return replace(self, steps=steps, epochs=None, given=self.given - {"epochs"})
 
-    def _check_conflicts(self) -> None:
+    def _check_clusters_and_key(self) -> None:
         if self.generator == "texture":
             check(
                 self.key_file is not None,
@@ -202,6 +205,8 @@ class Settings(ApplySettings):
             check(self.key_file is None, "--key-file is the secret of --generator texture: omit it, or add that")
         few = f"--cluster-images {self.cluster_images} is less than the clusters that are fitted on them: use more"
         check(self.cluster_images >= (self.clusters or MOST_CLUSTERS), few)
+
+    def _check_conflicts(self) -> None:
         if self.generator == "network":
             check(
                 self.optimise_through == "surrogate",
@@ -321,31 +326,6 @@ def near_matches(word: str, known: list[str]) -> str:
     """'; did you mean a, b?' or ''."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def parse_epsilon(text: str | float) -> float:
-    """'16/255' or '0.0627' -> float, in pixel units. Raises SettingsError."""
-    number, slash, divisor = str(text).partition("/")
-    try:
-        return float(number) / (float(divisor) if slash else 1)
-    except (ValueError, ZeroDivisionError):
-        raise SettingsError(f"--epsilon {text!r} is not a number or a fraction like 16/255") from None
-
-
-def parse_seconds(text: str) -> float:
-    """'30s', '2m', '1h' or a bare number of seconds. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smhd]?)\s*", text)
-    if match is None:
-        raise ValueError(text)
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def parse_bytes(text: str) -> int:
-    """'64M', '1G', '500k' or a bare number of bytes. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9]+)\s*([kMG]?)i?B?\s*", text)
-    if match is None:
-        raise ValueError(text)
-    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]
 
 
 def jpeg_quality(encode: str) -> int | None:

@@ -6,7 +6,8 @@ from jobs.protection.options import add_files, add_run, image_count
 from jobs.shared.cli import Parser, defaults_of, given_options
 from pipeline.baselines.methods import BASELINES
 from pipeline.baselines.settings import BaselineRunSettings, baseline_settings
-from pipeline.settings import check, parse_epsilon
+from pipeline.quantities import parse_epsilon
+from pipeline.settings import check
 
 DESCRIPTION = """\
 Protect a collection with a method that others have published, to compare with: same shards, same report, same

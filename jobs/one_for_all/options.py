@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.shared.cli import Parser, defaults_of, given_options
 from pipeline.one_for_all.settings import OneForAllSettings, one_for_all_settings
-from pipeline.settings import parse_epsilon
+from pipeline.quantities import parse_epsilon
 
 DESCRIPTION = """\
 Train one generator that makes the delta of any image in a single pass (One for All, Chen et al. 2024): it pulls the

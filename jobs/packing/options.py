@@ -14,7 +14,7 @@ from pipeline.packing.settings import (
     pack_settings,
     unpack_settings,
 )
-from pipeline.settings import parse_bytes
+from pipeline.quantities import parse_bytes
 
 PACK = """\
 Pack a data set as it is published into WebDataset shards, which protect_imagenet.py and evaluate_relearning.py read.

@@ -7,7 +7,8 @@ from typing import Any
 
 from jobs.shared.cli import Parser, defaults_of, given_options
 from pipeline.errors import SettingsError
-from pipeline.settings import PRESETS, Settings, check, parse_bytes, parse_epsilon, settings_from
+from pipeline.quantities import parse_bytes, parse_epsilon
+from pipeline.settings import PRESETS, Settings, check, settings_from
 
 KEEP_SIDECAR = """\
 copy members such as seg.png unchecked; any other sample that holds more than its image and text (cls, txt, json, csv,
@@ -113,6 +114,8 @@ def _delta(parser: Parser) -> None:
     epochs = "passes over the images to fit on, in place of --steps; uc-paper: 50, 10 in the paper for ImageNet"
     add("--epochs", type=int, metavar="E", help=epochs)
     add("--robust-proxies", type=int, metavar="N", help="how many of the proxies to train on adversarial examples")
+    flat = "share of epsilon where a picture is flat, below 1 to spare skies and skin (distilled, sample)"
+    add("--flat-share", type=float, metavar="SHARE", help=flat)
     add("--key-file", metavar="FILE", help="secret of --generator texture, at least 16 bytes; never stored")
     add("--seed", type=int, metavar="N", help="seed of every random draw")
 

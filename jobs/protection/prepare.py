@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from jobs.shared import cli
+from jobs.shared.inputs import check_finished
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import AnyProtection, load_protection
@@ -85,6 +86,7 @@ def prepare(settings: Settings) -> Run:
     )
     source, shards = listing.store, listing.shards
     check_apart(source, output, listing.names)
+    check_finished(source, shards)
     key = cli.read_key(settings.key_file)
     given, protection_sha256 = _read_protection(settings, key)
     if given is not None:

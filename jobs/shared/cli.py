@@ -22,7 +22,8 @@ import yaml
 from jobs import interrupted
 from jobs.shared.commands import called_as
 from pipeline.errors import SettingsError, ending, one_line
-from pipeline.settings import near_matches, parse_bytes, parse_epsilon, parse_seconds
+from pipeline.quantities import parse_bytes, parse_epsilon, parse_seconds
+from pipeline.settings import near_matches
 
 if TYPE_CHECKING:
     from pipeline.shards.squares import LeftOut

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.protection.options import add_picture_options
 from jobs.shared.cli import Parser, defaults_of, given_options
-from pipeline.settings import parse_bytes, parse_seconds
+from pipeline.quantities import parse_bytes, parse_seconds
 from pipeline.uploads.settings import UploadSettings, uploads_from
 
 DESCRIPTION = """\

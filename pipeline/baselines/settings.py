@@ -27,7 +27,7 @@ EMBEDDED = ("predicted", "cluster")  # groupings by features
 # fields of Settings that such a run does not use
 _OTHERS = frozenset(
     ("generator", "optimise_through", "plain", "permutation", "train_images", "distance", "bound", "steps", "epochs")
-    + ("proxies", "robust_proxies", "batch_size", "step_size", "generator_lr")
+    + ("proxies", "robust_proxies", "flat_share", "batch_size", "step_size", "generator_lr")
 )
 _SURROGATE = ("surrogate", "surrogate_weights", "surrogate_size")
 _CLUSTERED = ("clusters", "cluster_images", "cluster_space", "restarts")

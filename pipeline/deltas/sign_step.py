@@ -18,19 +18,21 @@ def sign_step(
     momentum: Tensor,
     gradient: Tensor,
     size: float,
-    epsilon: float,
+    bound: Tensor | float,
     one_channel: bool,
 ) -> None:
     """One descent step on p deltas [p, 3, S, S] in place: sign of the momentum of normalised gradients, projected.
 
     size         step size, pixel units
+    bound        on |delta|, pixel units; a number, or one for every pixel [p, 1, S, S]
     one_channel  average the momentum over the channels, so that a grey delta stays grey
     """
     scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-20)  # a cluster without images: 0 / 0
     momentum.mul_(MOMENTUM).add_(gradient / scale)
     if one_channel:
         momentum.copy_(momentum.mean(1, keepdim=True).expand_as(momentum))
-    delta.sub_(size * momentum.sign()).clamp_(-epsilon, epsilon)
+    limit = torch.as_tensor(bound, dtype=delta.dtype, device=delta.device)
+    delta.sub_(size * momentum.sign()).clamp_(-limit, limit)
 
 
 def step_size(step: int, steps: int, epsilon: float, largest: float | None = None) -> float:

@@ -58,7 +58,8 @@ def fitted_protection(
 
 
 def _picture_generator(fitted: FittedDeltas, settings: Settings) -> PictureGenerator:
-    header = {"side": int(fitted.extra["sample/side"]), "plain": settings.plain, "seed": settings.seed}
+    header: dict[str, Any] = {name: getattr(settings, name) for name in ("plain", "seed", "flat_share")}
+    header["side"] = int(fitted.extra["sample/side"])
     if settings.generator == "sample":
         header["steps"] = settings.steps
     weights = {name: value.numpy() for name, value in fitted.extra.items()}

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.deltas.delta import perturb
 from pipeline.deltas.samplewise.distilled import DistilledGenerator, DistilledNetwork, noise_for
+from pipeline.deltas.samplewise.local_bound import local_bound
 from pipeline.deltas.samplewise.proxy_network import frozen_proxy
 from pipeline.deltas.samplewise.step_views import Draws, StepViews
 from pipeline.deltas.sign_step import check_finite
@@ -31,7 +32,8 @@ _PREFIX = "distilled"
 class DistilledFit(SampleFit):
     """Proxies take turns, as in the steps: each batch is moved by the network, seen in random views, and judged by one.
 
-    settings  uses proxies, robust_proxies, plain, permutation, epsilon, seed as for SampleFit; steps of the network
+    settings  uses proxies, robust_proxies, plain, permutation, epsilon, seed as for SampleFit; flat_share, and steps
+              of the network
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class DistilledFit(SampleFit):
         noise = torch.stack([noise_for(images.side, rng) for _ in rows]).to(self._device)
         views = StepViews([Draws.of(images.side, 1, plain=settings.plain, rng=rng) for _ in rows], self._device)
         self.network.train()
-        delta = (self.network(clean, noise, aims) * settings.epsilon).expand(-1, 3, -1, -1)
+        bound = local_bound(clean, settings.epsilon, settings.flat_share)
+        delta = (self.network(clean, noise, aims) * bound).expand(-1, 3, -1, -1)
         with autocast(self._device):
             seen = views.seen(perturb(clean, delta), 0)
         loss = F.cross_entropy(self._judge(step)(seen), aims, reduction="none")
@@ -121,4 +124,5 @@ class DistilledFit(SampleFit):
 
     def _generator(self) -> DistilledGenerator:
         weights = {name: value.detach().cpu().contiguous().numpy() for name, value in self.network.state_dict().items()}
-        return DistilledGenerator(self._images.side, self._settings.plain, self._settings.seed, weights)
+        settings = self._settings
+        return DistilledGenerator(self._images.side, settings.plain, settings.seed, weights, settings.flat_share)

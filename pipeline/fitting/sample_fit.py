@@ -28,7 +28,7 @@ class SampleFit:
     """Trains the proxies one after the other; deltas are made later, for each image.
 
     images    all clusters' images, at the side of the deltas
-    settings  uses proxies, robust_proxies (the last ones), steps, plain, permutation, epsilon, seed
+    settings  uses proxies, robust_proxies (the last ones), steps, plain, permutation, epsilon, flat_share, seed
     Target clusters are chosen from the first proxy's mean feature of each cluster.
     """
 
@@ -139,7 +139,9 @@ class SampleFit:
             for proxy in self._proxies
         )
         settings = self._settings
-        return SampleGenerator(self._images.side, settings.steps, settings.plain, settings.seed, weights)
+        return SampleGenerator(
+            self._images.side, settings.steps, settings.plain, settings.seed, weights, settings.flat_share
+        )
 
 
 def _tried(clusters: Tensor, num_clusters: int, seed: int) -> Tensor:

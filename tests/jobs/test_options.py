@@ -19,8 +19,9 @@ from pipeline.baselines.settings import BaselineRunSettings
 from pipeline.errors import SettingsError
 from pipeline.one_for_all.settings import OneForAllSettings
 from pipeline.packing.settings import PackSettings, UnpackSettings
+from pipeline.quantities import parse_bytes, parse_epsilon, parse_seconds
 from pipeline.relearning.evaluation import EvaluationSettings
-from pipeline.settings import Settings, parse_bytes, parse_epsilon, parse_seconds
+from pipeline.settings import Settings
 from pipeline.uploads.settings import UploadSettings
 
 PARSERS = {

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pack
+from jobs import pack, protect_imagenet
 from jobs.shared.inputs import list_input, list_labelled
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.relearning.report.certificate import fit_at
 from pipeline.runs.fingerprint import Ingredients
 from pipeline.runs.run_record import RunRecord
+from pipeline.settings import EMBEDDED_SURROGATE
 from pipeline.storage.store import Store
 from tests.support.packed import photos, write
 from tests.support.samples import image_bytes, noise, tar_bytes
@@ -58,3 +59,6 @@ def test_half_packed_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / layout.pack_commit("shard-000001.tar")).unlink()
     with pytest.raises(InputError, match=r"1 of 2 shards have no commit, e\.g\. shard-000001\.tar"):
         list_labelled(str(tmp_path / "out"))
+    options = ["--input", str(tmp_path / "out"), "--output", str(tmp_path / "protected"), "--dry-run"]
+    with pytest.raises(InputError, match="1 of 2 shards have no commit"):
+        protect_imagenet.main([*options, "--surrogate", EMBEDDED_SURROGATE])

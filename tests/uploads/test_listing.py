@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.errors import Reason, SettingsError, StoreError
-from pipeline.settings import parse_bytes, parse_seconds
+from pipeline.quantities import parse_bytes, parse_seconds
 from pipeline.shards.names import fault_of, output_name, sample_name
 from pipeline.storage.listings import Entry
 from pipeline.uploads.listing import Known, LookedAhead, Tally, changes

@@ -8,7 +8,8 @@ import pytest
 
 from jobs.protection.options import parse_settings
 from pipeline.errors import SettingsError
-from pipeline.settings import Generator, Settings, clusters_for, parse_epsilon, settings_from
+from pipeline.quantities import parse_epsilon
+from pipeline.settings import Generator, Settings, clusters_for, settings_from
 
 
 @pytest.mark.parametrize(("text", "value"), [("16/255", 16 / 255), ("0.0625", 0.0625), ("8 / 255", 8 / 255)])

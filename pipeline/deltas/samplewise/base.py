@@ -13,16 +13,18 @@ from torch import Tensor
 
 SIDES = range(8, 4097, 2)  # of deltas, pixels
 BATCH = {"cpu": 16, "cuda": 512}  # images per batch: always exactly this many, so that results are equal to the bit
+_KINDS = {"plain": bool, "flat_share": float}  # of the fields of a generator; the others are int
 
 
 def check_header(header: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError unless these can be the fields of a generator."""
     for name, value in header.items():
-        kind = bool if name == "plain" else int
-        if type(value) is not kind:
+        if type(value) is not _KINDS.get(name, int):
             raise TypeError(f"{name} is {value!r}")
     if header["side"] not in SIDES or header.get("steps", 1) < 1:
         raise ValueError(f"deltas of {header['side']} px in {header.get('steps', 1)} steps")
+    if not 0 < header["flat_share"] <= 1:
+        raise ValueError(f"flat_share {header['flat_share']}")
 
 
 class DeltaMaker(abc.ABC):

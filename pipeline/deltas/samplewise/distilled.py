@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pipeline.deltas.artefact import check_network
 from pipeline.deltas.delta import quantise
 from pipeline.deltas.samplewise.base import DeltaMaker, check_header
+from pipeline.deltas.samplewise.local_bound import local_bound
 from pipeline.deltas.samplewise.proxy_network import LARGE_SIDE
 from pipeline.hashing import torch_rng
 from pipeline.precision import autocast
@@ -34,7 +35,7 @@ class DistilledNetwork(nn.Module):
 
     From LARGE_SIDE on, like the proxies, it works at half the resolution, on blocks of 2 x 2 pixels.
     forward: images float [B, 3, S, S] in [0, 1], noise float [B, 1, S, S], targets int64 [B]
-             -> float32 [B, 1, S, S] (three channels if `plain`) in -1 ... 1, to be multiplied by epsilon
+             -> float32 [B, 1, S, S] (three channels if `plain`) in -1 ... 1, to be multiplied by the bound
     """
 
     def __init__(self, num_clusters: int, side: int, *, plain: bool) -> None:
@@ -83,20 +84,22 @@ def _joined(coarse: Tensor, fine: Tensor) -> Tensor:
 class DistilledGenerator:
     """Everything that makes the delta of an image: the network, and what is drawn for each image.
 
-    side     of a delta, and of the square that an image is squeezed to, pixels
-    plain    deltas with three channels instead of one
-    seed     of the noise, which also depends on the sample's key
-    weights  of DistilledNetwork, by name
+    side        of a delta, and of the square that an image is squeezed to, pixels
+    plain       deltas with three channels instead of one
+    seed        of the noise, which also depends on the sample's key
+    weights     of DistilledNetwork, by name
+    flat_share  of epsilon, where an image is flat; see local_bound
     """
 
     side: int
     plain: bool
     seed: int
     weights: Mapping[str, NDArray[Any]]
+    flat_share: float = 1.0
 
     def header(self) -> dict[str, Any]:
         """All but the weights, as JSON."""
-        return {name: getattr(self, name) for name in ("side", "plain", "seed")}
+        return {name: getattr(self, name) for name in ("side", "plain", "seed", "flat_share")}
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights, named as from_parts expects."""
@@ -136,7 +139,8 @@ class DistilledPass(DeltaMaker):
         generator = self._generator
         noise = torch.stack([noise_for(generator.side, torch_rng(generator.seed, "distilled", key)) for key in keys])
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            delta = self._network(images, noise.to(self._device), aims) * self._epsilon
+            delta = self._network(images, noise.to(self._device), aims)
+            delta = delta * local_bound(images, self._epsilon, generator.flat_share)
         levels = quantise(delta.expand(-1, 3, -1, -1).contiguous(), self._epsilon)
         return levels, np.empty((len(images), 0), np.float32)
 

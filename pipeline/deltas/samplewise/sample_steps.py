@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from pipeline.deltas.artefact import check_network
 from pipeline.deltas.delta import perturb, quantise
 from pipeline.deltas.samplewise.base import DeltaMaker, check_header
+from pipeline.deltas.samplewise.local_bound import local_bound
 from pipeline.deltas.samplewise.proxy_network import ProxyNetwork, loaded_proxy
 from pipeline.deltas.samplewise.step_views import Draws, StepViews
 from pipeline.deltas.sign_step import check_finite, sign_step, step_size
 from pipeline.hashing import torch_rng
 from pipeline.precision import autocast
 
-_START = 0.5  # of epsilon: bound of the random starts
+_START = 0.5  # of the bound: largest random start
 _NAME = "proxies"
 
 
@@ -35,11 +36,12 @@ _NAME = "proxies"
 class SampleGenerator:
     """Everything that makes the delta of an image: proxies, and the settings of the steps.
 
-    side     of a delta, and of the square that an image is squeezed to, pixels
-    steps    sign steps per image
-    plain    views without colour changes, and deltas with three channels instead of one
-    seed     of the random draws, which also depend on the sample's key
-    proxies  weights of every ProxyNetwork, running statistics included, by name
+    side        of a delta, and of the square that an image is squeezed to, pixels
+    steps       sign steps per image
+    plain       views without colour changes, and deltas with three channels instead of one
+    seed        of the random draws, which also depend on the sample's key
+    proxies     weights of every ProxyNetwork, running statistics included, by name
+    flat_share  of epsilon, where an image is flat; see local_bound
     """
 
     side: int
@@ -47,10 +49,11 @@ class SampleGenerator:
     plain: bool
     seed: int
     proxies: tuple[Mapping[str, NDArray[Any]], ...]
+    flat_share: float = 1.0
 
     def header(self) -> dict[str, Any]:
         """All but the weights, as JSON."""
-        return {name: getattr(self, name) for name in ("side", "steps", "plain", "seed")}
+        return {name: getattr(self, name) for name in ("side", "steps", "plain", "seed", "flat_share")}
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights, named as from_parts expects."""
@@ -94,8 +97,9 @@ class SampleSteps(DeltaMaker):
         generator, epsilon = self._generator, self._epsilon
         draws = [self._draws(key) for key in keys]
         views = StepViews(draws, self._device)
-        delta = torch.stack([draw.start for draw in draws]).mul_(_START * epsilon).expand(-1, 3, -1, -1)
-        delta = delta.contiguous().to(self._device)
+        bound = local_bound(images, epsilon, generator.flat_share)
+        start = torch.stack([draw.start for draw in draws]).to(self._device).mul_(_START * bound)
+        delta = start.expand(-1, 3, -1, -1).contiguous()
         momentum, losses = torch.zeros_like(delta), torch.zeros(len(images), generator.steps)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for step in range(generator.steps):
@@ -108,7 +112,7 @@ class SampleSteps(DeltaMaker):
                 check_finite(loss, "making deltas for single images", step)
                 delta = delta.detach()
                 size = step_size(step, generator.steps, epsilon)
-                sign_step(delta, momentum, gradient, size, epsilon, not generator.plain)
+                sign_step(delta, momentum, gradient, size, bound, not generator.plain)
                 losses[:, step] = loss.detach().cpu()
         return quantise(delta, epsilon), losses.numpy()
 
