@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import shlex
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -24,7 +22,9 @@ from pipeline.records import Rejection, Sample
 from pipeline.shards.inputs import resolve_input
 from pipeline.shards.tar import ShardWriter, read_samples
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.bench.commands import run  # noqa: E402
+
 ENCODINGS = {"same": "same", "jpeg95": "jpeg:95", "lossless": "lossless"}
 QUALITY = 92
 
@@ -62,14 +62,6 @@ def median_size(folder: Path) -> float:
         with tarfile.open(path) as archive:
             sizes += [member.size for member in archive if member.name.rpartition(".")[2] in ("jpg", "png")]
     return float(np.median(sizes))
-
-
-def run(command: str, *options: str) -> None:
-    """Run a command of this checkout; the first that fails ends the benchmark."""
-    print(shlex.join(["python", command, *options]), flush=True)
-    code = subprocess.run([sys.executable, command, *options], cwd=ROOT, check=False).returncode
-    if code:
-        raise SystemExit(code)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from pipeline.records import Rejection
 from pipeline.shards.inputs import resolve_input
 from pipeline.shards.tar import ShardWriter, read_samples
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.bench.commands import run  # noqa: E402
+
 JUDGE = 0.25  # share of the training images
 EMBEDDED = ("--surrogate", "timm:tf_efficientnet_lite0", "--encode", "lossless")
 
@@ -56,14 +57,6 @@ def named(text: str) -> tuple[str, list[str]]:
     return name.replace(" ", "-"), shlex.split(options)
 
 
-def run(job: str, *options: str) -> None:
-    """Run a command of this checkout; the first that fails ends the benchmark."""
-    print(shlex.join(["python", f"jobs/{job}.py", *options]), flush=True)
-    code = subprocess.run([sys.executable, f"jobs/{job}.py", *options], cwd=ROOT, check=False).returncode
-    if code:
-        raise SystemExit(code)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -83,13 +76,12 @@ def main() -> None:
         urls = [str(output / f"{name}-{seed}") for seed in range(options.fits)]
         for seed, url in enumerate(urls):
             given = ["--input", fit, "--output", url, "--seed", str(seed), *EMBEDDED]
-            run("protect_imagenet", *given, "--clusters", options.clusters, *chosen)
+            run("jobs/protect_imagenet.py", *given, "--clusters", options.clusters, *chosen)
         protected.append(f"{name}={','.join(urls)}")
     given = ["--clean", fit, "--test", judge, "--output", str(output / "evaluation"), "--protected", *protected]
     given += ["--regimes", options.regimes, "--targets", options.targets, "--epochs", options.epochs, "--seeds", "0"]
-    run("evaluate_relearning", *given)
-    table = [sys.executable, "tests/bench/relearning_table.py", str(output / "evaluation/results.parquet")]
-    subprocess.run(table, cwd=ROOT, check=True)
+    run("jobs/evaluate_relearning.py", *given)
+    run("tests/bench/relearning_table.py", str(output / "evaluation/results.parquet"))
 
 
 if __name__ == "__main__":
