@@ -1,16 +1,18 @@
-"""The leaderboard: one JSON file for each protection, data set and epsilon, and the pages made from them.
+"""The leaderboard: one JSON file for each protection and contest (data set, epsilon, targets, epochs and battery of
+regimes), and the pages made from them.
 
   python tests/bench/leaderboard.py add evaluation/ --protection scumble --method scumble --labels none \\
       --data "CIFAR-10 at hand, 32 px" --source "this repository" --command "python jobs/protect_imagenet.py …"
   python tests/bench/leaderboard.py write      leaderboard.md and leaderboard.html, from the files
   python tests/bench/leaderboard.py check      exit with 1 unless both pages are what `write` would write
 
-`add` takes the output of evaluate_relearning.py and the outputs of the fits that its evaluation.json names.
+`add` takes the output of evaluate_relearning.py; the outputs of the fits are those that its evaluation.json names.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from pipeline import layout
 from pipeline.deltas.load import load_protection
 from pipeline.json_record import JsonRecord
 from pipeline.measures.scores import scores_from_parquet
-from pipeline.relearning.evaluation import CLEAN, WHOLE
+from pipeline.relearning.evaluation import CLEAN, SETTINGS, WHOLE
 from pipeline.relearning.presets import AUDIT, AUDIT_CPU
 from pipeline.relearning.report.certificate import fit_at
 from pipeline.relearning.report.results import Row, mean_accuracies, results_from_parquet, select
@@ -52,6 +54,21 @@ class Cell:
     @property
     def mean(self) -> float:
         return float(np.mean(self.fits))
+
+
+@dataclass(frozen=True, order=True)
+class Contest:
+    """What rows must share to be ranked in one table; `epsilon` is in units of 1/255."""
+
+    data: str
+    epsilon: float
+    targets: tuple[str, ...]
+    epochs: int
+    battery: str
+
+    def __str__(self) -> str:
+        trained = f"{', '.join(self.targets)}, {self.epochs} epochs, {self.battery}"
+        return f"{self.data}, epsilon {self.epsilon:g}/255: {trained}"
 
 
 @dataclass(frozen=True)
@@ -82,8 +99,15 @@ class Entry(JsonRecord):
     commands: tuple[str, ...]
 
     @property
+    def contest(self) -> Contest:
+        targets = tuple(sorted({cell.target for cell in self.cells}))
+        return Contest(self.data, self.epsilon, targets, self.epochs, self.battery or "audit-cpu")
+
+    @property
     def file(self) -> str:
-        parts = (self.data, f"{self.epsilon:g}-255", self.method, self.labels)
+        contest = self.contest
+        trained = (*contest.targets, f"{contest.epochs}-epochs", contest.battery)
+        parts = (contest.data, f"{contest.epsilon:g}-255", *trained, self.method, self.labels)
         return "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in parts) + ".json"
 
     @property
@@ -122,10 +146,15 @@ def entry_of(rows: Sequence[Row], fits: Sequence[Store], options: argparse.Names
     if not own or not control:
         raise ValueError(f"no rows of {options.protection if not own else CLEAN} with the original labels")
     clean = mean_accuracies(control, ("regime", "target"))
-    cells = [
-        Cell(regime, target, found.fits, found.sd, clean[regime, target].mean or 0.0)
-        for (regime, target), found in sorted(mean_accuracies(own, ("regime", "target")).items())
-    ]
+    cells = []
+    for (regime, target), found in sorted(mean_accuracies(own, ("regime", "target")).items()):
+        cell = clean.get((regime, target))
+        if cell is None or cell.mean is None:
+            raise ValueError(f"no training on clean images under {regime}, {target}, that did not diverge")
+        if found.fits:  # else all diverged, and `lacks` names the regime
+            cells.append(Cell(regime, target, found.fits, found.sd, cell.mean))
+    if not cells:
+        raise ValueError(f"all trainings of {options.protection} diverged")
     scores = [score for fit in fits for score in scores_from_parquet(fit.read(layout.SCORES), fit.url)]
     epsilons = {load_protection(fit.read(layout.PROTECTION)).epsilon for fit in fits}
     if len(epsilons) != 1:
@@ -166,17 +195,17 @@ def read_entries(folder: Path = FOLDER) -> list[Entry]:
     return entries
 
 
-def tables(entries: Sequence[Entry]) -> list[tuple[str, float, list[Entry], list[Entry]]]:
-    """(data, epsilon, ranked, others) for each data set and epsilon: what differs in either is never compared."""
+def tables(entries: Sequence[Entry]) -> list[tuple[Contest, list[Entry], list[Entry]]]:
+    """(contest, ranked, others): what differs in any part of a contest is never compared."""
 
-    def place(entry: Entry) -> tuple[str, float]:
-        return entry.data, entry.epsilon
+    def place(entry: Entry) -> Contest:
+        return entry.contest
 
     found = []
-    for (data, epsilon), group in groupby(sorted(entries, key=place), key=place):
+    for contest, group in groupby(sorted(entries, key=place), key=place):
         members = sorted(group, key=lambda entry: entry.worst.mean)
         ranked = [entry for entry in members if not entry.lacks]
-        found.append((data, epsilon, ranked, [entry for entry in members if entry.lacks]))
+        found.append((contest, ranked, [entry for entry in members if entry.lacks]))
     return found
 
 
@@ -194,7 +223,12 @@ def pages(entries: Sequence[Entry]) -> dict[str, str]:
 def add(options: argparse.Namespace) -> None:
     output = Store(options.evaluation)
     rows = results_from_parquet(output.read("results.parquet"))
-    entry = entry_of(rows, [Store(url) for url in options.fits], options)
+    judged = json.loads(output.read(SETTINGS))["protected"].get(options.protection, [])
+    fits = options.fits or judged
+    if len(fits) != len(judged):
+        name = options.protection
+        raise ValueError(f"--fits: the evaluation judged {len(judged)} fits of {name}: {', '.join(judged)}")
+    entry = entry_of(rows, [Store(url) for url in fits], options)
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / entry.file).write_bytes(entry.to_bytes() + b"\n")
     print(f"{FOLDER / entry.file}: {entry.lacks or 'ranked'}")
@@ -206,7 +240,7 @@ def main() -> int:
     adding = actions.add_parser("add", help="write the file of one protection")
     adding.add_argument("evaluation", help="output of evaluate_relearning.py")
     adding.add_argument("--protection", required=True, help="its name in the evaluation")
-    adding.add_argument("--fits", required=True, nargs="+", metavar="URL", help="the outputs of its fits, in order")
+    adding.add_argument("--fits", nargs="+", metavar="URL", help="where the outputs of its fits are now, in order")
     adding.add_argument("--method", required=True, help="name in the table")
     adding.add_argument("--labels", required=True, choices=LABELS, help="what the method was given")
     adding.add_argument("--data", required=True, help="data set, as the table calls it")

@@ -50,11 +50,11 @@ def fit_command(options: argparse.Namespace, method: str, labels: str, seed: int
     return job("protect_baseline", *given)
 
 
-def row_command(options: argparse.Namespace, name: str, fits: list[str], commands: list[list[str]]) -> list[str]:
+def row_command(options: argparse.Namespace, name: str, commands: list[list[str]]) -> list[str]:
     """The command that writes the leaderboard's row."""
     method, _, labels = (name, "", "none") if name == OURS else name.rpartition("-")
     source = "this repository, the default" if method == OURS else baseline(method).source
-    row = ["python", BOARD, "add", str(options.output / "evaluation"), "--protection", name, "--fits", *fits]
+    row = ["python", BOARD, "add", str(options.output / "evaluation"), "--protection", name]
     row += ["--method", method, "--labels", labels, "--data", options.data, "--source", source]
     row += ["--device", options.device]
     for command in commands:
@@ -76,6 +76,7 @@ def parsed() -> argparse.Namespace:
     add("--data", default="CIFAR-10 at hand, 32 px", help="as the leaderboard calls it")
     add("--preset", default="audit-cpu", help="of the evaluation")
     add("--target", default="small")
+    add("--seeds", help="of the trainings of each fit (default: the preset's; one training is half the work or less)")
     add("--network", default="small", help="that methods train")
     add("--effort", type=float, default=1.0, help="share of the published steps")
     add("--gpus-per-worker", default="0")
@@ -107,8 +108,7 @@ def main() -> int:
             options.preset,
             "--targets",
             options.target,
-            "--seeds",
-            "0",
+            *(() if options.seeds is None else ("--seeds", options.seeds)),
             "--gpus-per-worker",
             options.gpus_per_worker,
         ),
@@ -118,7 +118,7 @@ def main() -> int:
     if time.monotonic() > over or not run(evaluation):
         return 1
     for name, commands in judged.items():
-        run(row_command(options, name, fits[name], [*commands, evaluation]))
+        run(row_command(options, name, [*commands, evaluation]))
     return 0 if run(["python", BOARD, "write"]) else 1
 
 

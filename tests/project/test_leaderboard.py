@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,8 @@ from jobs.baselines.options import parse_baseline
 from jobs.protection.options import parse_settings
 from pipeline.baselines.methods import BASELINES
 from pipeline.errors import InputError
-from pipeline.relearning.presets import AUDIT_CPU
+from pipeline.relearning.presets import AUDIT, AUDIT_CPU
+from tests.bench import leaderboard
 from tests.bench.leaderboard import PAGES, Cell, Entry, pages, read_entries, tables
 from tests.bench.rivals import OURS, ROOT, fit_command, parsed
 
@@ -48,25 +51,36 @@ def test_the_pages_of_the_repository_are_made_from_its_files() -> None:
         assert path.read_text() == made[kind], "run python tests/bench/leaderboard.py write"
 
 
-def test_the_strongest_regime_decides_and_other_bounds_and_data_stand_apart() -> None:
+def test_the_strongest_regime_decides_and_what_differs_in_anything_else_stands_apart() -> None:
     weak, strong = worst(0.5, method="weak"), worst(0.4, method="strong")
     other, elsewhere = worst(0.2, method="other", epsilon=8.0), worst(0.1, method="elsewhere", data="more")
-    found = [
-        (data, epsilon, [each.method for each in ranked])
-        for data, epsilon, ranked, _ in tables([weak, other, strong, elsewhere])
+    longer = worst(0.3, method="longer", epochs=60)
+    larger = replace(strong, method="larger", cells=tuple(replace(c, target="resnet18") for c in strong.cells))
+    whole = tuple(Cell(regime, "small", (0.25, 0.3, 0.35), None, 0.6) for regime in {*AUDIT, *AUDIT_CPU})
+    wider = replace(ENTRY, method="wider", cells=whole)
+    entries = [weak, other, strong, elsewhere, longer, larger, wider]
+    found = [(str(contest), [each.method for each in ranked]) for contest, ranked, _ in tables(entries)]
+    assert found == [
+        ("more, epsilon 16/255: small, 12 epochs, audit-cpu", ["elsewhere"]),
+        ("tiny, epsilon 8/255: small, 12 epochs, audit-cpu", ["other"]),
+        ("tiny, epsilon 16/255: resnet18, 12 epochs, audit-cpu", ["larger"]),
+        ("tiny, epsilon 16/255: small, 12 epochs, audit", ["wider"]),
+        ("tiny, epsilon 16/255: small, 12 epochs, audit-cpu", ["strong", "weak"]),
+        ("tiny, epsilon 16/255: small, 60 epochs, audit-cpu", ["longer"]),
     ]
-    assert found == [("more", 16.0, ["elsewhere"]), ("tiny", 8.0, ["other"]), ("tiny", 16.0, ["strong", "weak"])]
+    assert len({replace(entry, method="one").file for entry in entries}) == len(found)
     assert (strong.worst.regime, strong.worst.mean, strong.clean) == ("at", pytest.approx(0.4), 0.6)
     text = pages([weak, strong])["md"]
     assert (
-        "| 1 | strong (somebody 2026) | none | **40.0** (40.0 to 40.0 over 3 fits) | at, small | 60.0 | 0.67 |" in text
+        "| 1 | strong (somebody 2026) | none | **40.0** (40.0 to 40.0 over 3 fits of 1 training) | at, small |" in text
     )
+    assert "| 60.0 | 0.67 |" in text
 
 
 def test_what_was_not_run_whole_is_shown_with_the_reason_and_not_ranked() -> None:
     partial = replace(ENTRY, cells=ENTRY.cells[1:], method="partial")
     few = replace(ENTRY, cells=tuple(replace(cell, fits=(0.1,)) for cell in ENTRY.cells), method="few")
-    ((_, _, ranked, others),) = tables([partial, few, worst(0.9)])
+    ((_, ranked, others),) = tables([partial, few, worst(0.9)])
     assert [entry.method for entry in ranked] == ["one"]
     assert {entry.lacks for entry in others} == {
         f"regimes not run: {ENTRY.cells[0].regime}",
@@ -76,11 +90,42 @@ def test_what_was_not_run_whole_is_shown_with_the_reason_and_not_ranked() -> Non
         assert "3 fits are needed" in text
 
 
+def rows(protection: str, accuracy: float, **changes: object) -> list[dict[str, object]]:
+    """One training under each regime of the battery, for each of two fits."""
+    shared = {"protection": protection, "target": "small", "labelling": "original", "share": "samples:1", "seed": 0}
+    shared |= {"epochs": 12, "diverged": False, "seconds": 1.0, "device": "cpu", "versions": "torch"}
+    return [
+        shared | {"regime": regime, "fit": fit, "accuracy_last": accuracy} | changes
+        for regime in ("nt", "at")
+        for fit in (0, 1)
+    ]
+
+
+def options() -> argparse.Namespace:
+    words = {"method": "one", "source": "somebody", "labels": "none", "data": "tiny", "device": "", "commit": "0"}
+    return argparse.Namespace(protection="uc", command=["python"], **words)
+
+
+def test_a_regime_whose_trainings_all_diverged_is_named_as_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaderboard, "load_protection", lambda data: SimpleNamespace(epsilon=16 / 255))
+    score = SimpleNamespace(psnr=25.0, ssim=0.9)
+    monkeypatch.setattr(leaderboard, "scores_from_parquet", lambda data, where: [score])
+    fits = [SimpleNamespace(read=lambda name: b"", url="fit")]
+    monkeypatch.setattr(leaderboard, "fit_at", lambda fit, url: SimpleNamespace(collection_sha256="a"))
+    judged = [row | {"diverged": row["regime"] == "at"} for row in rows("uc", 0.3)]
+    entry = leaderboard.entry_of([*judged, *rows("clean", 0.6)], fits, options())
+    assert [(cell.regime, cell.fits, cell.clean) for cell in entry.cells] == [("nt", (0.3, 0.3), 0.6)]
+    assert "at" in entry.lacks
+    assert "not ranked" in pages([entry])["md"]
+    with pytest.raises(ValueError, match=r"no training on clean images under at, small, that did not diverge"):
+        leaderboard.entry_of([*rows("uc", 0.3), *rows("clean", 0.6, diverged=True)], fits, options())
+
+
 def test_a_file_that_is_no_entry_or_has_anothers_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / ENTRY.file).write_bytes(ENTRY.to_bytes())
     assert read_entries(tmp_path) == [ENTRY]
     (tmp_path / "else.json").write_bytes(ENTRY.to_bytes())
-    with pytest.raises(ValueError, match=r"it should be called tiny_16-255_one_none\.json"):
+    with pytest.raises(ValueError, match=r"it should be called tiny_16-255_small_12-epochs_audit-cpu_one_none\.json"):
         read_entries(tmp_path)
     (tmp_path / "else.json").write_bytes(b"{}")
     with pytest.raises(InputError, match=r"else\.json"):
