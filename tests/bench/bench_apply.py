@@ -35,6 +35,7 @@ from actors.cluster.batches import RunContext, shard_rows
 from actors.protector import Protector
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering, ClusterSpace
+from pipeline.deltas.apply import LaidDeltas
 from pipeline.deltas.protection import Protection
 from pipeline.hashing import numpy_rng
 from pipeline.records import Sample, Shard
@@ -158,6 +159,7 @@ class Bench:
     def _inputs(self, index: int) -> list[tuple[bytes, Image.Image]]:
         """The JPEGs of a shard, each with the picture that ours would encode."""
         deltas, pairs = self.protector.deltas, []
+        assert isinstance(deltas, LaidDeltas)  # of --generator direct
         for number, sample in enumerate(samples_of(self.paths[index])):
             data = sample.members["jpg"]
             pixels = np.asarray(Image.open(io.BytesIO(data))).astype(np.int16)

@@ -76,7 +76,7 @@ class PlainLoop:
 
     def _square(self, data: bytes) -> Tensor:
         shorter, side = self.surrogate.resize, self.surrogate.input_size
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.draft("RGB", (shorter, shorter))
         image = image.convert("RGB")
         scale = shorter / min(image.size)

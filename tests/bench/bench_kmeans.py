@@ -68,6 +68,8 @@ def run_faiss(points: NDArray[np.float32], start: NDArray[np.float32]) -> tuple[
         points.shape[1], len(start), niter=ITERATIONS, max_points_per_centroid=len(points), min_points_per_centroid=1
     )
     kmeans.train(points, init_centroids=start)
+    assert kmeans.centroids is not None
+    assert kmeans.obj is not None
     return kmeans.centroids, float(kmeans.obj[-1])
 
 

@@ -107,6 +107,7 @@ def theirs(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         min_points_per_centroid=1,
     )
     kmeans.train(points, init_centroids=start)
+    assert kmeans.obj is not None
     spent = time.perf_counter() - loaded
     found = {"seconds": spent, "load_s": loaded - began, "inertia": float(kmeans.obj[-1])}
     return found | {"passes": len(kmeans.obj), "peak_mb": peak_mb()}

@@ -16,6 +16,7 @@ import torch
 from photo_shards import samples
 from PIL import Image
 from ratio import in_turns, publish, row
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline.clusters.clustering import Clustering, ClusterSpace
@@ -33,7 +34,9 @@ NEEDED = {"cpu": 0.85, "cuda": 0.9}
 def protection(surrogate: Surrogate, side: int, width: int, blocks: int) -> UniversalProtection:
     """An untrained generator: it is as fast as a trained one."""
     generator = UniversalGenerator(surrogate.dimension, width=width, blocks=blocks)
-    generator.up[-1].weight.data.mul_(100)  # else its deltas change no pixel, and every picture is refused
+    last = generator.up[-1]
+    assert isinstance(last, nn.Module)
+    last.get_parameter("weight").data.mul_(100)  # else its deltas change no pixel, and every picture is refused
     zeros = np.zeros((2, surrogate.dimension), np.float32)
     return UniversalProtection(
         surrogate_id=surrogate.id,

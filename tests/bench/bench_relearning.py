@@ -146,7 +146,8 @@ def operations(target: str) -> int:
 def limits(target: str, device: str) -> dict[str, float]:
     """Operations per second in bf16 of the network's convolutions, forward and backward, and of a matrix product."""
     steps: list[Callable[[], object]] = []
-    network = build_target(target, 10, SIDE, seed=0).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    network = build_target(target, 10, SIDE, seed=0).to(device, torch.bfloat16)
+    network = network.to(memory_format=torch.channels_last)
     hooks = [
         layer.register_forward_hook(lambda layer, given, _: steps.append(one_step(layer, given[0])))
         for layer in network.modules()

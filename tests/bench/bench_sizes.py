@@ -34,7 +34,7 @@ from pipeline.errors import SampleError
 from pipeline.measures.estimate import TypicalDeltas
 from pipeline.pictures.jpeg import decode_pixels, encode_pixels, jpeg_header
 from pipeline.pictures.members import open_sample
-from pipeline.pictures.picture import squeezed, stored
+from pipeline.pictures.picture import Picture, squeezed, stored
 from pipeline.records import Sample
 from pipeline.settings import Settings
 
@@ -76,7 +76,7 @@ class Deltas:
             self._maker = maker_of(fitted.sample, fitted.targets, epsilon)
             self._side = fitted.sample.side
 
-    def of(self, sample: Sample, picture: Any) -> LaidDelta:
+    def of(self, sample: Sample, picture: Picture) -> LaidDelta:
         """The delta of one picture, in its stored layout."""
         if self._maker is None:
             return self._typical.delta_for(0, sample.key, *picture.upright_size, picture.orientation)
@@ -104,11 +104,11 @@ def collections(data: Path, levels: int, has_colour: bool, protection: Path | No
     for collection, files in found.items():
         row: Row = {"epsilon": levels, "colour": has_colour, "files": collection, "n": len(files)}
         for how in HOWS:
-            sizes, left, finer = zip(*(one[how] for one in files), strict=True)
+            sizes, shares, finer = zip(*(one[how] for one in files), strict=True)
             row[how] = {
                 "size": round(float(np.median(sizes)), 3),
-                "survival": round(float(np.nanmedian(left)), 4),
-                "least_survival": round(float(np.nanmin(left)), 4),
+                "survival": round(float(np.nanmedian(shares)), 4),
+                "least_survival": round(float(np.nanmin(shares)), 4),
                 "finer": sum(finer),
             }
         rows.append(row)
@@ -128,9 +128,9 @@ def floors(levels: int, has_colour: bool) -> list[Row]:
                 sample = Sample(str(number), {"jpg": file.getvalue()})
                 opened = open_sample(sample, settings=Settings())
                 laid = deltas.of(sample, opened.picture)
-                kept, own = _own(opened.picture, laid, deltas.epsilon)
+                kept, own_bytes = _own(opened.picture, laid, deltas.epsilon)
                 left.append(kept)
-                size.append(own / len(file.getvalue()))
+                size.append(own_bytes / len(file.getvalue()))
                 finer += close_sample(opened, laid, deltas.epsilon, settings=Settings()).is_finer
             row = {"epsilon": levels, "colour": has_colour, "side": side, "quality": quality, "finer": finer}
             rows.append(row | {"size": round(float(np.median(size)), 3), "survival": round(float(np.median(left)), 4)})
@@ -165,7 +165,8 @@ def webps(levels: int) -> list[Row]:
             )
             sizes = [done.output_image_bytes / done.input_image_bytes for done in (ours, lossless)]
             found.append((*sizes, ours.survival))
-        size, lossless_size, left = (round(float(value), 3) for value in np.median(found, axis=0))
+        table = np.array(found, dtype=np.float64)
+        size, lossless_size, left = (round(float(value), 3) for value in np.median(table, axis=0))
         row: Row = {"epsilon": levels, "side": side, "quality": quality, "size": size, "survival": left}
         rows.append(row | {"lossless_size": lossless_size})
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 import ray
@@ -40,7 +41,7 @@ def crops(count: int, seed: int) -> Collection:
 
 
 def trials() -> list[Trial]:
-    shared = {"protection": CLEAN, "target": "small", "labelling": "original", "share": "samples:1"}
+    shared: dict[str, Any] = {"protection": CLEAN, "target": "small", "labelling": "original", "share": "samples:1"}
     shared |= {"epochs": EPOCHS, "recipe": "fast", "data": "bench", "labels": "bench"}
     return [Trial(regime="nt", seed=seed, **shared) for seed in range(TRIALS)]
 
@@ -58,6 +59,7 @@ def sweep(clean: Collection, test: Collection, labels: Labels, folder: str) -> t
             arms={},
             labels={"original": ray.put(labels)},
             facts={},
+            everywhere=ray.put(np.ones(len(clean), bool)),
             holdout=0.05,
             side=SIDE,
             versions="",

@@ -95,7 +95,8 @@ def compare(
     name: str, ours: Callable[[int], None], bare: Callable[[int], None], batch: int, steps: int, rounds: int
 ) -> dict[str, float | str]:
     """In turns, in seconds of processor time of one thread: others on the machine must not decide the ratio."""
-    ours(1), bare(1)
+    ours(1)
+    bare(1)
     times: dict[str, list[float]] = {"ours": [], "bare": []}
     for _ in range(rounds):
         for which, run in (("ours", ours), ("bare", bare)):

@@ -25,13 +25,14 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from ratio import in_turns, publish, row  # noqa: E402
+
 from pipeline import layout  # noqa: E402
 from pipeline.storage.listings import Entry  # noqa: E402
 from pipeline.storage.store import Store  # noqa: E402
 from pipeline.uploads.ledger import Ledger, UnitCommit  # noqa: E402
 from pipeline.uploads.listing import Tally, changes  # noqa: E402
 from pipeline.uploads.segments import Row, values_of, write_segment  # noqa: E402
-from tests.bench.ratio import in_turns, publish, row  # noqa: E402
 
 NEW = 50
 NEEDED = 1 / 1.5

@@ -13,7 +13,7 @@ target trained on clean ones and stay as they are: the first two, or the last tw
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from ratio import where, write
@@ -99,7 +99,7 @@ def images_of(collection: Collection) -> Labelled:
     return Labelled(torch.from_numpy(collection.images), torch.from_numpy(collection.labels))
 
 
-def table(histories: dict[str, Sequence[EpochScore]]) -> str:
+def table(histories: Mapping[str, Sequence[EpochScore]]) -> str:
     """Markdown, an epoch a line; accuracies in per cent."""
     lines = [f"| epoch | {' | '.join(f'{name}: train, test, ACM, GMV' for name in histories)} |"]
     lines.append("|---" * (1 + len(histories)) + "|")
