@@ -24,8 +24,14 @@ REGIME_NAMES = (
 FILTER_NAMES = ("highpass", "lowpass")
 NUMBERED_NAMES = ("leaked-pairs",)
 
-# what does not work together: simclr adds layers that ST does not know; epic drops images that delta-jitter brings back
-_APART = (({"simclr"}, {"st", "st-cg", "st-full"}), ({"epic"}, {"delta-jitter"}))
+_STAGED = {"st", "st-cg", "st-full"}
+# what does not work together: simclr adds layers that ST does not know; epic drops images that ST has numbered, that
+# friendly-noise has made noise for, and that delta-jitter brings back, without the noise
+_APART = (
+    ({"simclr"}, _STAGED),
+    ({"epic"}, {"delta-jitter", "friendly-noise", *_STAGED}),
+    ({"friendly-noise"}, {"delta-jitter"}),
+)
 
 AVATAR = "avatar"  # also the name of the diffusion model that every regime uses which makes images again from noise
 

@@ -16,12 +16,31 @@ from pipeline.relearning.labels.labellings import make_labelling
 GIVEN = {"clean": "c", "test": "t", "output": "o"}
 
 
-@pytest.mark.parametrize("name", ["st+simclr", "simclr+st-cg[reduce=pca2]", "delta-jitter+epic", "epic+delta-jitter"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("st+simclr", "simclr+st-cg[reduce=pca2]", "delta-jitter+epic", "epic+delta-jitter", "st+epic"),
+        *("epic+st-full[reduce=pca2]", "epic+friendly-noise", "friendly-noise+epic", "friendly-noise+delta-jitter"),
+    ],
+)
 def test_regimes_that_break_each_other_are_not_joined(name: str) -> None:
     with pytest.raises(SettingsError, match="do not work together"):
         check_regime(name)
     for part in name.split("+"):
         check_regime(part)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        *((f"{one}+at", "loss") for one in ("ueraser", "mixup", "opa", "shortcut-net", "simclr")),
+        *(("cutmix+mixup", "loss"), ("at+ueraser-max", "loss"), ("st+st-cg", "schedule")),
+    ],
+)
+def test_two_regimes_of_which_only_one_would_be_tried_are_not_joined(name: str, what: str) -> None:
+    one, other = name.split("+")
+    with pytest.raises(SettingsError, match=f"{one} and {other} each have their own {what}; evaluate them one by one"):
+        check_regime(name)
 
 
 def test_a_regime_that_needs_held_out_images_is_refused_without_any() -> None:

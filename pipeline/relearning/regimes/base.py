@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import SettingsError
 from pipeline.relearning.denoisers.denoiser import Denoiser
 from pipeline.relearning.training import Recipe, Regime, Training
 
@@ -39,11 +40,21 @@ class Knowledge:
 
 
 class Composed(Regime):
-    """Regimes applied one after the other, e.g. subtract+cg; the last one that defines its own loss provides it."""
+    """Regimes applied one after the other, e.g. subtract+cg.
+
+    Raises SettingsError if more than one has a loss or a schedule of its own: there is room for one, so the other
+    regime would be named without having been tried.
+    """
 
     def __init__(self, name: str, parts: Sequence[Regime]) -> None:
         self.name = name
         self.parts = tuple(parts)
+        for what in ("loss", "place"):
+            own = [part.name for part in parts if getattr(type(part), what) is not getattr(Regime, what)]
+            if len(own) > 1:
+                kind = "loss" if what == "loss" else "schedule"
+                joined = " and ".join(own)
+                raise SettingsError(f"regime {name!r}: {joined} each have their own {kind}; evaluate them one by one")
 
     def recipe(self, recipe: Recipe) -> Recipe:
         for part in self.parts:

@@ -26,12 +26,12 @@ class Dropout(Regime):
 
 
 class WeightDecay(Regime):
-    """Ten times the usual weight decay: 5e-3."""
+    """Ten times the recipe's weight decay."""
 
     name = "weight-decay"
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, weight_decay=5e-3)
+        return replace(recipe, weight_decay=10 * recipe.weight_decay)
 
 
 class EarlyStop(Regime):

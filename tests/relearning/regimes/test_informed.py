@@ -195,13 +195,14 @@ def test_each_of_several_equal_images_is_augmented_differently_within_range(name
     assert len({tuple(image.flatten().tolist()) for image in found}) > 16
 
 
-def test_ueraser_draws_five_times_for_half_of_the_epochs_or_always():
+def test_ueraser_draws_five_times_for_60_of_200_epochs_or_always():
     images, labels = stripes(64, 0)
-    for name, expected in (("ueraser", [5, 5, 1, 1]), ("ueraser-max", [5, 5, 5, 5])):
+    for name, expected in (("ueraser", [5] * 60 + [1] * 140), ("ueraser-max", [5] * 200)):
         regime = find_regime(name)
         training = start(regime, images, labels)
+        training.recipe = Recipe(epochs=200)
         drawn = []
-        for epoch in range(4):
+        for epoch in range(200):
             regime.begin_epoch(training, epoch)
             drawn.append(regime.draws)
         assert drawn == expected
@@ -230,7 +231,8 @@ def test_ueraser_trains_on_the_hardest_draw_of_every_image():
 
 def test_dropout_and_weight_decay_change_the_recipe_alone():
     assert find_regime("dropout").recipe(Recipe()) == Recipe(dropout=0.5)
-    assert find_regime("weight-decay").recipe(Recipe()) == Recipe(weight_decay=5e-3)
+    for usual in (5e-4, 3e-5):
+        assert find_regime("weight-decay").recipe(Recipe(weight_decay=usual)) == Recipe(weight_decay=10 * usual)
 
 
 # --- SimCLR ---------------------------------------------------------------------------------------------------------

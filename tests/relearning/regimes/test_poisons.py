@@ -212,6 +212,7 @@ def test_isolated_images_leave_with_their_labels_and_do_not_return() -> None:
     (kept,) = regime.state().values()
     assert set(kept.tolist()) <= set(stay.nonzero().flatten().tolist())
     assert torch.equal(here.images, original[kept])
+    assert torch.equal(here.rows, kept)
     regime.begin_epoch(here, 8)  # the last eighth
     assert len(here.images) == len(kept)
 

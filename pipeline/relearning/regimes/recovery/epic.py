@@ -40,8 +40,8 @@ class IsolatedDropped(Regime):
         if epoch == 0 or epoch % every or epoch > (1 - EVERY) * epochs:
             return
         stay = torch.from_numpy(~is_isolated(score_gradients(training), training.labels.cpu().numpy())).nonzero()[:, 0]
-        self._kept = stay if self._kept is None else self._kept[stay]
         training.keep(stay)
+        self._kept = training.rows
 
     def end_epoch(self, training: Training, epoch: int) -> dict[str, float]:
         return {"images_kept": float(len(training.images))}
