@@ -34,6 +34,7 @@ def certify_all(settings: EvaluationSettings, rows: Sequence[Row], loaded: Loade
         return
     drawn_up = [_certified(settings, name, rows, loaded) for name in settings.protected]
     complete = tuple(certificate for certificate in drawn_up if certificate is not None)
+    loaded.output.delete([CERTIFICATE, PAGE])  # an earlier evaluation's would certify what no longer stands beside it
     if not complete:
         return
     certificates = Certificates(complete)

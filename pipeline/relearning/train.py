@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.relearning.regimes.requirements import named_randomness
 from pipeline.relearning.targets import build_target
 from pipeline.relearning.training import EpochScore, Labelled, Recipe, Regime, ScoredOn, Training
 
-_Tests = Mapping[str, tuple[Tensor, Tensor]]  # name -> images as the regime treats them, labels
+_Tests = dict[str, tuple[Tensor, Tensor]]  # name -> images as the regime treats them, labels
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class TargetScore:
     accuracy_train       on the training batches of the last epoch
     accuracy_early_stop  on the test images after the best epoch on the held-out images; None without those
     extra_tests          accuracy on further test sets, by name; if they are followed, also in the figures of each epoch
-    seconds              time of all epochs, including tests
+    accuracy_holdout     on the held-out images at the end; None without those
+    seconds              time of the whole training: what the regime does before the first epoch and after the last one,
+                         epochs and tests
     train_seconds        time of all epochs, excluding tests
+    notes                of on_epoch (see Training)
     diverged             the loss became non-finite and training stopped; excluded from averages
     """
 
@@ -42,9 +45,11 @@ class TargetScore:
     seconds: float
     diverged: bool
     accuracy_early_stop: float | None = None
+    accuracy_holdout: float | None = None
     extra_tests: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
     train_seconds: float = 0.0
+    notes: tuple[dict[str, Any], ...] = ()
 
 
 def train_target(
@@ -68,6 +73,7 @@ def train_target(
 
     Uses channels_last, and bfloat16 autocast where supported. Deterministic for a given machine and number of threads.
     """
+    started = time.perf_counter()
     device, test = torch.device(device), scored_on.test
     recipe = regime.recipe(recipe)
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
@@ -81,6 +87,7 @@ def train_target(
         tests["holdout"] = (regime.prepare_test(holdout.images).to(device), holdout.labels.to(device))
     regime.start(training)
     extra = {name: (regime.prepare_test(one.images), one.labels) for name, one in scored_on.extra.items()}
+    training.seconds = time.perf_counter() - started
     if resume is not None:
         training.load(resume)
     while (place := regime.place(training)) is not None:
@@ -89,7 +96,7 @@ def train_target(
         training.history.append(_epoch(training, place, tests, extra if scored_on.follow else {}))
         if on_epoch is not None:
             on_epoch(training)
-    return _score(training, *tests["test"], extra)
+    return _score(training, tests, extra)
 
 
 def _epoch(training: Training, place: int, tests: _Tests, extra: _Tests) -> EpochScore:
@@ -107,25 +114,28 @@ def _epoch(training: Training, place: int, tests: _Tests, extra: _Tests) -> Epoc
     return score
 
 
-def _score(training: Training, test: Tensor, test_labels: Tensor, extra: _Tests) -> TargetScore:
+def _score(training: Training, tests: _Tests, extra: _Tests) -> TargetScore:
     """Finish a training: the regime's last step, then the tests that count."""
-    history, regime = training.history, training.regime
+    started, history, regime = time.perf_counter(), training.history, training.regime
     diverged = not math.isfinite(history[-1].loss)
     if not diverged:
         regime.finish(training)
+    reached = {name: training.accuracy(*test) for name, test in (tests | extra).items()}
     return TargetScore(
         regime=regime.name,
         seed=training.seed,
-        accuracy_last=training.accuracy(test, test_labels),
+        accuracy_last=reached["test"],
         accuracy_best=max(score.accuracy_test for score in history),
         accuracy_train=history[-1].accuracy_train,
         accuracy_early_stop=_early_stop(history),
         history=tuple(history),
-        seconds=training.seconds,
+        accuracy_holdout=reached.get("holdout"),
+        seconds=training.seconds + time.perf_counter() - started,
         diverged=diverged,
-        extra_tests={name: training.accuracy(*one) for name, one in extra.items()},
+        extra_tests={name: reached[name] for name in extra},
         images_per_second=len(history) * training.num_batches * training.batch_size / max(training.train_seconds, 1e-9),
         train_seconds=training.train_seconds,
+        notes=tuple(training.notes),
     )
 
 

@@ -189,8 +189,10 @@ class Training:
 
     images       uint8 [n, 3, S, S], as prepared by the regime, on `device`
     labels       int64 [n], on `device`
+    rows         int64 [n], their numbers among the images that training began with, on the CPU
     side         of what the network sees of them: S, or less if they are kept oversize
     lr_factors   one factor on the scheduled learning rate per parameter group of the optimiser
+    notes        what on_epoch wants to find again after a restart: dicts of numbers, texts and lists of them
     """
 
     def __init__(
@@ -205,6 +207,7 @@ class Training:
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.images, self.labels = images.to(device), labels.to(device)
+        self.rows = torch.arange(len(images))
         self.regime, self.recipe, self.seed, self.device = regime, recipe, seed, device
         self.side = recipe.seen_side(images.shape[-1])
         self.batch_size = min(recipe.batch_size or (128 if len(images) >= SMALL else 64), len(images))
@@ -215,6 +218,7 @@ class Training:
         self.step = 0
         self.history: list[EpochScore] = []
         self.seconds = self.train_seconds = 0.0
+        self.notes: list[dict[str, Any]] = []
 
     def _optimiser(self) -> torch.optim.SGD:
         """SGD with one group per parameter, so that a regime can slow any of them."""
@@ -249,6 +253,7 @@ class Training:
 
     def keep(self, rows: Tensor) -> None:
         """From now on, train on only these of the images; the learning rate still follows the epochs."""
+        self.rows = self.rows[rows.cpu()]
         rows = rows.to(self.device)
         self.images, self.labels = self.images[rows], self.labels[rows]
         self.batch_size = min(self.batch_size, len(self.images))
@@ -333,6 +338,7 @@ class Training:
             "history": [vars(score) for score in self.history],
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
+            "notes": self.notes,
             "regime": self.regime.state(),
         }
 
@@ -342,6 +348,7 @@ class Training:
         self.lr_factors = list(state["lr_factors"])
         self.history = [EpochScore(**score) for score in state["history"]]
         self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
+        self.notes = state["notes"]
         self.regime.load(state["regime"])
 
     def _views(self, images: Tensor, rng: torch.Generator) -> Tensor:

@@ -59,12 +59,11 @@ def run_trial(
     held = holdout_mask(clean.keys, holdout)
     images, train_labels, is_protected, rows = _training_set(trial, clean, arm, labels, held, everywhere)
     known = _knowledge(clean, arm, labels, held, rows, images, trial.regime)
-    figures: dict[str, Any] = {"pictures": []}
 
     def after(training: Training) -> None:
         epoch = len(training.history)
         if trial.seed == 0 and epoch in (1, max(1, trial.epochs // 2), trial.epochs):
-            figures["pictures"].append(_picture(training, is_protected, epoch))
+            training.notes.append(_picture(training, is_protected, epoch))
         if on_epoch is not None:
             on_epoch(training)
 
@@ -89,8 +88,7 @@ def run_trial(
     return (
         asdict(trial)
         | _row(score, labels, is_protected, device, num_test=len(test), num_holdout=int(held.sum()))
-        | figures
-        | {"started": started, "settings": json.dumps(asdict(recipe), sort_keys=True)}
+        | {"pictures": list(score.notes), "started": started, "settings": json.dumps(asdict(recipe), sort_keys=True)}
     )
 
 
@@ -162,13 +160,19 @@ def _delta_tests(arm: Arm | None, labels: Labels) -> dict[str, Labelled]:
 
 
 def _picture(training: Training, is_protected: NDArray[np.bool_], epoch: int) -> dict[str, Any]:
-    """Penultimate activations of some training images in two dimensions (Dang et al. 2023, Fig. 5)."""
-    rows = numpy_rng(training.seed, "drawn-images").permutation(len(training.images))[:SHOWN_IMAGES]
+    """Penultimate activations of some training images in two dimensions (Dang et al. 2023, Fig. 5).
+
+    Always the same images, less those that the regime has dropped.
+    """
+    chosen = numpy_rng(training.seed, "drawn-images").permutation(len(is_protected))[:SHOWN_IMAGES]
+    kept = training.rows.numpy()  # in ascending order
+    chosen = chosen[np.isin(chosen, kept)]
+    rows = np.searchsorted(kept, chosen)
     features = training.features(training.images[torch.from_numpy(rows).to(training.device)]).cpu().numpy()
     return {
         "epoch": epoch,
         "labels": training.labels.cpu().numpy()[rows].tolist(),
-        "protected": is_protected[rows].tolist(),
+        "protected": is_protected[chosen].tolist(),
         **project(features, seed=training.seed),
     }
 
@@ -188,6 +192,7 @@ def _row(
         "accuracy_last": score.accuracy_last,
         "accuracy_best": score.accuracy_best,
         "accuracy_early_stop": score.accuracy_early_stop,
+        "accuracy_holdout": score.accuracy_holdout,
         OWN_DELTA: score.extra_tests.get(OWN_DELTA),
         WRONG_DELTA: score.extra_tests.get(WRONG_DELTA),
         "accuracy_train": score.accuracy_train,

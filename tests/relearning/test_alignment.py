@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tracemalloc
 from dataclasses import asdict, replace
@@ -205,6 +206,28 @@ def test_accuracy_with_the_own_and_a_wrong_delta_is_known_after_every_epoch_of_t
     second = row_of(replace(TRIAL, epochs=1, seed=1), clean, arm)
     assert second["accuracy_own_delta"] is not None
     assert second["history"][0]["figures"] == {}  # type: ignore[index]
+
+
+def test_activations_are_of_the_same_images_whatever_a_regime_drops_and_outlast_a_restart():
+    clean = striped(200, seed=0)
+    arm = Arm(clean, np.arange(200))
+    trial = replace(TRIAL, regime="epic", share="classes:0.5", epochs=8)
+    states: list[dict[str, Any]] = []
+    whole = row_of(trial, clean, arm, on_epoch=lambda training: states.append(copy.deepcopy(training.state())))
+    pictures: Any = whole["pictures"]
+    assert [picture["epoch"] for picture in pictures] == [1, 4, 8]
+    counts = [len(picture["labels"]) for picture in pictures]
+    assert counts[0] > counts[-1]
+    (protected,) = {
+        frozenset(label for label, flag in zip(picture["labels"], picture["protected"], strict=True) if flag)
+        for picture in pictures
+    }
+    for picture in pictures:
+        assert len(protected) == 2
+        assert [label in protected for label in picture["labels"]] == picture["protected"]
+    for stopped in (1, 8):
+        resumed = row_of(trial, clean, arm, resume=states[stopped - 1])
+        assert resumed["pictures"] == pictures
 
 
 def test_what_is_in_quarantine_elsewhere_is_not_in_the_clean_part():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -260,3 +262,38 @@ def test_a_training_that_goes_on_from_its_state_ends_as_one_that_was_never_stopp
     resumed = run(resume=torch.load(io.BytesIO(states[1]), weights_only=True))
     assert resumed.history == whole.history
     assert resumed.accuracy_last == whole.accuracy_last
+
+
+def test_all_that_a_regime_does_is_timed_and_the_network_it_leaves_is_scored_on_the_held_out_images():
+    images, labels = stripes(96, seed=0)
+    held = Labelled(*stripes(48, seed=7))
+
+    class Slow(Regime):
+        def prepare(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+            time.sleep(0.5)
+            return images
+
+        def finish(self, training: Training) -> None:
+            time.sleep(0.5)
+            for parameter in training.network.parameters():
+                parameter.data.zero_()  # from now on every image is of the first class
+
+    def run(states: list[dict[str, object]], **options) -> TargetScore:
+        return train_target(
+            Labelled(images, labels),
+            ScoredOn(Labelled(*stripes(64, seed=9)), held),
+            regime=Slow(),
+            seed=3,
+            recipe=Recipe(epochs=2),
+            on_epoch=lambda training: states.append(copy.deepcopy(training.state())),
+            **options,
+        )
+
+    states: list[dict[str, object]] = []
+    score = run(states)
+    epochs = states[-1]["train_seconds"]
+    assert score.seconds >= epochs + 1
+    assert score.accuracy_holdout == float((held.labels == 0).float().mean()) != score.history[-1].accuracy_holdout
+    resumed = run([], resume=states[0])
+    assert resumed.seconds >= 1  # what came before the restart counts once
+    assert states[0]["seconds"] >= 0.5

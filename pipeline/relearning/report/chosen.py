@@ -23,7 +23,7 @@ class Choice:
 
     base         the regime without its options
     tried        how many of its options were tried
-    chosen       the one with the largest accuracy on held-out images after the last epoch, mean over fits and seeds;
+    chosen       the one with the largest accuracy on held-out images after training, mean over fits and seeds;
                  of equal ones the first in display order
     num_holdout  held-out images; None where it was not recorded
     holdout      accuracy on them, in [0, 1]
@@ -92,7 +92,6 @@ def _choice(protection: str, base: str, target: str, cells: dict[str, list[Row]]
 
 
 def _holdout(rows: Sequence[Row]) -> float | None:
-    """Accuracy on held-out images after the last epoch, mean over fits and seeds; None if it is not known of all."""
-    last = [row["history"][-1].get("accuracy_holdout") if row.get("history") else None for row in rows]
-    known = [float(accuracy) for accuracy in last if accuracy is not None]
+    """Accuracy on held-out images of the network that was tested, mean over fits and seeds; None unless all have it."""
+    known = [float(row["accuracy_holdout"]) for row in rows if row.get("accuracy_holdout") is not None]
     return float(np.mean(known)) if known and len(known) == len(rows) else None

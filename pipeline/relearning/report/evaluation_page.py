@@ -67,7 +67,7 @@ def write_relearning_report(rows: Sequence[Row], *, about: EvaluationAbout) -> s
            clusters are known, purity, adjusted_mutual_information and shortcut_accuracy
     The same rows and `about` give the same page.
     """
-    rows = sorted(rows, key=lambda row: (row["seed"], str(row.get("key"))))
+    rows = sorted(rows, key=lambda row: (row["seed"], row.get("fit") or 0, str(row.get("key"))))
     order = tables.order_of(rows, about.protected, about.settings)
     shown = [name for name in (CLEAN, *order.protections) if _chosen(rows, order, name)]
     template = find_template("relearning.html.j2", mean_sd=mean_sd, fits_range=fits_range, describe=describe_regime)
@@ -226,7 +226,7 @@ def _learning_lines(cell: Sequence[Row], colour: str) -> list[pictures.Line]:
 
 
 def _staged_panels(rows: Sequence[Row], order: tables.Order) -> list[tuple[str, str, list[Panel]]]:
-    """(regime, target, panels) where epochs have an ACM: the first seed, with rejected epochs marked by crosses."""
+    """(regime, target, panels) where epochs have an ACM: the first fit and seed; crosses mark rejected epochs."""
     sections = []
     for regime in order.regimes:
         for target in order.targets:
@@ -280,9 +280,15 @@ def _activations(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any
                 )
     candidates.sort(key=lambda candidate: candidate[:3])
     return [
-        {"protection": name, "row": row, "image": pictures.activations(row["pictures"])}
+        {"protection": _of_fit(rows, name, row), "row": row, "image": pictures.activations(row["pictures"])}
         for _, _, _, name, row in candidates[:SHOWN_ACTIVATIONS]
     ]
+
+
+def _of_fit(rows: Sequence[Row], protection: str, row: Row) -> str:
+    """'uc', or 'uc, fit 2' where there are several."""
+    fits = {other.get("fit") for other in rows if other["protection"] == protection}
+    return f"{protection}, fit {row['fit'] + 1}" if len(fits) > 1 else protection
 
 
 def _share_kinds(rows: Sequence[Row], order: tables.Order) -> list[dict[str, Any]]:

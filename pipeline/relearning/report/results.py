@@ -31,7 +31,7 @@ _TEXT = (
 _WHOLE = ("fit", "seed", "epochs", "side", "num_train", "num_protected", "num_test", "num_holdout", "num_classes")
 _REAL = (
     *("accuracy_last", "accuracy_best", "accuracy_early_stop", "accuracy_own_delta", "accuracy_wrong_delta"),
-    *("accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
+    *("accuracy_holdout", "accuracy_train", "majority", "purity", "adjusted_mutual_information", "shortcut_accuracy"),
     *("sse", "silhouette", "calinski_harabasz"),
     *("denoiser_own_db", "denoiser_here_db"),
     *("images_per_second", "seconds"),

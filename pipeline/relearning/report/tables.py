@@ -197,8 +197,8 @@ def share_curves(rows: Sequence[Row], order: Order, kind: str) -> list[ShareCurv
     return curves
 
 
-def overlaps(rows: Sequence[Row], order: Order) -> list[tuple[str, str, int, list[float | None]]]:
-    """(labelling, protection, number of classes, OVERLAPS) for protections whose clusters are known."""
+def overlaps(rows: Sequence[Row], order: Order) -> list[tuple[str, str, int, list[tuple[float, ...]]]]:
+    """(labelling, protection, number of classes, OVERLAPS of each fit) for protections whose clusters are known."""
     table = []
     for labelling in order.labellings:
         for name in order.protections:
@@ -209,8 +209,11 @@ def overlaps(rows: Sequence[Row], order: Order) -> list[tuple[str, str, int, lis
                 and any(row.get(column) is not None for column in OVERLAPS)
             ]
             if known:
-                row = known[0]
-                table.append((labelling, name, int(row["num_classes"]), [row.get(column) for column in OVERLAPS]))
+                by_fit = [row for _, row in sorted({int(row["fit"]): row for row in known}.items())]
+                values = [
+                    tuple(float(row[column]) for row in by_fit if row.get(column) is not None) for column in OVERLAPS
+                ]
+                table.append((labelling, name, int(known[0]["num_classes"]), values))
     return table
 
 
