@@ -374,7 +374,9 @@ def torch_threads(number: int) -> Iterator[None]:
 
 def _pass_seconds(surrogate: Surrogate) -> float:
     """Seconds per image of a forward and backward pass through the surrogate: about three forward passes."""
-    pictures = [np.zeros((surrogate.input_size, surrogate.input_size, 3), np.uint8)] * WHOLE_BATCH
+    pictures = [np.zeros((surrogate.input_size, surrogate.input_size, 3), np.uint8)] * WHOLE_BATCH[
+        surrogate.device.type
+    ]
     surrogate.embed_pictures(pictures)
     started = time.perf_counter()
     surrogate.embed_pictures(pictures)

@@ -102,5 +102,5 @@ def check_same_commit(ours: Commit, theirs: Commit) -> None:
         raise ConflictError(
             f"{ours.shard}: committed with SHA-256 {theirs.output_sha256[:16]} (input {theirs.input_etag}), "
             f"but produced here with {ours.output_sha256[:16]} (input {ours.input_etag}): two runs disagree; "
-            "run jobs/verify.py and compare the workers' library versions"
+            "run jobs/verify.py and compare the workers' library versions and processors"
         )

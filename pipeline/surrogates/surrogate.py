@@ -25,16 +25,27 @@ from pipeline.surrogates.pretrained import Tower, build_tower, check_surrogate
 __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "size_for", "surrogate_for"]
 
 SMALL_SIDE, ENLARGED_SIDE = 96, 160  # pixels
-WHOLE_BATCH = 16  # images
+WHOLE_BATCH = {"cpu": 16, "cuda": 256}  # images
+LONGEST = 16  # times its shorter side: what of a picture is resized before it is cropped to a square
 
 
 def filled(images: Tensor) -> Tensor:
-    """Images [B, ...]; on a CPU, the last one is repeated until B is a multiple of 16.
+    """Images [B, ...]; the last one is repeated until B is a multiple of 16, on a GPU of 256.
 
-    In other batches CPU threads share the work of one image, and their number decides the last bits of its sums.
+    In other batches CPU threads share the work of one image, and their number decides the last bits of its sums; on a
+    GPU, the size of a batch decides by which algorithm they are summed.
     """
-    missing = 0 if images.device.type != "cpu" else -len(images) % WHOLE_BATCH
+    missing = -len(images) % WHOLE_BATCH[images.device.type]
     return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
+
+
+def _without_ends(pixels: Tensor) -> Tensor:
+    """The middle of a strip [1, 3, H, W]: the ends are not in the crop, and 1 x 60,000 would be enlarged to 12 GB."""
+    for axis in (2, 3):
+        length, most = pixels.shape[axis], LONGEST * min(pixels.shape[2:])
+        if length > most:
+            pixels = pixels.narrow(axis, (length - most) // 2, most)
+    return pixels
 
 
 class SurrogateSettings(Protocol):
@@ -140,6 +151,8 @@ class Surrogate:
 
     def _square(self, pixels: Tensor) -> Tensor:
         """uint8 [1, 3, H, W] -> uint8 [3, S, S]."""
+        if not self._squash:
+            pixels = _without_ends(pixels)
         height, width = pixels.shape[2:]
         size = self._size_before_crop(height, width)
         if size != (height, width):
@@ -148,7 +161,7 @@ class Surrogate:
             resized = functional.interpolate(wide, size, mode=self.interpolation, antialias=True)
             pixels = resized if self.device.type == "cpu" else resized.round_().clamp_(0, 255).to(torch.uint8)
         top, left = (round((side - self.input_size) / 2) for side in size)
-        return pixels[0, :, top : top + self.input_size, left : left + self.input_size]
+        return pixels[0, :, top : top + self.input_size, left : left + self.input_size].clone()  # frees the rest
 
     def _size_before_crop(self, height: int, width: int) -> tuple[int, int]:
         if self._squash:

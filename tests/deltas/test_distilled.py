@@ -59,9 +59,21 @@ def test_a_delta_depends_on_its_own_pixels_key_and_cluster_alone(protection: Pro
     order = np.random.default_rng(0).permutation(40).tolist()
     np.testing.assert_array_equal(made(protection, order), whole[order])
     np.testing.assert_array_equal(made(protection, [7]), whole[[7]])
-    torch.set_num_threads(2)  # _one_thread puts it back
-    np.testing.assert_array_equal(made(protection, order[:9]), whole[order[:9]])
+    for threads in (2, 3, 5, 24):
+        torch.set_num_threads(threads)  # _one_thread puts it back
+        np.testing.assert_array_equal(made(protection, order[:9]), whole[order[:9]])
     assert (made(protection, [7], prefix="other") != whole[[7]]).any()
+
+
+def test_no_number_of_threads_changes_a_bit_of_what_the_network_answers() -> None:
+    torch.manual_seed(0)
+    network = DistilledNetwork(CLUSTERS, 64, plain=False).to(memory_format=torch.channels_last).requires_grad_(False)
+    given = torch.rand(16, 3, 64, 64), torch.rand(16, 1, 64, 64), torch.arange(16) % CLUSTERS
+    torch.set_num_threads(1)
+    expected = network(*given)
+    for threads in (2, 3, 5, 6, 24):  # _one_thread puts it back
+        torch.set_num_threads(threads)
+        assert torch.equal(network(*given), expected)
 
 
 def test_levels_keep_the_bound_and_are_grey_unless_plain(protection: Protection) -> None:

@@ -73,7 +73,8 @@ class _Layer(nn.Module):
 
     def forward(self, maps: Tensor, target: Tensor) -> Tensor:
         scale, offset = self.film(target)[:, :, None, None].chunk(2, 1)
-        return F.relu(self.norm(self.convolution(maps)) * (1 + scale) + offset)
+        # In channels-last order, GroupNorm's sums depend on the number of threads
+        return F.relu(self.norm(self.convolution(maps).contiguous()) * (1 + scale) + offset)
 
 
 def _joined(coarse: Tensor, fine: Tensor) -> Tensor:
