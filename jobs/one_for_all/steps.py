@@ -102,10 +102,12 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
 
 
 def count_images(run: UniversalTraining) -> int:
-    """About how many images the inputs have, from the size of the first ones."""
-    store, entries = run.sources[0]
-    each = bytes_per_sample(store, entries, max_member_bytes=run.settings.max_member_bytes)
-    return max(1, round(sum(entry.size for _, entries in run.sources for entry in entries) / each))
+    """About how many images the inputs have, from the size of the first ones of each."""
+    total = 0.0
+    for store, entries in run.sources:
+        each = bytes_per_sample(store, entries, max_member_bytes=run.settings.max_member_bytes)
+        total += sum(entry.size for entry in entries) / each
+    return max(1, round(total))
 
 
 def print_training(run: UniversalTraining) -> int:

@@ -77,6 +77,9 @@ def checked_deltas(
         raise PromiseError(f"a delta has {largest} levels; the bound is {levels_of(settings.epsilon)}")
     if method.per_sample:
         return levels
+    unmoved = present[~levels.any(axis=(1, 2, 3))]
+    if len(unmoved):
+        raise PromiseError(f"the delta of label {unmoved[0]} changes nothing: fit it on more pictures of that label")
     whole = np.zeros((num_labels, 3, side, side), np.int16)
     whole[present] = levels
     return whole

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from pipeline.deltas.delta import levels_of
 from pipeline.deltas.keyed import KeyedDeltas
 from pipeline.errors import InputError, one_line
-from pipeline.hashing import canonical, sha256
+from pipeline.hashing import canonical, sha256, sha256_of
 from pipeline.surrogates.features import Assignment
 
 _ENDING = ".npy"
+_UNREADABLE = (OSError, EOFError, ValueError, TypeError, zlib.error, zipfile.BadZipFile, SafetensorError)
 
 
 class GivenDeltas:
@@ -39,7 +40,8 @@ class GivenDeltas:
     def sha256(self) -> str:
         """Digest of the file, or over names and digests of the folder's files."""
         if not self.path.is_dir():
-            return sha256(self.path.read_bytes())
+            with self.path.open("rb") as file:
+                return sha256_of(file)
         return sha256(canonical([[key, sha256(self._file(key).read_bytes())] for key in self.keys]))
 
     @cached_property
@@ -48,7 +50,7 @@ class GivenDeltas:
         if self.path.is_dir():
             found = self.path.rglob(f"*{_ENDING}")
             return tuple(sorted(str(file.relative_to(self.path))[: -len(_ENDING)] for file in found))
-        return tuple(sorted(self._opened))
+        return tuple(sorted(self._opened[0]))
 
     def check(self, epsilon: float) -> None:
         """Read all of them once. Raises InputError, naming the key, if one exceeds the bound, is 0 or unusable."""
@@ -67,7 +69,7 @@ class GivenDeltas:
 
     def of(self, assignment: Assignment, epsilon: float) -> KeyedDeltas:
         """The deltas of a shard's samples. Raises InputError if one has none: it would be left without protection."""
-        missing = sorted(set(assignment.keys).difference(self.keys))
+        missing = sorted(set(assignment.keys) - self._known)
         if missing:
             raise InputError(
                 f"--deltas {self.path}: {len(missing):,} of {len(assignment.keys):,} images of {assignment.shard} have "
@@ -76,13 +78,21 @@ class GivenDeltas:
         return KeyedDeltas(assignment.keys, np.stack([self._levels(key) for key in assignment.keys]), epsilon)
 
     @cached_property
-    def _opened(self) -> Mapping[str, NDArray[Any]]:
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.keys)
+
+    @cached_property
+    def _opened(self) -> tuple[list[str], Callable[[str], NDArray[Any]]]:
+        """The names of the arrays, and what reads one of them."""
         try:
-            found: Mapping[str, NDArray[Any]] = (
-                np.load(self.path, allow_pickle=False) if self.path.suffix == ".npz" else load_file(self.path)
-            )
-            return found
-        except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
+            if self.path.suffix == ".safetensors":
+                tensors = safe_open(self.path, framework="numpy")
+                return list(tensors.keys()), tensors.get_tensor  # type: ignore[no-untyped-call]
+            arrays = np.load(self.path, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array, not an .npz file")
+            return arrays.files, arrays.__getitem__
+        except _UNREADABLE as error:
             raise InputError(f"--deltas {self.path} cannot be read: {one_line(error)}") from None
 
     def _file(self, key: str) -> Path:
@@ -90,8 +100,8 @@ class GivenDeltas:
 
     def _levels(self, key: str) -> NDArray[np.int16]:
         try:
-            levels = np.load(self._file(key), allow_pickle=False) if self.path.is_dir() else self._opened[key]
-        except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
+            levels = np.load(self._file(key), allow_pickle=False) if self.path.is_dir() else self._opened[1](key)
+        except _UNREADABLE as error:
             raise InputError(f"--deltas {self.path}: {key} cannot be read: {one_line(error)}") from None
         self._shape = self._shape or levels.shape
         fits = levels.ndim == 3 and levels.shape[0] == 3 and levels.shape == self._shape

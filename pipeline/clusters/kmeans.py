@@ -191,9 +191,10 @@ def best_start(points: Floats, num_clusters: int, *, restarts: int, seed: int, t
     if len(points) > RESTART_IMAGES:
         rows = numpy_rng(seed, "restart images").choice(len(points), RESTART_IMAGES, replace=False)
         chosen = points[np.sort(rows)]
-    if len(np.unique(chosen, axis=0)) < num_clusters:
+    if (distinct := len(np.unique(chosen, axis=0))) < num_clusters:
+        few = f"cannot form {num_clusters} clusters from {len(points)} images, of which {distinct} look different"
         raise InputError(
-            f"cannot form {num_clusters} clusters from {len(points)} images, some of them identical; lower --clusters"
+            f"{few}; give --clusters {distinct} or fewer" if distinct > 1 else f"{few}: nothing to tell apart"
         )
     # Imported here because every run imports this module; before threadpool_limits, which sees only loaded libraries.
     from sklearn.cluster import kmeans_plusplus

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -101,9 +101,12 @@ _TENSORS = ("losses", "moved", "before", "rms", "clamped")
 def merge(parts: Iterable[FittedDeltas]) -> FittedDeltas:
     """Combine the deltas of several files, ordered by cluster.
 
+    A fit of fewer steps than another repeats its last loss: with --epochs, a cluster's steps depend on its images.
     Raises ConflictError if two parts contain the same cluster.
     """
     ordered = sorted(parts, key=lambda part: part.clusters)
+    steps = max((part.losses.shape[1] for part in ordered), default=0)
+    ordered = [replace(part, losses=_lengthened(part.losses, steps)) for part in ordered]
     clusters = tuple(cluster for part in ordered for cluster in part.clusters)
     if len(set(clusters)) != len(clusters):
         raise ConflictError(f"a cluster was fitted twice: {sorted(clusters)}")
@@ -117,6 +120,11 @@ def merge(parts: Iterable[FittedDeltas]) -> FittedDeltas:
         extra={name: value for part in ordered for name, value in part.extra.items()},
         **{name: torch.cat([getattr(part, name) for part in ordered])[order] for name in _TENSORS},
     )
+
+
+def _lengthened(losses: Tensor, steps: int) -> Tensor:
+    missing = steps - losses.shape[1] if losses.shape[1] else 0
+    return torch.cat([losses, losses[:, -1:].expand(-1, missing)], 1)
 
 
 class Fit(Protocol):

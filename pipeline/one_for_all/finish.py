@@ -65,7 +65,8 @@ def _clustering(fit: UniversalFit) -> Clustering:
     features = np.concatenate(
         [fit.surrogate.embed_pictures(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
     )
-    num_clusters = max(1, min(MOST_CLUSTERS, len(features) // PER_CLUSTER))
+    distinct = len(np.unique(features, axis=0))  # after days of training, copies of one picture must not end the run
+    num_clusters = max(1, min(MOST_CLUSTERS, len(features) // PER_CLUSTER, distinct))
     fitted = fit_clusters([features], "features", None, num_clusters, restarts=4, seed=fit.settings.seed)
     return fitted.clustering
 

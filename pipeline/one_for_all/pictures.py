@@ -67,6 +67,9 @@ def read_squares(
 
 def _label(sample: Sample, where: str) -> int:
     try:
-        return int(sample.members["cls"])
+        label = int(sample.members["cls"])
     except (KeyError, ValueError):
         raise InputError(f"{where}: {sample.key} has no .cls label, which --select-by label needs") from None
+    if label < 0:
+        raise InputError(f"{where}: {sample.key} has the label {label}; --select-by label needs rows from 0 on")
+    return label

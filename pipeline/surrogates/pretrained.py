@@ -30,6 +30,13 @@ from pipeline.surrogates.towers.base import RANDOM, Preprocessing
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "tf_efficientnet_lite0_in1k_fp16.safetensors"
 EMBEDDED_SHA256 = "bfe99bcbadd301f3584cbbff6f61da7b8151477fce702885d3fedf29b80dc994"
 
+# what libraries raise for a size or a file that does not suit a network; the last three for an empty file, or one
+# without tensors by name
+_UNFIT = (
+    *(KeyError, RuntimeError, ValueError, AssertionError, UnpicklingError, SafetensorError),
+    *(EOFError, AttributeError, TypeError),
+)
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -74,7 +81,7 @@ def build_tower(name: str, *, weights: Path | None, size: int | None) -> Tower:
         torch.manual_seed(derive(int(random[1]) if random else 0, "surrogate weights", model))
         try:
             network, preprocessing, head = library(kind).assemble(model, tag, path, size)
-        except (KeyError, RuntimeError, ValueError, AssertionError, UnpicklingError, SafetensorError) as error:
+        except _UNFIT as error:
             raise _misfit(name, path, size, error) from None
     digest = _digest(network.state_dict()) if path is None else sha256(path.read_bytes())
     return Tower(network.eval().requires_grad_(False), preprocessing, head, digest)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from pipeline.baselines.base import NO_FIGURES, BaselineSettings, LabelledPictures
 from pipeline.baselines.fit import checked_deltas, largest_change
+from pipeline.baselines.given import GivenDeltas
 from pipeline.baselines.labels import label_clustering, predicted
 from pipeline.deltas.keyed import KeyedDeltas
 from pipeline.errors import InputError, PromiseError
+from pipeline.hashing import sha256
 from pipeline.records import Features
+from pipeline.surrogates.features import Assignment
 
 GIVEN = LabelledPictures(np.zeros((4, 3, 8, 8), np.uint8), np.array([5, 2, 5, 9]), ("a", "b", "c", "d"))
 
@@ -59,6 +67,7 @@ def test_a_method_sees_labels_without_gaps_and_its_deltas_come_back_under_the_la
         (Constant([1, 2, 3], per_sample=True), r"not int16 \(4, 3, 8, 8\)"),
         (Constant([1, 2, 3], dtype=np.float32), "deltas are float32"),
         (Constant([1, -9, 3]), "a delta has 9 levels; the bound is 8"),
+        (Constant([1, 0, 3]), "the delta of label 5 changes nothing: fit it on more pictures of that label"),
     ],
 )
 def test_a_method_that_breaks_its_promises_ends_the_run(method: Constant, message: str) -> None:
@@ -85,6 +94,51 @@ def test_keyed_deltas_come_back_by_key_and_at_any_size(largest: int) -> None:
     for damaged in (b"", data[:40], data[:-9], b"\xff" * 50):
         with pytest.raises(InputError, match="there is damaged"):
             KeyedDeltas.from_bytes(damaged, 1.0, "there")
+
+
+def deltas_file(path: Path, name: str) -> str:
+    """Two good deltas in a file of this name, or bytes that cannot be read."""
+    levels = {"a": np.full((3, 8, 8), 2, np.int16), "b": np.full((3, 8, 8), -3, np.int16)}
+    file = path / name
+    if name == "good.npz":
+        np.savez_compressed(file, **levels)
+    elif name == "good.safetensors":
+        save_file(levels, file)
+    elif name == "damaged.npz":
+        np.savez_compressed(file, **{key: np.random.default_rng(0).integers(0, 9, (3, 64, 64)) for key in levels})
+        data = bytearray(file.read_bytes())
+        data[2000:2100] = bytes(100)
+        file.write_bytes(data)
+    elif name == "array.npz":
+        np.save(path / "array.npy", levels["a"])
+        (path / "array.npy").rename(file)
+    elif name == "bfloat16.safetensors":
+        save_tensors({"a": torch.ones(3, 8, 8, dtype=torch.bfloat16)}, file)
+    elif name == "folder":
+        file.mkdir()
+        (file / "a.npy").touch()
+    else:
+        file.touch()
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["good.npz", "good.safetensors"])
+def test_given_deltas_are_read_by_key(tmp_path: Path, name: str) -> None:
+    given = GivenDeltas(deltas_file(tmp_path, name))
+    given.check(3 / 255)
+    assert given.keys == ("a", "b")
+    assert given.sha256 == sha256((tmp_path / name).read_bytes())
+    keyed = given.of(Assignment("s", ("b",), np.zeros(1, np.int32), np.zeros(1, np.float32)), 3 / 255)
+    assert (keyed.delta_for(0, "b", 8, 8) == -3).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["empty.npz", "damaged.npz", "array.npz", "bfloat16.safetensors", "empty.safetensors", "folder"],
+)
+def test_deltas_that_cannot_be_read_are_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"^--deltas .*(cannot be read: |deltas are whole 8-bit levels)[^\n]*$"):
+        GivenDeltas(deltas_file(tmp_path, name)).check(3 / 255)
 
 
 def test_nothing_can_be_assigned_to_labels_by_its_features() -> None:

@@ -54,6 +54,17 @@ def pictures(count: int) -> LabelledPictures:
     return LabelledPictures(images[:, :, :16, :16].numpy(), labels.numpy(), tuple(map(str, range(count))))
 
 
+def test_class_wise_em_moves_the_delta_of_a_label_that_one_late_picture_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error_minimising, "LEAST_SEARCHED", 8)
+    given = pictures(40)
+    labels = given.labels.copy()
+    labels[labels == 3] = 0
+    labels[-1] = 3
+    method = ErrorMinimising("counting", class_wise=True)
+    deltas = method.deltas(replace(given, labels=labels), BaselineSettings(8 / 255, effort=0.1), lambda share: None)
+    assert deltas.any((1, 2, 3)).tolist() == [True] * 4
+
+
 # method, effort, images that go through the network in a pass
 FITS: dict[str, tuple[Callable[[], SurrogateBaseline], float, int]] = {
     "em": (lambda: ErrorMinimising("counting"), 0.1, 1),

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.baselines.base import BaselineSettings, LabelledPictures
 from pipeline.baselines.methods import BASELINES, baseline
+from pipeline.baselines.shortcuts import autoregressive
 from pipeline.baselines.shortcuts.autoregressive import ar_filters, ar_kernels, ar_signals
 from pipeline.baselines.shortcuts.class_filters import class_filter, filtered
 from pipeline.baselines.shortcuts.one_pixel import one_pixel_scores
@@ -52,6 +53,16 @@ def test_what_is_random_about_a_picture_follows_its_key_not_its_place(name: str)
     order = np.random.default_rng(1).permutation(len(given.keys))
     mixed = LabelledPictures(given.images[order], given.labels[order], tuple(given.keys[row] for row in order))
     assert (made(name, mixed) == made(name, given)[order]).all()
+
+
+def test_autoregressive_noise_on_large_pictures_is_cut_where_no_picture_could_show_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    growing = np.zeros((CLASSES, 3, 3, 3))
+    growing[..., 0, 1] = growing[..., 1, 0] = 30.0  # all of it ends in one corner
+    monkeypatch.setattr(autoregressive, "ar_kernels", lambda count, seed: growing)
+    deltas = made("ar", pictures(count=4, side=96))
+    assert np.abs(deltas).max() == 255
 
 
 def test_class_noise_is_uniform_over_all_levels_of_the_ball_and_differs_by_class_and_seed() -> None:

@@ -231,6 +231,22 @@ def test_files_of_single_clusters_make_one_whole() -> None:
         FittedDeltas.from_bytes(parts[0].to_bytes()[:-10])
 
 
+def test_fits_whose_steps_follow_their_own_images_make_one_whole_too() -> None:
+    given = images()
+    few = torch.cat(
+        [torch.nonzero(given.clusters == cluster).flatten()[:count] for cluster, count in enumerate((7, 3, 2))]
+    )
+    given = FitImages(given.pixels[few], given.clusters[few])
+    choices = {"train_images": "cluster", "epochs": 2, "batch_size": 2}
+    parts = [finished(cluster_fit(cluster, given, **choices)) for cluster in (0, 1, 2)]
+    widths = [part.losses.shape[1] for part in parts]
+    assert widths == [8, 4, 2]  # two epochs of batches of two
+    whole = merge(FittedDeltas.from_bytes(part.to_bytes()) for part in parts)
+    for row, part in enumerate(parts):
+        assert whole.losses[row].tolist()[: widths[row]] == part.losses[0].tolist()
+        assert set(whole.losses[row].tolist()[widths[row] :]) <= {part.losses[0].tolist()[-1]}
+
+
 def test_fit_images_refuse_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"pixels must be uint8 \[n, 3, S, S\]"):
         FitImages(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64))

@@ -38,7 +38,8 @@ class Autoregressive:
             block = slice(start, start + _BLOCK)
             noise = np.stack([_noise(settings.seed, key, side) for key in pictures.keys[block]])
             signals = ar_signals(kernels[pictures.labels[block]], noise)
-            levels[block] = np.rint(255 * side / _TRIED_SIDE * _unit(signals))
+            # on sides beyond 32 px noise goes on growing, at 224 px to more than a picture can show in 1 of 250
+            levels[block] = np.rint(255 * side / _TRIED_SIDE * _unit(signals)).clip(-255, 255)
             told(min(1.0, (start + _BLOCK) / len(levels)))
         return levels
 

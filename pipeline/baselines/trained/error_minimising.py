@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -126,6 +127,9 @@ class MinimisingLoop:
         count = len(pictures.images) if method.per_sample else num_labels(pictures)
         self.deltas = torch.zeros(count, *pictures.images.shape[1:], device=self.surrogate.device)
         self._searched = method.searched(len(pictures.images))
+        if not method.per_sample:  # at least one picture of every label, or its delta would stay 0
+            _, first = np.unique(pictures.labels.cpu().numpy(), return_index=True)
+            self._searched = max(self._searched, 1 + int(first.max()))
         self._next = 0  # picture to go on with
         self._draws = 0
 

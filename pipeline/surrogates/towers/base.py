@@ -97,10 +97,15 @@ def announce(source: str) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from safetensors or a .pt file containing only tensors."""
+    """Tensors by name, from safetensors or a .pt file containing only tensors. Raises ValueError for anything else."""
     if path.suffix == ".safetensors":
         return dict(load_file(path))
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except EOFError:
+        raise ValueError("the file is empty or ends early") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not tensors by name")
     return dict(loaded.get("state_dict", loaded))
 
 
