@@ -5,6 +5,7 @@ It runs next to the driver, where memory is scarce: nothing here may import torc
 
 from __future__ import annotations
 
+from actors.cluster.failures import Failure
 from actors.cluster.metrics import recorder
 from pipeline.metrics import RESTARTED
 
@@ -17,6 +18,7 @@ class FitQueue:
         self._leases: dict[str, str] = {}  # unit -> worker
         self._progress = dict.fromkeys(units, 0.0)
         self._group = ""
+        self._failure: Failure | None = None
         self._metrics = recorder()
 
     def take(self, worker: str, group: str) -> str | None:
@@ -28,7 +30,7 @@ class FitQueue:
             if not owner.startswith(group):
                 del self._leases[unit]
                 self._free.insert(0, unit)
-        if not self._free:
+        if not self._free or self._failure is not None:
             return None
         unit = self._free.pop(0)
         self._leases[unit] = f"{group}/{worker}"
@@ -39,6 +41,13 @@ class FitQueue:
         self._progress[unit] = share
         if share >= 1:
             self._leases.pop(unit, None)
+
+    def fail(self, failure: Failure) -> None:
+        """What no other worker will do better: nothing more is given out. The first one counts."""
+        self._failure = self._failure or failure
+
+    def failure(self) -> Failure | None:
+        return self._failure
 
     def progress(self) -> dict[str, float]:
         return dict(self._progress)

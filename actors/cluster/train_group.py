@@ -1,4 +1,8 @@
-"""A group of Ray Train workers that run one loop to its end, even if some of them die."""
+"""A group of Ray Train workers that run one loop to its end, even if some of them die.
+
+What would fail again in the same way is no reason to start the group again: the queue of the task keeps it, and the
+loop ends.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,17 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from actors.cluster.failures import Failure
 from actors.cluster.placement import Workers
+from pipeline.errors import ConflictError, InputError, SettingsError
 
 RESTARTS = 3  # of the whole group
+ANSWER_SECONDS = 60.0
+_LASTING = (InputError, SettingsError, ConflictError)  # all workers of a group meet these, or one has the last word
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -32,10 +41,14 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 def train_group(loop: Callable[[dict[str, Any]], None], task: Any, workers: Workers, name: str) -> None:
-    """Run `loop` with {"task": task} in every worker, until all are done. Raises what Ray Train raises."""
+    """Run `loop` with {"task": task} in every worker, until all are done.
+
+    task  has the handle of a FitQueue as `queue`
+    Raises what a worker raised and would raise again, at once; otherwise what Ray Train raises.
+    """
     with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch:
         _Trainer(
-            loop,
+            _once(loop),
             train_loop_config={"task": task},
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
@@ -44,3 +57,18 @@ def train_group(loop: Callable[[dict[str, Any]], None], task: Any, workers: Work
             ),
             run_config=RunConfig(name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)),
         ).fit()
+    failure: Failure | None = ray.get(task.queue.failure.remote(), timeout=ANSWER_SECONDS)
+    if failure is not None:
+        raise failure.error()
+
+
+def _once(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """The loop, which keeps a lasting failure in the queue and ends well, so that the group is not started again."""
+
+    def run(config: dict[str, Any]) -> None:
+        try:
+            loop(config)
+        except _LASTING as error:
+            ray.get(config["task"].queue.fail.remote(Failure.of(error, "")), timeout=ANSWER_SECONDS)
+
+    return run

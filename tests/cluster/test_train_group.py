@@ -1,0 +1,67 @@
+"""A group of Ray Train workers: what would fail again ends it at once, with the words of the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.cluster.failures import Failure
+from actors.cluster.placement import Workers
+from actors.cluster.train_group import train_group
+from actors.fit_queue import FitQueue
+from pipeline.errors import InputError
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass(frozen=True)
+class Task:
+    queue: Any
+    starts: Path
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, about an option that nobody sets here
+def test_what_is_wrong_with_the_input_is_tried_once_and_said_as_the_worker_said_it(
+    cluster: None, tmp_path: Path
+) -> None:
+    task = Task(ray.remote(num_cpus=0)(FitQueue).remote(["one", "two"]), tmp_path / "starts")
+
+    def loop(config: dict[str, Any]) -> None:
+        with config["task"].starts.open("a") as file:
+            file.write("started\n")
+        raise InputError("only 3 images, fewer than --batch-size 8")
+
+    with pytest.raises(InputError, match=r"^only 3 images, fewer than --batch-size 8$"):
+        train_group(loop, task, Workers(count=1, cpus=1.0, gpus=0.0), "test")
+    assert task.starts.read_text() == "started\n"
+    assert ray.get(task.queue.take.remote("0", "g"), timeout=30) is None  # nothing more is begun
+
+
+def test_the_first_failure_counts_and_ends_the_queue() -> None:
+    queue = FitQueue(["one", "two"])
+    assert queue.take("0", "g") == "one"
+    queue.fail(Failure("InputError", "first", ""))
+    queue.fail(Failure("InputError", "second", ""))
+    assert queue.take("1", "g") is None
+    assert queue.failure() == Failure("InputError", "first", "")
