@@ -167,8 +167,11 @@ def close_sample(
             raise SampleError(Reason.UNCHANGED, f"--encode {settings.encode} leaves nothing of its delta")
         left = survival(picture.pixels, pixels, again)
     marks.append(time.perf_counter())
-    # no other member can have the new name: open_sample would have rejected it as a second image
     renamed = _renamed(opened.suffix, ending)
+    taken = {name.casefold() for name in opened.sample.members if name != opened.suffix}
+    if renamed.casefold() in taken:  # by a sidecar that --keep-sidecar passes on
+        why = f"with --encode {settings.encode} the image would be called {renamed}, as a sidecar of it is"
+        raise SampleError(Reason.DUPLICATE_MEMBER, why)
     members = {
         renamed if name == opened.suffix else name: encoded if name == opened.suffix else data
         for name, data in opened.sample.members.items()

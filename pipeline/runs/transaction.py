@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pipeline import layout
 from pipeline.deltas.apply import ShardOutcome
-from pipeline.errors import ConflictError
+from pipeline.errors import ConflictError, StoreError
 from pipeline.records import Commit, Rejection, Sample, Shard, quarantine_to_bytes
 from pipeline.shards.samples import FilesOutput, SampleWriter, TarOutput, output_for, samples_of
 from pipeline.shards.scratch import scratch_for
@@ -55,6 +55,10 @@ class ShardTransaction:
                 samples = samples_of(self.source, shard, max_member_bytes=self.max_member_bytes)
                 outcome = protect(samples, writer)
             put_started = time.perf_counter()
+            if (existing := self.committed(shard)) is not None:  # and must not be overwritten by other bytes
+                commit = self._commit(shard, writer, outcome, dict(outcome.seconds))
+                check_same_commit(commit, existing)
+                return commit, True
             writer.publish(self.output)
             seconds = dict(outcome.seconds) | {"put": time.perf_counter() - put_started}
         if outcome.rejections:
@@ -65,9 +69,11 @@ class ShardTransaction:
         if self.output.create(layout.commit(shard.name), commit.to_bytes()):
             return commit, False
         existing = self.committed(shard)
-        if existing is not None:
-            check_same_commit(commit, existing)
-        return commit, existing is not None
+        if existing is None:
+            where = f"{self.output.url}/{layout.commit(shard.name)}"
+            raise StoreError(f"{where} was refused as existing, and is not there: run the same command again")
+        check_same_commit(commit, existing)
+        return commit, True
 
     def _commit(
         self, shard: Shard, writer: TarOutput | FilesOutput, outcome: ShardOutcome, seconds: dict[str, float]

@@ -17,6 +17,8 @@ from pathlib import Path
 # file always differs), whether it is a regular file
 Found = tuple[str, int, float, int, bool]
 
+_OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN", ".Trashes", ".fseventsd", ".Spotlight-V100")
+
 
 def walk_folder(root: str) -> Iterator[Found]:
     """Every file below `root`, sorted by full name as in an object store.
@@ -39,9 +41,23 @@ def walk_folder(root: str) -> Iterator[Found]:
             folders.pop()
 
 
+@contextlib.contextmanager
+def _scanned(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """The entries of a folder; none of what a file system keeps for itself at its root, if we may not look there."""
+    try:
+        entries = os.scandir(folder)
+    except PermissionError:
+        if os.path.basename(folder.rstrip("/")) not in _OF_THE_DISK:
+            raise
+        yield iter(())
+        return
+    with entries:
+        yield entries
+
+
 def _children(folder: str, name: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
     """Entries of one folder, sorted as in full names: a folder's name compares with its trailing slash."""
-    with os.scandir(folder) as entries:
+    with _scanned(folder) as entries:
         children = [
             (f"{name}{entry.name}/", entry, True)
             if entry.is_dir(follow_symlinks=False)
@@ -78,11 +94,7 @@ def _below(root: str, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     waiting = [under]
     while waiting:
         name = waiting.pop()
-        try:
-            entries = os.scandir(os.path.join(root, name))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        with entries:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _scanned(os.path.join(root, name)) as entries:
             for entry in entries:
                 below = f"{name}/{entry.name}" if name else entry.name
                 if entry.is_dir(follow_symlinks=False):

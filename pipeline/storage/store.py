@@ -6,9 +6,12 @@ store is, and `retries` makes a call again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from pipeline.storage import buckets, folder
 from pipeline.storage.versions import Versions
 
 MAX_KEY_BYTES = 1024  # S3's limit
+DELETED_AT_ONCE = 16
 LEFT_SECONDS = 3600.0  # after which nobody writes to a scratch file any more
 
 
@@ -87,12 +91,17 @@ class Store(Versions):
             self.attempt("delete", str(self._scratch), lambda: folder.sweep(self._scratch, LEFT_SECONDS))
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; missing ones are ignored."""
-        for name in names:
-            try:
-                self.attempt("delete", name, partial(self.filesystem.rm_file, self.path(name)))
-            except InputError:
-                continue
+        """Delete objects, several at a time but the last by itself; missing ones are ignored."""
+        *first, last = [*names] or [""]
+        if first:
+            with ThreadPoolExecutor(DELETED_AT_ONCE) as pool:
+                deque(pool.map(self._delete, first), maxlen=0)
+        if last:
+            self._delete(last)
+
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(InputError):
+            self.attempt("delete", name, partial(self.filesystem.rm_file, self.path(name)))
 
     def _publish(self, name: str, content: bytes | Path, publish: Callable[[str, str], None]) -> None:
         """Write to a scratch file, flush it to disk, then make it appear under its real name atomically."""
@@ -100,7 +109,7 @@ class Store(Versions):
         self.check_folder(name.rpartition("/")[0])
         made = folder.make(target.parent)
         self._scratch.mkdir(parents=True, exist_ok=True)
-        temporary = self._scratch / uuid.uuid4().hex
+        temporary, moved = self._scratch / uuid.uuid4().hex, False
         try:
             moved = isinstance(content, Path) and folder.moved(content, temporary)
             with temporary.open("ab") as out:
@@ -114,6 +123,10 @@ class Store(Versions):
                 os.fsync(out.fileno())
             publish(str(temporary), str(target))
             folder.sync(made)  # the directory entry, which a crash could otherwise lose
+        except OSError:
+            if moved and isinstance(content, Path):  # for the next attempt
+                folder.moved(temporary, content)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.deltas.apply import LaidDeltas, protect_sample, protect_shard
 from pipeline.deltas.delta import LaidDelta
 from pipeline.deltas.survival import ENOUGH, coding_for, survival
+from pipeline.errors import Reason, SampleError
 from pipeline.measures.estimate import TypicalDeltas
 from pipeline.pictures.jpeg import JpegCoding, jpeg_header
 from pipeline.records import Sample
@@ -118,3 +119,13 @@ def test_a_shard_counts_what_it_had_to_code_more_finely(tmp_path: Path) -> None:
     assert header is not None
     assert header.coding is not None
     assert header.coding != coded(40)
+
+
+@pytest.mark.parametrize("taken", ["left.png", "LEFT.PNG"])
+def test_an_image_that_would_get_the_name_of_a_kept_sidecar_is_refused_and_neither_is_lost(taken: str) -> None:
+    members = {"left.jpg": image_bytes(noise(32, 32), "JPEG"), taken: image_bytes(noise(32, 32, 1))}
+    settings = Settings(encode="lossless", keep_sidecar=("left.png",))
+    for ordered in (members, dict(reversed(members.items()))):
+        with pytest.raises(SampleError, match="would be called left.png, as a sidecar of it is") as caught:
+            protect_sample(Sample("k", ordered), LaidDeltas(ExtremeDeltas()), 0, settings=settings)
+        assert caught.value.reason is Reason.DUPLICATE_MEMBER

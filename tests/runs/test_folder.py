@@ -19,7 +19,7 @@ from PIL import Image
 from jobs.inspection.verification import check_run
 from pipeline import layout
 from pipeline.deltas.apply import LaidDeltas, ShardOutcome, protect_shard
-from pipeline.errors import InputError, Reason
+from pipeline.errors import ConflictError, InputError, Reason, StoreError
 from pipeline.measures.verify import ShardCheck
 from pipeline.records import Commit, Rejection, Sample, Shard, read_quarantine
 from pipeline.runs.fingerprint import ingredients_of
@@ -163,6 +163,7 @@ def tampered(change: Callable[[Path], object], problem: str) -> Any:
             "key a/TWO: the image is unprotected: its bytes are identical to the input's",
         ),
         tampered(lambda out: (out / "five.jpg").write_bytes(b"5"), "five.jpg: in the output without a commit"),
+        tampered(lambda out: (out / layout.PLAN).unlink(), "images-0000000: not compared with its originals"),
         tampered(
             lambda out: (out / "_scumble/commits/images-0000000.json").unlink(), "1 of 1 shards are not committed"
         ),
@@ -175,6 +176,41 @@ def test_whatever_is_altered_in_the_output_is_found(
     run.go()
     change(tmp_path / "out")
     assert any(problem in line for line in run.check().problems)
+
+
+def test_what_the_system_leaves_in_any_folder_is_no_problem(source: Path, tmp_path: Path) -> None:
+    run = Run(source, tmp_path / "out")
+    run.go()
+    for name in (".DS_Store", "a/Thumbs.db", "desktop.ini", "a/._one.jpg", ".nfs0001"):
+        (tmp_path / "out" / name).write_bytes(b"x")
+    assert run.check().problems == []
+
+
+def test_bytes_that_are_committed_are_not_overwritten_by_others(source: Path, tmp_path: Path) -> None:
+    run = Run(source, tmp_path / "out")
+    run.go()
+    before = files(tmp_path / "out")
+
+    class Other(PerSample):
+        def delta_for(self, cluster: int, key: str, height: int, width: int) -> Any:
+            return super().delta_for(cluster, f"{key}!", height, width)
+
+    def otherwise(samples: Iterator[Sample | Rejection], writer: SampleWriter) -> ShardOutcome:
+        return protect_shard(samples, writer, LaidDeltas(Other()), CLUSTERS, settings=run.settings)
+
+    with pytest.raises(ConflictError, match="two runs disagree"):
+        run.transaction.run(run.plan.shards[0], otherwise)
+    assert files(tmp_path / "out") == before
+    assert run.check().problems == []
+
+
+def test_a_commit_that_is_refused_and_not_there_is_no_success(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(source, tmp_path / "out")
+    monkeypatch.setattr(Store, "create", lambda *_: False)
+    with pytest.raises(StoreError, match=r"images-0000000\.json was refused as existing, and is not there"):
+        run.transaction.run(run.plan.shards[0], partial(protected, settings=run.settings))
 
 
 def test_a_unit_of_which_nothing_could_be_protected_is_no_problem(tmp_path: Path) -> None:

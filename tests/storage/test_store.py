@@ -66,6 +66,57 @@ def test_a_shard_that_is_a_link_opens_as_the_version_that_was_listed(tmp_path: P
     assert sorted(source.names()) == ["a.tar", "loop", "lost"]
 
 
+def test_what_a_file_system_keeps_at_its_root_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def refusing(path: str) -> object:
+        if os.path.basename(path) in ("lost+found", "shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "a.tar").touch()
+    monkeypatch.setattr(os, "scandir", refusing)
+    here = Store(str(tmp_path))
+    assert [entry.name for entry in here.list()] == list(here.names()) == ["a.tar"]
+    (tmp_path / "shut").mkdir()
+    with pytest.raises(StoreError, match="cannot list"):
+        here.list()
+
+
+def test_a_file_whose_flush_failed_once_is_there_for_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = os.fsync, [OSError(errno.ETIMEDOUT, "Connection timed out")]
+
+    def failing(fd: int) -> None:
+        if left:
+            raise left.pop()
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (tmp_path / "made").write_bytes(b"all of it")
+    Store(str(tmp_path / "out")).put_file("a.tar", tmp_path / "made")
+    assert (tmp_path / "out/a.tar").read_bytes() == b"all of it"
+
+
+def test_the_last_name_is_deleted_after_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, deleted = Store(str(tmp_path)), []
+    names = [f"{number}" for number in range(50)]
+    for name in names:
+        here.put(name, b"x")
+    real = Store._delete
+    monkeypatch.setattr(Store, "_delete", lambda self, name: (real(self, name), deleted.append(name)))
+    here.delete(iter(names))
+    assert sorted(deleted) == sorted(names)
+    assert deleted[-1] == "49"
+    assert list(here.names()) == []
+    here.delete([])
+
+
 @pytest.mark.permissions
 def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0)
