@@ -7,7 +7,8 @@ from pathlib import Path
 from jobs import importing
 from jobs.protection.options import protection_parser
 from jobs.shared import cli
-from pipeline.settings import DEFAULT_SURROGATE, PRESETS, check_choice
+from pipeline.errors import SettingsError
+from pipeline.settings import DEFAULT_SURROGATE, PRESETS, check_choice, flag
 
 DESCRIPTION = """\
 Find what would break a run later: versions of driver and cluster, GPUs, disk space, the bucket, weights, codecs.
@@ -57,6 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         given = {name: value for name, value in of_run.items() if name in asked} | given
         if "protection" not in given:  # which knows its surrogate
             given = {"surrogate": DEFAULT_SURROGATE} | given
+    elif "input" in given and "protection" not in given:
+        given = {"surrogate": DEFAULT_SURROGATE} | given
+    for name, least in (("workers", 1), ("gpus_per_worker", 0), ("surrogate_size", 1)):
+        if given.get(name, least) < least:
+            raise SettingsError(f"{flag(name)} must be at least {least}, not {given[name]}")
     with importing():
         from jobs.inspection.checkup import check_up
 

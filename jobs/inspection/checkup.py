@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.records import Shard
+from jobs.protection.prepare import first_held, held_by_a_stranger
+from jobs.shared.inputs import check_finished
+from pipeline import layout
+from pipeline.deltas.apply import check_writable
+from pipeline.errors import ConflictError
+from pipeline.measures.estimate import first_usable
+from pipeline.records import Sample, Shard
 from pipeline.runs.checkup import (
     Finding,
     check_codecs,
@@ -19,6 +25,7 @@ from pipeline.runs.checkup import (
     check_weights,
     findings_of,
 )
+from pipeline.settings import Settings
 from pipeline.storage.store import Store
 
 
@@ -31,10 +38,11 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     yield from findings_of("codecs", check_codecs)
     shards: list[Shard] = []
     sources: list[Store] = []
+    names: set[str] = set()
     if "input" in given:
-        yield from findings_of("input", lambda: _input(given["input"], shards, sources))
+        yield from findings_of("input", lambda: _input(given["input"], shards, sources, names))
     if "output" in given:
-        yield from findings_of("output", lambda: check_output(given["output"], *sources))
+        yield from findings_of("output", lambda: _output(given["output"], sources, names))
     yield from findings_of("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
     if "surrogate" in given or "protection" in given:
         wanted = [given.get(name) for name in ("surrogate", "surrogate_weights", "surrogate_size", "protection")]
@@ -44,11 +52,32 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     yield from findings_of("ray", lambda: _cluster(asked))
 
 
-def _input(url: str, shards: list[Shard], sources: list[Store]) -> list[Finding]:
+def _input(url: str, shards: list[Shard], sources: list[Store], names: set[str]) -> list[Finding]:
     sources.append(Store(url))  # even if it cannot be listed, it may be the same place as the output
     listed, findings = check_input(url)
     sources[:] = [listed.store]
     shards += listed.shards
+    names.update(listed.names)
+    check_finished(listed.store, listed.shards)
+    settings, count = Settings(), 0
+
+    def use(sample: Sample) -> None:
+        nonlocal count
+        check_writable(sample, settings)
+        count += 1
+
+    first_usable(listed.store, listed.shards, max_member_bytes=settings.max_member_bytes, use=use)
+    if not count:
+        advice = "a run would put everything into quarantine; protect_imagenet.py --dry-run says why"
+        return [*findings, Finding("error", "images", "none of the first 1,000 can be protected", advice)]
+    return [*findings, Finding("ok", "images", f"the first {count} usable ones were decoded and encoded")]
+
+
+def _output(url: str, sources: list[Store], names: set[str]) -> list[Finding]:
+    findings = check_output(url, *sources)
+    output = Store(url)
+    if output.info(layout.RUN) is None and (stranger := first_held(output, names)):
+        raise ConflictError(held_by_a_stranger(url, stranger))
     return findings
 
 

@@ -96,12 +96,18 @@ def print_time(predicted: Estimate, workers: int, run: Run) -> None:
     for stage, seconds in stages.items():
         print(f"  {stage:<10} {duration(seconds)}")
     total = sum(stages.values())
-    print(f"time         about {duration(total)} with {workers} workers as fast as this machine's")
+    if run.settings.gpus_per_worker:
+        print(
+            f"time         at most {duration(total)} with {workers} workers, as measured on a CPU; GPUs take far less"
+        )
+    else:
+        print(f"time         about {duration(total)} with {workers} workers as fast as this machine's")
     prices = (run.settings.price_per_gpu_hour, run.settings.price_per_cpu_hour)
     if prices != (None, None):
         hours = predicted.hours(workers, run.settings)
         cost = sum(hour * (price or 0.0) for hour, price in zip(hours, prices, strict=True))
+        bound = "at most" if run.settings.gpus_per_worker else "about"
         print(
-            f"cost         about {cost:,.2f} for {hours[0]:,.2f} GPU-hours and {hours[1]:,.2f} CPU-hours, "
+            f"cost         {bound} {cost:,.2f} for {hours[0]:,.2f} GPU-hours and {hours[1]:,.2f} CPU-hours, "
             f"{cost / max(predicted.images, 1) * 1e6:,.2f} per million images"
         )

@@ -196,7 +196,7 @@ def check_input(url: str) -> tuple[Listing, list[Finding]]:
     plan = Plan(tuple(shards), "")
     if len(beginning) < min(512, first.size):
         raise InputError(f"{store.url}/{first.name} ends after {len(beginning)} bytes; upload it again")
-    said = f"{url}: {plan.contents}, {_gb(plan.total_bytes)}; the first one is readable"
+    said = f"{url}: {plan.contents}, {_gb(plan.total_bytes)}"
     findings = [Finding("ok", "input", said)]
     if listing.others:
         findings.append(Finding("ok", "input", f"not copied: {told_of_others(listing.others)}"))

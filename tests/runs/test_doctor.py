@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.runs.checkup import check_codecs, check_gpu, check_output, check_s
 from pipeline.settings import DEFAULT_SURROGATE
 from pipeline.storage.store import Store
 from pipeline.surrogates.pretrained import EMBEDDED_WEIGHTS
-from tests.support.runs import ROOT, write_collection
+from tests.support.runs import ROOT, add, write_collection
 from tests.support.uploads import small_protection
 
 LITE = "timm:tf_efficientnet_lite0"
@@ -54,6 +55,30 @@ def test_a_machine_and_a_folder_that_are_fine_get_ok_and_nothing_is_left_behind(
     assert "1280 features from 64 px" in found["weights"]
     assert "(as published)" in found["weights"]
     assert Store(str(tmp_path / "out")).list() == []
+
+
+def test_what_a_run_would_refuse_is_an_error_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("jobs.inspection.checkup.check_weights", lambda *names: asked.append(names) or [])
+    write_collection(tmp_path / "in", shards=2, per_shard=2)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert doctor.main(options) == 0
+    assert asked[0][0] == DEFAULT_SURROGATE  # which the run would download
+    assert "the first 4 usable ones were decoded" in lines(capsys)["images"]
+    first = sorted((tmp_path / "in").glob("*.tar"))[0].name
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / first).touch()
+    assert doctor.main(options) == 1
+    assert f"holds {first}, which no run of Scumble wrote" in lines(capsys)["output"]
+    with tarfile.open(tmp_path / "broken.tar", "w") as tar:
+        add(tar, "a.jpg", b"no image at all")
+    assert doctor.main(["--input", str(tmp_path / "broken.tar")]) == 1
+    assert "none of the first 1,000 can be protected" in lines(capsys)["images"]
+    for wrong in (["--workers", "0"], ["--gpus-per-worker", "-1"]):
+        with pytest.raises(SettingsError, match=f"{wrong[0]} must be at least"):
+            doctor.main(wrong)
 
 
 def test_without_options_it_looks_at_the_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
