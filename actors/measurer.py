@@ -19,7 +19,7 @@ from pipeline.shards.samples import samples_of
 from pipeline.shards.tar import ANY_BYTES
 from pipeline.surrogates.features import assignment_from_parquet
 
-TASK_SECONDS = 3600
+TASK_SECONDS = 12 * 3600  # 32 shards of 10 GB from a slow bucket take hours
 IMAGES_PER_TASK = 500  # to measure fewer takes less time than a worker needs to load torch
 
 

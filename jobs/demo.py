@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs import importing
 from jobs.shared import cli
-from pipeline.errors import ScumbleError
+from pipeline.errors import ScumbleError, SettingsError, one_line
 from pipeline.settings import EMBEDDED_SURROGATE
 
 SIDE = 64
@@ -27,12 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     made = cli.Parser(prog="demo.py", description=__doc__)
     made.add_argument("--output", default="demo", metavar="FOLDER", help="folder for everything that the demo makes")
     made.add_argument("--debug", action="store_true", help="show tracebacks")
-    folder = Path(made.parse_args(argv).output)
+    given = made.parse_args(argv).output
+    if "://" in given:
+        raise SettingsError(f"--output {given}: the demo writes into a folder of this machine")
+    folder = Path(given)
     with importing():
         from pipeline.shards.photographs import write_demo_collection
 
     started = time.monotonic()
-    collection = write_demo_collection(folder / "collection", seed=0, side=SIDE)
+    try:
+        collection = write_demo_collection(folder / "collection", seed=0, side=SIDE)
+    except OSError as error:
+        raise SettingsError(f"--output {folder} cannot be written: {one_line(error)}") from None
     print(
         f"collection   {collection.num_train:,} train and {collection.num_test:,} test images of {SIDE} px in {folder}"
     )

@@ -7,8 +7,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -67,7 +69,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
         )
     ray_constants.NUM_REDIS_GET_RETRIES = 1  # 20 is Ray's, at 40 s each
     try:
-        with _silenced(is_quiet=not quiet["log_to_driver"]):
+        with _silenced(is_quiet=not quiet["log_to_driver"]), _own_handler():
             ray.init(address=address, **quiet)
     except RuntimeError as error:  # versions that differ
         raise ClusterError(
@@ -76,6 +78,17 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     except Exception as error:
         reason = f"the Ray cluster at RAY_ADDRESS does not answer ({one_line(error, 300)})"
         raise ClusterError(f"{reason}; unset RAY_ADDRESS to run here") from None
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep a job's handler of SIGTERM: Ray installs one that ends the process with code 15 and no word."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 @contextlib.contextmanager
@@ -144,7 +157,7 @@ def _read_authentication() -> None:
 def _start(folder: str, quiet: Mapping[str, Any]) -> None:
     """Start Ray. Raises ClusterError if the machine is too busy or too full for it."""
     try:
-        with _silenced(is_quiet=not quiet["log_to_driver"]):
+        with _silenced(is_quiet=not quiet["log_to_driver"]), _own_handler():
             ray.init(
                 address="local",
                 include_dashboard=False,

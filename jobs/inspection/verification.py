@@ -22,6 +22,7 @@ from pipeline.report.report_data import losses
 from pipeline.runs.plan import planned_units
 from pipeline.runs.run_record import RunRecord, read_run
 from pipeline.shards.inputs import resolve_input
+from pipeline.shards.names import is_of_the_system
 from pipeline.shards.samples import samples_of
 from pipeline.storage.bounded import bounded_map
 from pipeline.storage.store import Store
@@ -65,8 +66,12 @@ def check_run(output: Store, originals: str | None, share: float, pool: ThreadPo
     units = _units(output)  # also without originals: of a unit in quarantine, the commit names no file
     check = partial(_check, output, source, units=units, record=record, settings=settings, share=share)
     result = _added(result, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
-    unknown = there.difference(result.written) - {name for name in there if name.startswith(f"{RUN_FOLDER}/")}
-    result.problems += [f"{name}: in the output without a commit, so it does not count" for name in sorted(unknown)]
+    unknown = sorted(
+        name
+        for name in there.difference(result.written)
+        if not name.startswith(f"{RUN_FOLDER}/") and not is_of_the_system(name)
+    )
+    result.problems += [f"{name}: in the output without a commit, so it does not count" for name in unknown]
     return result
 
 
@@ -148,7 +153,10 @@ def _compared(
     if commit.shard in units or commit.images:
         limit, unit = settings.max_member_bytes, units.get(commit.shard)
         theirs = samples_of(source, unit, max_member_bytes=limit, any_version=True) if source and unit else None
-        return verify_images(commit, output, theirs, quarantined, settings=settings, decode_share=share)
+        check = verify_images(commit, output, theirs, quarantined, settings=settings, decode_share=share)
+        if source is not None and unit is None:
+            check.fail("", f"not compared with its originals: {layout.PLAN}, which names them, is missing or lacks it")
+        return check
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(output.open(commit.shard))
         original = stack.enter_context(source.open(commit.shard)) if source else None

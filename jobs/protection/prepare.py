@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from pipeline.hashing import sha256
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.fingerprint import ingredients_of
-from pipeline.runs.plan import make_plan, plan_to_parquet
+from pipeline.runs.plan import make_plan, plan_to_parquet, planned_shards
 from pipeline.runs.run_record import RunRecord, check_same_run, read_run
 from pipeline.settings import FEWEST_CLUSTERS, OF_THE_FIT, Settings, flag
 from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others, without_unwritable
@@ -31,6 +31,7 @@ from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.surrogate import Surrogate, check_surrogate, size_for, surrogate_for
 
 _LOOKED_AT = 16  # first usable images, which tell whether a collection is one of small images
+_WAYS = ("same", "lossless", "jpeg:95")  # of --encode, by which names of images differ
 _TRIED = 1_000  # samples at most, to find so many
 
 
@@ -206,10 +207,26 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
 
 def written_names(listing: Listing, settings: Settings) -> set[str]:
     """Names that a run writes; to overwrite an older one, also those it has under other settings of --encode."""
-    ways = ("same", "lossless", "jpeg:95") if settings.overwrite else (settings.encode,)
+    ways = _WAYS if settings.overwrite else (settings.encode,)
     names = set(listing.names)
-    images = (image.files[0].name for shard in listing.shards for image in shard.images)
-    return names.union(output_name(name, way) for name in images for way in ways)
+    return names.union(name for shard in listing.shards for name in _image_names(shard, ways))
+
+
+def _image_names(shard: Shard, ways: Sequence[str]) -> Iterator[str]:
+    """Names in the output of the loose images of a unit."""
+    return (output_name(image.files[0].name, way) for image in shard.images for way in ways)
+
+
+def _names_of_another(output: Store) -> set[str]:
+    """Names that an earlier run wrote, by its commits and its plan; its input may have been another."""
+    commits, ending = f"{layout.COMMITS}/", ".json"
+    names = {name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)}
+    if data := output.read_if_there(layout.PLAN):
+        with contextlib.suppress(InputError):
+            for shard in planned_shards(data, f"{output.url}/{layout.PLAN}"):
+                names.update(_image_names(shard, _WAYS))
+                names.update(file.name for image in shard.images for file in image.files)
+    return names
 
 
 def committed_shards(settings: Settings, output: Store, record: RunRecord, names: Set[str]) -> list[str]:
@@ -218,12 +235,11 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, names
     names  of all files that the run may write
     """
     is_ours = output.info(layout.RUN) is not None
-    if not is_ours and (stranger := _first_held(output, names)):  # it may be the input under another name
-        raise ConflictError(
-            f"{settings.output} holds {stranger}, which no run of Scumble wrote: choose another --output"
-        )
+    if not is_ours and (stranger := first_held(output, names)):  # it may be the input under another name
+        raise ConflictError(held_by_a_stranger(settings.output, stranger))
     if settings.overwrite:
         if not settings.dry_run:
+            names = names | _names_of_another(output) if is_ours else names
             old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
             output.delete(sorted(old, key=layout.RUN.__eq__))  # last, the record that marks the rest as ours
         return []
@@ -233,6 +249,11 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, names
     return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]
 
 
-def _first_held(output: Store, names: Set[str]) -> str | None:
+def first_held(output: Store, names: Set[str]) -> str | None:
     """The first of the names, in sorted order, that exists in the output."""
     return min((name for name in output.names() if name in names), default=None)
+
+
+def held_by_a_stranger(url: str, name: str) -> str:
+    """The error for an output with a file of that name from elsewhere."""
+    return f"{url} holds {name}, which no run of Scumble wrote: choose another --output"

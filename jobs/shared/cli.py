@@ -207,6 +207,8 @@ def run(main: Callable[[list[str] | None], int]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     if signal.getsignal(signal.SIGINT) is interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # of a scheduler, an evicting node, `ray job stop`
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.excepthook = lambda failed: _told(failed.exc_value or failed.exc_type())
     try:
         code = main(None)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -17,7 +19,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile, zigzag_index
 
 # Workers share the CPUs already; a pool of OpenCV's own in each costs more than the work on one picture.
@@ -37,6 +39,8 @@ _SOS, _DQT, _DHT, _DRI, _COM, _APP0, _APP14 = 0xDA, 0xDB, 0xC4, 0xDD, 0xFE, 0xE0
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all with Huffman codes
 _PROGRESSIVE = 0xC2
 _MAX_STEP = 255  # libjpeg warns on the terminal of coarser ones in what it writes
+_FINE = 8.0  # mean step below which a picture may take more than two bytes a pixel
+_ENLARGING = threading.Lock()
 _MAX_SEGMENTS = 64  # before the first scan; cameras and editors write about ten, and more is not hurried
 
 
@@ -177,18 +181,33 @@ def encode_pixels(pixels: NDArray[np.uint8], coding: JpegCoding, **metadata: Any
         if done:
             return file.tobytes()
     tables = coding.tables[:2] if len(set(coding.tables[1:])) == 1 else coding.tables  # the last is for all others
+    metadata |= {"qtables": [list(table) for table in tables], "subsampling": coding.subsampling}
+    metadata |= {"progressive": coding.progressive, "optimize": coding.optimised}
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(
-        buffer,
-        "JPEG",
-        qtables=[list(table) for table in tables],
-        subsampling=coding.subsampling,
-        progressive=coding.progressive,
-        optimize=coding.optimised,
-        restart_marker_blocks=coding.restart,
-        **metadata,
-    )
+    with _room_for(pixels, coding):
+        Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(
+            buffer, "JPEG", restart_marker_blocks=coding.restart, **metadata
+        )
     return buffer.getvalue()
+
+
+@contextmanager
+def _room_for(pixels: NDArray[np.uint8], coding: JpegCoding) -> Iterator[None]:
+    """Room for a whole file, which a picture in several scans or with codes of its own is written into at once.
+
+    Pillow has two bytes for a pixel, which is too little for grain at the finest qualities without subsampling.
+    """
+    is_large = coding.subsampling == _FULL and np.mean(coding.tables[0]) < _FINE
+    if not (is_large and (coding.progressive or coding.optimised)):
+        yield
+        return
+    with _ENLARGING:
+        # noise at quality 100 takes two thirds of this
+        usual, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, 2 * pixels.size + 65_536
+        try:
+            yield
+        finally:
+            ImageFile.MAXBLOCK = usual
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

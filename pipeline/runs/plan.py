@@ -45,11 +45,15 @@ def plan_to_parquet(plan: Plan) -> bytes:
     return sink.getvalue()
 
 
-def planned_units(data: bytes, where: str) -> dict[str, Shard]:
-    """The units of loose images in a plan, by name. Raises InputError for anything but a plan."""
+def planned_shards(data: bytes, where: str) -> list[Shard]:
+    """The shards and units of loose images in a plan. Raises InputError for anything but a plan."""
     try:
         rows = pq.read_table(io.BytesIO(data)).to_pylist()
-        units = [(row["name"], row["size"], row["etag"], images_from_json(row.get("images", "[]"))) for row in rows]
+        return [Shard(row["name"], row["size"], row["etag"], images_from_json(row.get("images", "[]"))) for row in rows]
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise unreadable(where, error) from None
-    return {name: Shard(name, size, etag, images) for name, size, etag, images in units if images}
+
+
+def planned_units(data: bytes, where: str) -> dict[str, Shard]:
+    """The units of loose images in a plan, by name. Raises InputError for anything but a plan."""
+    return {shard.name: shard for shard in planned_shards(data, where) if shard.images}

@@ -14,7 +14,7 @@ from pipeline.errors import InputError, Reason
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import LooseImage, Rejection, Shard, shown
 from pipeline.shards.loose import loose_images, units_of_images
-from pipeline.shards.names import fault_of, is_image, is_shard, stem_of
+from pipeline.shards.names import fault_of, is_image, is_of_the_system, is_shard, stem_of
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store, file_at
 
@@ -23,7 +23,11 @@ _OTHER_ARCHIVES = re.compile(  # including split archives and incomplete downloa
     r"\.(tar\.([a-z]?z\d?|lz4|lzma|lzo|zstd?|bz|br|[0-9]+|part[0-9]*|gz\.(part)?[0-9]*|crdownload|aria2|tmp)"
     r"|t[bxlz]z2?|tb2|tzst|taz|zip|7z|rar|cpio)$"
 )
-_PICTURES = re.compile(r"\.(jpe|jfif|tiff?|gif|bmp|heic|heif|avif|jp2|jxl)$")
+_PICTURES = re.compile(  # also unfinished downloads, and names cut from a URL: photo.jpg_large, photo.jpg?w=800
+    r"\.(jpe|jfif?|jif|tiff?|gif|bmp|dib|hei[cf]s?|hif|avifs?|apng|jp[2fmx]|j2[ck]|jpc|jxl|jxr|wdp|qoi|exr|p[bgnp]m|tga|dds"
+    r"|psd|psb|xcf|dng|cr[23w]|nef|nrw|arw|sr2|orf|rw2|raf|pef|srw"
+    r"|(jpe?g|png|webp)(_large|_orig|[?:;@&%!][^./]*|\.(gz|bz2|xz|zst|part|crdownload|tmp)))$"
+)
 _SHOWN = 5
 _SHARD = "shard (*.tar, *.tar.gz) and no image"
 
@@ -108,8 +112,8 @@ def _listing(
     count, shards, loose, passed_over = 0, list[Shard](), list[Entry](), list[Rejection]()
     for entry in entries:
         count += 1
-        if entry.name.startswith(f"{RUN_FOLDER}/") or entry.name.rpartition("/")[2].startswith("._"):
-            continue  # a run's records; macOS metadata
+        if entry.name.startswith(f"{RUN_FOLDER}/") or is_of_the_system(entry.name):
+            continue
         fault = _fault(store, entry)
         if fault is not None:
             passed_over.append(Rejection(shown(entry.name), "", *fault))

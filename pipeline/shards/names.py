@@ -40,6 +40,12 @@ def extension_of(name: str) -> str:
     return base.rpartition(".")[2].lower() if "." in base else ""
 
 
+def is_of_the_system(name: str) -> bool:
+    """True for files that Macs, Windows and NFS leave in any folder; none of them is a picture."""
+    base = name.rpartition("/")[2]
+    return base in (".DS_Store", "Thumbs.db", "desktop.ini") or base.startswith(("._", ".nfs"))
+
+
 def is_image(name: str) -> bool:
     """True for the name of an image that can be protected, ignoring case."""
     return extension_of(name) in IMAGE_SUFFIXES

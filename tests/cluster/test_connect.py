@@ -59,11 +59,12 @@ def test_ray_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 AFTER_ANOTHER = """
-import os, sys, tempfile
+import os, signal, sys, tempfile
 from types import SimpleNamespace
 import ray
 from actors.cluster.connect import connected
 from pipeline.errors import ClusterError
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a job does
 asked = SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)
 tempfile.tempdir = sys.argv[1]
 try:
@@ -79,6 +80,7 @@ def answer(): return ray.get(Actor.remote().answer.remote(), timeout=100)
 
 for _ in range(2):
     with connected(asked): print(answer())
+assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 os.environ["RAY_AUTH_MODE"] = "disabled"
 ray.init(address="local", include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
 print(answer())

@@ -77,6 +77,7 @@ def run(tmp_path: Path, body: str, *options: str, **environment: str) -> subproc
         ("raise KeyError", 1, "error: KeyError: KeyError (unexpected; --debug shows where)"),
         ("raise MemoryError", 1, "error: MemoryError: MemoryError (unexpected; "),
         ("raise KeyboardInterrupt", 130, "stopped; run the same command again to resume"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 130, "stopped; run the same command again"),
         (
             "from threading import Thread; t = Thread(target=int, args='x'); t.start(); t.join()",
             0,

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from jobs.protection.options import parse_settings
-from jobs.protection.prepare import prepare
+from jobs.protection.prepare import prepare, start_run
 from jobs.protection.stages import check_fit_memory, sides_of
 from pipeline.errors import ClusterError, ConflictError, InputError, SettingsError
 from pipeline.settings import EMBEDDED_SURROGATE
 from tests.deltas.test_protection import LEVELS, made
 from tests.support import runs
+from tests.support.samples import image_bytes, noise
 from tests.support.uploads import SURROGATE, small_protection, small_surrogate
 
 
@@ -114,6 +115,27 @@ def test_a_run_that_is_not_understood_is_not_resumed_but_may_be_overwritten(tmp_
         prepare(parse_settings(options))
     assert len(prepare(parse_settings([*options, "--overwrite"])).plan.left) == 1
     assert not record.exists()
+
+
+def test_overwriting_takes_what_an_earlier_run_wrote_and_leaves_the_rest(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    runs.write_collection(source, shards=2, per_shard=4)
+    (source / "loose").mkdir()
+    (source / "loose/a.jpg").write_bytes(image_bytes(noise(40, 40), "JPEG"))
+    options = ["--input", str(source), "--output", str(output), "--clusters", "2"]
+    options += ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64"]
+    start_run(prepare(parse_settings([*options, "--encode", "lossless"])))
+    shards = [path.name for path in sorted(source.glob("*.tar"))]
+    (output / "loose").mkdir()
+    written = [*shards, "loose/a.jpg.png", f"_scumble/commits/{shards[1]}.json"]
+    for name in [*written, "mine.txt"]:
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("x")
+    (source / shards[1]).unlink()  # neither of these is in the input of the second run
+    (source / "loose/a.jpg").unlink()
+    run = prepare(parse_settings([*options, "--overwrite"]))
+    assert [shard.name for shard in run.plan.left] == shards[:1]
+    assert [name for name in run.output.names()] == ["mine.txt"]
 
 
 def test_images_to_fit_on_that_no_node_can_hold_are_refused_with_the_numbers(

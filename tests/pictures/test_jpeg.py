@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.errors import SampleError
 from pipeline.pictures.jpeg import JpegCoding, decode_pixels, encode_pixels, jpeg_header
@@ -197,3 +197,19 @@ def test_every_jpeg_at_hand_is_decoded_to_pillows_pixels() -> None:
     left = {name for name, data in jpegs.items() if not check_equal_to_pillow(data, name)}
     assert len(jpegs) > 1000
     assert len(left) < 10  # CMYK and cut files
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"optimize": True}])
+@pytest.mark.parametrize("quality", [95, 98, 100])
+def test_noise_at_the_finest_qualities_is_written_with_its_metadata(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], quality: int
+) -> None:
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 22)  # Pillow alone has no room to write the original
+    data = image_bytes(noise(400, 400), "JPEG", quality=quality, subsampling=0, exif=exif_with(Artist="me"), **options)
+    monkeypatch.undo()
+    picture = decode(data, max_pixels=1 << 20, suffix="jpg")
+    usual = ImageFile.MAXBLOCK
+    again, _ = encode(picture, how="same", metadata="keep")
+    assert usual == ImageFile.MAXBLOCK
+    assert len(again) > 2 * 400 * 400
+    assert jpeg_header(again).coding == jpeg_header(data).coding

@@ -77,6 +77,20 @@ def test_tars_and_images_are_known_in_any_case_and_other_archives_and_formats_ar
     assert said_of([]) == ""
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.hif", "a.HEICS", "a.avifs", "a.apng", "a.jfi", "a.j2k", "a.jpx", "a.dng", "a.CR2", "a.nef", "a.psd"),
+        *("a.ppm", "a.tga", "a.dds", "a.jpg_large", "a.jpg:orig", "a.jpg?width=800", "a.png.gz", "a.jpeg.crdownload"),
+    ],
+)
+def test_pictures_of_kinds_that_are_not_read_are_named_as_such(store: Store, name: str) -> None:
+    put(store, "x.tar", name, "a.jpg.txt", "a.jpg_large.json", "notes.md", ".DS_Store")
+    found = resolve_input(store.url)
+    assert passed_over(found.passed_over) == {name: "unsupported-format"}
+    assert ".DS_Store" not in found.others
+
+
 def test_fifos_sockets_links_to_folders_and_to_nowhere_are_passed_over_and_never_opened(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "in"))
     put(store, "a.tar")
