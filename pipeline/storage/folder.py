@@ -147,17 +147,22 @@ def link(source: str, target: str) -> None:
 
 
 def ignores_case(root: str) -> bool:
-    """True if the nearest existing folder has its entries under names in the other case as well.
+    """True if the nearest existing folder, or an empty one itself, is found under its name in the other case as well.
 
-    Nothing is written to find out; of an empty folder nothing is known, and it is taken to mind the case.
+    Nothing is written to find out; of an empty disk nothing is known, and it is taken to mind the case.
     """
     there = Path(root).absolute()
     while not there.is_dir():
         there = there.parent
-    with contextlib.suppress(OSError), os.scandir(there) as entries:
-        for entry in entries:
-            if (other := entry.name.swapcase()) != entry.name:
-                return (there / other).exists() and os.path.samefile(entry.path, there / other)
+    with contextlib.suppress(OSError):
+        with os.scandir(there) as entries:
+            known = [Path(entry.path) for entry in entries]
+        while not os.path.ismount(there):
+            known.append(there)
+            there = there.parent
+        for path in known:
+            if (other := path.with_name(path.name.swapcase())) != path:
+                return other.exists() and os.path.samefile(path, other)
     return False
 
 

@@ -204,6 +204,13 @@ def test_names_that_differ_in_case_alone_are_not_written_to_a_disk_that_ignores_
     assert sorted(refused) == ["a.jpg", "b/c.jpg", "d.tar"]
 
 
+def test_an_empty_folder_is_judged_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "Out").mkdir()
+    assert not Store(f"{tmp_path}/Out").ignores_case
+    (tmp_path / "oUT").symlink_to(tmp_path / "Out")  # as such a disk shows it
+    assert Store(f"{tmp_path}/Out").ignores_case
+
+
 def test_one_file_and_a_pattern_are_inputs_too(tmp_path: Path) -> None:
     write(tmp_path, **{"a.jpg": b"1", "b/c.jpg": b"2", "b/c.cls": b"3", "d.png": b"4"})
     assert list(resolve_input(f"{tmp_path}/a.jpg").names) == ["a.jpg"]
