@@ -262,7 +262,7 @@ def _resume(output: Store, trial: Trial) -> dict[str, Any] | None:
     if output.info(trial.checkpoint) is None:
         return None
     recorder().record(RESTARTED, 1, stage="relearn")
-    state: dict[str, Any] = torch.load(io.BytesIO(output.read(trial.checkpoint)), weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(output.read(trial.checkpoint)), map_location="cpu", weights_only=True)
     return state
 
 

@@ -128,7 +128,10 @@ def _lengthened(losses: Tensor, steps: int) -> Tensor:
 
 
 class Fit(Protocol):
-    """A fit that can be stopped at any step: load(state()) in a new one resumes to bit-identical deltas."""
+    """A fit that can be stopped at any step: load(state()) in a new one resumes to bit-identical deltas.
+
+    On a GPU, those of a generator network may differ in single levels: sums of its padding's gradients vary.
+    """
 
     @property
     def is_done(self) -> bool: ...

@@ -84,6 +84,8 @@ class OneForAllSettings(Deciding):
             self.batch_size % self.accumulate == 0,
             f"--batch-size {self.batch_size} is not a multiple of --accumulate {self.accumulate}",
         )
+        whole = self.gpus_per_worker == int(self.gpus_per_worker)
+        check(whole or self.workers == 1, "--gpus-per-worker: workers that share a GPU cannot train together; use 1")
 
     def side_for(self, input_size: int) -> int:
         """Side of the generator's images: as given, else the surrogate's input rounded up to a multiple of 8."""

@@ -71,7 +71,8 @@ def train_target(
     resume    what Training.state() returned after an earlier epoch
     on_epoch  called after each epoch; training.history[-1] is its score
 
-    Uses channels_last, and bfloat16 autocast where supported. Deterministic for a given machine and number of threads.
+    Uses channels_last, and bfloat16 autocast where supported. Deterministic for a given CPU and number of
+    threads; on a GPU, sums may vary in their last bits.
     """
     started = time.perf_counter()
     device, test = torch.device(device), scored_on.test

@@ -26,17 +26,29 @@ __all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate"
 
 SMALL_SIDE, ENLARGED_SIDE = 96, 160  # pixels
 WHOLE_BATCH = {"cpu": 16, "cuda": 256}  # images
+MOST_REDUCED = 40  # times on a GPU
 LONGEST = 16  # times its shorter side: what of a picture is resized before it is cropped to a square
 
 
-def filled(images: Tensor) -> Tensor:
-    """Images [B, ...]; the last one is repeated until B is a multiple of 16, on a GPU of 256.
+def filled(images: Tensor, on_gpu: int = WHOLE_BATCH["cuda"]) -> Tensor:
+    """Images [B, ...]; the last one is repeated until B is a multiple of 16, on a GPU of `on_gpu`.
 
     In other batches CPU threads share the work of one image, and their number decides the last bits of its sums; on a
     GPU, the size of a batch decides by which algorithm they are summed.
     """
-    missing = -len(images) % WHOLE_BATCH[images.device.type]
+    missing = -len(images) % (on_gpu if images.device.type == "cuda" else WHOLE_BATCH["cpu"])
     return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
+
+
+def resized_by_axis(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """uint8 [B, 3, H, W] at another size, for devices without torch's 8-bit kernel: nearly what that gives.
+
+    Like Pillow, it rounds after each axis; what bicubic filters make of edges beyond 0 and 255 differs otherwise.
+    """
+    for part in ((pixels.shape[2], size[1]), size):
+        wide = functional.interpolate(pixels.float(), part, mode=mode, antialias=True)
+        pixels = wide.round_().clamp_(0, 255).to(torch.uint8)
+    return pixels
 
 
 def _without_ends(pixels: Tensor) -> Tensor:
@@ -156,12 +168,17 @@ class Surrogate:
         height, width = pixels.shape[2:]
         size = self._size_before_crop(height, width)
         if size != (height, width):
-            # The CPU has a fast 8-bit kernel; the GPU has none, so the result is rounded afterwards.
-            wide = pixels if self.device.type == "cpu" else pixels.float()
-            resized = functional.interpolate(wide, size, mode=self.interpolation, antialias=True)
-            pixels = resized if self.device.type == "cpu" else resized.round_().clamp_(0, 255).to(torch.uint8)
+            pixels = self._resized(pixels, size)
         top, left = (round((side - self.input_size) / 2) for side in size)
         return pixels[0, :, top : top + self.input_size, left : left + self.input_size].clone()  # frees the rest
+
+    def _resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 [1, 3, H, W] at another size; a GPU has no room in its shared memory for the widest filters."""
+        far = max(pixels.shape[2] / size[0], pixels.shape[3] / size[1]) > MOST_REDUCED
+        if self.device.type == "cpu" or far:
+            made = functional.interpolate(pixels.cpu(), size, mode=self.interpolation, antialias=True)
+            return made.to(self.device)
+        return resized_by_axis(pixels, size, self.interpolation)
 
     def _size_before_crop(self, height: int, width: int) -> tuple[int, int]:
         if self._squash:

@@ -113,7 +113,7 @@ def test_a_fit_comes_as_near_to_its_targets_as_on_the_cpu(device: str) -> None:
     assert left[device] == pytest.approx(left["cpu"], abs=0.1)
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("name", [name for name in FITS if name != "network"])  # see pipeline.fitting.fit.Fit
 def test_a_fit_that_is_resumed_ends_with_the_same_bytes(
     name: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

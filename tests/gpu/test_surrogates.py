@@ -14,7 +14,7 @@ from tests.support.samples import noise
 
 TOWERS = ["open_clip:ViT-B-32/random-0", "open_clip:RN50/random-0", "torchvision:resnet18/random-0", EMBEDDED_SURROGATE]
 SIDE = {"open_clip:ViT-B-32/random-0": None, "open_clip:RN50/random-0": None}
-FLOAT32_ERROR = 2e-3  # of the largest feature; convolutions may use TF32 on a GPU
+FLOAT32_ERROR = 5e-3  # of the largest feature; convolutions may use TF32 on a GPU
 LEAST_COSINE = 0.99  # of bfloat16 features to float32 ones
 
 
@@ -30,8 +30,8 @@ def test_features_on_the_device_are_those_of_the_cpu(name: str, device: str) -> 
     pictures = [noise(80 + 31 * number, 120, seed=number) for number in range(3)]
     here, there = loaded(name, "cpu"), loaded(name, device)
     on_cpu, on_device = here.prepare(pictures), there.prepare(pictures).cpu()
-    # resizing rounds to 8 bits on both, so that a float's last bit may tip a level, and no more
-    assert (on_cpu - on_device).abs().max() <= 1 / 255 + 1e-6
+    # resizing rounds to 8 bits after each axis on both, the CPU with whole numbers
+    assert (on_cpu - on_device).abs().max() <= 2 / 255 + 1e-6
     with torch.inference_mode():
         exact = here.embed(on_cpu).numpy()
         single = there.embed(on_cpu.to(there.device)).cpu().numpy()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from jobs.one_for_all.steps import UniversalTraining, count_images
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SettingsError
 from pipeline.one_for_all.pictures import read_squares
+from pipeline.one_for_all.settings import one_for_all_settings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit
 from pipeline.records import Shard
 from pipeline.storage.store import Store
@@ -47,3 +48,11 @@ def test_copies_of_two_pictures_do_not_end_a_finished_training() -> None:
     fit.advance(fit.steps)
     clustering = protection_of(fit, surrogate).clustering
     assert len(clustering.centroids) <= 2
+
+
+def test_workers_that_would_share_a_gpu_are_refused_before_the_start() -> None:
+    given = {"input": "a", "output": "b", "gpus_per_worker": 0.5}
+    with pytest.raises(SettingsError, match="--gpus-per-worker: workers that share a GPU cannot train together; use 1"):
+        one_for_all_settings(given)
+    assert one_for_all_settings(given | {"workers": 1}).gpus_per_worker == 0.5
+    assert one_for_all_settings(given | {"gpus_per_worker": 2.0}).gpus_per_worker == 2

@@ -19,6 +19,7 @@ from pipeline.errors import PromiseError
 from pipeline.settings import SmallImages
 from pipeline.surrogates.surrogate import Surrogate, filled
 
+AT_ONCE = 64  # pictures on a GPU, always: the generator at full size takes about 2 GB for so many
 SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section 4.4)
 
 
@@ -96,9 +97,9 @@ class UniversalDeltas:
     def deltas(self, images: Tensor, features: Tensor) -> Tensor:
         """Delta float32 [B, 3, S, S] of images uint8 [B, 3, S, S] with their features [B, d]; bf16 on a GPU."""
         device = self._surrogate.device
-        seen = filled(images.to(device)).float().div_(255).contiguous(memory_format=torch.channels_last)
+        seen = filled(images.to(device), AT_ONCE).float().div_(255).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            raw = self._generator(seen, F.normalize(filled(features.to(device)).float(), dim=1))[: len(images)]
+            raw = self._generator(seen, F.normalize(filled(features.to(device), AT_ONCE).float(), dim=1))[: len(images)]
         deltas = bounded_output(raw.float(), self.epsilon, self._protection.bound)
         if not bool(torch.isfinite(deltas).all()):
             raise PromiseError("the generator gives non-finite deltas: the protection file is damaged")

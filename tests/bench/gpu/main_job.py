@@ -40,7 +40,7 @@ class Size:
     fit: tuple[str, ...]
 
 
-FULL = Size(40, 500, 64, 256, 20, ())
+FULL = Size(20, 500, 64, 256, 20, ("--fit-images", "4000"))  # what is measured is the rate
 TINY = Size(2, 12, 2, 4, 1, ("--clusters", "2", "--steps", "1", "--restarts", "2", "--batch-size", "4"))
 
 
@@ -50,16 +50,16 @@ def main() -> None:
     with task.timed(f"write {size.shards * size.per_shard:,} JPEGs of {len(SIZES)} sizes"):
         write_shards(task, size)
     clip = [*("--surrogate", CLIP), *("--surrogate-weights", str(random_weights(task)))]
+    built_in = ["--surrogate", EMBEDDED_SURROGATE, *(("--surrogate-size", "64") if task.tiny else ())]
+    limits(task, size, "lite", built_in)  # first: they take seconds, and the runs below may be cut off
+    if not task.tiny:
+        limits(task, size, "clip", clip)
     protect(task, size, "clip", task.gpu_options, [*clip, *size.fit, *(TINY_FIT if task.tiny else ())])
     fitted = ["--protection", str(task.work / "clip/_scumble/protection.safetensors")]
     if task.device == "cuda":
         protect(task, size, "half", ["--gpus-per-worker", "0.5"], [*clip, *fitted])
-    built_in = ["--surrogate", EMBEDDED_SURROGATE, *(("--surrogate-size", "64") if task.tiny else ())]
     if not task.tiny:
         protect(task, size, "lite", task.gpu_options, [*built_in, *size.fit])
-    limits(task, size, "lite", built_in)
-    if not task.tiny:
-        limits(task, size, "clip", clip)
 
 
 def write_shards(task: Task, size: Size) -> None:
