@@ -73,8 +73,9 @@ class _Layer(nn.Module):
 
     def forward(self, maps: Tensor, target: Tensor) -> Tensor:
         scale, offset = self.film(target)[:, :, None, None].chunk(2, 1)
-        # In channels-last order, GroupNorm's sums depend on the number of threads
-        return F.relu(self.norm(self.convolution(maps).contiguous()) * (1 + scale) + offset)
+        # In channels-last order, which is faster for the rest, GroupNorm's sums depend on the number of threads
+        normed = self.norm(self.convolution(maps).contiguous()).contiguous(memory_format=torch.channels_last)
+        return F.relu(normed * (1 + scale) + offset)
 
 
 def _joined(coarse: Tensor, fine: Tensor) -> Tensor:
