@@ -6,7 +6,8 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,11 +36,12 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_of(file: BinaryIO) -> str:
-    """Hex digest of the rest of a file, read in blocks."""
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

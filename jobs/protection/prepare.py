@@ -219,8 +219,7 @@ def _image_names(shard: Shard, ways: Sequence[str]) -> Iterator[str]:
 
 def _names_of_another(output: Store) -> set[str]:
     """Names that an earlier run wrote, by its commits and its plan; its input may have been another."""
-    commits, ending = f"{layout.COMMITS}/", ".json"
-    names = {name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)}
+    names = set(_committed(output))
     if data := output.read_if_there(layout.PLAN):
         with contextlib.suppress(InputError):
             for shard in planned_shards(data, f"{output.url}/{layout.PLAN}"):
@@ -245,6 +244,11 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, names
         return []
     if is_ours:
         check_same_run(read_run(output), record, settings.output)
+    return _committed(output)
+
+
+def _committed(output: Store) -> list[str]:
+    """Names of the shards and units that have a commit."""
     commits, ending = f"{layout.COMMITS}/", ".json"
     return [name[len(commits) : -len(ending)] for name in output.names(layout.COMMITS) if name.endswith(ending)]
 

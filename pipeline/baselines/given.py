@@ -40,9 +40,8 @@ class GivenDeltas:
     def sha256(self) -> str:
         """Digest of the file, or over names and digests of the folder's files."""
         if not self.path.is_dir():
-            with self.path.open("rb") as file:
-                return sha256_of(file)
-        return sha256(canonical([[key, sha256(self._file(key).read_bytes())] for key in self.keys]))
+            return sha256_of(self.path)
+        return sha256(canonical([[key, sha256_of(self._file(key))] for key in self.keys]))
 
     @cached_property
     def keys(self) -> tuple[str, ...]:

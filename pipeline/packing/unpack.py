@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import layout
 from pipeline.errors import InputError, Reason, SampleError
-from pipeline.hashing import canonical, sha256
+from pipeline.hashing import canonical, sha256, sha256_of
 from pipeline.layout import RUN_FOLDER
 from pipeline.packing.items import class_folder, path_fault
 from pipeline.packing.pack import PackCommit, counted
@@ -31,7 +30,6 @@ from pipeline.records import Rejection, Sample, Shard, quarantine_to_bytes, show
 from pipeline.shards.scratch import scratch_for
 from pipeline.shards.tar import read_samples
 from pipeline.storage.store import Store
-from pipeline.storage.streams import HashingReader
 
 LABELS = "labels.csv"
 _ROWS = 100  # per row group, as Hugging Face writes images
@@ -173,7 +171,7 @@ class Unpacking:
                     for one in some:
                         written.count(one)
                     writer.write_table(pa.Table.from_pylist([_row(one, schema) for one in some], schema))
-            written.files.append((name, path.stat().st_size, _file_digest(path)))
+            written.files.append((name, path.stat().st_size, sha256_of(path)))
             self.output.put_file(name, path)
 
 
@@ -299,10 +297,3 @@ def write_labels(output: Store, shards: Iterable[Shard]) -> bool:
     if not is_told:
         output.put(LABELS, b"".join([b"path,label\n", *parts]))
     return not is_told
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        reader = HashingReader(file)
-        reader.drain()
-    return reader.sha256

@@ -15,6 +15,7 @@ from actors.cluster.placement import Workers
 from actors.cluster.train_group import train_group
 from actors.fit_queue import FitQueue
 from pipeline.errors import InputError
+from tests.support.runs import local_cluster
 
 pytestmark = pytest.mark.ray
 
@@ -27,18 +28,8 @@ class Task:
 
 @pytest.fixture
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+    with local_cluster(2):
         yield
-        ray.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, about an option that nobody sets here

@@ -18,6 +18,7 @@ from pipeline.hashing import numpy_rng
 from pipeline.records import Features
 from pipeline.settings import Settings
 from pipeline.surrogates.features import features_to_parquet
+from tests.support.runs import local_cluster
 
 NUM_SHARDS = 9
 
@@ -62,19 +63,9 @@ def everything() -> list[NDArray[np.float16]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=300_000_000,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+def cluster() -> Iterator[None]:
+    with local_cluster(4):
         yield
-        ray.shutdown()
 
 
 def head() -> tuple[NDArray[np.float32], NDArray[np.float32]]:

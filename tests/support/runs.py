@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 import ray
 
 from jobs.shared import cli
@@ -120,3 +121,20 @@ def shard_digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*.tar*"))
         if "_scumble" not in path.parts
     }
+
+
+@contextlib.contextmanager
+def local_cluster(num_cpus: int) -> Iterator[None]:
+    """A Ray cluster of this process, without tokens and dashboard; ended with the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=300_000_000,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
