@@ -26,7 +26,8 @@ from tests.support.uploads import jpeg
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
-TEXTURE = [*("--surrogate", "timm:tf_efficientnet_lite0", "--surrogate-size", "64", "--clusters", "4")]
+SURROGATE = ["--surrogate", "timm:tf_efficientnet_lite0"]  # its weights are part of the package
+TEXTURE = [*SURROGATE, *("--surrogate-size", "64", "--clusters", "4")]
 TEXTURE += [*("--generator", "texture", "--restarts", "4", "--max-quarantine", "1")]
 
 
@@ -128,7 +129,7 @@ REFUSED = {
         "--protection",
         "s3://art/p.safetensors",
     ],
-    "doctor.py": ["--input", "s3://art/in", "--output", "s3://art/no"],
+    "doctor.py": ["--input", "s3://art/in", "--output", "s3://art/no", *SURROGATE],
 }
 
 
