@@ -46,13 +46,11 @@ class FitTask:
     image_side: int
 
 
-def fit_loop(config: dict[str, Any]) -> None:
+def fit_loop(task: FitTask, device: str) -> None:
     """The loop of every Ray Train worker: take a fit, write its file, until none is left."""
-    task: FitTask = config["task"]
     torch.set_num_threads(task.context.settings.fit_threads)
     worker = ray.train.get_context()
     name, group = str(worker.get_world_rank()), _group_name()
-    device = str(ray.train.torch.get_device())
     images: FitImages | None = None
     while (unit := _ask(task.queue.take.remote(name, group))) is not None:
         if task.context.output.info(layout.fitted(unit)) is None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import ray.train.torch
 import torch
 from safetensors.torch import load, save
 
@@ -85,12 +84,11 @@ def _read(
     return squares, squares.left_out
 
 
-def universal_loop(config: dict[str, Any]) -> None:
+def universal_loop(task: UniversalTask, device: str) -> None:
     """The loop of every worker: all take the same steps; the first writes checkpoints and the file."""
-    task: UniversalTask = config["task"]
     torch.set_num_threads(task.threads)
     is_first = ray.train.get_context().get_world_rank() == 0
-    surrogate = surrogate_for(task.settings, str(ray.train.torch.get_device()))
+    surrogate = surrogate_for(task.settings, device)
     fit = UniversalFit(_images(task), surrogate, bank_tensor(task.bank), task.settings, str(surrogate.device))
     if task.output.info(task.checkpoint) is not None:
         fit.load(load(task.output.read(task.checkpoint)))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.train
 import torch
 
 from actors.cluster.batches import RunContext
@@ -49,9 +48,8 @@ class BaselineTask:
     labels: tuple[int, ...]
 
 
-def baseline_loop(config: dict[str, Any]) -> None:
+def baseline_loop(task: BaselineTask, device: str) -> None:
     """The loop of the Ray Train worker: compute, write, done. What it writes last, the protection, says that it is."""
-    task: BaselineTask = config["task"]
     torch.set_num_threads(task.context.settings.fit_threads)
     name = str(ray.get_runtime_context().get_placement_group_id())
     if ray.get(task.queue.take.remote("0", name), timeout=ANSWER_SECONDS) is None:
@@ -61,7 +59,7 @@ def baseline_loop(config: dict[str, Any]) -> None:
         task.queue.tell.remote(UNIT, min(share, 0.999))
 
     tables = [table for table in ray.get(task.images, timeout=600) if table.num_rows]
-    write_deltas(task, tables, str(ray.train.torch.get_device()), told)
+    write_deltas(task, tables, device, told)
     ray.get(task.queue.tell.remote(UNIT, 1.0), timeout=ANSWER_SECONDS)
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
+import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from actors.cluster.failures import Failure
 from actors.cluster.placement import Workers
@@ -24,7 +27,7 @@ ANSWER_SECONDS = 60.0
 _LASTING = (InputError, SettingsError, ConflictError)  # all workers of a group meet these, or one has the last word
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
+class _Quiet(DataParallelTrainer):  # type: ignore[misc]
     """Starts no process that nothing here needs, and leaves Ctrl-C to the job.
 
     Ray's own handler of Ctrl-C, once installed, ends the process with exit code 0.
@@ -40,16 +43,23 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return
 
 
-def train_group(loop: Callable[[dict[str, Any]], None], task: Any, workers: Workers, name: str) -> None:
-    """Run `loop` with {"task": task} in every worker, until all are done.
+class _Connected(_Quiet, TorchTrainer):  # type: ignore[misc]
+    """With a process group of torch, which Ray's controller loads torch for."""
 
-    task  has the handle of a FitQueue as `queue`
+
+def train_group(
+    loop: Callable[[Any, str], None], task: Any, workers: Workers, name: str, *, connected: bool = False
+) -> None:
+    """Run `loop` with the task and a torch device in every worker, until all are done.
+
+    task       has the handle of a FitQueue as `queue`
+    connected  the workers train one network together; otherwise none knows of the others
     Raises what a worker raised and would raise again, at once; otherwise what Ray Train raises.
     """
+    trainer = _Connected if connected else _Quiet
     with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch:
-        _Trainer(
-            _once(loop),
-            train_loop_config={"task": task},
+        trainer(  # the task is bound to the loop: Ray's controller would load what it is made of
+            partial(_once, loop, task, None if connected else workers.device),
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=bool(workers.gpus),
@@ -62,13 +72,12 @@ def train_group(loop: Callable[[dict[str, Any]], None], task: Any, workers: Work
         raise failure.error()
 
 
-def _once(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """The loop, which keeps a lasting failure in the queue and ends well, so that the group is not started again."""
+def _once(loop: Callable[[Any, str], None], task: Any, device: str | None) -> None:
+    """The loop, which keeps a lasting failure in the queue and ends well, so that the group is not started again.
 
-    def run(config: dict[str, Any]) -> None:
-        try:
-            loop(config)
-        except _LASTING as error:
-            ray.get(config["task"].queue.fail.remote(Failure.of(error, "")), timeout=ANSWER_SECONDS)
-
-    return run
+    device  None for connected workers: torch's process group has chosen one
+    """
+    try:
+        loop(task, device or str(ray.train.torch.get_device()))
+    except _LASTING as error:
+        ray.get(task.queue.fail.remote(Failure.of(error, "")), timeout=ANSWER_SECONDS)

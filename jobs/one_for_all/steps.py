@@ -34,7 +34,7 @@ from pipeline.shards.samples import samples_of
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
 from pipeline.surrogates.concepts import ConceptBank, bank_bytes, bank_for
-from pipeline.surrogates.surrogate import Surrogate, check_surrogate, surrogate_for
+from pipeline.surrogates.surrogate import Surrogate, check_surrogate, known_surrogate
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
     """List the input, load surrogate and concepts, look whether the output is finished. Raises a ScumbleError."""
     check_surrogate(settings.surrogate)
     sources = tuple(list_input(url) for url in settings.input)
-    surrogate = surrogate_for(settings, "cpu")
+    surrogate = known_surrogate(settings)
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
     bank = bank_for(settings.concepts, surrogate, weights=weights)
     check_bank(bank_tensor(bank), surrogate.dimension, settings)
@@ -175,7 +175,7 @@ def train_generator(run: UniversalTraining, squares: list[Any]) -> None:
         )
         shown = layout.training_progress(run.name)
         with watched(queue, 1, run.output, shown):
-            train_group(universal_loop, task, workers, run.fingerprint[:16])
+            train_group(universal_loop, task, workers, run.fingerprint[:16], connected=True)
         run.output.delete([shown])
 
 

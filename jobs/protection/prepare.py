@@ -28,7 +28,7 @@ from pipeline.shards.names import output_name
 from pipeline.shards.samples import samples_of_all
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store, file_at
-from pipeline.surrogates.surrogate import Surrogate, check_surrogate, size_for, surrogate_for
+from pipeline.surrogates.surrogate import Surrogate, check_surrogate, known_surrogate, size_for
 
 _LOOKED_AT = 16  # first usable images, which tell whether a collection is one of small images
 _WAYS = ("same", "lossless", "jpeg:95")  # of --encode, by which names of images differ
@@ -174,11 +174,11 @@ def _as_fitted(settings: Settings, given: AnyProtection) -> Settings:
 
 def _with_surrogate(settings: Settings, source: Store, shards: list[Shard]) -> tuple[Settings, Surrogate]:
     """The surrogate, and the settings with the side at which it sees images where the user leaves that open."""
-    surrogate = surrogate_for(settings, "cpu")
+    surrogate = known_surrogate(settings)
     is_open = settings.surrogate_size is None and settings.size == "native" and settings.protection is None
     if is_open and surrogate.is_convolutional and (size := size_for(_first_sides(settings, source, shards))):
         settings = replace(settings, surrogate_size=size)
-        surrogate = surrogate_for(settings, "cpu")
+        surrogate = known_surrogate(settings)
     return settings, surrogate
 
 

@@ -9,8 +9,9 @@ unpickled. `random-SEED` as PRETRAINED, WEIGHTS or TAG gives untrained weights, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -25,10 +26,11 @@ from pipeline.errors import ConflictError, InputError, SettingsError, one_line
 from pipeline.hashing import derive, sha256
 from pipeline.settings import EMBEDDED_SURROGATE, near_matches
 from pipeline.surrogates.towers import LIBRARIES, library
-from pipeline.surrogates.towers.base import RANDOM, Preprocessing
+from pipeline.surrogates.towers.base import RANDOM, Assembled, Preprocessing, read_weights
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "tf_efficientnet_lite0_in1k_fp16.safetensors"
 EMBEDDED_SHA256 = "bfe99bcbadd301f3584cbbff6f61da7b8151477fce702885d3fedf29b80dc994"
+_EMBEDDED_INPUT = Preprocessing(224, 256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic")
 
 # what libraries raise for a size or a file that does not suit a network; the last three for an empty file, or one
 # without tensors by name
@@ -40,15 +42,25 @@ _UNFIT = (
 
 @dataclass(frozen=True)
 class Tower:
-    """A network that outputs features [B, d].
+    """A network that outputs features [B, d], and what is known of it without the network.
 
-    head  weight [k, d] and bias [k] of the classifier that was removed, or None
+    build             gives the network, on the CPU, in eval mode and without gradients
+    head              weight [k, d] and bias [k] of the classifier that was removed, or None
+    is_convolutional  nothing in the network stands for a place in the image, so that any input size suits its weights
+    dimension         d; None = nobody knows before the network has embedded something
     """
 
-    network: nn.Module
+    build: Callable[[], nn.Module]
     preprocessing: Preprocessing
     head: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     weights_sha256: str
+    is_convolutional: bool
+    dimension: int | None = None
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network, built when it is first asked for."""
+        return self.build()
 
 
 def check_surrogate(name: str) -> None:
@@ -70,21 +82,45 @@ def check_surrogate(name: str) -> None:
 def build_tower(name: str, *, weights: Path | None, size: int | None) -> Tower:
     """Build the image tower of `name` on the CPU, with weights from a file or from where the library keeps them.
 
+    The network of the bundled weights, of which everything else is known, is built when it is first asked for:
+    importing its library takes seconds.
     Raises SettingsError for an unknown name or an unsuitable size, InputError for weights that are unavailable or do
     not fit, ConflictError if the bundled weights were altered.
     """
     check_surrogate(name)
+    if name == EMBEDDED_SURROGATE and weights is None:
+        return _embedded_tower(size)
+    tag = _split(name)[2]
+    path = None if RANDOM.fullmatch(tag) else weights_file(name, weights)
+    network, preprocessing, head = _assembled(name, path, size)
+    digest = _digest(network.state_dict()) if path is None else sha256(path.read_bytes())
+    placed = any("pos" in parameter.rpartition(".")[2] for parameter, _ in network.named_parameters())
+    return Tower(lambda: network, preprocessing, head, digest, not placed)
+
+
+def _embedded_tower(size: int | None) -> Tower:
+    path = weights_file(EMBEDDED_SURROGATE, None)
+    tensors = read_weights(path)
+    head = (tensors["classifier.weight"].float().numpy(), tensors["classifier.bias"].float().numpy())
+    build = partial(_network, EMBEDDED_SURROGATE, path, size)
+    return Tower(build, _EMBEDDED_INPUT.at(size), head, EMBEDDED_SHA256, True, head[0].shape[1])
+
+
+def _network(name: str, path: Path | None, size: int | None) -> nn.Module:
+    return _assembled(name, path, size)[0]
+
+
+def _assembled(name: str, path: Path | None, size: int | None) -> Assembled:
+    """What the library makes of a name; the network is frozen."""
     kind, model, tag = _split(name)
     random = RANDOM.fullmatch(tag)
-    path = None if random else weights_file(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(int(random[1]) if random else 0, "surrogate weights", model))
         try:
             network, preprocessing, head = library(kind).assemble(model, tag, path, size)
         except _UNFIT as error:
             raise _misfit(name, path, size, error) from None
-    digest = _digest(network.state_dict()) if path is None else sha256(path.read_bytes())
-    return Tower(network.eval().requires_grad_(False), preprocessing, head, digest)
+    return network.eval().requires_grad_(False), preprocessing, head
 
 
 def _misfit(name: str, path: Path | None, size: int | None, error: Exception) -> SettingsError | InputError:

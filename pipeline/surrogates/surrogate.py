@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import InputError, PromiseError, SettingsError, one_line
@@ -22,7 +23,15 @@ from pipeline.hashing import canonical
 from pipeline.profile import StepClock
 from pipeline.surrogates.pretrained import Tower, build_tower, check_surrogate
 
-__all__ = ["Surrogate", "SurrogateSettings", "check_surrogate", "load_surrogate", "size_for", "surrogate_for"]
+__all__ = [
+    "Surrogate",
+    "SurrogateSettings",
+    "check_surrogate",
+    "known_surrogate",
+    "load_surrogate",
+    "size_for",
+    "surrogate_for",
+]
 
 SMALL_SIDE, ENLARGED_SIDE = 96, 160  # pixels
 WHOLE_BATCH = {"cpu": 16, "cuda": 256}  # images
@@ -73,8 +82,17 @@ class SurrogateSettings(Protocol):
 
 def surrogate_for(settings: SurrogateSettings, device: str) -> Surrogate:
     """The surrogate named in the settings, on `device`; raises like load_surrogate."""
+    return known_surrogate(settings, device).loaded()
+
+
+def known_surrogate(settings: SurrogateSettings, device: str = "cpu") -> Surrogate:
+    """As surrogate_for, but the bundled network is not built before it embeds something; raises like load_surrogate."""
     weights = Path(settings.surrogate_weights) if settings.surrogate_weights else None
-    return load_surrogate(settings.surrogate, weights=weights, size=settings.surrogate_size, device=device)
+    return Surrogate(
+        settings.surrogate,
+        build_tower(settings.surrogate, weights=weights, size=settings.surrogate_size),
+        device,
+    )
 
 
 def load_surrogate(name: str, *, weights: Path | None, size: int | None, device: str) -> Surrogate:
@@ -86,7 +104,7 @@ def load_surrogate(name: str, *, weights: Path | None, size: int | None, device:
     Raises SettingsError for an unknown name or an unsuitable size, InputError for weights that are unavailable or do
     not fit, ConflictError if the bundled weights were altered.
     """
-    return Surrogate(name, build_tower(name, weights=weights, size=size), device)
+    return Surrogate(name, build_tower(name, weights=weights, size=size), device).loaded()
 
 
 def size_for(shorter_sides: Sequence[int]) -> int | None:
@@ -128,16 +146,21 @@ class Surrogate:
         self.id = canonical(identity).decode()
         self._squash = preprocessing.squash
         self.device = _device(device)
-        self._network = tower.network.to(self.device).to(memory_format=torch.channels_last)
+        self._tower = tower
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std)
         )
-        self.dimension = self._probe()
+        self.is_convolutional = tower.is_convolutional
+        self.dimension = tower.dimension or self._probe()
 
-    @property
-    def is_convolutional(self) -> bool:
-        """True if nothing in the network stands for a place in the image, so that any input size suits its weights."""
-        return not any("pos" in name.rpartition(".")[2] for name, _ in self._network.named_parameters())
+    def loaded(self) -> Surrogate:
+        """The same, after its network has been built: before seconds are measured."""
+        self._network.eval()
+        return self
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return self._tower.network.to(self.device).to(memory_format=torch.channels_last)
 
     def clock(self, *, exact: bool = False) -> StepClock:
         """A clock for `prepare` and `embed_pictures`.

@@ -38,8 +38,8 @@ def test_what_is_wrong_with_the_input_is_tried_once_and_said_as_the_worker_said_
 ) -> None:
     task = Task(ray.remote(num_cpus=0)(FitQueue).remote(["one", "two"]), tmp_path / "starts")
 
-    def loop(config: dict[str, Any]) -> None:
-        with config["task"].starts.open("a") as file:
+    def loop(task: Task, device: str) -> None:
+        with task.starts.open("a") as file:
             file.write("started\n")
         raise InputError("only 3 images, fewer than --batch-size 8")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +92,32 @@ def test_the_embedded_surrogate_knows_its_own_preprocessing(embedded: Surrogate)
         "interpolation": "bicubic",
         "squash": False,
     }
+
+
+@pytest.mark.parametrize("size", [None, 64, 160])
+def test_what_is_known_of_the_embedded_surrogate_is_what_its_library_says(size: int | None) -> None:
+    tower = pretrained.build_tower(EMBEDDED, weights=None, size=size)
+    given = pretrained.build_tower(EMBEDDED, weights=pretrained.EMBEDDED_WEIGHTS, size=size)  # asks the library
+    assert tower.preprocessing == given.preprocessing
+    assert tower.weights_sha256 == given.weights_sha256
+    assert tower.is_convolutional == given.is_convolutional
+    for ours, theirs in zip(tower.head or (), given.head or (), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    picture = torch.zeros(1, 3, tower.preprocessing.size, tower.preprocessing.size)
+    with torch.inference_mode():
+        features = tower.network(picture)
+    torch.testing.assert_close(features, given.network(picture), rtol=0, atol=0)
+    assert features.shape == (1, tower.dimension)
+
+
+def test_the_embedded_surrogate_is_known_without_importing_its_library() -> None:
+    code = (
+        "import sys; from pipeline.settings import Settings; from pipeline.surrogates.surrogate import known_surrogate;"
+        f"known = known_surrogate(Settings(input='a', output='b', surrogate='{EMBEDDED}'));"
+        "assert known.dimension == 1280 and known.head is not None and 'timm' not in sys.modules; known.loaded();"
+        "assert 'timm' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_pictures_are_prepared_as_timm_prepares_them_within_a_grey_level_or_two(
