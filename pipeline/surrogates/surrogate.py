@@ -160,7 +160,8 @@ class Surrogate:
 
     @cached_property
     def _network(self) -> nn.Module:
-        return self._tower.network.to(self.device).to(memory_format=torch.channels_last)
+        with torch.inference_mode(False):  # whoever asks first: gradients may be wanted later
+            return self._tower.network.to(self.device).to(memory_format=torch.channels_last)
 
     def clock(self, *, exact: bool = False) -> StepClock:
         """A clock for `prepare` and `embed_pictures`.
