@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.train.torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -58,26 +58,43 @@ def train_group(
     """
     trainer = _Connected if connected else _Quiet
     with tempfile.TemporaryDirectory(prefix="scumble-train-") as scratch:
-        trainer(  # the task is bound to the loop: Ray's controller would load what it is made of
-            partial(_once, loop, task, None if connected else workers.device),
+        training = trainer(  # the task is bound to the loop: Ray's controller would load what it is made of
+            partial(_connected if connected else _apart, loop, task, workers.device),
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=bool(workers.gpus),
                 resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
             ),
             run_config=RunConfig(name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)),
-        ).fit()
+        )
+        try:
+            training.fit()
+        except TrainingFailedError:
+            _raise_lasting(task)
+            raise
+    _raise_lasting(task)
+
+
+def _raise_lasting(task: Any) -> None:
     failure: Failure | None = ray.get(task.queue.failure.remote(), timeout=ANSWER_SECONDS)
     if failure is not None:
         raise failure.error()
 
 
-def _once(loop: Callable[[Any, str], None], task: Any, device: str | None) -> None:
-    """The loop, which keeps a lasting failure in the queue and ends well, so that the group is not started again.
-
-    device  None for connected workers: torch's process group has chosen one
-    """
+def _apart(loop: Callable[[Any, str], None], task: Any, device: str) -> None:
+    """The loop, which keeps a lasting failure in the queue and ends well, so that the group is not started again."""
     try:
-        loop(task, device or str(ray.train.torch.get_device()))
+        loop(task, device)
     except _LASTING as error:
         ray.get(task.queue.fail.remote(Failure.of(error, "")), timeout=ANSWER_SECONDS)
+
+
+def _connected(loop: Callable[[Any, str], None], task: Any, device: str) -> None:
+    """The same where the others wait for this worker: it ends badly, which ends them; started again, all end well."""
+    if ray.get(task.queue.failure.remote(), timeout=ANSWER_SECONDS) is not None:
+        return
+    try:
+        loop(task, str(ray.train.torch.get_device()))  # torch's process group has chosen one
+    except _LASTING as error:
+        ray.get(task.queue.fail.remote(Failure.of(error, "")), timeout=ANSWER_SECONDS)
+        raise

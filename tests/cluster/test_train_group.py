@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import ray
+import ray.train
+import torch
 
 from actors.cluster.failures import Failure
 from actors.cluster.placement import Workers
@@ -47,6 +49,19 @@ def test_what_is_wrong_with_the_input_is_tried_once_and_said_as_the_worker_said_
         train_group(loop, task, Workers(count=1, cpus=1.0, gpus=0.0), "test")
     assert task.starts.read_text() == "started\n"
     assert ray.get(task.queue.take.remote("0", "g"), timeout=30) is None  # nothing more is begun
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_one_of_connected_workers_meets_ends_the_others_too(cluster: None, tmp_path: Path) -> None:
+    task = Task(ray.remote(num_cpus=0)(FitQueue).remote(["one"]), tmp_path / "starts")
+
+    def loop(task: Task, device: str) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            raise InputError("the weights are not on this machine")
+        torch.distributed.barrier()  # for ever
+
+    with pytest.raises(InputError, match=r"^the weights are not on this machine$"):
+        train_group(loop, task, Workers(count=2, cpus=1.0, gpus=0.0), "test", connected=True)
 
 
 def test_the_first_failure_counts_and_ends_the_queue() -> None:
