@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 from pipeline.errors import InputError, Reason
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import LooseImage, Rejection, Shard, shown
-from pipeline.shards.loose import loose_images, units_of_images
+from pipeline.shards.loose import kept_suffixes, loose_images, units_of_images
 from pipeline.shards.names import fault_of, is_image, is_of_the_system, is_shard, stem_of
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store, file_at
@@ -110,11 +110,12 @@ def _listing(
     nothing  number of entries -> error message if none of them is a shard or an image
     """
     count, shards, loose, passed_over = 0, list[Shard](), list[Entry](), list[Rejection]()
+    kept = kept_suffixes(keep)
     for entry in entries:
         count += 1
         if entry.name.startswith(f"{RUN_FOLDER}/") or is_of_the_system(entry.name):
             continue
-        fault = _fault(store, entry)
+        fault = _fault(store, entry, kept)
         if fault is not None:
             passed_over.append(Rejection(shown(entry.name), "", *fault))
         elif is_shard(entry.name):
@@ -130,8 +131,11 @@ def _listing(
     return Listing(store, shards + units_of_images(images), passed_over, others)
 
 
-def _fault(store: Store, entry: Entry) -> tuple[Reason, str] | None:
-    """Why an object that may contain images is passed over; None for what is read, and for what never contains any."""
+def _fault(store: Store, entry: Entry, kept: tuple[str, ...]) -> tuple[Reason, str] | None:
+    """Why an object that may contain images is passed over; None for what is read, and for what never contains any.
+
+    kept  endings of sidecars, whatever they hold
+    """
     name = entry.name
     if not entry.etag:
         path = store.path(name)
@@ -145,6 +149,8 @@ def _fault(store: Store, entry: Entry) -> tuple[Reason, str] | None:
         if not stem_of(name).rpartition("/")[2]:
             return Reason.UNUSABLE_NAME, "the name has nothing before its extension"
         return fault_of(name)
+    if name.lower().endswith(kept):
+        return None
     if _OTHER_ARCHIVES.search(name.lower()):
         return Reason.UNSUPPORTED_FORMAT, "repack it as .tar or .tar.gz"
     if _PICTURES.search(name.lower()):

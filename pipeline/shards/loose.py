@@ -20,6 +20,11 @@ _UNITS_WANTED = 64
 _T = TypeVar("_T")
 
 
+def kept_suffixes(keep: Collection[str]) -> tuple[str, ...]:
+    """Endings of the names, in lower case, of files that are sidecars, whatever they hold."""
+    return tuple(f".{suffix.lower()}" for suffix in keep)
+
+
 def loose_images(entries: Iterable[Entry], keep: Collection[str] = ()) -> tuple[list[LooseImage], list[str]]:
     """Images with their sidecars, sorted by name, and the names of files that are neither.
 
@@ -29,10 +34,10 @@ def loose_images(entries: Iterable[Entry], keep: Collection[str] = ()) -> tuple[
     (a.jpg, a.png) have their full names as keys. A sidecar is a text file called after an image (a.cls, a.jpg.json),
     or a file with a suffix of `keep`; one called after several images belongs to the first of them.
     """
-    kept = tuple(f".{suffix.lower()}" for suffix in keep)
+    kept = kept_suffixes(keep)
     images, rest = list[Entry](), list[Entry]()
     for entry in sorted(entries):
-        is_own = is_image(entry.name) and not entry.name.lower().endswith(kept or "/")
+        is_own = is_image(entry.name) and not entry.name.lower().endswith(kept)
         (images if is_own else rest).append(entry)
     owners: dict[str, int] = {}  # full name, and key -> index of the image
     shared: set[str] = set()
@@ -44,7 +49,7 @@ def loose_images(entries: Iterable[Entry], keep: Collection[str] = ()) -> tuple[
     sidecars: dict[int, list[Entry]] = {}
     others = []
     for entry in rest:
-        is_sidecar = extension_of(entry.name) in TEXT_SUFFIXES or entry.name.lower().endswith(kept or "/")
+        is_sidecar = extension_of(entry.name) in TEXT_SUFFIXES or entry.name.lower().endswith(kept)
         owner = _owner(entry.name, owners) if is_sidecar and fault_of(entry.name) is None else None
         if owner is None:
             others.append(entry.name)

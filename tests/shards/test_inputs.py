@@ -35,6 +35,13 @@ def put(store: Store, *objects: str) -> None:
             store.put(name, b"x")
 
 
+def test_a_kept_sidecar_may_have_the_ending_of_any_picture_or_archive(store: Store) -> None:
+    put(store, "a.jpg", "a.depth.exr", "a.SEG.pgm", "a.masks.zip", "a.other.exr")
+    found = resolve_input(store.url, ("depth.exr", "seg.pgm", "masks.zip"))
+    assert set(found.names) == {"a.jpg", "a.depth.exr", "a.SEG.pgm", "a.masks.zip"}
+    assert passed_over(found.passed_over) == {"a.other.exr": "unsupported-format"}
+
+
 def test_tars_and_images_are_known_in_any_case_and_other_archives_and_formats_are_named(store: Store) -> None:
     put(
         store, "a.tar", "UPPER.TAR", "g.tgz", "G.Tar.Gz", "._a.tar", "sub/x.json", "a.tar.idx", "a.tar.md5", "a.parquet"
