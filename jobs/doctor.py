@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jobs import importing
-from jobs.protection.options import protection_parser
+from jobs.protection.options import KEEP_SIDECAR, protection_parser
 from jobs.shared import cli
 from pipeline.errors import SettingsError
-from pipeline.settings import DEFAULT_SURROGATE, PRESETS, check_choice, flag
+from pipeline.settings import DEFAULT_SURROGATE, PRESETS, apply_settings, check_choice, flag
 
 DESCRIPTION = """\
 Find what would break a run later: versions of driver and cluster, GPUs, disk space, the bucket, weights, codecs.
@@ -41,6 +42,7 @@ def doctor_parser() -> cli.Parser:
     add("--protection", metavar="FILE", help="a fitted protection that must match the surrogate")
     add("--gpus-per-worker", type=float, metavar="G", help="GPU share that the run will request")
     add("--workers", type=int, metavar="N", help="processes of the run (default: one per CPU)")
+    add("--keep-sidecar", nargs="+", action="extend", metavar="SUFFIX", help=KEEP_SIDECAR)
     add("--config", metavar="FILE", help="settings file of the run; the command line overrides it")
     add("--debug", action="store_true", default=None, help="show tracebacks and Ray's own logs")
     return parser
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = vars(doctor_parser().parse_args(argv))
     given = {name: value for name, value in asked.items() if value is not None}
     config = given.pop("config", None)
+    of_run: dict[str, Any] = {}
     if config:
         of_run = cli.read_config(Path(config), protection_parser())
         check_choice("preset", preset := of_run.get("preset", "scumble"), tuple(PRESETS))
@@ -60,14 +63,14 @@ def main(argv: list[str] | None = None) -> int:
             given = {"surrogate": DEFAULT_SURROGATE} | given
     elif "input" in given and "protection" not in given:
         given = {"surrogate": DEFAULT_SURROGATE} | given
-    for name, least in (("workers", 1), ("gpus_per_worker", 0), ("surrogate_size", 1)):
+    for name, least in (("workers", 1), ("gpus_per_worker", 0), ("surrogate_size", 32)):
         if given.get(name, least) < least:
             raise SettingsError(f"{flag(name)} must be at least {least}, not {given[name]}")
     with importing():
         from jobs.inspection.checkup import check_up
 
     errors = 0
-    for finding in check_up(given):
+    for finding in check_up(given, apply_settings(of_run | given)):
         print(finding, flush=True)
         errors += finding.level == "error"
     return cli.FAILED if errors else cli.DONE

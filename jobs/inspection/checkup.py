@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from jobs.protection.prepare import first_held, held_by_a_stranger
+from jobs.protection.prepare import first_held, held_by_a_stranger, written_names
 from jobs.shared.inputs import check_finished
 from pipeline import layout
 from pipeline.deltas.apply import check_writable
@@ -25,12 +25,16 @@ from pipeline.runs.checkup import (
     check_weights,
     findings_of,
 )
-from pipeline.settings import Settings
+from pipeline.settings import ApplySettings
 from pipeline.storage.store import Store
 
 
-def check_up(given: dict[str, Any]) -> Iterator[Finding]:
-    """Yields one finding after another, the quick ones first."""
+def check_up(given: dict[str, Any], reading: ApplySettings) -> Iterator[Finding]:
+    """Yields one finding after another, the quick ones first.
+
+    given    options of the doctor
+    reading  how the run reads and writes pictures
+    """
     asked = SimpleNamespace(
         workers=given.get("workers"), gpus_per_worker=given.get("gpus_per_worker", 0.0), debug=bool(given.get("debug"))
     )
@@ -40,7 +44,7 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     sources: list[Store] = []
     names: set[str] = set()
     if "input" in given:
-        yield from findings_of("input", lambda: _input(given["input"], shards, sources, names))
+        yield from findings_of("input", lambda: _input(given["input"], reading, shards, sources, names))
     if "output" in given:
         yield from findings_of("output", lambda: _output(given["output"], sources, names))
     yield from findings_of("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
@@ -52,14 +56,16 @@ def check_up(given: dict[str, Any]) -> Iterator[Finding]:
     yield from findings_of("ray", lambda: _cluster(asked))
 
 
-def _input(url: str, shards: list[Shard], sources: list[Store], names: set[str]) -> list[Finding]:
+def _input(
+    url: str, settings: ApplySettings, shards: list[Shard], sources: list[Store], names: set[str]
+) -> list[Finding]:
     sources.append(Store(url))  # even if it cannot be listed, it may be the same place as the output
-    listed, findings = check_input(url)
+    listed, findings = check_input(url, settings.keep_sidecar)
     sources[:] = [listed.store]
     shards += listed.shards
-    names.update(listed.names)
+    names |= written_names(listed, settings)
     check_finished(listed.store, listed.shards)
-    settings, count = Settings(), 0
+    count = 0
 
     def use(sample: Sample) -> None:
         nonlocal count

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -186,9 +186,9 @@ def _published_digest(path: Path) -> str | None:
     return beginning[1] if beginning else None
 
 
-def check_input(url: str) -> tuple[Listing, list[Finding]]:
-    """Resolve the input and check that its first shard can be read. Raises a ScumbleError."""
-    listing = resolve_input(url)
+def check_input(url: str, keep_sidecar: Collection[str] = ()) -> tuple[Listing, list[Finding]]:
+    """Resolve the input, as resolve_input, and check that its first shard can be read. Raises a ScumbleError."""
+    listing = resolve_input(url, keep_sidecar)
     store, shards, passed_over = listing.store, listing.shards, listing.passed_over
     first = shards[0].images[0].files[0] if shards[0].images else shards[0]
     with store.open(first.name) as stream:

@@ -27,6 +27,7 @@ from pipeline.settings import DEFAULT_SURROGATE
 from pipeline.storage.store import Store
 from pipeline.surrogates.pretrained import EMBEDDED_WEIGHTS
 from tests.support.runs import ROOT, add, write_collection
+from tests.support.samples import image_bytes, noise
 from tests.support.uploads import small_protection
 
 LITE = "timm:tf_efficientnet_lite0"
@@ -108,6 +109,21 @@ def test_a_settings_file_of_the_run_tells_it_what_to_look_at(
     file.write_text("inputs: here\n")
     with pytest.raises(SettingsError, match="unknown option 'inputs'"):
         doctor.main(["--config", str(file)])
+
+
+def test_pictures_are_looked_at_as_the_run_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:  # an image and its mask: two images of one sample otherwise
+        add(tar, "a.jpg", image_bytes(noise(40, 40), "JPEG"))
+        add(tar, "a.mask.png", image_bytes(noise(40, 40), "PNG"))
+    file = tmp_path / "protect.yaml"
+    file.write_text(f"input: {tmp_path}/in.tar\nsurrogate: {LITE}\nsurrogate-size: 64\nkeep-sidecar: [mask.png]\n")
+    assert doctor.main(["--config", str(file)]) == 0
+    assert "the first 1 usable ones" in lines(capsys)["images"]
+    arguments = ["--input", f"{tmp_path}/in.tar", "--surrogate", LITE, "--surrogate-size", "64"]
+    assert doctor.main([*arguments, "--keep-sidecar", "mask.png"]) == 0
+    assert doctor.main(arguments) == 1
+    with pytest.raises(SettingsError, match="--surrogate-size must be at least 32"):
+        doctor.main(["--surrogate-size", "31"])
 
 
 def test_an_unknown_option_ends_with_2_and_a_near_match() -> None:
@@ -279,7 +295,7 @@ def test_a_config_means_what_it_means_to_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, surrogate: str | None
 ) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr("jobs.inspection.checkup.check_up", lambda given: seen.append(given) or [])
+    monkeypatch.setattr("jobs.inspection.checkup.check_up", lambda given, _: seen.append(given) or [])
     (tmp_path / "c.yaml").write_text(text)
     assert doctor.main(["--config", str(tmp_path / "c.yaml")]) == 0
     assert seen[0].get("surrogate") == surrogate
