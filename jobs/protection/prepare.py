@@ -22,7 +22,7 @@ from pipeline.records import Plan, Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.fingerprint import ingredients_of
 from pipeline.runs.plan import make_plan, plan_to_parquet, planned_shards
 from pipeline.runs.run_record import RunRecord, check_same_run, read_run
-from pipeline.settings import FEWEST_CLUSTERS, OF_THE_FIT, Settings, flag
+from pipeline.settings import FEWEST_CLUSTERS, OF_THE_FIT, ApplySettings, Settings, flag
 from pipeline.shards.inputs import Listing, resolve_input, said_of, told_of_others, without_unwritable
 from pipeline.shards.names import output_name
 from pipeline.shards.samples import samples_of_all
@@ -205,9 +205,9 @@ def _check_enough_images(settings: Settings, source: Store, shards: list[Shard])
     raise SettingsError(f"--clusters {settings.clusters}: the input has only {count} images; choose fewer clusters")
 
 
-def written_names(listing: Listing, settings: Settings) -> set[str]:
+def written_names(listing: Listing, settings: ApplySettings) -> set[str]:
     """Names that a run writes; to overwrite an older one, also those it has under other settings of --encode."""
-    ways = _WAYS if settings.overwrite else (settings.encode,)
+    ways = _WAYS if isinstance(settings, Settings) and settings.overwrite else (settings.encode,)
     names = set(listing.names)
     return names.union(name for shard in listing.shards for name in _image_names(shard, ways))
 
@@ -223,6 +223,7 @@ def _names_of_another(output: Store) -> set[str]:
     if data := output.read_if_there(layout.PLAN):
         with contextlib.suppress(InputError):
             for shard in planned_shards(data, f"{output.url}/{layout.PLAN}"):
+                names.add(shard.name)
                 names.update(_image_names(shard, _WAYS))
                 names.update(file.name for image in shard.images for file in image.files)
     return names
@@ -238,13 +239,30 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, names
         raise ConflictError(held_by_a_stranger(settings.output, stranger))
     if settings.overwrite:
         if not settings.dry_run:
-            names = names | _names_of_another(output) if is_ours else names
-            old = [name for name in output.names() if name in names or name.startswith(f"{RUN_FOLDER}/")]
-            output.delete(sorted(old, key=layout.RUN.__eq__))  # last, the record that marks the rest as ours
+            _remove_run(output, names | _names_of_another(output) if is_ours else names)
         return []
     if is_ours:
         check_same_run(read_run(output), record, settings.output)
     return _committed(output)
+
+
+def _remove_run(output: Store, names: Set[str]) -> None:
+    """Delete what a run has written, in an order that can be stopped anywhere.
+
+    names  of the protected files
+    What is there is never called committed without its files, and until the last the plan tells what there may be and
+    the record whose it is.
+    """
+    phases: tuple[list[str], ...] = ([], [], [], [], [])
+    for name in output.names():
+        if name.startswith(f"{layout.COMMITS}/"):
+            phases[0].append(name)
+        elif not name.startswith(f"{RUN_FOLDER}/"):
+            phases[1].extend([name] if name in names else [])
+        else:
+            phases[3 if name == layout.PLAN else 4 if name == layout.RUN else 2].append(name)
+    for phase in phases:
+        output.delete(phase)
 
 
 def _committed(output: Store) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from pipeline.errors import InputError, SettingsError
 from pipeline.layout import RUN_FOLDER
 from pipeline.storage import buckets, folder
+from pipeline.storage.bounded import bounded_map
 from pipeline.storage.versions import Versions
 
 MAX_KEY_BYTES = 1024  # S3's limit
@@ -91,13 +92,9 @@ class Store(Versions):
             self.attempt("delete", str(self._scratch), lambda: folder.sweep(self._scratch, LEFT_SECONDS))
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects, several at a time but the last by itself; missing ones are ignored."""
-        *first, last = [*names] or [""]
-        if first:
-            with ThreadPoolExecutor(DELETED_AT_ONCE) as pool:
-                deque(pool.map(self._delete, first), maxlen=0)
-        if last:
-            self._delete(last)
+        """Delete objects, several at a time; missing ones are ignored."""
+        with ThreadPoolExecutor(DELETED_AT_ONCE) as pool:
+            deque(bounded_map(pool, self._delete, names, ahead=2 * DELETED_AT_ONCE), maxlen=0)
 
     def _delete(self, name: str) -> None:
         with contextlib.suppress(InputError):

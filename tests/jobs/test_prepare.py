@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobs.protection.prepare import prepare, start_run
 from jobs.protection.stages import check_fit_memory, sides_of
 from pipeline.errors import ClusterError, ConflictError, InputError, SettingsError
 from pipeline.settings import EMBEDDED_SURROGATE
+from pipeline.storage.store import Store
 from tests.deltas.test_protection import LEVELS, made
 from tests.support import runs
 from tests.support.samples import image_bytes, noise
@@ -136,6 +138,36 @@ def test_overwriting_takes_what_an_earlier_run_wrote_and_leaves_the_rest(tmp_pat
     run = prepare(parse_settings([*options, "--overwrite"]))
     assert [shard.name for shard in run.plan.left] == shards[:1]
     assert [name for name in run.output.names()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("stop", range(8))
+def test_overwriting_may_be_stopped_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    runs.write_collection(source, shards=2, per_shard=4)
+    options = ["--input", str(source), "--output", str(output), "--clusters", "2"]
+    options += ["--surrogate", EMBEDDED_SURROGATE, "--surrogate-size", "64"]
+    start_run(prepare(parse_settings(options)))
+    shards = [path.name for path in sorted(source.glob("*.tar"))]
+    for name in [*shards, *(f"_scumble/commits/{shard}.json" for shard in shards), "_scumble/report.html"]:
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("x")
+    left, delete = [stop], Store._delete
+
+    def killed(store: Store, name: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        delete(store, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_delete", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            prepare(parse_settings([*options, "--overwrite"]))
+    committed = {path.name.removesuffix(".json") for path in output.glob("_scumble/commits/*.json")}
+    assert committed <= {path.name for path in output.glob("*.tar")}
+    (source / shards[1]).unlink()  # now the plan alone knows that it was written
+    run = prepare(parse_settings([*options, "--overwrite"]))
+    assert [name for name in run.output.names()] == []
 
 
 def test_images_to_fit_on_that_no_node_can_hold_are_refused_with_the_numbers(
