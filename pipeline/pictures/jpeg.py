@@ -39,7 +39,7 @@ _SOS, _DQT, _DHT, _DRI, _COM, _APP0, _APP14 = 0xDA, 0xDB, 0xC4, 0xDD, 0xFE, 0xE0
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all with Huffman codes
 _PROGRESSIVE = 0xC2
 _MAX_STEP = 255  # libjpeg warns on the terminal of coarser ones in what it writes
-_FINE = 8.0  # mean step below which a picture may take more than two bytes a pixel
+_FINE = 8.0  # mean step below which a picture may take more than a byte for each value
 _ENLARGING = threading.Lock()
 _MAX_SEGMENTS = 64  # before the first scan; cameras and editors write about ten, and more is not hurried
 
@@ -195,15 +195,15 @@ def encode_pixels(pixels: NDArray[np.uint8], coding: JpegCoding, **metadata: Any
 def _room_for(pixels: NDArray[np.uint8], coding: JpegCoding) -> Iterator[None]:
     """Room for a whole file, which a picture in several scans or with codes of its own is written into at once.
 
-    Pillow has two bytes for a pixel, which is too little for grain at the finest qualities without subsampling.
+    Pillow has two bytes for a pixel, which is too little for black and white noise at fine qualities.
     """
-    is_large = coding.subsampling == _FULL and np.mean(coding.tables[0]) < _FINE
-    if not (is_large and (coding.progressive or coding.optimised)):
+    if not (coding.progressive or coding.optimised):
         yield
         return
     with _ENLARGING:
         # noise at quality 100 takes two thirds of this
-        usual, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, 2 * pixels.size + 65_536
+        most = (2 if np.mean(coding.tables[0]) < _FINE else 1) * pixels.size + 65_536
+        usual, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, most
         try:
             yield
         finally:

@@ -200,12 +200,14 @@ def test_every_jpeg_at_hand_is_decoded_to_pillows_pixels() -> None:
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"optimize": True}])
-@pytest.mark.parametrize("quality", [95, 98, 100])
-def test_noise_at_the_finest_qualities_is_written_with_its_metadata(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], quality: int
+@pytest.mark.parametrize(("quality", "subsampling"), [(92, 0), (93, 0), (95, 0), (98, 0), (100, 0), (100, 1)])
+def test_noise_at_fine_qualities_is_written_with_its_metadata(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], quality: int, subsampling: int
 ) -> None:
+    black_and_white = np.where(noise(400, 400) < 128, 0, 255).astype(np.uint8)
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 22)  # Pillow alone has no room to write the original
-    data = image_bytes(noise(400, 400), "JPEG", quality=quality, subsampling=0, exif=exif_with(Artist="me"), **options)
+    more = {"quality": quality, "subsampling": subsampling, "exif": exif_with(Artist="me")} | options
+    data = image_bytes(black_and_white, "JPEG", **more)
     monkeypatch.undo()
     picture = decode(data, max_pixels=1 << 20, suffix="jpg")
     usual = ImageFile.MAXBLOCK
