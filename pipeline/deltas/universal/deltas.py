@@ -19,7 +19,7 @@ from pipeline.errors import PromiseError
 from pipeline.settings import SmallImages
 from pipeline.surrogates.surrogate import Surrogate, filled
 
-AT_ONCE = 64  # pictures on a GPU, always: the generator at full size takes about 2 GB for so many
+AT_ONCE = 64  # pictures, on a GPU always: the generator at full size takes about 2 GB for so many
 SMALL_SIDE = 64  # pictures up to this side are small (Chen et al. 2024, section 4.4)
 
 
@@ -66,10 +66,12 @@ class UniversalDeltas:
         deltas: list[Tensor] = [torch.empty(0)] * len(requests)
         for size in sorted({tuple(pixels.shape) for pixels in seen}):
             rows = [row for row, pixels in enumerate(seen) if tuple(pixels.shape) == size]
-            made = self.deltas(torch.cat([seen[row] for row in rows]), torch.from_numpy(features[rows]))
-            for row, delta in zip(rows, made, strict=True):
-                height, width = requests[row].height, requests[row].width
-                deltas[row] = delta[:, :height, :width] if self._is_native(requests[row]) else delta
+            for start in range(0, len(rows), AT_ONCE):
+                part = rows[start : start + AT_ONCE]
+                made = self.deltas(torch.cat([seen[row] for row in part]), torch.from_numpy(features[part]))
+                for row, delta in zip(part, made, strict=True):
+                    height, width = requests[row].height, requests[row].width
+                    deltas[row] = delta[:, :height, :width] if self._is_native(requests[row]) else delta
         return deltas
 
     def _is_native(self, request: DeltaRequest) -> bool:
