@@ -11,7 +11,7 @@ from pipeline.errors import Reason, SampleError
 from pipeline.layout import RUN_FOLDER
 from pipeline.pictures.formats import kind_of
 from pipeline.records import IMAGE_SUFFIXES, Rejection, shown
-from pipeline.shards.names import fault_of
+from pipeline.shards.names import fault_of, is_of_the_system
 
 MAX_PATH_BYTES = 1024  # the longest key that S3 takes, so that whatever is packed can be unpacked anywhere
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -99,11 +99,11 @@ class LeftOutItems:
     def accepts(self, name: str, size: int, *, is_file: bool = True) -> bool:
         """True for the name of an image that can be packed; notes anything else.
 
-        Whatever is not a regular file is rejected, because what it leads to may be images. A run's records and macOS
-        metadata are passed over.
+        Whatever is not a regular file is rejected, because what it leads to may be images. A run's records and
+        files that systems leave in any folder are passed over.
         """
         base = name.rpartition("/")[2]
-        if name.startswith(f"{RUN_FOLDER}/") or base.startswith("._") or base == ".DS_Store":
+        if name.startswith(f"{RUN_FOLDER}/") or is_of_the_system(name):
             return False
         if not is_file:
             self.reject(name, Reason.NOT_A_FILE, "a link, a fifo, a socket or a device; links are not followed")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pipeline.layout import RUN_FOLDER
-from pipeline.shards.names import is_image, is_shard
+from pipeline.shards.names import is_image, is_of_the_system, is_shard
 
 IMAGE, SHARD = "image", "shard"
 
 
 def upload_kind(name: str) -> str | None:
-    """IMAGE or SHARD; None for anything else, a run's records, or macOS metadata files."""
-    if name.startswith(f"{RUN_FOLDER}/") or name.rpartition("/")[2].startswith("._"):
+    """IMAGE or SHARD; None for anything else, a run's records, or files that systems leave in any folder."""
+    if name.startswith(f"{RUN_FOLDER}/") or is_of_the_system(name):
         return None
     if is_image(name):
         return IMAGE

@@ -42,6 +42,11 @@ def check_origin(output: Store, origin: Origin) -> bool:
         _check_empty(output)
         return False
     theirs, ours = seen.to_json(), origin.to_json()
+    if theirs["format_version"] != ours["format_version"]:
+        raise ConflictError(
+            f"{output.url} was made by another version of Scumble, whose deltas differ: use that version, "
+            "or another --output"
+        )
     for name in ours:
         if theirs[name] != ours[name]:
             raise ConflictError(
