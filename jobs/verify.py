@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         result = check(output, options.input, options.decode, pool)
     if options.certificate and not certified:
         result.problems.append(f"{options.certificate}: not the collection that it certifies")
-    print_result(result, with_originals=bool(options.input))
+    print_result(result, with_originals=bool(options.input), is_uploads=is_uploads)
     if certified:
         print(f"certificate  {certified}")
     cli.print_losses(result.lost, f"{output.url}/{layout.REPORT}")

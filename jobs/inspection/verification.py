@@ -105,7 +105,10 @@ def check_uploads(output: Store, originals: str | None, share: float, pool: Thre
     result = ShardCheck("", problems, files=0)
     check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     total = sum(1 for _ in written_rows(output))
-    return _added(result, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
+    _added(result, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
+    if source is not None and total and not result.num_compared:
+        result.problems.append(f"{source.url}: has none of the originals as they were when they were protected")
+    return result
 
 
 def _shard_names(there: set[str]) -> Iterator[str]:
@@ -173,11 +176,13 @@ def _missing(committed: list[str], record: RunRecord) -> list[str]:
     ]
 
 
-def print_result(found: ShardCheck, *, with_originals: bool) -> None:
+def print_result(found: ShardCheck, *, with_originals: bool, is_uploads: bool) -> None:
     """Print what was checked, the first problems, and the verdict."""
     print(f"files        {found.files} re-read and re-hashed")
     print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
     if with_originals and found.files:
+        if is_uploads:
+            print(f"originals    {found.num_compared} of {found.files} files compared; of others that version is gone")
         exact = f"in {found.num_exact} files written without loss"
         print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
         print(f"             largest change {found.max_abs_delta} levels in any decoded file, including lossy codecs")

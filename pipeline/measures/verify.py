@@ -49,7 +49,7 @@ class Expected:
         return cls(commit.shard, commit.output_size, commit.output_sha256, commit.num_protected, commit.num_members)
 
 
-_COUNTS = ("files", "num_samples", "num_decoded", "num_exact", "num_reread")
+_COUNTS = ("files", "num_samples", "num_decoded", "num_compared", "num_exact", "num_reread")
 _ADDED = (*_COUNTS, "input_image_bytes", "output_image_bytes", "survival", "problems", "lost", "written")
 
 
@@ -61,6 +61,7 @@ class ShardCheck:
     problems: list[str] = field(default_factory=list)
     num_samples: int = 0
     num_decoded: int = 0
+    num_compared: int = 0  # files, with their originals; of uploads alone
     num_exact: int = 0  # decoded samples stored losslessly, on which the bound was checked
     max_abs_delta: int = 0  # over decoded samples, in 8-bit levels, after the codec
     max_exact_delta: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
@@ -14,20 +13,11 @@ from pipeline.errors import InputError, Reason
 from pipeline.layout import RUN_FOLDER
 from pipeline.records import LooseImage, Rejection, Shard, shown
 from pipeline.shards.loose import kept_suffixes, loose_images, units_of_images
-from pipeline.shards.names import fault_of, is_image, is_of_the_system, is_shard, stem_of
+from pipeline.shards.names import fault_of, is_image, is_of_the_system, is_shard, stem_of, unread
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store, file_at
 
 _SIGNS = "*?[{"
-_OTHER_ARCHIVES = re.compile(  # including split archives and incomplete downloads
-    r"\.(tar\.([a-z]?z\d?|lz4|lzma|lzo|zstd?|bz|br|[0-9]+|part[0-9]*|gz\.(part)?[0-9]*|crdownload|aria2|tmp)"
-    r"|t[bxlz]z2?|tb2|tzst|taz|zip|7z|rar|cpio)$"
-)
-_PICTURES = re.compile(  # also unfinished downloads, and names cut from a URL: photo.jpg_large, photo.jpg?w=800
-    r"\.(jpe|jfif?|jif|tiff?|gif|bmp|dib|hei[cf]s?|hif|avifs?|apng|jp[2fmx]|j2[ck]|jpc|jxl|jxr|wdp|qoi|exr|p[bgnp]m|tga|dds"
-    r"|psd|psb|xcf|dng|cr[23w]|nef|nrw|arw|sr2|orf|rw2|raf|pef|srw"
-    r"|(jpe?g|png|webp)(_large|_orig|[?:;@&%!][^./]*|\.(gz|bz2|xz|zst|part|crdownload|tmp)))$"
-)
 _SHOWN = 5
 _SHARD = "shard (*.tar, *.tar.gz) and no image"
 
@@ -149,13 +139,7 @@ def _fault(store: Store, entry: Entry, kept: tuple[str, ...]) -> tuple[Reason, s
         if not stem_of(name).rpartition("/")[2]:
             return Reason.UNUSABLE_NAME, "the name has nothing before its extension"
         return fault_of(name)
-    if name.lower().endswith(kept):
-        return None
-    if _OTHER_ARCHIVES.search(name.lower()):
-        return Reason.UNSUPPORTED_FORMAT, "repack it as .tar or .tar.gz"
-    if _PICTURES.search(name.lower()):
-        return Reason.UNSUPPORTED_FORMAT, "convert it to JPEG, PNG or WebP"
-    return None
+    return None if name.lower().endswith(kept) else unread(name)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -12,6 +12,15 @@ from pipeline.storage.listings import SHARD_SUFFIXES
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
+_OTHER_ARCHIVES = re.compile(  # including split archives and incomplete downloads
+    r"\.(tar\.([a-z]?z\d?|lz4|lzma|lzo|zstd?|bz|br|[0-9]+|part[0-9]*|gz\.(part)?[0-9]*|crdownload|aria2|tmp)"
+    r"|t[bxlz]z2?|tb2|tzst|taz|zip|7z|rar|cpio)$"
+)
+_PICTURES = re.compile(  # also unfinished downloads, and names cut from a URL: photo.jpg_large, photo.jpg?w=800
+    r"\.(jpe|jfif?|jif|tiff?|gif|bmp|dib|hei[cf]s?|hif|avifs?|apng|jp[2fmx]|j2[ck]|jpc|jxl|jxr|wdp|qoi|exr|p[bgnp]m|tga|dds"
+    r"|psd|psb|xcf|dng|cr[23w]|nef|nrw|arw|sr2|orf|rw2|raf|pef|srw"
+    r"|(jpe?g|png|webp)(_large|_orig|[?:;@&%!][^./]*|\.(gz|bz2|xz|zst|part|crdownload|tmp)))$"
+)
 _CUT_BY_S3FS = "?versionId="
 
 
@@ -51,6 +60,15 @@ def is_image(name: str) -> bool:
     return extension_of(name) in IMAGE_SUFFIXES
 
 
+def unread(name: str) -> tuple[Reason, str] | None:
+    """Why a file that by its name is a picture, or holds some, is not read; None for any other."""
+    if _OTHER_ARCHIVES.search(name.lower()):
+        return Reason.UNSUPPORTED_FORMAT, "repack it as .tar or .tar.gz"
+    if _PICTURES.search(name.lower()):
+        return Reason.UNSUPPORTED_FORMAT, "convert it to JPEG, PNG or WebP"
+    return None
+
+
 def stem_of(name: str) -> str:
     """An image's name without its image extensions: a.jpg and a.jpg.png are both `a`."""
     while is_image(name):
@@ -61,7 +79,7 @@ def stem_of(name: str) -> str:
 def sample_name(name: str) -> tuple[str, str]:
     """(key, suffix) of a loose image, split at the last dot, so that only `a.jpg` and `a.png` can share a key."""
     stem, _, extension = name.rpartition(".")
-    return stem, extension
+    return stem or name, extension
 
 
 def output_name(name: str, encode: str) -> str:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import Reason, ScumbleError, StoreError
 from pipeline.records import shown
+from pipeline.shards.names import unread
 from pipeline.storage.listings import Entry
-from pipeline.uploads.names import upload_kind
+from pipeline.uploads.names import IMAGE, is_no_upload, upload_kind
 from pipeline.uploads.units import Item
 
 Known = tuple[str, str, int]  # name, etag, version: what the ledger knows about an object
 Fault = Callable[[str], tuple[Reason, str] | None]
 
+_NO_FILE = (Reason.NOT_A_FILE, "links and devices are not followed")
 MOST_AHEAD = 100_000  # items, 40 MB
 _SHOWN = 20
 _FUTURE_S = 86400.0  # no clock is off by more than this; a later time was set by hand and says nothing about age
@@ -32,7 +34,7 @@ class Tally:
     new: int = 0
     changed: int = 0  # processed before, but the etag has changed
     unsettled: int = 0  # new or changed too recently
-    skipped: int = 0  # neither image nor shard
+    skipped: int = 0  # nothing that may be a picture or hold some
     deleted: int = 0  # processed before, but gone now
     deleted_names: list[str] = field(default_factory=list)
 
@@ -123,10 +125,13 @@ def changes(
 
 
 def _judged(entry: Entry, version: int, settled: float, now: float, fault: Fault, tally: Tally) -> Item | None:
-    kind = upload_kind(entry.name)
+    kind, refusal = upload_kind(entry.name), fault(entry.name)
     if kind is None:
-        tally.skipped += 1
-        return None
+        refusal = None if is_no_upload(entry.name) else unread(entry.name) or (None if entry.etag else _NO_FILE)
+        if refusal is None:
+            tally.skipped += 1
+            return None
+        kind = IMAGE
     if settled < entry.modified < now + _FUTURE_S:
         tally.unsettled += 1
         return None
@@ -134,9 +139,8 @@ def _judged(entry: Entry, version: int, settled: float, now: float, fault: Fault
         tally.changed += 1
     else:
         tally.new += 1
-    refusal = fault(entry.name)
     if refusal is None and not entry.etag:
-        refusal = Reason.NOT_A_FILE, "links and devices are not followed"
+        refusal = _NO_FILE
     return Item(entry.name, entry.size, entry.etag, kind, version + 1, refusal)
 
 

@@ -67,6 +67,7 @@ def _verify_image(row: Row, output: Store, source: Store | None, settings: Verif
         if found != said:
             check.fail("", f"{what}: found {found}, but the ledger says {said}")
     original = source.read_if(row.name, row.etag) if source is not None else None
+    check.num_compared = int(original is not None)
     if original == data:
         check.fail("", "the image is unprotected: its bytes are identical to the input's")
     if in_sample(share, settings.seed, "verify", row.output):
@@ -93,5 +94,6 @@ def _verify_shard(row: Row, output: Store, source: Store | None, settings: Verif
         theirs = stack.enter_context(source.open(row.name)) if source is not None and is_same else None
         quarantined = {rejection.key for rejection in refused}
         check = verify_shard(expected, ours, theirs, quarantined, settings=settings, decode_share=share)
+    check.num_compared = int(is_same)
     check.lost = losses_of(shown(row.name), refused)
     return check

@@ -56,8 +56,8 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def test_every_image_is_protected_once_under_its_own_name(job: Job) -> None:
-    upload(job.source, ODD | {"notes.txt": b"x", "bad.jpg": b"no image"})
-    assert job.run() == 0
+    upload(job.source, ODD | {"notes.txt": b"x", "bad.jpg": b"no image", "cat.heic": b"x"})
+    assert job.run("--max-quarantine", "0.5") == 0
     outputs = job.outputs()
     assert outputs.keys() == ODD.keys()
     for name, before in ODD.items():
@@ -66,15 +66,15 @@ def test_every_image_is_protected_once_under_its_own_name(job: Job) -> None:
         difference = np.abs(pixels(outputs[name]) - pixels(before))
         assert 0 < difference.max() <= (16 if name.endswith(("png", "webp")) else 60)  # JPEG is lossy on top
     rows = job.rows()
-    assert rows["bad.jpg"].reason == "unsupported-format"
+    assert rows["bad.jpg"].reason == rows["cat.heic"].reason == "unsupported-format"
     assert {name: sha256(data) for name, data in outputs.items()} == {
         name: row.output_sha256 for name, row in rows.items() if row.output
     }
     last = job.last()
-    assert (last["new"], last["protected"], last["quarantined"], last["skipped"]) == (5, 4, 1, 1)
+    assert (last["new"], last["protected"], last["quarantined"], last["skipped"]) == (6, 4, 2, 1)
     etags = {entry.name: entry.modified for entry in job.output.walk()}
     assert job.run() == 0  # nothing new: nothing read, nothing written but the summary
-    assert (job.last()["known"], job.last()["protected"], job.last()["units"]) == (5, 0, 0)
+    assert (job.last()["known"], job.last()["protected"], job.last()["units"]) == (6, 0, 0)
     assert all(etags[name] == entry.modified for name, entry in ((e.name, e) for e in job.output.walk()) if name in ODD)
 
 

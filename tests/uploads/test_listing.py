@@ -43,6 +43,18 @@ def test_new_changed_known_skipped_and_deleted_are_told_apart() -> None:
     assert (tally.deleted, tally.deleted_names) == (2, ["aa.jpg", "z.jpg"])
 
 
+def test_what_may_be_a_picture_or_hold_some_is_quarantined_once_and_not_passed_over() -> None:
+    unread = ["a.heic", "b.zip", "c.tif", "d.tar.xz", "e.jpe", "f.jpg.gz"]
+    entries = [entry(name) for name in unread] + [entry("g.txt"), entry("h/.DS_Store"), entry("link", etag="")]
+    items, tally = found(entries, [])
+    assert {item.name: item.fault[0].value for item in items if item.fault} == dict.fromkeys(
+        unread, "unsupported-format"
+    ) | {"link": "not-a-file"}
+    assert (tally.new, tally.skipped) == (7, 2)
+    items, tally = found(entries, [(item.name, item.etag, 1) for item in items])
+    assert (items, tally.known, tally.skipped) == ([], 7, 2)
+
+
 def test_what_changed_less_than_the_settle_time_ago_is_left_for_the_next_run() -> None:
     ages = {"a.jpg": 29.0, "b.jpg": 31.0, "c.jpg": -5.0, "d.jpg": -200_000.0}  # d: somebody set a time years ahead
     items, tally = found([entry(name, age_s=age) for name, age in ages.items()], [])

@@ -48,11 +48,21 @@ def test_an_output_that_nobody_touched_is_whole_and_within_epsilon(
     assert code == 0, said
     assert "files        5 re-read and re-hashed" in said
     assert "samples      6 counted, 6 decoded" in said
+    assert "originals    5 of 5 files compared" in said
     largest = 0
     for name in ("a.png", "ü.png"):
         ours, theirs = (np.asarray(Image.open(Path(store.root) / name), np.int16) for store in (job.output, job.source))
         largest = max(largest, int(np.abs(ours - theirs).max()))
     assert f"largest change {largest} levels in 3 files written without loss" in said
+
+
+def test_originals_that_are_not_there_are_no_comparison(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main(["--output", job.output.url, "--input", str(tmp_path / "wrong")]) == 1
+    said = capsys.readouterr().out
+    assert "originals    0 of 5 files compared" in said
+    assert "wrong: has none of the originals" in said
 
 
 def test_pictures_beyond_the_usual_limits_were_let_through_by_a_run_and_are_no_problem(
@@ -125,7 +135,7 @@ def test_a_copy_whose_original_is_in_quarantine_now_is_no_stranger(
     assert local.outputs() == kept
     assert set(local.rows()) == {"a.png", "b.jpg"}
     for row in local.rows().values():
-        assert row.detail.endswith("; a copy in the output is of an earlier version")
+        assert row.detail.endswith("; if the output has a copy, it is of an earlier version")
     capsys.readouterr()
     code, said = run(local, capsys)
     assert code == 0, said
