@@ -150,8 +150,7 @@ class Ledger:
             some, names = names[:_COMMITS_AT_ONCE], names[_COMMITS_AT_ONCE:]
             commits, _ = self._read(some, again=False)
             segment = self._write(iter(_sorted(commits)))
-            before()
-            self._swap(lambda old, new=segment: Manifest((*old.segments, new), old.retired))  # type: ignore[misc]
+            self._append(segment, before)
             self._store.delete(some)
         if merge:
             self._merge(before)
@@ -185,11 +184,17 @@ class Ledger:
             self._store.put_file(layout.upload_segment(name), path)
         return segment
 
-    def _swap(self, changed: Callable[[Manifest], Manifest]) -> None:
+    def _append(self, segment: Segment, before: Callable[[], None]) -> None:
+        """Name a segment in the manifest.
+
+        What deletes segments that the manifest does not name changes the manifest first. So it is looked at before
+        `before` asks whether this run may go on: if another has taken over since, the manifest is not replaced.
+        """
         for attempt in range(_TRIES):
             old, etag = self._look()
+            before()
             try:
-                self._put(changed(old), etag)
+                self._put(Manifest((*old.segments, segment), old.retired), etag)
                 return
             except ConflictError:
                 if attempt == _TRIES - 1:

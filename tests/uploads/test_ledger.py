@@ -157,6 +157,54 @@ def test_two_who_compact_at_once_lose_nothing(tmp_path: Path) -> None:
     assert [name for name, _, _ in Ledger(store).known()] == [f"{number:02d}.jpg" for number in range(40)]
 
 
+def test_a_run_that_another_took_over_from_does_not_name_what_is_deleted(tmp_path: Path) -> None:
+    class Slow(Store):
+        """Stands still after it has written a segment, until another run has taken over and tidied up."""
+
+        def put_file(self, name: str, source: Path) -> None:
+            super().put_file(name, source)
+            other = Ledger(Store(str(tmp_path)))
+            for number in range(3):
+                commit(other, f"v{number}", row(f"b{number}.jpg"))
+                other.compact(merge=True)
+
+    class Lost(Exception):
+        pass
+
+    def check() -> None:
+        raise Lost
+
+    commit(Ledger(Store(str(tmp_path))), "u", row("a.jpg"))
+    with pytest.raises(Lost):
+        Ledger(Slow(str(tmp_path))).compact(merge=False, before=check)
+    assert [name for name, _, _ in Ledger(Store(str(tmp_path))).known()] == ["a.jpg", "b0.jpg", "b1.jpg", "b2.jpg"]
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_the_manifest_is_looked_at_before_the_lease(tmp_path: Path, taken_over: bool) -> None:
+    commit(Ledger(Store(str(tmp_path))), "u", row("a.jpg"))
+    checks = []
+
+    def check() -> None:
+        checks.append(1)
+        if taken_over and len(checks) == 1:  # after it was asked for, this run stands still
+            other = Ledger(Store(str(tmp_path)))
+            for number in range(3):
+                commit(other, f"v{number}", row(f"b{number}.jpg"))
+                other.compact(merge=True)
+        elif taken_over:
+            raise ConflictError("the lease is lost")
+
+    ledger = Ledger(Store(str(tmp_path)))
+    if taken_over:
+        with pytest.raises(ConflictError, match="the lease is lost"):
+            ledger.compact(merge=False, before=check)
+    else:
+        ledger.compact(merge=False, before=check)
+    names = [name for name, _, _ in Ledger(Store(str(tmp_path))).known()]
+    assert names == ["a.jpg", *(f"b{number}.jpg" for number in range(3 * taken_over))]
+
+
 def test_the_same_unit_counts_once_and_other_bytes_are_a_conflict(store: Store) -> None:
     ledger = Ledger(store)
     commit(ledger, "u1", row("a.jpg"))
