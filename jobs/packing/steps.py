@@ -69,10 +69,11 @@ class PackRun:
 def prepare_pack(settings: PackSettings) -> PackRun:
     """List the input once, check everything, decide what goes where. Raises a ScumbleError; writes nothing."""
     output = Store(settings.output)
-    store, source, kind, is_file = source_for(settings)
-    if not is_file:  # beside a single file there is room: what exists is never overwritten
-        check_apart(store, output)
-    plan = plan_pack(source, settings)
+    found = source_for(settings)
+    source, kind = found.source, found.format
+    if not found.is_file:  # beside a single file there is room: what exists is never overwritten
+        check_apart(found.store, output)
+    plan = plan_pack(source, settings, found.beside)
     versions = codec_versions() if isinstance(source, ArraySource) else {}
     ingredients = PackIngredients(settings.deciding, plan.sha256, versions)
     record = PackRecord.of(ingredients, settings.input, len(plan.shards))

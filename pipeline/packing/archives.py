@@ -25,20 +25,20 @@ _NUMBER = re.compile(r"_(\d{8})\.[^./]+$")  # of a validation image
 class TarSource:
     """Images in archives.
 
-    archives  in the store, sorted
+    files     archives in the store, sorted
     by_name   True if each archive is a class, called like it
     truth     classes of the validation images by their number, from 1 on; None: the class is the first folder
     """
 
     store: Store
-    archives: tuple[Entry, ...]
+    files: tuple[Entry, ...]
     by_name: bool = False
     truth: tuple[str, ...] | None = None
     classes = None
     by_blocks = False
 
     def items(self, left: LeftOutItems) -> Iterator[PackItem]:
-        for entry in self.archives:
+        for entry in self.files:
             prefix = f"{_stem(entry.name)}/" if self.by_name else ""
             with self.store.open_version(entry.name, entry.etag) as stream:
                 if stream.read(2) == b"\x1f\x8b":

@@ -11,11 +11,12 @@ from pipeline.errors import Reason, SampleError
 from pipeline.layout import RUN_FOLDER
 from pipeline.pictures.formats import kind_of
 from pipeline.records import IMAGE_SUFFIXES, Rejection, shown
-from pipeline.shards.names import fault_of, is_of_the_system
+from pipeline.shards.names import fault_of, is_of_the_system, unread
+from pipeline.storage.listings import Entry
 
 MAX_PATH_BYTES = 1024  # the longest key that S3 takes, so that whatever is packed can be unpacked anywhere
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_OTHER_PICTURES = re.compile(r"\.(jfif|tiff?|gif|bmp|heic|heif|avif|jp2|jxl|p[bgnp]m|tga|dds|ico|svg)$")
+_OTHER_PICTURES = re.compile(r"\.(ico|svg)$")
 _ARCHIVES = re.compile(r"\.(tar|tgz|tar\.[a-z0-9]+|zip|7z|rar|npz|parquet)$")
 
 
@@ -96,6 +97,15 @@ class LeftOutItems:
         if len(self.first_others) < 3:
             self.first_others.append(shown(name))
 
+    def beside(self, entries: Iterable[Entry], what: str) -> None:
+        """Files beside those that a source reads.
+
+        what  those that it reads, for the messages
+        """
+        for entry in entries:
+            if self.accepts(entry.name, entry.size, is_file=bool(entry.etag)):
+                self.reject(entry.name, Reason.UNSUPPORTED_FORMAT, f"it lies beside {what}: pack it apart")
+
     def accepts(self, name: str, size: int, *, is_file: bool = True) -> bool:
         """True for the name of an image that can be packed; notes anything else.
 
@@ -114,10 +124,11 @@ class LeftOutItems:
         lower = base.lower()
         is_image = lower.rpartition(".")[2] in IMAGE_SUFFIXES and "." in lower
         if not is_image:
-            if _OTHER_PICTURES.search(lower):
-                self.reject(name, Reason.UNSUPPORTED_FORMAT, "convert it to jpg, png or webp")
-            elif _ARCHIVES.search(lower):
+            fault = unread(lower)
+            if _ARCHIVES.search(lower):
                 self.reject(name, Reason.UNSUPPORTED_FORMAT, "pack it by itself, as --input")
+            elif fault is not None or _OTHER_PICTURES.search(lower):
+                self.reject(name, *(fault or (Reason.UNSUPPORTED_FORMAT, "convert it to JPEG, PNG or WebP")))
             else:
                 self.other(name)
             return False

@@ -19,6 +19,7 @@ from pipeline.packing.items import DataSource, LeftOutItems, PackItem
 from pipeline.packing.labels import read_classes
 from pipeline.packing.settings import PackSettings
 from pipeline.records import Shard
+from pipeline.storage.listings import Entry
 
 _BATCH = 10_000  # rows that are Python objects at a time
 _BLOCK = 1000  # neighbouring rows that stay together where only that is cheap to read
@@ -62,9 +63,13 @@ class PackPlan:
         return self.rows.slice(start, self.ends[number] - start)
 
 
-def plan_pack(source: DataSource, settings: PackSettings) -> PackPlan:
-    """List a source and decide what goes where. Raises InputError if nothing is left, SettingsError for a class."""
+def plan_pack(source: DataSource, settings: PackSettings, beside: Sequence[Entry] = ()) -> PackPlan:
+    """List a source and decide what goes where. Raises InputError if nothing is left, SettingsError for a class.
+
+    beside  files of the input that the source does not read
+    """
     left = LeftOutItems(settings.max_member_bytes)
+    left.beside(beside, "the files that are packed")
     table = _distinct(_listed(source.items(left)), left)
     if not len(table):
         lost = f"; {len(left.rejections):,} cannot be packed" if left.rejections else ""

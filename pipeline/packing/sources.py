@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -10,16 +10,18 @@ from typing import NamedTuple
 from pipeline.errors import InputError, SettingsError
 from pipeline.layout import RUN_FOLDER
 from pipeline.packing.archives import TarSource
-from pipeline.packing.arrays import CIFAR_FILES, cifar_source, npz_source
+from pipeline.packing.arrays import CIFAR_FILES, ArraySource, cifar_source, npz_source
 from pipeline.packing.folder import FolderSource
 from pipeline.packing.items import DataSource
 from pipeline.packing.labels import read_ground_truth, read_labels
-from pipeline.packing.parquet import parquet_source
+from pipeline.packing.parquet import ParquetSource, parquet_source
 from pipeline.packing.settings import Format, PackSettings
 from pipeline.records import IMAGE_SUFFIXES
 from pipeline.settings import check
 from pipeline.storage.listings import Entry
 from pipeline.storage.store import Store, file_at
+
+_LargeFiles = TarSource | ArraySource | ParquetSource
 
 _LOOKED_AT = 1000  # first files, which tell the format
 _BY_ENDING: dict[str, Format] = {".tar": "tar", ".npz": "npz", ".parquet": "parquet"}
@@ -29,12 +31,14 @@ class Found(NamedTuple):
     """A source, and where it lies.
 
     is_file  True if it is a single file of the store, which may hold other things
+    beside   what lies in a folder of few large files beside those that are read
     """
 
     store: Store
     source: DataSource
     format: str
     is_file: bool = False
+    beside: tuple[Entry, ...] = ()
 
 
 def source_for(settings: PackSettings) -> Found:
@@ -51,8 +55,12 @@ def source_for(settings: PackSettings) -> Found:
         table = read_labels(settings.labels) if settings.labels else None
         within = _within_split(store, settings.split, first)
         return Found(within, FolderSource(within, table), kind)
-    source = _MAKERS[kind](settings, store, [single] if single else _files(store))
-    return Found(store, source, kind, is_file=single is not None)
+    if single is not None:
+        return Found(store, _MAKERS[kind](settings, store, [single]), kind, is_file=True)
+    entries = sorted(store.list(), key=attrgetter("name"))
+    files = [entry for entry in entries if entry.etag and not entry.name.startswith(f"{RUN_FOLDER}/")]
+    source = _MAKERS[kind](settings, store, files)
+    return Found(store, source, kind, beside=tuple(_beside(entries, source, settings.split)))
 
 
 def _place(settings: PackSettings) -> tuple[Store, Entry | None]:
@@ -101,17 +109,19 @@ def _within_split(store: Store, split: str | None, first: Sequence[Entry]) -> St
     return within
 
 
-def _files(store: Store) -> list[Entry]:
-    """Every regular file of a folder, sorted; of sets in few large files."""
-    files = [entry for entry in store.list() if entry.etag and not entry.name.startswith(f"{RUN_FOLDER}/")]
-    return sorted(files, key=attrgetter("name"))
+def _beside(entries: Sequence[Entry], source: _LargeFiles, split: str | None) -> Iterator[Entry]:
+    """What is not read, but for the other splits of a set of which one was asked for."""
+    known = {entry.name for entry in source.files} | CIFAR_FILES
+    if split is not None:
+        known |= {entry.name for entry in entries if entry.name.lower().endswith(".parquet")}
+    return (entry for entry in entries if entry.name not in known)
 
 
 def _ending(files: Sequence[Entry], ending: str) -> list[Entry]:
     return [entry for entry in files if entry.name.lower().endswith(ending)]
 
 
-def _tar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
+def _tar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> TarSource:
     truth = None
     if settings.ground_truth is not None:
         truth = tuple(read_ground_truth(settings.ground_truth, settings.synsets))
@@ -119,18 +129,18 @@ def _tar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSo
     return TarSource(store, archives, by_name=len(archives) > 1 and truth is None, truth=truth)
 
 
-def _cifar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
+def _cifar(settings: PackSettings, store: Store, files: Sequence[Entry]) -> ArraySource:
     return cifar_source(store, files, settings.split)
 
 
-def _npz(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
+def _npz(settings: PackSettings, store: Store, files: Sequence[Entry]) -> ArraySource:
     found = _ending(files, ".npz")
     if len(found) != 1:
         raise InputError(f"{settings.input}: {len(found)} .npz files; pass one of them as --input")
     return npz_source(store, found[0], settings.split)
 
 
-def _parquet(settings: PackSettings, store: Store, files: Sequence[Entry]) -> DataSource:
+def _parquet(settings: PackSettings, store: Store, files: Sequence[Entry]) -> ParquetSource:
     found = _ending(files, ".parquet")
     if settings.split is not None:
         # as Hugging Face names them: data/train-00000-of-00005.parquet, or a folder of the split's name
@@ -154,7 +164,7 @@ def _split_of(name: str) -> str:
     return next((split for split in ("train", "validation", "val", "test") if _is_of_split(name, split)), "")
 
 
-_MAKERS: dict[str, Callable[[PackSettings, Store, Sequence[Entry]], DataSource]] = {
+_MAKERS: dict[str, Callable[[PackSettings, Store, Sequence[Entry]], _LargeFiles]] = {
     "tar": _tar,
     "cifar": _cifar,
     "npz": _npz,

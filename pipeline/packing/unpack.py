@@ -140,6 +140,8 @@ class Unpacking:
 
     def _put(self, path: str, data: bytes, written: _Written) -> Rejection | None:
         """Create a file; a file with other contents is left alone, and why this one is not written is returned."""
+        if path.lower() == LABELS:
+            return Rejection(path, path, Reason.UNUSABLE_NAME, "the name is that of the list of labels")
         long = self.output.too_long(path)
         if long:
             return Rejection(path, path, Reason.UNUSABLE_NAME, f"in the output: {long}")
@@ -160,7 +162,7 @@ class Unpacking:
         kinds: dict[str, set[pa.DataType]] = {}
         for one in self._samples(shard, []):
             for name, value in one.about.items():
-                kinds.setdefault(name, set()).add(_kind(value))
+                kinds.setdefault(name, set()).update(() if value is None else (_kind(value),))
         schema = _schema(kinds)
         name = parquet_name(shard)
         with scratch_for(shard) as scratch:
@@ -221,7 +223,7 @@ def _row(one: Unpacked, schema: pa.Schema) -> dict[str, Any]:
     }
     for name, value in one.about.items():
         if name not in _COLUMNS:
-            is_text = schema.field(name).type == pa.string() and not isinstance(value, str)
+            is_text = schema.field(name).type == pa.string() and not isinstance(value, str | None)
             row[name] = canonical(value).decode() if is_text else value
     return row
 
@@ -242,11 +244,11 @@ def unpacked(sample: Sample) -> Unpacked | Rejection:
         return Rejection(sample.key, shown(path), *fault)
     class_name = about.pop("class", "")
     label = sample.members.get("cls", b"")
-    has_path = "json" in sample.members and "path" in _about(sample)
+    is_ours = "path" in _about(sample) and not about  # what packing alone has written
     texts = {
         name: data
         for name, data in sample.members.items()
-        if name not in (suffix, "cls") and not (name == "json" and has_path)
+        if name not in (suffix, "cls") and not (name == "json" and is_ours)
     }
     return Unpacked(
         path,

@@ -311,6 +311,42 @@ def test_labels_that_no_folder_tells_come_back_as_a_table(tmp_path: Path) -> Non
         assert list(csv.reader(file)) == [["path", "label"], ["x/0.jpg", "a, b"], ["x/1.jpg", "c"]]
 
 
+def test_what_lies_beside_archives_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.packing.sources._LOOKED_AT", 2)  # the image comes after what tells the format
+    inside = [("0.jpg", jpeg(0))]
+    files = {"a.tar": tar_bytes(inside), "b.tar": tar_bytes(inside), "c.tar.gz": b"x", "d.zip": b"x", "e.jpg": jpeg(1)}
+    source = write(tmp_path / "in", files | {"f.cr2": b"x", "g.jpg_large": b"x", "notes.txt": b"x"})
+    (source / "h.tar").symlink_to(tmp_path / "nowhere")
+    assert run(source, tmp_path / "out") == 3
+    said = capsys.readouterr()
+    refused = read_quarantine(Store(str(tmp_path / "out")), layout.PACK_PASSED_OVER)
+    assert {one.key: one.reason.value for one in refused} == dict.fromkeys(
+        ("c.tar.gz", "d.zip", "e.jpg", "f.cr2", "g.jpg_large"), "unsupported-format"
+    ) | {"h.tar": "not-a-file"}
+    assert "other files  1 are not packed, e.g. notes.txt" in said.out + said.err
+
+
+def test_what_a_json_says_beyond_path_and_class_is_unpacked(tmp_path: Path) -> None:
+    image = image_bytes(noise(4, 4))
+    told = b'{"path": "x/0.png", "class": "x", "url": "u", "w": null}'
+    members: list[tuple[str | tarfile.TarInfo, bytes]] = [("0.png", image), ("0.json", told)]
+    members += [("1.png", image), ("1.json", b'{"path": "x/1.png", "class": "x", "w": 5}')]
+    members += [("2.png", image), ("2.json", b'{"path": "x/2.png", "class": "y"}')]
+    members += [("2.cls", b"0"), ("labels.png", image), ("labels.csv", b"mine")]
+    write(tmp_path / "in", {"s.tar": tar_bytes(members)})
+    assert unpack.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 3
+    found = tree(tmp_path / "out")
+    assert {name for name in found if not name.endswith(".png")} == {"x/0.json", "x/1.json", "labels.csv"}
+    assert found["x/0.json"] == told
+    assert found["labels.csv"].startswith(b"path,label\n")
+    refused = read_quarantine(Store(str(tmp_path / "out")), layout.pack_quarantine("s.tar"))
+    assert [(one.key, one.reason.value) for one in refused] == [("labels.csv", "unusable-name")]
+    assert unpack.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "p"), "--format", "parquet"]) == 0
+    assert pq.read_table(tmp_path / "p/s.parquet")["w"].to_pylist() == [None, 5, None, None]
+
+
 def test_unpacking_never_leaves_its_folder_nor_overwrites(tmp_path: Path) -> None:
     def sample(key: str, path: object, data: bytes) -> list[tuple[str | tarfile.TarInfo, bytes]]:
         return [(f"{key}.png", data), (f"{key}.json", json.dumps({"path": path}).encode())]
