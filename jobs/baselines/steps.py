@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import ray
@@ -30,6 +29,7 @@ from pipeline.baselines.trained.fitted import SurrogateBaseline
 from pipeline.clusters.clustering import Clustering
 from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit_images import LEAST_PER_CLUSTER, fit_shares
+from pipeline.measures.cpus import available_cpus
 from pipeline.measures.estimate import estimate_writing, torch_threads
 from pipeline.relearning.labels.given import Classes, class_numbers
 from pipeline.report.page import size as as_bytes
@@ -77,7 +77,7 @@ def print_baseline(run: Run) -> None:
         memory = baseline_bytes(_fitted_images(run), side)
         print(f"memory       about {as_bytes(memory)} in the process that computes deltas")
     print_files(predicted, run)
-    print_time(predicted, settings.workers or os.cpu_count() or 1, run)
+    print_time(predicted, settings.workers or available_cpus(), run)
     if predicted.fit:
         print("             that is the most the fit may take, as timed on a CPU here")
     elif settings.deltas is None:

@@ -34,6 +34,7 @@ from jobs.shared.progress import progress
 from pipeline import layout
 from pipeline.errors import ClusterError, InputError, SettingsError
 from pipeline.hashing import sha256
+from pipeline.measures.cpus import available_cpus
 from pipeline.records import Shard
 from pipeline.relearning.checks import check_regime, check_targets
 from pipeline.relearning.collection import median_side
@@ -235,7 +236,7 @@ def print_trials(settings: EvaluationSettings) -> int:
     kept = recipe_of(settings.changed_recipe).kept_side(side)
     check_targets(settings.targets, settings.regimes, 2, side)
     estimate = estimate_evaluation(settings, stores, kept, _classes(stores), _pair_stores(settings))
-    workers = settings.workers or os.cpu_count() or 1
+    workers = settings.workers or available_cpus()
     counts = ", ".join(f"{name} {count:,}" for name, count in estimate.images.items())
     print(f"images       about {counts}, {_at(side, kept)}")
     print(f"trials       {estimate.trials}, {workers} at a time")

@@ -12,6 +12,7 @@ from jobs.shared.inputs import check_finished
 from pipeline import layout
 from pipeline.deltas.apply import check_writable
 from pipeline.errors import ConflictError
+from pipeline.measures.cpus import available_cpus
 from pipeline.measures.estimate import first_usable
 from pipeline.records import Sample, Shard
 from pipeline.runs.checkup import (
@@ -47,7 +48,7 @@ def check_up(given: dict[str, Any], reading: ApplySettings) -> Iterator[Finding]
         yield from findings_of("input", lambda: _input(given["input"], reading, shards, sources, names))
     if "output" in given:
         yield from findings_of("output", lambda: _output(given["output"], sources, names))
-    yield from findings_of("space", lambda: check_space(shards, asked.workers or os.cpu_count() or 1))
+    yield from findings_of("space", lambda: check_space(shards, asked.workers or available_cpus()))
     if "surrogate" in given or "protection" in given:
         wanted = [given.get(name) for name in ("surrogate", "surrogate_weights", "surrogate_size", "protection")]
         yield from findings_of("weights", lambda: check_weights(*wanted))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from jobs.protection.prepare import Run, is_left
 from pipeline import layout
 from pipeline.deltas.apply import check_writable
 from pipeline.deltas.load import load_protection
+from pipeline.measures.cpus import available_cpus
 from pipeline.measures.estimate import Estimate, bytes_per_sample, estimate, first_usable
 from pipeline.records import Sample
 from pipeline.report.page import duration
@@ -32,7 +32,7 @@ def print_plan(run: Run) -> None:
         clusters = len(load_protection(kept).clustering.centroids)
         predicted = replace(predicted, embed=0.0, fit=0.0, fit_bytes=0, clusters=clusters)
         print("fitted       by an earlier start: only applying is left")
-    workers = settings.workers or os.cpu_count() or 1
+    workers = settings.workers or available_cpus()
     height, width = predicted.sides
     images = f"about {predicted.images:,}, median {width}x{height} pixels (measured on {len(samples)} of them)"
     print(f"images       {images}")

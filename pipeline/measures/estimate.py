@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from pipeline.fitting.fit_images import fit_bytes, picture_side
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
 from pipeline.fitting.proxy_training import ProxyTraining, Schedule
 from pipeline.hashing import numpy_rng
+from pipeline.measures.cpus import available_cpus
 from pipeline.pictures.members import image_suffix
 from pipeline.pictures.picture import decode_rgb
 from pipeline.records import Rejection, Sample, Shard
@@ -193,7 +193,7 @@ def bytes_per_sample(source: Store, shards: Sequence[Shard], *, max_member_bytes
 
 def _threads_each(settings: ApplySettings) -> int:
     """Threads of one worker where all of a machine's CPUs are shared out."""
-    cpus = os.cpu_count() or 1
+    cpus = available_cpus()
     return max(1, cpus // (settings.workers or cpus))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import torch
 
 from pipeline import layout
 from pipeline.errors import InputError
+from pipeline.measures.cpus import available_cpus
 from pipeline.measures.estimate import bytes_per_sample, torch_threads
 from pipeline.records import Shard
 from pipeline.relearning.collection import MAX_MEMBER_BYTES, Collection, join, load_labelled, smallest_hashes
@@ -115,7 +115,7 @@ def _images_per_second(
 ) -> float:
     few = _first_labelled(store, entries, side, classes)
     images, labels = torch.from_numpy(few.images), torch.from_numpy(few.labels)
-    cpus = os.cpu_count() or 1
+    cpus = available_cpus()
     with torch_threads(max(1, cpus // (settings.workers or cpus))):  # as a trial has beside others
         return train_target(
             Labelled(images, labels),

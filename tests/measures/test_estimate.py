@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -184,7 +183,7 @@ def test_models_are_timed_on_as_many_threads_as_a_worker_gets(surrogate, monkeyp
     seen = []
     embed = surrogate.embed_pictures
     monkeypatch.setattr(surrogate, "embed_pictures", lambda some: seen.append(torch.get_num_threads()) or embed(some))
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("pipeline.measures.estimate.available_cpus", lambda: 6)
     data = tar_bytes([(f"{n}.png", image_bytes(noise(40, 40, seed=n))) for n in range(4)])
     predicted(data, surrogate, protection="p.safetensors", workers=workers)
     assert set(seen) == {1 if workers is None else 3}

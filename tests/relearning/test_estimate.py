@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +28,7 @@ def test_a_training_is_timed_on_as_many_threads_as_a_trial_gets(
         return SimpleNamespace(images_per_second=50.0)
 
     monkeypatch.setattr(estimate, "train_target", trained)
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("pipeline.relearning.estimate.available_cpus", lambda: 6)
     given = {"clean": f"{tmp_path}/clean", "test": f"{tmp_path}/test", "output": f"{tmp_path}/out", "workers": workers}
     settings = evaluation_from({**given, "seeds": (0, 1, 2), "epochs": 5})
     stores = {"clean": list_labelled(settings.clean), "test": list_labelled(settings.test)}
