@@ -1,4 +1,4 @@
-"""Metrics of jobs that run without Ray: on a port for Prometheus to scrape, or in a file for node_exporter."""
+"""Metrics of jobs that may run without Ray: on a port for Prometheus to scrape, or in a file for node_exporter."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server, write_to_textfile
 
+from actors.cluster.metrics import recorder
 from pipeline.errors import SettingsError
-from pipeline.metrics import Metric, Recorder, Silent
+from pipeline.metrics import Metric, Recorder
 
 
 class PrometheusRecorder:
@@ -41,17 +42,25 @@ class PrometheusRecorder:
         return (Gauge if metric.kind == "gauge" else Counter)(*about, registry=self.registry)
 
 
+class InRay:
+    """Reports to the cluster that this process is in by then, if any."""
+
+    def record(self, metric: Metric, value: float, **labels: str) -> None:
+        """As pipeline.metrics.Recorder says."""
+        recorder().record(metric, value, **labels)
+
+
 @contextlib.contextmanager
 def exported(
     *, port: int | None = None, file: str | None = None, linger: float | None = None, address: str = "0.0.0.0"
 ) -> Iterator[Recorder]:
-    """A recorder whose metrics are exported while the block runs; a silent one without port and file.
+    """A recorder whose metrics are exported while the block runs; without port and file, by Ray once it has started.
 
     linger  seconds to keep the port open after a block that did not fail, so that a last scrape sees its figures
     Raises SettingsError if the port is taken or the file cannot be written.
     """
     if port is None and file is None:
-        yield Silent()
+        yield InRay()
         return
     registry = CollectorRegistry()
     with contextlib.ExitStack() as stack:

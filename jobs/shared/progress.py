@@ -16,7 +16,7 @@ from tqdm import tqdm
 from actors.cluster.metrics import recorder
 from pipeline import layout
 from pipeline.errors import ScumbleError
-from pipeline.metrics import QUEUE_DEPTH, report_progress
+from pipeline.metrics import QUEUE_DEPTH, Recorder, report_progress
 from pipeline.runs.run_record import StageProgress
 from pipeline.storage.store import Store
 
@@ -31,7 +31,13 @@ class Progress:
     """
 
     def __init__(
-        self, stage: str, total: int, unit: str, output: Store | None = None, file: str = layout.PROGRESS
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        output: Store | None = None,
+        file: str = layout.PROGRESS,
+        metrics: Recorder | None = None,
     ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.is_whole = True
@@ -39,6 +45,7 @@ class Progress:
         self.started = time.monotonic()
         self._steps: Counter[str] = Counter()
         self._output, self._file, self._written = output, file, self.started
+        self.metrics = metrics or recorder()
         live = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=stage, unit=unit, file=sys.stderr, dynamic_ncols=True) if live else None
 
@@ -66,7 +73,7 @@ class Progress:
         self.images += images
         self.rejected += rejected
         self._steps.update(spent or {})
-        report_progress(recorder(), self.stage, self.total - self.done)
+        report_progress(self.metrics, self.stage, self.total - self.done)
         if time.monotonic() - self._written >= WRITTEN_EVERY:
             self.write()
         if self._bar is not None:
@@ -133,13 +140,21 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(
-    stage: str, total: int, unit: str = "shard", output: Store | None = None, file: str = layout.PROGRESS
+    stage: str,
+    total: int,
+    unit: str = "shard",
+    output: Store | None = None,
+    file: str = layout.PROGRESS,
+    metrics: Recorder | None = None,
 ) -> Iterator[Progress]:
-    """A Progress that is closed however the stage ends."""
-    shown = Progress(stage, total, unit, output, file)
+    """A Progress that is closed however the stage ends.
+
+    metrics  where it is reported; None: to the cluster that this process is in
+    """
+    shown = Progress(stage, total, unit, output, file, metrics)
     try:
         yield shown
         shown.write()
-        recorder().record(QUEUE_DEPTH, 0, stage=stage)
+        shown.metrics.record(QUEUE_DEPTH, 0, stage=stage)
     finally:
         shown.close()

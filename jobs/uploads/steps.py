@@ -18,6 +18,7 @@ from jobs.shared.progress import Progress, progress
 from pipeline import layout
 from pipeline.errors import Reason, ScumbleError, StoreError, ending
 from pipeline.hashing import sha256
+from pipeline.measures.cpus import available_cpus
 from pipeline.metrics import LEASE_HELD, Recorder, report_failure, report_shard, report_success
 from pipeline.records import shown
 from pipeline.shards.names import fault_of, output_name
@@ -118,7 +119,7 @@ def round_of(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: 
 
 def _round(run: UploadsRun, protect: Protect, stop: threading.Event, metrics: Recorder) -> int:
     settings, output = run.settings, run.places.output
-    lease = take_lease(output, layout.UPLOADS_LEASE, duration_s=settings.lease, wait_s=settings.wait_lease)
+    lease = take_lease(output, layout.UPLOADS_LEASE, duration_s=settings.lease, wait_s=settings.wait_lease, stop=stop)
     metrics.record(LEASE_HELD, float(isinstance(lease, Held)), command=COMMAND)
     if isinstance(lease, Held):
         print(f"another run is working on {settings.output} ({lease}); nothing to do")
@@ -157,7 +158,7 @@ def _protect_new(
     items = LookedAhead(new_uploads(run, summary.tally))
     units = units_of(items, max_images=settings.unit_images, max_bytes=settings.unit_bytes)
     silent = 0
-    with progress(STAGE, 0, "object", run.places.output, layout.UPLOADS_PROGRESS) as bar:
+    with progress(STAGE, 0, "object", run.places.output, layout.UPLOADS_PROGRESS, metrics) as bar:
         for result in protect(_until(stop, units)):
             lease.check()
             if result.commit.rows:
@@ -240,9 +241,23 @@ def stopping() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def workers(run: UploadsRun) -> Iterator[Protect]:
-    """What protects units: this process, or with --ray the actors of a cluster; loads nothing before the first unit."""
+    """What protects units: this process, or with --ray actors; no model is loaded before the first unit."""
     with contextlib.ExitStack() as stack:
+        if run.settings.ray and "RAY_ADDRESS" in os.environ:  # a run that finds nothing reports there, too
+            _connect(run, stack)
         yield partial(_on_ray, run, stack) if run.settings.ray else _Here(run)
+
+
+def _connect(run: UploadsRun, stack: contextlib.ExitStack) -> None:
+    """Join the cluster, or start a private one, unless that has been done: with --watch it stays."""
+    import ray
+
+    from actors.cluster.connect import connected
+    from actors.cluster.failures import ray_failures
+
+    if not ray.is_initialized():
+        with ray_failures():
+            stack.enter_context(connected(run.settings))
 
 
 class _Here:
@@ -253,7 +268,7 @@ class _Here:
     def __call__(self, units: Iterable[Unit]) -> Iterator[UnitResult]:
         for unit in units:
             self._deltas = self._deltas or self._run.load()
-            yield protect_unit(unit, self._run.places, self._deltas, threads=os.cpu_count() or 1)
+            yield protect_unit(unit, self._run.places, self._deltas, threads=available_cpus())
 
 
 def _on_ray(run: UploadsRun, stack: contextlib.ExitStack, units: Iterable[Unit]) -> Iterator[UnitResult]:
@@ -262,15 +277,12 @@ def _on_ray(run: UploadsRun, stack: contextlib.ExitStack, units: Iterable[Unit])
     first = next(waiting, None)
     if first is None:
         return
-    import ray
-
-    from actors.cluster.connect import connected, workers_now
+    from actors.cluster.connect import workers_now
     from actors.cluster.failures import ray_failures
     from actors.uploader import UploaderContext, over_units
 
+    _connect(run, stack)
     with ray_failures():
-        if not ray.is_initialized():  # with --watch it stays
-            stack.enter_context(connected(run.settings))
         weights = run.settings.surrogate_weights
         context = UploaderContext(run.places, run.protection, run.key, weights)
         yield from over_units(chain([first], waiting), context, workers_now(run.settings))

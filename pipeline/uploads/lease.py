@@ -40,11 +40,15 @@ class Held:
         return f"{self.who}, last heartbeat {max(0.0, self.age_s):.0f} s ago, expires {self.duration_s:.0f} s after it"
 
 
-def take_lease(store: Store, name: str, *, duration_s: float, wait_s: float = 0.0) -> Lease | Held:
+def take_lease(
+    store: Store, name: str, *, duration_s: float, wait_s: float = 0.0, stop: threading.Event | None = None
+) -> Lease | Held:
     """Take the lease and start its heartbeat, or return its holder after waiting up to `wait_s` seconds.
 
     duration_s  how long it lasts without a heartbeat; four heartbeats are sent in that time
+    stop        ends the waiting when it is set
     """
+    stop = stop or threading.Event()
     began = _now()
     content = LeaseRecord(uuid.uuid4().hex, f"{socket.gethostname()} pid {os.getpid()}", duration_s)
     unchanged: tuple[str, float] = ("", began)
@@ -59,9 +63,8 @@ def take_lease(store: Store, name: str, *, duration_s: float, wait_s: float = 0.
             if etag is not None:
                 return Lease(store, name, content, etag, sent)
             held = Held("another run that started at the same time", 0.0, duration_s)
-        if _now() - began >= wait_s:
+        if _now() - began >= wait_s or stop.wait(min(_POLL_S, wait_s)):
             return held
-        time.sleep(min(_POLL_S, wait_s))
 
 
 @dataclass(frozen=True)

@@ -146,9 +146,7 @@ class Summary:
         lines = [f"found        {', '.join(counts)}"]
         if tally.deleted:
             names = ", ".join(tally.deleted_names[:3]) + (", …" if tally.deleted > 3 else "")
-            lines.append(
-                f"deleted      {tally.deleted:,} deleted from the input; their protected copies are kept: {names}"
-            )
+            lines.append(f"deleted      {tally.deleted:,} deleted from the input; protected copies are kept: {names}")
         done = f"{self.protected:,} images in {self.units:,} units, {self.seconds:.1f} s, {self.rate:.1f} images/s"
         lines += [f"protected    {done}", f"quarantined  {self.quarantined:,} images"]
         if self.protected:

@@ -155,7 +155,7 @@ class _Outcome:
         name = shown(item.name)
         reason, detail = rejection.reason.value, rejection.detail
         if item.version > 1:
-            detail += "; a copy in the output is of an earlier version"
+            detail += "; if the output has a copy, it is of an earlier version"
         self.refused.append(Rejection(name, name, rejection.reason, detail))
         self.rows.append(_row(item, quarantined=1, reason=reason, detail=shown(detail)))
 
