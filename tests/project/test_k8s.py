@@ -268,10 +268,11 @@ def test_network_policies_deny_all_that_is_not_named() -> None:
     for name, spec in policies.items():
         for rule in spec.get("ingress", []):
             assert rule.get("from"), name
-    (block,) = (
-        to["ipBlock"] for rule in policies["names-and-bucket"]["egress"] for to in rule["to"] if "ipBlock" in to
-    )
-    assert "169.254.0.0/16" in block["except"]
+    found = [to["ipBlock"] for rule in policies["names-and-bucket"]["egress"] for to in rule["to"] if "ipBlock" in to]
+    blocks = {block["cidr"]: block.get("except", []) for block in found}
+    assert blocks.keys() == {"169.254.20.10/32", "0.0.0.0/0", "::/0"}
+    assert "169.254.0.0/16" in blocks["0.0.0.0/0"]  # the metadata of the machine
+    assert "fd00:ec2::/32" in blocks["::/0"]
 
 
 def test_nothing_names_a_registry_a_machine_or_a_secret() -> None:
