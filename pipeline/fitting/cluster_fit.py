@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.deltas.delta import perturb, quantise
 from pipeline.deltas.generators import DirectDelta, NetworkDelta
 from pipeline.deltas.sign_step import check_finite, sign_step, step_size
-from pipeline.errors import SettingsError
+from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit import FitImages, FittedDeltas, checkpoint, entry, restore
 from pipeline.fitting.fit_figures import embed_all, moved_shares, reproducible, with_figures
 from pipeline.fitting.objective import distances
@@ -181,6 +181,8 @@ class ClusterFit:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
+        if int(entry(state, "cluster", torch.tensor([self._cluster]))) != self._cluster:
+            raise InputError(f"checkpoint of another fit: not of cluster {self._cluster}; delete it")
         for name, own in (("momentum", self._momentum), ("losses", self._losses)):
             own.copy_(entry(state, name, own))
         restore("generator", state, self._generator, self._optimiser)

@@ -14,7 +14,7 @@ from pipeline.relearning.regime_names import AVATAR
 from pipeline.relearning.shares import parse_share
 from pipeline.settings import check, check_choice, check_least, settings_of_kind
 
-COMPUTATION = 3  # part of every trial's key: to be raised with any change to what a trial computes
+COMPUTATION = 4  # part of every trial's key: to be raised with any change to what a trial computes
 CLEAN = "clean"  # the name of the control in every table
 CLEAN_PART = "clean-part"  # trained on what a share below 1 leaves unprotected, of the images that all copies have
 WHOLE = "samples:1"

@@ -25,10 +25,10 @@ FILTER_NAMES = ("highpass", "lowpass")
 NUMBERED_NAMES = ("leaked-pairs",)
 
 _STAGED = {"st", "st-cg", "st-full"}
-# what does not work together: simclr adds layers that ST does not know; epic drops images that ST has numbered, that
-# friendly-noise has made noise for, and that delta-jitter brings back, without the noise
+# what does not work together: simclr adds layers that ST does not know, and has no classifier before its end; epic
+# drops images that ST has numbered, that friendly-noise has made noise for, and that delta-jitter brings back without
 _APART = (
-    ({"simclr"}, _STAGED),
+    ({"simclr"}, {"early-stop", *_STAGED}),
     ({"epic"}, {"delta-jitter", "friendly-noise", *_STAGED}),
     ({"friendly-noise"}, {"delta-jitter"}),
 )

@@ -129,6 +129,7 @@ class Regime:
     """
 
     name = "nt"
+    chooses_weights = False  # in `finish`, which then comes before that of the regime it is joined with
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """Adjust the training settings, before anything is built."""

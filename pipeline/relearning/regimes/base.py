@@ -18,7 +18,7 @@ class Knowledge:
     """What an adversary has besides the protected images. A regime refuses at construction if it lacks something.
 
     num_groups     number of distinct deltas; None: as many as classes
-    epsilon        their bound, in [0, 1] pixel units
+    epsilon        their bound, in [0, 1] pixel units; for clean images, which have none, 16/255
     clean_images   clean images that are not test images, uint8 [m, 3, S, S]
     clean_labels   their labels, int64 [m]
     deltas         the true delta of each training image, int16 [n, 3, S, S] in 8-bit levels
@@ -100,7 +100,7 @@ class Composed(Regime):
         return {name: value for part in self.parts for name, value in part.end_epoch(training, epoch).items()}
 
     def finish(self, training: Training) -> None:
-        for part in self.parts:
+        for part in sorted(self.parts, key=lambda part: not part.chooses_weights):
             part.finish(training)
 
     def state(self) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class EarlyStop(Regime):
     """
 
     name = "early-stop"
+    chooses_weights = True
 
     def __init__(self, known: Knowledge) -> None:
         self._images, self._labels = need_clean_set(known, self.name)

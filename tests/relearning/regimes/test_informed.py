@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.errors import SettingsError
+from pipeline.relearning.regime_names import parse_regime
 from pipeline.relearning.regimes import Knowledge, Regime, find_regime
 from pipeline.relearning.regimes.recovery.dfr import fit_head
 from pipeline.relearning.regimes.recovery.simclr import contrastive_loss
@@ -54,6 +55,21 @@ def test_early_stop_ends_with_the_weights_of_its_best_epoch():
     figures = [epoch.figures["accuracy_clean_set"] for epoch in score.history]
     assert figures == [epoch.accuracy_test for epoch in score.history]
     assert score.accuracy_last == max(figures)
+
+
+def test_early_stop_chooses_before_another_regime_ends_in_either_order():
+    clean = stripes(200, 9)
+    images, labels = stripes(192, 0)
+    wrong = (labels + torch.arange(192) % 2) % 4
+
+    def last(name: str) -> float:
+        known = Knowledge(clean_images=clean[0], clean_labels=clean[1])
+        return run(find_regime(name, known), images, wrong, epochs=3).accuracy_last
+
+    alone, one, other = (last(name) for name in ("early-stop", "dfr+early-stop", "early-stop+dfr"))
+    assert one == other > alone
+    with pytest.raises(SettingsError, match="do not work together"):
+        parse_regime("simclr+early-stop")
 
 
 @pytest.mark.parametrize("name", ["early-stop", "delta-jitter", "simclr", "shortcut-net"])

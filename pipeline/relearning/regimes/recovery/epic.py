@@ -1,6 +1,7 @@
 """Effective poison identification: leave out images whose gradients lie alone.
 
 Yang, Liu and Mirzasoleiman, Not All Poisons are Created Equal (ICML 2022), with the settings of their code for 16/255.
+Their code chooses medoids among all images each time, ours among those that are left.
 """
 
 from __future__ import annotations

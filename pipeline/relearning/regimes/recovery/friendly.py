@@ -44,7 +44,7 @@ class FriendlyNoise(Regime):
 
     def batch(self, images: Tensor, rng: torch.Generator) -> Tensor:
         signs = 2 * torch.randint(2, images.shape, generator=rng).to(images.device) - 1
-        return (images + RANDOM * signs).clamp(0, 1)
+        return images + RANDOM * signs  # beyond black and white, too, as in the authors' code
 
     def state(self) -> dict[str, Tensor]:
         return {} if self._noise is None else {"noise": self._noise}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.hashing import torch_rng
+from pipeline.hashing import derive, torch_rng
 from pipeline.measures.removal import estimate_deltas
 from pipeline.relearning.regimes.base import Knowledge
 from pipeline.relearning.regimes.recovery.subtract import SubtractEstimate
@@ -132,7 +132,8 @@ class FewClean(Regime):
 
         recipe = replace(training.recipe, epochs=_FINE_TUNING_EPOCHS, lr=training.recipe.lr / 10)
         images = as_tested(training, self._images)
-        tuning = Training(*(training.network, images, self._labels, Regime(), recipe, training.seed, training.device))
+        seed = derive(training.seed, "few-clean-tuning")
+        tuning = Training(*(training.network, images, self._labels, Regime(), recipe, seed, training.device))
         tuning.mean, tuning.std = training.mean, training.std
         with named_randomness(training, "few-clean"):
             for epoch in range(_FINE_TUNING_EPOCHS):

@@ -201,6 +201,8 @@ class ProgressiveTraining(Regime):
         options, seed = self.options, derive(training.seed, "st")
         if options.acm_labels == "pseudo":
             labels = pseudo_labels(features, len(np.unique(labels)), seed=seed)
+            if (np.bincount(labels) > 1).sum() < 2:  # of a dead network all features are one cluster
+                return 0.0, 0.0
         acm, acm_raw = (
             activation_cluster_measure(features, labels, variant=options.variant, reduce=reduce, seed=seed)
             for reduce in (options.reduce, "none")
