@@ -8,6 +8,7 @@ built in   the last layer of the bundled classifier: a class's weights serve as 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ TEMPLATE = "a photo of a {}"  # Chen et al. 2024
 NAMES = Path(__file__).parent / "names"
 SHIPPED = ("imagenet", "cifar100", "pets")
 IMAGENET_CLASSES = 1000
+_WORDNET_ID = re.compile(r"^n\d{8}, ")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +56,8 @@ class ConceptBank:
     def of(self, class_names: Sequence[str]) -> NDArray[np.float32]:
         """Embedding of each class name, [k, d].
 
-        This is the mean over all concepts with that name; failing that, with that synonym; failing that, with a synonym
-        ending in it ('dog' matches 'Eskimo dog'). Case, hyphens and underscores are ignored.
+        This is the mean over all concepts with that name; failing that, with that first synonym, with that synonym, or
+        with a synonym ending in it ('dog' matches 'Eskimo dog'). WordNet ids, case, hyphens, underscores are ignored.
         Raises InputError, with near matches, for names not in the bank.
         """
         tiers = self._tiers()
@@ -68,7 +70,7 @@ class ConceptBank:
                 embeddings.append(self.embeddings[rows].mean(axis=0))
         if missing:
             shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-            near = near_matches(_plain(missing[0]), list(tiers[1]))
+            near = near_matches(_plain(missing[0]), list(tiers[2]))
             raise InputError(f"{len(missing)} of {len(class_names)} classes are not in the concept bank: {shown}{near}")
         return np.stack(embeddings)
 
@@ -79,20 +81,24 @@ class ConceptBank:
         missing = (name for name in class_names if not any(_plain(name) in tier for tier in tiers))
         return {name: near_matches(_plain(name), known) for name in missing}
 
-    def _tiers(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, list[int]]]:
-        """Rows by full name, by synonym, and by every ending of a synonym."""
+    def _tiers(self) -> tuple[dict[str, list[int]], ...]:
+        """Rows by full name, by first synonym, by synonym, and by every ending of a synonym."""
         whole: dict[str, list[int]] = {}
+        firsts: dict[str, list[int]] = {}
         synonyms: dict[str, list[int]] = {}
         endings: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
-            whole.setdefault(_plain(name), []).append(row)
+            described = _WORDNET_ID.sub("", name)
+            for full in {_plain(name), _plain(described)}:
+                whole.setdefault(full, []).append(row)
+            firsts.setdefault(_plain(described.partition(",")[0]), []).append(row)
             parts = {_plain(part) for part in name.split(",")}
             words = [part.split() for part in parts]
             for part in parts:
                 synonyms.setdefault(part, []).append(row)
             for ending in {" ".join(synonym[start:]) for synonym in words for start in range(1, len(synonym))}:
                 endings.setdefault(ending, []).append(row)
-        return whole, synonyms, endings
+        return whole, firsts, synonyms, endings
 
 
 def read_bank(path: Path) -> ConceptBank:
@@ -203,20 +209,21 @@ def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) 
         return text_bank(names, surrogate.name, weights=weights)
     if surrogate.head is None or len(surrogate.head[0]) != IMAGENET_CLASSES:
         raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; use head or a bank")
+    if source in (None, "imagenet"):  # in the order of the classes, of which two pairs have one name
+        return ConceptBank(tuple(names), surrogate.head[0])
     return ConceptBank(tuple(names), _head_bank(surrogate.head[0]).of(names))
 
 
 def bank_lacks(source: str | None, surrogate: Surrogate) -> dict[str, str]:
     """The names in `source` that `bank_for` would not find, each with near ones in words. Raises InputError."""
     if (
-        source is None
-        or source == "head"
-        or source.endswith(".safetensors")
+        source in (None, "head", "imagenet")
+        or str(source).endswith(".safetensors")
         or has_text_tower(surrogate)
         or not surrogate.head
     ):
         return {}
-    return _head_bank(surrogate.head[0]).lacks(class_names(source))
+    return _head_bank(surrogate.head[0]).lacks(class_names(str(source)))
 
 
 def _head_bank(rows: NDArray[np.float32]) -> ConceptBank:

@@ -25,7 +25,7 @@ from pipeline.one_for_all.training import TrainingImages, UniversalFit
 from pipeline.records import Rejection, Sample
 from pipeline.relearning.arms import protected_tests
 from pipeline.settings import ApplySettings
-from pipeline.surrogates.concepts import ConceptBank, bank_for, class_names
+from pipeline.surrogates.concepts import ConceptBank, bank_for, class_names, imagenet_bank
 from pipeline.surrogates.surrogate import load_surrogate
 from tests.support.samples import image_bytes, noise, read, tar_bytes
 
@@ -357,6 +357,14 @@ def test_a_classifier_is_a_bank_of_its_own_classes(surrogate):
     found = bank_for(None, surrogate, weights=None)
     assert surrogate.head is not None
     assert np.array_equal(found.embeddings, surrogate.head[0])
+
+
+def test_the_classes_of_imagenet_by_their_names_are_the_rows_of_a_classifier(surrogate):
+    lite = load_surrogate("timm:tf_efficientnet_lite0", weights=None, size=64, device="cpu")
+    found = bank_for("imagenet", lite, weights=None)
+    assert np.array_equal(found.embeddings, lite.head[0])
+    assert (found.names[134], found.names[517]) == ("crane", "crane")
+    assert imagenet_bank().of(["maillot, tank suit", "harp", "gong"]) == pytest.approx(lite.head[0][[639, 594, 577]])
 
 
 def test_names_without_a_text_tower_are_looked_up_or_refused(tmp_path):
