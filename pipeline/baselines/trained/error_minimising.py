@@ -81,7 +81,8 @@ class ErrorMinimising(SurrogateBaseline):
         self.colour, self.staged = colour, staged
 
     def passes(self, images: int, effort: float) -> float:
-        rounds, steps = scaled(MOST_ROUNDS, effort), self.published.steps.at(effort).count
+        root = effort**0.5  # of both, whose product is what is spent
+        rounds, steps = scaled(MOST_ROUNDS, root), self.published.steps.at(root).count
         moved = self.searched(images) * (steps + FORWARD)
         return rounds * (MODEL_STEPS * min(BATCH, images) + moved)
 
@@ -116,8 +117,9 @@ class MinimisingLoop:
     """
 
     def __init__(self, method: ErrorMinimising, pictures: Labelled, settings: BaselineSettings) -> None:
-        self.search = Search(method.published.steps.at(settings.effort), method.published.stop)
-        self.most_rounds = scaled(MOST_ROUNDS, settings.effort)
+        root = settings.effort**0.5
+        self.search = Search(method.published.steps.at(root), method.published.stop)
+        self.most_rounds = scaled(MOST_ROUNDS, root)
         self.round, self.error = 0, 1.0
         self._per_sample, self._colour, self._staged = method.per_sample, method.colour, method.staged
         self._settings = settings

@@ -110,11 +110,16 @@ class ErrorMaximising(PushedBySurrogate):
     most_passes = 10
 
     def passes_each(self, effort: float) -> float:
-        return scaled(self.most_passes, effort) * (self.steps.at(effort).count + FORWARD)
+        most, steps = self._budget(effort)
+        return most * (steps.count + FORWARD)
+
+    def _budget(self, effort: float) -> tuple[int, Steps]:
+        """Passes, at most, and steps: the root of the effort of each, for their product is what is spent."""
+        return scaled(self.most_passes, effort**0.5), self.steps.at(effort**0.5)
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
-        steps, most = self.steps.at(settings.effort), scaled(self.most_passes, settings.effort)
+        most, steps = self._budget(settings.effort)
         deltas = torch.zeros(pictures.images.shape, device=surrogate.device)
         reached = Figures(passes=0.0, training_error=0.0)
         for done in resumable(settings, "passes", most, surrogate, Tensors(deltas), reached):
@@ -127,7 +132,7 @@ class ErrorMaximising(PushedBySurrogate):
                 wrong += len(labels) * error_share(surrogate, labels, (images + deltas[rows]).clamp(0, 1))
             reached.values.update(passes=done + 1.0, training_error=wrong / len(deltas))
             told(TRAINING_SHARE + (1 - TRAINING_SHARE) * (done + 1) / most)
-        self.figures = reached.values | {"stop_at_error": self.stop}
+        self.figures = reached.values | {"stop_at_error": self.stop, "steps": float(steps.count)}
         return deltas
 
 
@@ -149,7 +154,12 @@ class AdversarialPoisons(PushedBySurrogate):
         self.targeted = targeted
 
     def passes_each(self, effort: float) -> float:
-        return scaled(self.restarts, effort) * (self.steps.at(effort).count + FORWARD)
+        restarts, steps = self._budget(effort)
+        return restarts * (steps.count + FORWARD)
+
+    def _budget(self, effort: float) -> tuple[int, Steps]:
+        """Restarts and steps: the root of the effort of each, for their product is what is spent."""
+        return scaled(self.restarts, effort**0.5), self.steps.at(effort**0.5)
 
     def fit(self, pictures: Labelled, settings: BaselineSettings, told: Told) -> Tensor:
         surrogate, _ = trained_surrogate(self.surrogate, pictures, settings, told)
@@ -161,14 +171,16 @@ class AdversarialPoisons(PushedBySurrogate):
             rng = torch_rng(settings.seed, "tap", rows.start)
             deltas[rows] = self._best_of_restarts(push, images, settings, rng)
             told(TRAINING_SHARE + (1 - TRAINING_SHARE) * rows.stop / len(deltas))
+        restarts, steps = self._budget(settings.effort)
+        self.figures = {"restarts": float(restarts), "steps": float(steps.count)}
         return deltas
 
     def _best_of_restarts(
         self, push: Objective, images: Tensor, settings: BaselineSettings, rng: torch.Generator
     ) -> Tensor:
-        epsilon, steps = settings.epsilon, self.steps.at(settings.effort)
+        epsilon, (restarts, steps) = settings.epsilon, self._budget(settings.effort)
         best, lowest = torch.zeros_like(images), torch.full((len(images),), torch.inf, device=images.device)
-        for _ in range(scaled(self.restarts, settings.effort)):
+        for _ in range(restarts):
             start = epsilon * (2 * torch.rand(images.shape, generator=rng) - 1).to(images.device)
             found = sign_descent(lambda moved: push(augmented(moved, rng)), images, start, epsilon, steps)
             with torch.no_grad():
@@ -181,12 +193,12 @@ class AdversarialPoisons(PushedBySurrogate):
 class Hypocritical(PushedBySurrogate):
     """HYPO (Tao et al., NeurIPS 2021, P2): a trained surrogate finds the pictures easier than they are.
 
-    100 sign steps of a fifth of epsilon towards the own label, from zero, without augmentation: the L-infinity form of
+    100 sign steps of a tenth of epsilon towards the own label, from zero, without augmentation: the L-infinity form of
     APBench (the authors' own is bounded in L2).
     """
 
     source = "Tao et al., NeurIPS 2021, P2, in the L-infinity form of APBench (Qin et al. 2023)"
-    steps = Steps(100, 0.2)
+    steps = Steps(100, 0.1)
 
     def passes_each(self, effort: float) -> float:
         return self.steps.at(effort).count
@@ -198,6 +210,7 @@ class Hypocritical(PushedBySurrogate):
             towards, steps = partial(cross_entropies, surrogate, labels), self.steps.at(settings.effort)
             deltas[rows] = sign_descent(towards, images, deltas[rows], settings.epsilon, steps)
             told(TRAINING_SHARE + (1 - TRAINING_SHARE) * rows.stop / len(deltas))
+        self.figures = {"steps": float(self.steps.at(settings.effort).count)}
         return deltas
 
 
@@ -225,6 +238,7 @@ class DuneSpatial(PushedBySurrogate):
             push, steps = partial(_mean_loss, surrogate, kept.networks, targets), self.steps.at(settings.effort)
             deltas[rows] = sign_descent(push, images, deltas[rows], settings.epsilon, steps)
             told(TRAINING_SHARE + (1 - TRAINING_SHARE) * rows.stop / len(deltas))
+        self.figures = {"steps": float(self.steps.at(settings.effort).count)}
         return deltas
 
 
