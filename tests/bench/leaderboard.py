@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import ChoiceLoader, FileSystemLoader
@@ -27,7 +30,7 @@ from pipeline import layout
 from pipeline.deltas.load import load_protection
 from pipeline.json_record import JsonRecord
 from pipeline.measures.scores import scores_from_parquet
-from pipeline.relearning.evaluation import CLEAN, SETTINGS, WHOLE
+from pipeline.relearning.evaluation import CLEAN, SETTINGS, TRIALS, WHOLE
 from pipeline.relearning.presets import AUDIT, AUDIT_CPU
 from pipeline.relearning.report.certificate import fit_at
 from pipeline.relearning.report.results import Row, mean_accuracies, results_from_parquet, select
@@ -58,17 +61,26 @@ class Cell:
 
 @dataclass(frozen=True, order=True)
 class Contest:
-    """What rows must share to be ranked in one table; `epsilon` is in units of 1/255."""
+    """What rows must share to be ranked in one table.
+
+    epsilon  in units of 1/255; infinite for those that something else bounds, such as an L2 norm
+    images   that a target is trained on, of `side` pixels
+    """
 
     data: str
     epsilon: float
     targets: tuple[str, ...]
     epochs: int
     battery: str
+    recipe: str
+    side: int
+    images: int
 
     def __str__(self) -> str:
+        budget = "budgets of their own" if math.isinf(self.epsilon) else f"epsilon {self.epsilon:g}/255"
         trained = f"{', '.join(self.targets)}, {self.epochs} epochs, {self.battery}"
-        return f"{self.data}, epsilon {self.epsilon:g}/255: {trained}"
+        recipe = "" if self.recipe == "fast" else f", recipe {self.recipe}"
+        return f"{self.data}, {budget}: {trained}{recipe}; {self.images:,} images of {self.side} px"
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,12 @@ class Entry(JsonRecord):
 
     labels    what it was given: none, cluster, predicted or true labels
     epsilon   the largest change of a pixel value in units of 1/255 that the fits declare
+    bound     linf: epsilon is their budget; otherwise what is
     hours     of all trainings of its targets, on `device`
     psnr      median over pictures of all fits, dB
+    seeds         trainings of each fit, the fewest of any regime
+    clean_sha256  digest of the unprotected collection; "" in files that are older than it
+    computation   of the evaluation: its trials are comparable by the eye, and not the same, if it differs
     """
 
     method: str
@@ -86,7 +102,13 @@ class Entry(JsonRecord):
     labels: str
     data: str
     epsilon: float
+    bound: str
     epochs: int
+    recipe: str
+    side: int
+    images: int
+    clean_sha256: str
+    computation: int
     seeds: int
     cells: tuple[Cell, ...]
     psnr: float
@@ -101,13 +123,17 @@ class Entry(JsonRecord):
     @property
     def contest(self) -> Contest:
         targets = tuple(sorted({cell.target for cell in self.cells}))
-        return Contest(self.data, self.epsilon, targets, self.epochs, self.battery or "audit-cpu")
+        epsilon = self.epsilon if self.bound == "linf" else math.inf
+        trained = (targets, self.epochs, self.battery or "audit-cpu", self.recipe, self.side, self.images)
+        return Contest(self.data, epsilon, *trained)
 
     @property
     def file(self) -> str:
         contest = self.contest
         trained = (*contest.targets, f"{contest.epochs}-epochs", contest.battery)
-        parts = (contest.data, f"{contest.epsilon:g}-255", *trained, self.method, self.labels)
+        trained += () if contest.recipe == "fast" else (contest.recipe,)
+        budget = self.bound if math.isinf(contest.epsilon) else f"{contest.epsilon:g}-255"
+        parts = (contest.data, budget, *trained, self.method, self.labels)
         return "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in parts) + ".json"
 
     @property
@@ -137,7 +163,13 @@ class Entry(JsonRecord):
             missing = sorted(set(AUDIT_CPU) - {cell.regime for cell in self.cells})
             return f"regimes not run: {', '.join(missing)}"
         fits = min(len(cell.fits) for cell in self.cells)
-        return "" if fits >= FEWEST_FITS else f"{FEWEST_FITS} fits are needed; of some regimes there are {fits}"
+        fits = min(fits, len(set(self.collections)))  # copies of one fit are one
+        if fits < FEWEST_FITS:
+            return f"{FEWEST_FITS} fits are needed; of some regimes there are {fits}"
+        pairs = {(cell.regime, cell.target) for cell in self.cells}
+        targets = {target for _, target in pairs}
+        absent = sorted({(regime, target) for regime in AUDIT_CPU for target in targets} - pairs)
+        return f"not run: {', '.join(' on '.join(pair) for pair in absent)}" if absent else ""
 
 
 def entry_of(rows: Sequence[Row], fits: Sequence[Store], options: argparse.Namespace) -> Entry:
@@ -157,16 +189,22 @@ def entry_of(rows: Sequence[Row], fits: Sequence[Store], options: argparse.Names
         raise ValueError(f"all trainings of {options.protection} diverged")
     scores = [score for fit in fits for score in scores_from_parquet(fit.read(layout.SCORES), fit.url)]
     epsilons = {load_protection(fit.read(layout.PROTECTION)).epsilon for fit in fits}
-    if len(epsilons) != 1:
+    if len(epsilons) != 1 and options.bound == "linf":
         raise ValueError(f"the fits have different bounds: {sorted(255 * epsilon for epsilon in epsilons)}")
     return Entry(
         method=options.method,
         source=options.source,
         labels=options.labels,
         data=options.data,
-        epsilon=round(255 * epsilons.pop(), 6),
-        epochs=own[0]["epochs"],
-        seeds=len({row["seed"] for row in own}),
+        epsilon=round(255 * max(epsilons), 6),
+        bound=options.bound,
+        epochs=_one(own, "epochs"),
+        recipe=_one(own, "recipe"),
+        side=_one(own, "side"),
+        images=_one(own, "num_train"),
+        clean_sha256=options.clean_sha256,
+        computation=options.computation,
+        seeds=min(Counter((row["regime"], row["target"], row["fit"]) for row in own).values()),
         cells=tuple(cells),
         psnr=float(np.median([score.psnr for score in scores])),
         ssim=float(np.nanmedian([score.ssim for score in scores])),
@@ -179,6 +217,13 @@ def entry_of(rows: Sequence[Row], fits: Sequence[Store], options: argparse.Names
     )
 
 
+def _one(rows: Sequence[Row], name: str) -> Any:
+    found = {row[name] for row in rows}
+    if len(found) != 1:
+        raise ValueError(f"the trainings differ in {name}: {', '.join(map(str, sorted(found)))}")
+    return found.pop()
+
+
 def _head() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
@@ -186,11 +231,14 @@ def _head() -> str:
 
 def read_entries(folder: Path = FOLDER) -> list[Entry]:
     """All entries. Raises InputError for a file that is not one, ValueError for one under another's name."""
-    entries = []
+    entries = list[Entry]()
     for path in sorted(folder.glob("*.json")):
         entry = Entry.from_bytes(path.read_bytes(), str(path))
         if entry.file != path.name or entry.labels not in LABELS:
             raise ValueError(f"{path}: it should be called {entry.file}, with labels that are one of {LABELS}")
+        same = {one.clean_sha256 for one in entries if one.data == entry.data} | {entry.clean_sha256}
+        if len(same - {""}) > 1:
+            raise ValueError(f"{path}: other pictures than those of the files before it, which it calls {entry.data}")
         entries.append(entry)
     return entries
 
@@ -220,6 +268,16 @@ def pages(entries: Sequence[Entry]) -> dict[str, str]:
     return made
 
 
+def _computed(output: Store, rows: Sequence[Row]) -> tuple[str, int]:
+    """Digest of the clean collection, and the computation of the trials. Raises ValueError if they differ."""
+    clean = {str(row["data"]) for row in rows if row["protection"] == CLEAN and row["regime"] == "nt"}
+    about = (json.loads(output.read(f"{TRIALS}/{row['key']}.json")) for row in rows)
+    computations = {int(one.get("computation", 1)) for one in about}
+    if len(clean) != 1 or len(computations) != 1:
+        raise ValueError(f"trials of {len(clean)} clean collections, of the computations {sorted(computations)}")
+    return clean.pop(), computations.pop()
+
+
 def add(options: argparse.Namespace) -> None:
     output = Store(options.evaluation)
     rows = results_from_parquet(output.read("results.parquet"))
@@ -228,6 +286,7 @@ def add(options: argparse.Namespace) -> None:
     if len(fits) != len(judged):
         name = options.protection
         raise ValueError(f"--fits: the evaluation judged {len(judged)} fits of {name}: {', '.join(judged)}")
+    options.clean_sha256, options.computation = _computed(output, rows)
     entry = entry_of(rows, [Store(url) for url in fits], options)
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / entry.file).write_bytes(entry.to_bytes() + b"\n")
@@ -243,6 +302,8 @@ def main() -> int:
     adding.add_argument("--fits", nargs="+", metavar="URL", help="where the outputs of its fits are now, in order")
     adding.add_argument("--method", required=True, help="name in the table")
     adding.add_argument("--labels", required=True, choices=LABELS, help="what the method was given")
+    bound = "what bounds the deltas (default: linf, by epsilon); otherwise a name such as l2"
+    adding.add_argument("--bound", default="linf", help=bound)
     adding.add_argument("--data", required=True, help="data set, as the table calls it")
     adding.add_argument("--source", required=True, help="paper or repository")
     adding.add_argument("--device", help="processor or GPU that the targets were trained on")

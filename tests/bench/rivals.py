@@ -20,6 +20,7 @@ from pipeline.baselines.methods import BASELINES, baseline
 
 ROOT = Path(__file__).parents[2]
 OURS = "scumble"
+AT_HAND = "CIFAR-10 at hand, 32 px"
 BOARD = str(ROOT / "tests/bench/leaderboard.py")
 EMBEDDED = ("--surrogate", "timm:tf_efficientnet_lite0")
 
@@ -46,7 +47,9 @@ def fit_command(options: argparse.Namespace, method: str, labels: str, seed: int
     if baseline(method).bound == "linf":
         given += ["--epsilon", options.epsilon]
     if BASELINES[method].trains:
-        given += ["--network", options.network, "--effort", str(options.effort)]
+        given += ["--network", options.network]
+    if BASELINES[method].place.startswith("trained."):
+        given += ["--effort", str(options.effort)]
     return job("protect_baseline", *given)
 
 
@@ -55,11 +58,23 @@ def row_command(options: argparse.Namespace, name: str, commands: list[list[str]
     method, _, labels = (name, "", "none") if name == OURS else name.rpartition("-")
     source = "this repository, the default" if method == OURS else baseline(method).source
     row = ["python", BOARD, "add", str(options.output / "evaluation"), "--protection", name]
-    row += ["--method", method, "--labels", labels, "--data", options.data, "--source", source]
+    if method != OURS:
+        row += ["--bound", baseline(method).bound]
+    row += ["--method", as_fitted(options, method), "--labels", labels, "--data", options.data, "--source", source]
     row += ["--device", options.device]
     for command in commands:
         row += ["--command", shlex.join(command)]
     return row
+
+
+def as_fitted(options: argparse.Namespace, method: str) -> str:
+    """The name of the method, with the network and the effort where they are not the published ones."""
+    name = method
+    if method != OURS and BASELINES[method].trains and options.network != "resnet18":
+        name += f", {options.network} surrogate"
+    if method != OURS and BASELINES[method].place.startswith("trained.") and options.effort < 1:
+        name += f", effort {options.effort:g}"
+    return name
 
 
 def parsed() -> argparse.Namespace:
@@ -73,7 +88,7 @@ def parsed() -> argparse.Namespace:
     add("--clusters", default="10")
     add("--train", default="data/cifar10/cifar10-train-*.tar.gz")
     add("--test", default="data/cifar10/cifar10-test-*.tar.gz")
-    add("--data", default="CIFAR-10 at hand, 32 px", help="as the leaderboard calls it")
+    add("--data", help=f"as the leaderboard calls it (needed for other pictures than the default, {AT_HAND})")
     add("--preset", default="audit-cpu", help="of the evaluation")
     add("--target", default="small")
     add("--seeds", help="of the trainings of each fit (default: the preset's; one training is half the work or less)")
@@ -82,7 +97,12 @@ def parsed() -> argparse.Namespace:
     add("--gpus-per-worker", default="0")
     add("--device", required=True, help="as the leaderboard calls it")
     add("--seconds", type=float, default=float("inf"), help="begin nothing new after so long")
-    return parser.parse_args()
+    options = parser.parse_args()
+    is_other = (options.train, options.test) != (parser.get_default("train"), parser.get_default("test"))
+    if is_other and options.data is None:
+        parser.error("--train and --test are other pictures: say what the leaderboard calls them, by --data")
+    options.data = options.data or AT_HAND
+    return options
 
 
 def main() -> int:
@@ -117,9 +137,8 @@ def main() -> int:
     )
     if time.monotonic() > over or not run(evaluation):
         return 1
-    for name, commands in judged.items():
-        run(row_command(options, name, [*commands, evaluation]))
-    return 0 if run(["python", BOARD, "write"]) else 1
+    rows = [run(row_command(options, name, [*commands, evaluation])) for name, commands in judged.items()]
+    return 0 if run(["python", BOARD, "write"]) and all(rows) else 1
 
 
 if __name__ == "__main__":

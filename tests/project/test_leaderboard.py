@@ -25,7 +25,13 @@ ENTRY = Entry(
     labels="none",
     data="tiny",
     epsilon=16.0,
+    bound="linf",
     epochs=12,
+    recipe="fast",
+    side=32,
+    images=100,
+    clean_sha256="",
+    computation=4,
     seeds=1,
     cells=tuple(Cell(regime, "small", (0.25, 0.3, 0.35), None, 0.6) for regime in AUDIT_CPU),
     psnr=25.0,
@@ -58,17 +64,21 @@ def test_the_strongest_regime_decides_and_what_differs_in_anything_else_stands_a
     larger = replace(strong, method="larger", cells=tuple(replace(c, target="resnet18") for c in strong.cells))
     whole = tuple(Cell(regime, "small", (0.25, 0.3, 0.35), None, 0.6) for regime in {*AUDIT, *AUDIT_CPU})
     wider = replace(ENTRY, method="wider", cells=whole)
-    entries = [weak, other, strong, elsewhere, longer, larger, wider]
+    fewer = replace(worst(0.1, method="fewer"), images=50)
+    free = replace(worst(0.1, method="free"), bound="l2")
+    entries = [weak, other, strong, elsewhere, longer, larger, wider, fewer, free]
     found = [(str(contest), [each.method for each in ranked]) for contest, ranked, _ in tables(entries)]
     assert found == [
-        ("more, epsilon 16/255: small, 12 epochs, audit-cpu", ["elsewhere"]),
-        ("tiny, epsilon 8/255: small, 12 epochs, audit-cpu", ["other"]),
-        ("tiny, epsilon 16/255: resnet18, 12 epochs, audit-cpu", ["larger"]),
-        ("tiny, epsilon 16/255: small, 12 epochs, audit", ["wider"]),
-        ("tiny, epsilon 16/255: small, 12 epochs, audit-cpu", ["strong", "weak"]),
-        ("tiny, epsilon 16/255: small, 60 epochs, audit-cpu", ["longer"]),
+        ("more, epsilon 16/255: small, 12 epochs, audit-cpu; 100 images of 32 px", ["elsewhere"]),
+        ("tiny, epsilon 8/255: small, 12 epochs, audit-cpu; 100 images of 32 px", ["other"]),
+        ("tiny, epsilon 16/255: resnet18, 12 epochs, audit-cpu; 100 images of 32 px", ["larger"]),
+        ("tiny, epsilon 16/255: small, 12 epochs, audit; 100 images of 32 px", ["wider"]),
+        ("tiny, epsilon 16/255: small, 12 epochs, audit-cpu; 50 images of 32 px", ["fewer"]),
+        ("tiny, epsilon 16/255: small, 12 epochs, audit-cpu; 100 images of 32 px", ["strong", "weak"]),
+        ("tiny, epsilon 16/255: small, 60 epochs, audit-cpu; 100 images of 32 px", ["longer"]),
+        ("tiny, budgets of their own: small, 12 epochs, audit-cpu; 100 images of 32 px", ["free"]),
     ]
-    assert len({replace(entry, method="one").file for entry in entries}) == len(found)
+    assert len({replace(entry, method="one").file for entry in entries}) == len(found) - 1  # data tell by their name
     assert (strong.worst.regime, strong.worst.mean, strong.clean) == ("at", pytest.approx(0.4), 0.6)
     text = pages([weak, strong])["md"]
     assert (
@@ -82,6 +92,8 @@ def test_what_was_not_run_whole_is_shown_with_the_reason_and_not_ranked() -> Non
     few = replace(ENTRY, cells=tuple(replace(cell, fits=(0.1,)) for cell in ENTRY.cells), method="few")
     ((_, ranked, others),) = tables([partial, few, worst(0.9)])
     assert [entry.method for entry in ranked] == ["one"]
+    copies = replace(ENTRY, collections=("a", "a", "a"))
+    assert copies.lacks == "3 fits are needed; of some regimes there are 1"
     assert {entry.lacks for entry in others} == {
         f"regimes not run: {ENTRY.cells[0].regime}",
         "3 fits are needed; of some regimes there are 1",
@@ -94,6 +106,7 @@ def rows(protection: str, accuracy: float, **changes: object) -> list[dict[str, 
     """One training under each regime of the battery, for each of two fits."""
     shared = {"protection": protection, "target": "small", "labelling": "original", "share": "samples:1", "seed": 0}
     shared |= {"epochs": 12, "diverged": False, "seconds": 1.0, "device": "cpu", "versions": "torch"}
+    shared |= {"recipe": "fast", "side": 32, "num_train": 100}
     return [
         shared | {"regime": regime, "fit": fit, "accuracy_last": accuracy} | changes
         for regime in ("nt", "at")
@@ -102,8 +115,16 @@ def rows(protection: str, accuracy: float, **changes: object) -> list[dict[str, 
 
 
 def options() -> argparse.Namespace:
-    words = {"method": "one", "source": "somebody", "labels": "none", "data": "tiny", "device": "", "commit": "0"}
-    return argparse.Namespace(protection="uc", command=["python"], **words)
+    words = {
+        "method": "one",
+        "source": "somebody",
+        "labels": "none",
+        "data": "tiny",
+        "device": "",
+        "commit": "0",
+        "bound": "linf",
+    }
+    return argparse.Namespace(protection="uc", command=["python"], clean_sha256="", computation=4, **words)
 
 
 def test_a_regime_whose_trainings_all_diverged_is_named_as_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
