@@ -20,7 +20,7 @@ from pipeline.baselines.settings import BaselineRunSettings
 from pipeline.baselines.trained.checkpoints import Checkpoints
 from pipeline.clusters.clustering import Clustering
 from pipeline.deltas.keyed import KeyedDeltas
-from pipeline.errors import PromiseError
+from pipeline.errors import ConflictError, PromiseError
 from pipeline.hashing import sha256
 from pipeline.storage.store import Store
 
@@ -64,9 +64,16 @@ def baseline_loop(task: BaselineTask, device: str) -> None:
 
 
 def write_keyed(output: Store, shard: str, deltas: KeyedDeltas) -> str:
-    """Write the deltas of a shard's samples; returns their digest."""
-    data = deltas.to_bytes()
-    output.create(layout.keyed_deltas(shard), data)
+    """Write the deltas of a shard's samples; returns their digest.
+
+    Raises ConflictError if an earlier fit, on another kind of machine, has left others.
+    """
+    name, data = layout.keyed_deltas(shard), deltas.to_bytes()
+    if not output.create(name, data) and output.read(name) != data:
+        raise ConflictError(
+            f"{output.url}/{name} holds deltas that this machine does not reproduce: delete the folder that it is in, "
+            "or go on where the fit began"
+        )
     return sha256(data)
 
 

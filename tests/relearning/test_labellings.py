@@ -25,6 +25,14 @@ KEYS = [f"sample-{number:05d}" for number in range(1000)]
 # ---- overlap
 
 
+def test_names_of_classes_that_do_not_occur_change_no_labelling_but_those_of_names() -> None:
+    names = [f"class {number}" for number in range(1000)]
+    labels = [0, 1, 2, 3] * 5
+    assert make_labelling("original", labels, seed=0, class_names=names).num_classes == 4
+    with_names, without = (make_labelling("groups:2", labels, seed=0, class_names=some) for some in (names, None))
+    np.testing.assert_array_equal(with_names.labels, without.labels)
+
+
 def test_overlap_is_what_a_hand_computes():
     clusters = [0, 0, 0, 0, 1, 1, 1, 1]
     labels = [0, 0, 0, 1, 1, 1, 2, 2]

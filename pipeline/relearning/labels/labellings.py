@@ -83,7 +83,8 @@ def make_labelling(
     if class_names is not None:
         if len(class_names) < num_classes:
             raise SettingsError(f"labelling {name}: {num_classes} classes, but only {len(class_names)} class names")
-        num_classes = len(class_names)
+        if kind in ("superclasses", "concepts"):  # which are made of names, those of classes that do not occur included
+            num_classes = len(class_names)
     if kind == "random":
         if keys is None:
             raise SettingsError(f"labelling {name} needs the keys of the samples")
