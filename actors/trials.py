@@ -40,6 +40,7 @@ from pipeline.relearning.checks import check_labels, check_regime, check_shares,
 from pipeline.relearning.collection import (
     Collection,
     check_classes,
+    check_unlike,
     holdout_mask,
     join,
     load_labelled,
@@ -285,6 +286,7 @@ class _Told(tune.Callback):  # type: ignore[misc]
 
 def _check(clean: Collection, test: Collection, settings: EvaluationSettings, side: int) -> None:
     check_classes(clean, test)
+    check_unlike(clean, test)
     held = holdout_mask(clean.keys, settings.holdout)
     for regime in settings.regimes:
         check_labels(regime, clean.labels[~held])

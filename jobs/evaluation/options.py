@@ -26,6 +26,9 @@ Run the same command again after any interruption: finished trials are kept, oth
 EPILOG = """\
 exit codes: 0 done, 1 a trial failed, 2 usage, or collections that do not match
 
+targets: small, resnet18, resnet50, vgg16, densenet121, mobilenet_v2, efficientnet_b1, regnet_x_1_6gf,
+  shufflenet_v2_x1_0, wrn-28-10, wrn-34-10, vit-14a, pretrained:SURROGATE (fine-tuned), probe:SURROGATE (its head alone)
+
 regimes, at most two joined by +, as in iss-gray+st-cg:
   ordinary      nt, dropout, weight-decay, early-stop, simclr
   staged        st, st-cg, st-full, with options as in st-cg[kappa=2,cg=paper]
@@ -129,7 +132,7 @@ def _data(parser: Parser) -> None:
 def _trials(parser: Parser) -> None:
     add = parser.add_argument_group("trials", "every combination is one trial").add_argument
     add("--preset", choices=sorted(PRESETS), help="smoke: minutes on two cores; audit: the battery that counts")
-    add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, ..., pretrained:NAME, probe:NAME")
+    add("--targets", type=words, metavar="A,B", help="small, resnet18, vit-14a, ... (see below)")
     add("--regimes", type=words, metavar="A,B", help="nt, st-cg, at, equalise, lowpass:8, subtract+cg, ... (see below)")
     add("--seeds", type=numbers, metavar="0,1,2", help="seeds of training: order, augmentation, weights")
     add("--epochs", type=int, metavar="N", help="epochs of every training")

@@ -320,8 +320,13 @@ def _stores(settings: EvaluationSettings) -> dict[str, tuple[Store, list[Shard]]
     """Store and shards or units of every collection. Raises InputError, SettingsError if the output is inside one."""
     urls = {CLEAN: settings.clean, "test": settings.test, **settings.arms}
     stores = {name: list_labelled(url) for name, url in urls.items()}
-    for store, _ in stores.values():
-        check_apart(store, Store(settings.output), may_hold=True)
+    for name, (store, _) in stores.items():
+        check_apart(store, Store(settings.output), may_hold=True, what=f"the collection {name}")
+    for flag, name in (("--clean", CLEAN), ("--test", "test")):
+        if stores[name][0].info(layout.RUN) is not None:
+            raise SettingsError(f"{flag} {urls[name]} is the output of a protection run: name the originals")
+    if (stores[CLEAN][0].root, stores[CLEAN][1]) == (stores["test"][0].root, stores["test"][1]):
+        raise SettingsError(f"--test and --clean are both {settings.clean}: name images that no target is trained on")
     return stores
 
 
@@ -346,7 +351,7 @@ def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Shard]]
     """Store and shards of --pairs, if they are given. Raises as _stores does."""
     stores = [list_labelled(url) for url in settings.pairs or ()]
     for store, _ in stores:
-        check_apart(store, Store(settings.output), may_hold=True)
+        check_apart(store, Store(settings.output), may_hold=True, what="--pairs")
     return stores
 
 

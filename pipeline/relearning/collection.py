@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.fit_images import shorter_sides
 from pipeline.hashing import derive, in_sample
 from pipeline.records import Rejection, Sample, Shard
@@ -26,6 +26,9 @@ from pipeline.storage.store import Store
 
 MAX_PIXELS = 100_000_000
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
+
+
+SAME_SHARE = 0.1  # of the test images; real sets have a few copies of training images
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +180,21 @@ def check_classes(clean: Collection, test: Collection) -> None:
     if ours != theirs:
         raise InputError(
             f"--clean has {len(ours)} classes, --test {len(theirs)}; found in only one: {sorted(ours ^ theirs)[:5]}"
+        )
+
+
+def check_unlike(clean: Collection, test: Collection) -> None:
+    """Raise SettingsError if a tenth of the test images, or more, are among the others, pixel for pixel."""
+    seen = {hashlib.blake2b(image, digest_size=16).digest() for image in np.ascontiguousarray(clean.images)}
+    same = [
+        key
+        for key, image in zip(test.keys, np.ascontiguousarray(test.images), strict=True)
+        if hashlib.blake2b(image, digest_size=16).digest() in seen
+    ]
+    if len(same) >= SAME_SHARE * len(test):
+        raise SettingsError(
+            f"--test and --clean hold the same pictures ({len(same):,} of {len(test):,}, e.g. {same[0]}): "
+            "name images that no target is trained on"
         )
 
 

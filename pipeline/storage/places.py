@@ -18,11 +18,14 @@ from pipeline.storage.store import Store
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
-def check_apart(source: Store, output: Store, shards: Iterable[str] = (), *, may_hold: bool = False) -> None:
+def check_apart(
+    source: Store, output: Store, shards: Iterable[str] = (), *, may_hold: bool = False, what: str = "--input"
+) -> None:
     """Raise SettingsError if the output is the input, is inside it, or contains it; writes nothing to find out.
 
     shards    names, if known: none may be a link into the output, and their folders in the output must not be links
               that lead out of it
+    what      the input, as the command calls it
     may_hold  True if the input may be inside the output, which then only receives files with other names
     """
     if source.is_local and output.is_local:
@@ -34,7 +37,7 @@ def check_apart(source: Store, output: Store, shards: Iterable[str] = (), *, may
         touching = source.is_local == output.is_local and _share_keys(source, output, may_hold=may_hold)
     if touching:
         raise SettingsError(
-            f"--output {output.url} and --input {source.url} overlap: originals are never overwritten; "
+            f"--output {output.url} and {what} {source.url} overlap: originals are never overwritten; "
             "choose another --output"
         )
 

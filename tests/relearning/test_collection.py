@@ -14,6 +14,7 @@ from pipeline.records import Shard
 from pipeline.relearning.checks import check_regime
 from pipeline.relearning.collection import (
     Collection,
+    check_unlike,
     holdout_mask,
     join,
     like_clean,
@@ -109,6 +110,19 @@ def test_protected_keys_and_labels_that_clean_does_not_have_are_refused():
     wrong = replace(clean, labels=clean.labels[::-1].copy())
     with pytest.raises(InputError, match=r"uc: key k\d has label \d+, but \d+ in --clean"):
         like_clean(wrong, clean, "uc")
+
+
+def test_test_images_that_are_trained_on_are_refused():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 3, 8, 8)).astype(np.uint8)
+    labels, keys = np.arange(20) % 2, tuple(map(str, range(20)))
+    clean = Collection(images, labels, keys)
+    others = rng.integers(0, 256, (20, 3, 8, 8)).astype(np.uint8)
+    others[0] = images[3]  # a copy, as real sets have
+    check_unlike(clean, Collection(others, labels, keys))
+    others[1] = images[7]
+    with pytest.raises(SettingsError, match=r"--test and --clean hold the same pictures \(2 of 20, e\.g\. 0\)"):
+        check_unlike(clean, Collection(others, labels, keys))
 
 
 def test_the_digest_sees_every_pixel_label_and_key():

@@ -180,7 +180,9 @@ def test_an_evaluation_killed_then_interrupted_goes_on_from_its_last_epoch_to_th
         (["--regimes", "nt,ntcg"], 2, "did you mean nt-cg"),
         (["--labellings", "originl"], 2, "original"),
         (["--regimes", "nt,self-pairs"], 2, "needs --pairs OTHER=THEIRS: protect other pictures"),
-        (["--regimes", "purify", "--pairs", "a=b=c"], 2, "argument --pairs"),
+        (["--regimes", "purify", "--pairs", "a=b=c"], 2, "argument --pairs: 'a=b=c' is not OTHER=THEIRS"),
+        (["--protected", "sp"], 2, "'sp' is not NAME=URL"),
+        (["--epochs", "few"], 2, "'few' is not a whole number"),
         (["--regimes", "leaked-pairs:1"], 2, "at least 2 pairs"),
     ],
 )
