@@ -55,7 +55,8 @@ def _print_clusters(data: ReportData) -> None:
     of_images = f" of {min(sizes):,} to {max(sizes):,} images" if sizes else ", without images"
     print(f"clusters     {len(sizes)}{of_images}{starts}")
     if low := [str(row.index) for row in data.clusters if row.is_low]:
-        cli.warn(f"delta moved few images of clusters {', '.join(low)} towards their target centroid; see the report")
+        many = f"in {len(low)} of {len(data.clusters)} clusters, few images moved towards their target centroid"
+        cli.warn(f"the protection is weak: {many}; see the report, and measure it with evaluate_relearning.py")
 
 
 def publish_report(output: Store, data: ReportData) -> str:

@@ -141,8 +141,14 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtecti
             )
         return None, None
     store, name = file_at(settings.protection)
+    if store.info(name) is None and Store(settings.protection).info(layout.PROTECTION) is not None:
+        folder = settings.protection.rstrip("/")
+        raise SettingsError(f"--protection {folder} is a folder: name {folder}/{layout.PROTECTION}")
     data = store.read(name)
-    protection = load_protection(data)
+    try:
+        protection = load_protection(data)
+    except InputError as error:
+        raise InputError(f"--protection {settings.protection}: {error}") from None
     if protection.method not in settings.METHODS:
         raise SettingsError(f"{settings.protection} is of the method {protection.method}, which is only compared with")
     if "method" in settings.given and protection.method != settings.method:

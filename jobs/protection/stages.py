@@ -38,7 +38,7 @@ from pipeline.fitting.assemble import clustering_from_bytes, clustering_to_bytes
 from pipeline.fitting.fit import FittedDeltas, merge
 from pipeline.fitting.fit_images import fit_bytes, fit_shares, picture_side, shorter_sides
 from pipeline.fitting.objective import PROXY_SIDES, delta_side
-from pipeline.measures.estimate import bytes_per_sample
+from pipeline.measures.estimate import count_samples
 from pipeline.metrics import LAST_PROGRESS
 from pipeline.settings import Settings, clusters_for
 from pipeline.shards.samples import samples_of_all
@@ -144,8 +144,10 @@ def fit(run: Run, clustering: Clustering) -> None:
 def check_fit_memory(run: Run) -> None:
     """Raise ClusterError, before anything is embedded, if the images to fit on do not fit into memory.
 
-    Less than 2 GB are not judged, so that ordinary runs read nothing for this.
+    Less than 2 GB are not judged, so that ordinary runs read nothing for this. Raises ClusterError as well if no worker
+    can be placed: what does not start claims no output.
     """
+    workers_for(run.settings)
     if run.given is not None or run.key is not None or run.output.info(layout.PROTECTION) is not None:
         return
     settings = run.settings
@@ -163,9 +165,8 @@ def check_fit_memory(run: Run) -> None:
 
 
 def images_of_run(run: Run) -> int:
-    """About how many images there are, from the size of the first ones."""
-    each = bytes_per_sample(run.source, run.plan.shards, max_member_bytes=run.settings.max_member_bytes)
-    return max(1, round(run.plan.total_bytes / each))
+    """About how many images there are."""
+    return max(1, count_samples(run.source, run.plan.shards, max_member_bytes=run.settings.max_member_bytes))
 
 
 def _units(settings: Settings, num_clusters: int) -> list[str]:

@@ -72,6 +72,8 @@ def prepare_uploads(settings: UploadSettings) -> UploadsRun:
     epsilon = check_protection(protection, has_key=key is not None)
     origin = Origin(source.root, sha256(protection), epsilon, settings.deciding)
     is_first = not check_origin(output, origin)
+    if is_first:
+        next(iter(source.walk()), None)  # raises if there is no such folder, before the output is claimed
     places = Places(source, output, settings, origin.fingerprint)
     return UploadsRun(settings, places, origin, protection, key, is_first)
 

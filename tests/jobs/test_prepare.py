@@ -170,6 +170,18 @@ def test_overwriting_may_be_stopped_anywhere(tmp_path: Path, monkeypatch: pytest
     assert [name for name in run.output.names()] == []
 
 
+def test_a_folder_or_a_picture_is_no_protection(tmp_path: Path) -> None:
+    runs.write_collection(tmp_path / "in", shards=1, per_shard=4)
+    (tmp_path / "old/_scumble").mkdir(parents=True)
+    (tmp_path / "old/_scumble/protection.safetensors").write_bytes(b"x")
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff" * 20)
+    options = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--protection"]
+    with pytest.raises(SettingsError, match=r"old is a folder: name .*old/_scumble/protection\.safetensors$"):
+        prepare(parse_settings([*options, f"{tmp_path}/old/"]))
+    with pytest.raises(InputError, match=r"--protection .*a\.jpg: not a protection file"):
+        prepare(parse_settings([*options, f"{tmp_path}/a.jpg"]))
+
+
 def test_images_to_fit_on_that_no_node_can_hold_are_refused_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

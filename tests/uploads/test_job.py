@@ -78,6 +78,13 @@ def test_every_image_is_protected_once_under_its_own_name(job: Job) -> None:
     assert all(etags[name] == entry.modified for name, entry in ((e.name, e) for e in job.output.walk()) if name in ODD)
 
 
+def test_a_folder_that_is_not_there_claims_no_output(local: Job) -> None:
+    local.source = Store(f"{local.source.url}-wrong")
+    with pytest.raises(InputError, match="in-wrong"):
+        local.run()
+    assert list(local.output.names()) == []
+
+
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
