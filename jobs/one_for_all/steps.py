@@ -21,7 +21,7 @@ from pipeline.deltas.load import load_protection, load_universal_protection
 from pipeline.errors import ConflictError, SettingsError
 from pipeline.fitting.fit_images import fit_bytes
 from pipeline.hashing import canonical, library_versions, sha256
-from pipeline.measures.estimate import bytes_per_sample, first_usable
+from pipeline.measures.estimate import count_samples, first_usable
 from pipeline.one_for_all.estimate import estimate_training
 from pipeline.one_for_all.finish import bank_tensor
 from pipeline.one_for_all.pictures import read_squares, square_side
@@ -102,12 +102,9 @@ def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint:
 
 
 def count_images(run: UniversalTraining) -> int:
-    """About how many images the inputs have, from the size of the first ones of each."""
-    total = 0.0
-    for store, entries in run.sources:
-        each = bytes_per_sample(store, entries, max_member_bytes=run.settings.max_member_bytes)
-        total += sum(entry.size for entry in entries) / each
-    return max(1, round(total))
+    """About how many images the inputs have."""
+    limit = run.settings.max_member_bytes
+    return max(1, sum(count_samples(store, shards, max_member_bytes=limit) for store, shards in run.sources))
 
 
 def print_training(run: UniversalTraining) -> int:

@@ -224,7 +224,7 @@ def with_p99(clustering: Clustering, clusters: Ints, distances: Floats) -> Clust
     """The same clustering with distance_p99 from the fitted images."""
     p99 = np.zeros(len(clustering.centroids), np.float32)
     for cluster in np.unique(clusters):
-        p99[cluster] = np.percentile(distances[clusters == cluster], 99)
+        p99[cluster] = np.percentile(distances[clusters == cluster], 99, method="higher")  # of few, the farthest
     return Clustering(clustering.space, clustering.centroids, clustering.feature_means, p99)
 
 

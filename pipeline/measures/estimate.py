@@ -177,6 +177,14 @@ def first_usable(
     return usable or others
 
 
+def count_samples(source: Store, shards: Sequence[Shard], *, max_member_bytes: int) -> int:
+    """How many samples there are: exactly in units of loose images, about as many as bytes tell in shards."""
+    loose = sum(len(shard.images) for shard in shards)
+    tars = [shard for shard in shards if not shard.images]
+    total = sum(shard.size for shard in tars)
+    return loose + round(total / bytes_per_sample(source, tars, max_member_bytes=max_member_bytes) if total else 0)
+
+
 def bytes_per_sample(source: Store, shards: Sequence[Shard], *, max_member_bytes: int) -> float:
     """Bytes of a sample in the first shard or unit that has any: of all its samples, or of the first 1,000 in a tar."""
     for shard in shards:

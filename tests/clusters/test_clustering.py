@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, target_clusters
+from pipeline.clusters.clustering import Clustering, ClusterSpace, fit_clusters, quality, target_clusters, with_p99
 from pipeline.clusters.smoothing import smooth
 from pipeline.errors import InputError, SettingsError
 from pipeline.fitting.assemble import clustering_from_bytes
@@ -125,6 +125,13 @@ def test_in_the_papers_space_means_and_centroids_are_the_same(features: NDArray[
     np.testing.assert_allclose(clustering.feature_means, clustering.centroids, atol=1e-3)
 
 
+def test_of_few_fitted_images_none_lies_beyond_the_cluster_s_p99(features: NDArray[np.float16], head: Head) -> None:
+    clustering = fit_clusters([features], "features", head, 2, restarts=1, seed=0).clustering
+    distances = np.array([0.1, 0.2, 0.7, 0.3, 0.4])
+    found = with_p99(clustering, np.array([0, 0, 0, 1, 1]), distances)
+    assert found.distance_p99 == pytest.approx([0.7, 0.4])
+
+
 @pytest.mark.parametrize("space", ["features", "smoothed"])
 def test_one_in_a_hundred_fitted_images_lies_beyond_the_cluster_s_p99(
     features: NDArray[np.float16], head: Head, space: Literal["features", "smoothed"]
@@ -136,7 +143,7 @@ def test_one_in_a_hundred_fitted_images_lies_beyond_the_cluster_s_p99(
     for cluster in range(4):
         own = distances[fitted.clusters == cluster]
         limit = fitted.clustering.distance_p99[cluster]
-        assert 1 <= (own > limit).sum() <= np.ceil(len(own) / 100)
+        assert (own > limit).sum() == (len(own) - 1) // 100
 
 
 def test_assign_goes_to_the_nearest_centroid_and_says_how_far(features: NDArray[np.float16], head: Head) -> None:

@@ -11,10 +11,11 @@ import torch
 
 from jobs.one_for_all.steps import UniversalTraining, count_images
 from pipeline.errors import InputError, SettingsError
+from pipeline.measures.estimate import count_samples
 from pipeline.one_for_all.pictures import read_squares
 from pipeline.one_for_all.settings import one_for_all_settings
 from pipeline.one_for_all.training import TrainingImages, UniversalFit
-from pipeline.records import Shard
+from pipeline.records import File, LooseImage, Shard
 from pipeline.storage.store import Store
 from pipeline.surrogates.surrogate import load_surrogate
 from tests.one_for_all.test_training import SIDE, SMALL, SURROGATE, bank, protection_of
@@ -38,6 +39,9 @@ def test_inputs_of_unlike_files_are_counted_each_by_its_own(tmp_path: Path) -> N
     for ordered in (sources, sources[::-1]):
         run = cast(UniversalTraining, SimpleNamespace(sources=tuple(ordered), settings=settings))
         assert count_images(run) == pytest.approx(66, rel=0.2)
+    loose = LooseImage("a", (File("a.jpg", 10, "1"),)), LooseImage("b", (File("b.jpg", 90_000, "1"),))
+    unit = Shard("unit", 90_010, "", loose)
+    assert count_samples(Store("nowhere"), [unit, unit], max_member_bytes=1) == 4
 
 
 def test_copies_of_two_pictures_do_not_end_a_finished_training() -> None:
