@@ -14,6 +14,8 @@ from jobs.shared import cli
 from pipeline import layout
 from pipeline.errors import SettingsError
 
+EPILOG = "exit codes: 0 as recorded, 1 a problem, 2 usage, 3 part of the input could not be read when it was protected"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
@@ -41,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_verify(argv: list[str] | None) -> Namespace:
     """The options. Raises SettingsError."""
-    made = cli.Parser(prog="verify.py", description=__doc__)
-    made.add_argument("--output", metavar="URL", help="output of protect_imagenet.py or protect_uploads.py")
+    made = cli.Parser(prog="verify.py", description=__doc__, epilog=EPILOG)
+    output = "output of protect_imagenet.py, protect_baseline.py or protect_uploads.py (required)"
+    made.add_argument("--output", metavar="URL", help=output)
     made.add_argument("--input", metavar="URL", help="the originals: also compare sidecars, order and epsilon")
     made.add_argument(
         "--certificate", metavar="FILE", help="also check that this is the collection that an audit certified"
@@ -53,8 +56,10 @@ def parse_verify(argv: list[str] | None) -> Namespace:
     options: Namespace = made.parse_args(argv)
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
-    if options.workers < 1 or not 0 <= options.decode <= 1:
-        raise SettingsError("--workers must be at least 1, and --decode a share between 0 and 1, e.g. 0.1")
+    if options.workers < 1:
+        raise SettingsError(f"--workers must be at least 1, not {options.workers}")
+    if not 0 <= options.decode <= 1:
+        raise SettingsError(f"--decode is a share between 0 and 1, e.g. 0.1, not {options.decode:g}")
     return options
 
 

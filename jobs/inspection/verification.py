@@ -33,6 +33,7 @@ from pipeline.uploads.verify import strangers, verify_row, written_rows
 NEEDED = ("epsilon", "size", "seed", "keep_sidecar", "max_pixels", "max_member_bytes")
 # runs over uploads may differ in their limits, and the records do not say in which an upload was protected
 OF_ANY_SIZE = {"max_pixels": 1 << 40, "max_member_bytes": 1 << 40}
+LEAST_DECODED = 10  # about so many of few images, whatever share is asked for
 AHEAD = 64  # files that are handed to threads before the first of them is done
 
 
@@ -103,8 +104,9 @@ def check_uploads(output: Store, originals: str | None, share: float, pool: Thre
         for name in strangers(output, str(origin.settings["encode"]))
     ]
     result = ShardCheck("", problems, files=0)
-    check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     total = sum(1 for _ in written_rows(output))
+    share = min(1.0, max(share, LEAST_DECODED / max(1, total)) if share else 0.0)
+    check_row = partial(verify_row, output=output, source=source, settings=settings, decode_share=share)
     _added(result, total, bounded_map(pool, check_row, written_rows(output), ahead=AHEAD))
     if source is not None and total and not result.num_compared:
         result.problems.append(f"{source.url}: has none of the originals as they were when they were protected")
@@ -182,10 +184,16 @@ def print_result(found: ShardCheck, *, with_originals: bool, is_uploads: bool) -
     print(f"samples      {found.num_samples} counted, {found.num_decoded} decoded")
     if with_originals and found.files:
         if is_uploads:
-            print(f"originals    {found.num_compared} of {found.files} files compared; of others that version is gone")
-        exact = f"in {found.num_exact} files written without loss"
-        print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
-        print(f"             largest change {found.max_abs_delta} levels in any decoded file, including lossy codecs")
+            rest = "; of the others that version is gone" if found.num_compared < found.files else ""
+            print(f"originals    {found.num_compared} of {found.files} files compared{rest}")
+        if found.num_decoded:
+            exact = f"in {found.num_exact} files written without loss"
+            print(f"epsilon      largest change {found.max_exact_delta} levels {exact}")
+            print(
+                f"             largest change {found.max_abs_delta} levels in any decoded file, lossy codecs included"
+            )
+        else:
+            print("epsilon      not checked: no file was decoded (--decode 1 decodes all)")
     if found.input_image_bytes:
         print(f"size         {found.output_image_bytes / found.input_image_bytes:.2f} x the original image files")
     if found.num_reread:

@@ -32,6 +32,17 @@ DONE, FAILED, USAGE, QUARANTINED = 0, 1, 2, 3
 LEAST_KEY_BYTES = 16
 _SHOWN = 5
 _UNITS = ((30, "G"), (20, "M"), (10, "k"), (0, ""))
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "parse_seconds": "a time such as 30s, 5m or 1h",
+    "parse_bytes": "a size such as 64M or 1G",
+    "parse_epsilon": "a change of a pixel such as 8/255",
+    "pixels": "a change of a pixel such as 8/255",
+    "image_count": "a number, or all",
+    "named_urls": "NAME=URL",
+    "two_urls": "OTHER=THEIRS",
+}
 _LOG = logging.getLogger("scumble")  # says what takes long; at DEBUG, with --debug, it shows tracebacks
 
 
@@ -58,6 +69,15 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             raise SettingsError(f"unknown option {unknown[0]}{near_matches(unknown[0], flags)} (see --help)")
         return found
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            expected = _EXPECTED.get(getattr(action.type, "__name__", ""))
+            if expected is None:
+                raise
+            raise argparse.ArgumentError(action, f"{arg_string!r} is not {expected}") from None
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

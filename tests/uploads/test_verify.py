@@ -56,6 +56,16 @@ def test_an_output_that_nobody_touched_is_whole_and_within_epsilon(
     assert f"largest change {largest} levels in 3 files written without loss" in said
 
 
+def test_a_bound_that_was_not_checked_is_not_said_to_hold(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--output", job.output.url, "--input", job.source.url, "--decode"]
+    assert verify.main([*arguments, "0"]) == 0
+    said = capsys.readouterr().out
+    assert "epsilon      not checked: no file was decoded" in said
+    assert "levels" not in said
+    assert verify.main([*arguments, "0.01"]) == 0
+    assert "samples      6 counted, 6 decoded" in capsys.readouterr().out  # of so few all
+
+
 def test_originals_that_are_not_there_are_no_comparison(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
