@@ -56,7 +56,7 @@ def evaluate(*options: str) -> subprocess.CompletedProcess[str]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("relearning")
     runs.write_collection(folder / "clean", shards=4, per_shard=48)
-    runs.write_collection(folder / "test", shards=1, per_shard=48)
+    runs.write_collection(folder / "test", shards=1, per_shard=48, seed=1)
     protect_by_class(folder / "clean", folder / "protected")
     return folder
 

@@ -32,10 +32,10 @@ ONE_WORKER = ["--workers", "1"]  # half the starts of processes where nothing de
 _NAMES = ("grass", "brick", "coffee", "retina")
 
 
-def write_collection(folder: Path, *, shards: int = 5, per_shard: int = 32, side: int = 64) -> None:
+def write_collection(folder: Path, *, shards: int = 5, per_shard: int = 32, side: int = 64, seed: int = 0) -> None:
     """Shards of real patches: JPEG and PNG by turns, a label and a caption beside each."""
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for shard in range(shards):
         with tarfile.open(folder / f"photos-{shard:03d}.tar", "w") as tar:
             for number in range(per_shard):

@@ -145,5 +145,5 @@ def test_the_largest_sign_step_is_in_pixel_units() -> None:
     assert parse_settings([*given, "--generator", "direct", "--step-size", "4/255"]).step_size == pytest.approx(4 / 255)
     network = [*given, "--generator", "network", "--optimise-through", "surrogate", "--generator-lr", "1e-3"]
     assert parse_settings(network).generator_lr == 1e-3
-    with pytest.raises(SettingsError, match="--step-size: invalid"):
+    with pytest.raises(SettingsError, match="--step-size: 'much' is not a change of a pixel such as 8/255"):
         parse_settings([*given, "--step-size", "much"])
