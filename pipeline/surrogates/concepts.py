@@ -209,7 +209,7 @@ def bank_for(source: str | None, surrogate: Surrogate, *, weights: Path | None) 
         return text_bank(names, surrogate.name, weights=weights)
     if surrogate.head is None or len(surrogate.head[0]) != IMAGENET_CLASSES:
         raise SettingsError(f"--concepts {source}: {surrogate.name} has no text tower; use head or a bank")
-    if source in (None, "imagenet"):  # in the order of the classes, of which two pairs have one name
+    if source == "imagenet":  # in the order of the classes, of which two pairs have one name
         return ConceptBank(tuple(names), surrogate.head[0])
     return ConceptBank(tuple(names), _head_bank(surrogate.head[0]).of(names))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -34,3 +35,8 @@ def packed(folder: Path) -> list[Sample]:
 
 def about(sample: Sample) -> dict[str, object]:
     return json.loads(sample.members["json"])  # type: ignore[no-any-return]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every shard in a folder, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
