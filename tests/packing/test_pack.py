@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from tests.support import runs
 from tests.support.packed import about, digests, jpeg, packed, photos, write
 from tests.support.samples import image_bytes, noise, read, tar_bytes
 
-Pack = Callable[..., int]
 IN_NAMES = st.characters(exclude_categories=["Cs"], exclude_characters="\0")  # a tar ends names at a zero
 
 
