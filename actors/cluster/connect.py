@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import ray
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stub
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
@@ -157,7 +158,7 @@ def _read_authentication() -> None:
 def _start(folder: str, quiet: Mapping[str, Any]) -> None:
     """Start Ray. Raises ClusterError if the machine is too busy or too full for it."""
     try:
-        with _silenced(is_quiet=not quiet["log_to_driver"]), _own_handler():
+        with _silenced(is_quiet=not quiet["log_to_driver"]), _own_handler(), _any_agent_port():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -168,6 +169,21 @@ def _start(folder: str, quiet: Mapping[str, Any]) -> None:
     except Exception as error:  # Ray raises no narrower one for a node that does not come up in time
         advice = "free memory, give TMPDIR a short path, or wait"
         raise ClusterError(f"Ray did not start on this machine ({one_line(error, 200)}); {advice}") from error
+
+
+@contextlib.contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Have the agent of the node listen at any free port.
+
+    By default Ray gives the agents of all clusters on a machine the same one; all but the first wait seconds for it,
+    in vain.
+    """
+    default = parameter.RayParams
+    parameter.RayParams = functools.partial(default, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = default
 
 
 def _quiet_data(settings: WorkerRequest) -> None:

@@ -59,7 +59,7 @@ def test_ray_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 AFTER_ANOTHER = """
-import os, signal, sys, tempfile
+import os, signal, socket, sys, tempfile
 from types import SimpleNamespace
 import ray
 from actors.cluster.connect import connected
@@ -79,7 +79,11 @@ class Actor:
 def answer(): return ray.get(Actor.remote().answer.remote(), timeout=100)
 
 for _ in range(2):
-    with connected(asked): print(answer())
+    with connected(asked):
+        print(answer())
+        node = ray._private.worker._global_node
+        assert node.dashboard_agent_listen_port not in (0, 52365)
+        socket.create_connection((node.node_ip_address, node.dashboard_agent_listen_port), 5).close()
 assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 os.environ["RAY_AUTH_MODE"] = "disabled"
 ray.init(address="local", include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
@@ -88,7 +92,7 @@ print(answer())
 
 
 @pytest.mark.ray
-def test_clusters_follow_one_another_in_a_process(tmp_path: Path) -> None:
+def test_clusters_follow_one_another_in_a_process_and_none_waits_for_the_port_of_another(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     command = [sys.executable, "-c", AFTER_ANOTHER, str(deep)]
