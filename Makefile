@@ -32,8 +32,8 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	MYPYPATH=tests/bench $(VENV)/bin/mypy --explicit-package-bases --implicit-reexport --allow-untyped-calls --no-warn-return-any \
-	  --no-warn-unused-ignores tests/bench/bench_*.py
+	MYPYPATH=tests/bench $(VENV)/bin/mypy --cache-dir .mypy_cache/bench --explicit-package-bases --implicit-reexport \
+	  --allow-untyped-calls --no-warn-return-any --no-warn-unused-ignores tests/bench/bench_*.py
 
 gpu: $(VENV)/installed-test
 	tests/bench/gpu/run.sh
