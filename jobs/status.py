@@ -6,7 +6,6 @@ python jobs/status.py --output protected/
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from jobs import importing
 from jobs.shared import cli
@@ -27,21 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     if not options.output:
         raise SettingsError("--output is missing (see --help)")
     with importing():
-        from jobs.inspection.status import any_status_of, progress_text
+        from jobs.inspection.status import any_status_of, facts_text
 
     facts = any_status_of(options.output)
     if options.json:
         print(json.dumps(facts, sort_keys=True))
     else:
-        for name, value in facts.items():
-            print(f"{name:<12} {progress_text(value) if name == 'progress' else _text(value)}")
+        print("\n".join(facts_text(facts)))
     return cli.DONE
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from typing import Any
 from pipeline import layout
 from pipeline.errors import InputError
 from pipeline.relearning.evaluation import REPORT, SETTINGS, TRIALS
-from pipeline.report.page import duration
+from pipeline.report.page import duration, size
 from pipeline.runs.run_record import RunStatus, StageProgress, read_run
 from pipeline.runs.totals import totals_of
 from pipeline.storage.store import Store, file_at
 from pipeline.uploads.ledger import Ledger
 from pipeline.uploads.summary import LastRun
 
+_SHOWN_AS = {"input_bytes": "read", "output_bytes": "written"}
 _SHOWN_SHARE = 0.1  # of the time, below which a step is not named
 
 
@@ -67,6 +68,23 @@ def training_status_of(output: Store, name: str) -> dict[str, Any]:
         raise InputError(f"{output.url}/{name}: no such protection, and no training of it has been started")
     facts: dict[str, Any] = {"protection": "there" if info is not None else "not yet"}
     return facts if progress is None else facts | {"progress": progress.to_json()}
+
+
+def facts_text(facts: Mapping[str, Any]) -> list[str]:
+    """One line for each fact that `any_status_of` found."""
+    return [f"{_SHOWN_AS.get(name, name.replace('_', ' ')):<12} {_text(name, value)}" for name, value in facts.items()]
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "progress":
+        return progress_text(value)
+    if name.endswith("_bytes"):
+        return size(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count:,}" for key, count in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def progress_text(progress: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from pipeline.records import Rejection, Shard, quarantine_to_bytes
 from pipeline.runs.run_record import check_same_run
 from pipeline.shards.inputs import resolve_input, said_of
 from pipeline.storage.bounded import bounded_map
-from pipeline.storage.places import check_apart
+from pipeline.storage.places import check_apart, check_is_folder
 from pipeline.storage.store import Store
 
 _THREADS = 4  # of a run without Ray; each packs or unpacks one shard
@@ -71,6 +71,7 @@ def prepare_pack(settings: PackSettings) -> PackRun:
     output = Store(settings.output)
     found = source_for(settings)
     source, kind = found.source, found.format
+    check_is_folder(output)
     if not found.is_file:  # beside a single file there is room: what exists is never overwritten
         check_apart(found.store, output)
     plan = plan_pack(source, settings, found.beside)

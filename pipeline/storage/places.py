@@ -21,13 +21,14 @@ _MOUNTS = Path("/proc/self/mountinfo")
 def check_apart(
     source: Store, output: Store, shards: Iterable[str] = (), *, may_hold: bool = False, what: str = "--input"
 ) -> None:
-    """Raise SettingsError if the output is the input, is inside it, or contains it; writes nothing to find out.
+    """Raise SettingsError if the output is no folder, is the input, is inside it, or contains it; writes nothing.
 
     shards    names, if known: none may be a link into the output, and their folders in the output must not be links
               that lead out of it
     what      the input, as the command calls it
     may_hold  True if the input may be inside the output, which then only receives files with other names
     """
+    check_is_folder(output)
     if source.is_local and output.is_local:
         ours, theirs = _path_of(output.root), _path_of(source.root)
         touching = bool(theirs[0] & set().union(*ours)) or not may_hold and bool(ours[0] & set().union(*theirs))
@@ -40,6 +41,15 @@ def check_apart(
             f"--output {output.url} and {what} {source.url} overlap: originals are never overwritten; "
             "choose another --output"
         )
+
+
+def check_is_folder(output: Store) -> None:
+    """Raise SettingsError if a file, or a link to nothing, stands where the output or a folder above it should be."""
+    if not output.is_local:
+        return
+    there = next(path for path in (Path(output.root), *Path(output.root).parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise SettingsError(f"--output {output.url}: {there} is not a folder; choose another --output")
 
 
 def _path_of(folder: str) -> list[set[Hashable]]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs import status
-from jobs.inspection.status import any_status_of, evaluation_status_of, progress_text, status_of
+from jobs.inspection.status import any_status_of, evaluation_status_of, facts_text, progress_text, status_of
 from jobs.protection.status_file import StatusFile
 from jobs.shared.progress import Progress, progress
 from pipeline import layout
@@ -89,6 +89,13 @@ def test_status_sums_every_commit_but_holds_only_few_at_a_time(tmp_path: Path, p
         "output_bytes": 4999 * 5000,
     }
     assert output.most <= (2 * READERS + 2) * TOGETHER < COMMITS / 4
+
+
+def test_status_is_written_for_people(tmp_path: Path) -> None:
+    write_output(tmp_path, 1000, 1000)
+    said = {line[:12].rstrip(): line[13:] for line in facts_text(status_of(Store(str(tmp_path))))}
+    assert (said["done"], said["images"], said["reasons"]) == ("yes", "49,900", "empty 100")
+    assert (said["read"], said["written"]) == ("499.5 kB", "999.0 kB")  # 0 + 1 + … + 999 bytes, and twice that
 
 
 def test_totals_hold_what_a_report_needs_of_all_commits(tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_a_link_to_the_input_or_into_it_is_the_input(photos: Path, tmp_path: Pat
     refused(f"{tmp_path}/again/.." if not inside else str(photos), str(photos))
 
 
+@pytest.mark.parametrize(("output", "named"), [("a.txt", "a.txt"), ("a.txt/new/deeper", "a.txt"), ("gone/new", "gone")])
+def test_an_output_where_no_folder_can_be_made_is_refused(
+    photos: Path, tmp_path: Path, output: str, named: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a letter")
+    (tmp_path / "gone").symlink_to(tmp_path / "no such folder")
+    with pytest.raises(SettingsError) as caught:
+        check_apart(Store(str(photos)), Store(f"{tmp_path}/{output}"))
+    assert str(caught.value) == f"--output {tmp_path}/{output}: {tmp_path}/{named} is not a folder; " + (
+        "choose another --output"
+    )
+    assert (tmp_path / "a.txt").read_bytes() == b"a letter"
+
+
 def test_every_spelling_of_a_path_is_the_path(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     for output in (
