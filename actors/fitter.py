@@ -76,8 +76,8 @@ def _fit_unit(unit: str, task: FitTask, images: FitImages, device: str) -> None:
     """Fit one unit, with checkpoints in the store, and publish the finished file."""
     output, checkpoint = task.context.output, layout.fit_checkpoint(unit)
     fit = _start(unit, task, images, device)
-    if output.info(checkpoint) is not None:
-        fit.load(load(output.read(checkpoint)))
+    if (saved_state := output.read_if_there(checkpoint)) is not None:
+        fit.load(load(saved_state))
     metrics, saved = recorder(), time.monotonic()
     while not fit.is_done:
         started = time.monotonic()

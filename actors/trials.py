@@ -260,10 +260,11 @@ def _denoisers(data: EvaluationData, trial: Trial) -> dict[str, Denoiser]:
 
 
 def _resume(output: Store, trial: Trial) -> dict[str, Any] | None:
-    if output.info(trial.checkpoint) is None:
+    data = output.read_if_there(trial.checkpoint)
+    if data is None:
         return None
     recorder().record(RESTARTED, 1, stage="relearn")
-    state: dict[str, Any] = torch.load(io.BytesIO(output.read(trial.checkpoint)), map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 
 

@@ -90,8 +90,8 @@ def universal_loop(task: UniversalTask, device: str) -> None:
     is_first = ray.train.get_context().get_world_rank() == 0
     surrogate = surrogate_for(task.settings, device)
     fit = UniversalFit(_images(task), surrogate, bank_tensor(task.bank), task.settings, str(surrogate.device))
-    if task.output.info(task.checkpoint) is not None:
-        fit.load(load(task.output.read(task.checkpoint)))
+    if (saved_state := task.output.read_if_there(task.checkpoint)) is not None:
+        fit.load(load(saved_state))
     metrics, saved = recorder(), time.monotonic()
     while not fit.is_done:
         started = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ from tests.support.data import set_at_hand
 
 if TYPE_CHECKING:
     from tests.support.uploads import Job
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup, and what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

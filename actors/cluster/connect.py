@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import ray
 from ray._private import parameter, ray_constants
+from ray._private.state import state
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stub
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
@@ -206,7 +207,8 @@ def workers_for(settings: WorkerRequest) -> Workers:
     """
     # of older autoscalers nothing is known: Ray Data asks them for a node at a time as long as a pool may grow
     grows = is_autoscaler_v2(fetch_from_server=True)
-    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, grows=grows)
+    may_join = _may_join() if grows else []
+    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, grows=grows, may_join=may_join)
 
 
 def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
@@ -217,7 +219,7 @@ def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
     except ClusterError:
         if not is_autoscaler_v2(fetch_from_server=True):
             raise
-        return place([], settings.gpus_per_worker, workers=1, grows=True)
+        return place([], settings.gpus_per_worker, workers=1, grows=True, may_join=_may_join())
 
 
 def check_room(each: int, workers: int, what: str) -> None:
@@ -228,3 +230,10 @@ def check_room(each: int, workers: int, what: str) -> None:
 
 def _nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _may_join() -> list[Resources]:
+    """What each kind of node has that the autoscaler may add; empty before it has told the cluster."""
+    config = state.get_cluster_config()
+    kinds = config.node_group_configs if config is not None else ()
+    return [dict(kind.resources) for kind in kinds if kind.max_count]

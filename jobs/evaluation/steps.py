@@ -55,7 +55,7 @@ from pipeline.relearning.report.results import outdated
 from pipeline.relearning.targets import check_target
 from pipeline.relearning.training import recipe_of
 from pipeline.report.page import duration, size
-from pipeline.runs.run_record import read_run
+from pipeline.runs.run_record import RunRecord
 from pipeline.settings import Size, apply_settings
 from pipeline.storage.places import check_apart
 from pipeline.storage.store import Store
@@ -342,9 +342,8 @@ def _sizes(stores: _Stores) -> dict[str, Size]:
 
 def _stored_size(store: Store) -> Size:
     """--size of the run that wrote a collection; native if no run did."""
-    if store.info(layout.RUN) is None:
-        return "native"
-    return apply_settings(read_run(store).ingredients.settings).size
+    record = RunRecord.read(store, layout.RUN)
+    return "native" if record is None else apply_settings(record.ingredients.settings).size
 
 
 def _pair_stores(settings: EvaluationSettings) -> list[tuple[Store, list[Shard]]]:

@@ -61,16 +61,15 @@ def check_run(output: Store, originals: str | None, share: float, pool: ThreadPo
     if (protection := output.read_if_there(layout.PROTECTION)) is not None:  # of a baseline, it may be stricter
         settings = replace(settings, epsilon=min(settings.epsilon, float(read_header(protection)["epsilon"])))
     source = resolve_input(originals).store if originals else None
-    there = set(output.names())
+    ours = f"{RUN_FOLDER}/"
+    there = {name for name in output.names() if name.startswith(f"{layout.COMMITS}/") or not name.startswith(ours)}
     committed = sorted(_shard_names(there))
     result = ShardCheck("", _missing(committed, record), lost=list(losses(output, ())), files=0)
     units = _units(output)  # also without originals: of a unit in quarantine, the commit names no file
     check = partial(_check, output, source, units=units, record=record, settings=settings, share=share)
     result = _added(result, len(committed), bounded_map(pool, check, committed, ahead=AHEAD))
     unknown = sorted(
-        name
-        for name in there.difference(result.written)
-        if not name.startswith(f"{RUN_FOLDER}/") and not is_of_the_system(name)
+        name for name in there.difference(result.written) if not name.startswith(ours) and not is_of_the_system(name)
     )
     result.problems += [f"{name}: in the output without a commit, so it does not count" for name in unknown]
     return result

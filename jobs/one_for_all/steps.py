@@ -93,9 +93,10 @@ def prepare_training(settings: OneForAllSettings) -> UniversalTraining:
 
 
 def _is_done(settings: OneForAllSettings, output: Store, name: str, fingerprint: str) -> bool:
-    if settings.overwrite or output.info(name) is None:
+    data = None if settings.overwrite else output.read_if_there(name)
+    if data is None:
         return False
-    there = load_protection(output.read(name))
+    there = load_protection(data)
     if there.fingerprint != fingerprint:
         raise ConflictError(f"{settings.output} holds another protection: choose another --output, or add --overwrite")
     return True

@@ -14,7 +14,7 @@ from jobs.shared.inputs import check_finished
 from pipeline import layout
 from pipeline.deltas.artefact import named_surrogate
 from pipeline.deltas.load import AnyProtection, load_protection
-from pipeline.errors import ConflictError, InputError, SettingsError
+from pipeline.errors import ConflictError, InputError, ScumbleError, SettingsError
 from pipeline.fitting.fit_images import shorter_sides
 from pipeline.hashing import sha256
 from pipeline.layout import RUN_FOLDER
@@ -141,10 +141,13 @@ def _read_protection(settings: Settings, key: bytes | None) -> tuple[AnyProtecti
             )
         return None, None
     store, name = file_at(settings.protection)
-    if store.info(name) is None and Store(settings.protection).info(layout.PROTECTION) is not None:
+    try:
+        data = store.read(name)
+    except ScumbleError:
+        if Store(settings.protection).info(layout.PROTECTION) is None:
+            raise
         folder = settings.protection.rstrip("/")
-        raise SettingsError(f"--protection {folder} is a folder: name {folder}/{layout.PROTECTION}")
-    data = store.read(name)
+        raise SettingsError(f"--protection {folder} is a folder: name {folder}/{layout.PROTECTION}") from None
     try:
         protection = load_protection(data)
     except InputError as error:
@@ -240,15 +243,15 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, names
 
     names  of all files that the run may write
     """
-    is_ours = output.info(layout.RUN) is not None
-    if not is_ours and (stranger := first_held(output, names)):  # it may be the input under another name
+    existing = RunRecord.read(output, layout.RUN)
+    if existing is None and (stranger := first_held(output, names)):  # it may be the input under another name
         raise ConflictError(held_by_a_stranger(settings.output, stranger))
     if settings.overwrite:
         if not settings.dry_run:
-            _remove_run(output, names | _names_of_another(output) if is_ours else names)
+            _remove_run(output, names | _names_of_another(output) if existing else names)
         return []
-    if is_ours:
-        check_same_run(read_run(output), record, settings.output)
+    if existing is not None:
+        check_same_run(existing, record, settings.output)
     return _committed(output)
 
 

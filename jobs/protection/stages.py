@@ -67,8 +67,9 @@ def embed(run: Run) -> None:
 
 def cluster(run: Run) -> Clustering:
     """The clusters of the collection; the cluster of every image is written in one file per shard."""
-    if run.output.info(layout.CLUSTERING) is not None:
-        return clustering_from_bytes(run.output.read(layout.CLUSTERING))
+    data = run.output.read_if_there(layout.CLUSTERING)
+    if data is not None:
+        return clustering_from_bytes(data)
     # with a given protection the embedder has already sent every image to the nearest of its centroids
     clustering = run.given.clustering if run.given is not None else _cluster(run)
     run.output.create(layout.CLUSTERING, clustering_to_bytes(clustering))

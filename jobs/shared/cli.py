@@ -220,7 +220,9 @@ def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
 
 def run(main: Callable[[list[str] | None], int]) -> int:
     """Run a job's main; a failure becomes one line on stderr and an exit code, with a traceback only with --debug."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(_WithoutTraceback("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
     _LOG.setLevel(logging.DEBUG if "--debug" in sys.argv else logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -230,6 +232,7 @@ def run(main: Callable[[list[str] | None], int]) -> int:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # of a scheduler, an evicting node, `ray job stop`
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.excepthook = lambda failed: _told(failed.exc_value or failed.exc_type())
+    sys.unraisablehook = lambda failed: _LOG.debug("%s", failed.err_msg or "ignored", exc_info=failed.exc_value)
     try:
         code = main(None)
         sys.stdout.flush()
@@ -240,6 +243,16 @@ def run(main: Callable[[list[str] | None], int]) -> int:
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         return _told(error)
+
+
+class _WithoutTraceback(logging.Formatter):
+    """What libraries log, in one line; their tracebacks only with --debug."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if _LOG.isEnabledFor(logging.DEBUG) or not record.exc_info:
+            return super().format(record)
+        plain = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+        return f"{super().format(plain)}: {one_line(str(record.exc_info[1]))}"
 
 
 def _told(error: BaseException) -> int:

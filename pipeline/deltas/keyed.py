@@ -28,7 +28,8 @@ class KeyedDeltas:
     per_sample = True
 
     def __init__(self, keys: Sequence[str], levels: NDArray[np.int8] | NDArray[np.int16], epsilon: float) -> None:
-        assert len(keys) == len(levels)
+        if len(keys) != len(levels):
+            raise ValueError(f"{len(keys)} keys, but {len(levels)} deltas")
         self.keys, self.levels, self.epsilon = tuple(keys), levels, epsilon
 
     @classmethod

@@ -31,10 +31,13 @@ def random_views(count: int, source: int, side: int, padding: int, rng: torch.Ge
     """`count` random square crops of `side` px from images of `source` px; half of them flipped.
 
     padding  pixels of reflection padding at every edge; less than `source`
+    Raises ValueError if the padding is too large to reflect, or a crop does not fit.
     """
     room = source + 2 * padding - side
-    assert 0 <= padding < source, "reflection needs padding smaller than the image"
-    assert room >= 0, f"a window of {side} px does not fit {source} px padded by {padding}"
+    if not 0 <= padding < source:
+        raise ValueError(f"{source} px cannot be padded by {padding}: reflection needs less")
+    if room < 0:
+        raise ValueError(f"a window of {side} px does not fit {source} px padded by {padding}")
     steps = torch.arange(side)
     rows = torch.randint(room + 1, (count, 1), generator=rng) + steps
     columns = torch.randint(room + 1, (count, 1), generator=rng) + steps

@@ -106,9 +106,9 @@ def arm_of(
     Raises InputError if the collection does not match the clean one, or if its records do not match it.
     """
     arm = Arm(protected, like_clean(protected, clean, name))
-    if store.info(layout.PROTECTION) is None:
+    data = store.read_if_there(layout.PROTECTION)
+    if data is None:
         return arm, "no protection lies beside the images"
-    data = store.read(layout.PROTECTION)
     protection = load_protection(data)
     arm = replace(arm, clusters=_clusters(store, protected), epsilon=protection.epsilon)
     if not protection.per_sample:

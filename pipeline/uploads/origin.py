@@ -49,9 +49,10 @@ def check_origin(output: Store, origin: Origin) -> bool:
         )
     for name in ours:
         if theirs[name] != ours[name]:
+            moved = f"; if the input has merely moved, edit {layout.UPLOADS_ORIGIN}" if name == "input" else ""
             raise ConflictError(
                 f"{output.url} was made with a different {name} ({_short(theirs[name])}, now {_short(ours[name])}): "
-                f"use that one or another --output; if the input has merely moved, edit {layout.UPLOADS_ORIGIN}"
+                f"use that one or another --output{moved}"
             )
     return True
 

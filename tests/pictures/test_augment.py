@@ -95,5 +95,7 @@ def test_saturation_and_grey_weights_are_those_of_torchvision_and_pillow() -> No
 
 
 def test_a_window_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(AssertionError, match="does not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         random_views(1, 8, 12, 1, torch_rng(0, "views"))
+    with pytest.raises(ValueError, match="reflection needs less"):
+        random_views(1, 8, 12, 8, torch_rng(0, "views"))

@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from jobs import evaluate_relearning
+from actors.cluster.placement import Workers
 from jobs.evaluation.options import parse_evaluation
-from pipeline.errors import SettingsError
+from jobs.evaluation.steps import load_collections
+from pipeline.errors import ClusterError, SettingsError, ending
 from pipeline.records import Shard
 from pipeline.relearning.collection import load_labelled
 from pipeline.relearning.denoisers.denoiser import DenoiserRecipe, train_denoiser
@@ -192,6 +195,20 @@ def test_what_cannot_be_trained_is_refused_before_a_cluster_is_asked(data: Path,
     (line,) = stderr.splitlines()
     assert line.startswith("error: ")
     assert words in line
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("killed by the memory monitor"), RayActorError()])
+def test_an_evaluation_that_runs_out_of_memory_is_no_wrong_usage(
+    data: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def no_room(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("jobs.evaluation.steps._decoded", no_room)
+    monkeypatch.setattr("jobs.evaluation.steps.workers_for", lambda _: Workers(1, 1.0, 0.0))
+    with pytest.raises(ClusterError, match="for lack of memory: give it more, or use fewer --workers") as raised:
+        load_collections(parse_evaluation(options(data)))
+    assert ending(raised.value)[1] == 1
 
 
 @pytest.mark.slow
