@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 
 from actors.cluster.batches import RunContext
 from actors.cluster.metrics import recorder
+from actors.cluster.tasks import objects_of
 from pipeline import layout
 from pipeline.clusters.clustering import Clustering
 from pipeline.fitting.cluster_fit import Aims, ClusterFit
@@ -69,7 +70,7 @@ def _ask(reference: Any) -> Any:
 
 
 def _tables(references: list[Any]) -> list[pa.Table]:
-    return [table for table in ray.get(references, timeout=600) if table.num_rows]
+    return [table for table in objects_of(references) if table.num_rows]
 
 
 def _fit_unit(unit: str, task: FitTask, images: FitImages, device: str) -> None:

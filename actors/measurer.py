@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import ray
 import torch
 
 from actors.cluster.batches import RunContext
+from actors.cluster.tasks import over_tasks
 from pipeline import layout
 from pipeline.deltas.load import AnyProtection, load_protection
 from pipeline.measures.gallery import gallery_to_bytes
@@ -19,7 +19,6 @@ from pipeline.shards.samples import samples_of
 from pipeline.shards.tar import ANY_BYTES
 from pipeline.surrogates.features import assignment_from_parquet
 
-TASK_SECONDS = 12 * 3600  # 32 shards of 10 GB from a slow bucket take hours
 IMAGES_PER_TASK = 500  # to measure fewer takes less time than a worker needs to load torch
 
 
@@ -27,11 +26,12 @@ def measure_run(context: RunContext, shards: Sequence[Shard], key: bytes | None)
     """Measure a hash-sample of the shards; returns when the figures are written."""
     named = set(measured_shards([shard.name for shard in shards], context.settings.seed))
     chosen = [shard for shard in shards if shard.name in named]
-    measure, finish = (ray.remote(num_cpus=1)(task) for task in (_measure, _finish))
     with ThreadPoolExecutor() as pool:  # here: a worker would start, and load torch, to read some small files
         images = [commit.num_protected for commit in pool.map(lambda shard: _commit(context, shard.name), chosen)]
-    parts = [measure.remote(context, group, key, sum(images)) for group in groups_of(chosen, images)]
-    ray.get(finish.remote(context, key, *parts), timeout=TASK_SECONDS)
+    calls = [(context, group, key, sum(images)) for group in groups_of(chosen, images)]
+    parts = dict(over_tasks(_measure, calls, cpus=1))
+    for _ in over_tasks(_finish, [(context, key, *(parts[number] for number in range(len(calls))))], cpus=1):
+        pass
 
 
 def groups_of(shards: Sequence[Shard], images: Sequence[int]) -> list[list[Shard]]:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from actors.cluster.metrics import recorder
+from actors.cluster.tasks import objects_of
 from pipeline.metrics import STAGE_SECONDS
 from pipeline.one_for_all.finish import bank_tensor, finished_protection
 from pipeline.one_for_all.pictures import Squares, read_squares
@@ -108,7 +109,7 @@ def universal_loop(task: UniversalTask, device: str) -> None:
 
 
 def _images(task: UniversalTask) -> TrainingImages:
-    parts: list[Squares] = ray.get(list(task.squares), timeout=ANSWER_SECONDS)
+    parts: list[Squares] = objects_of(task.squares)
     pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts]))
     labels = [part.labels for part in parts if part.labels is not None]
     return TrainingImages(pixels, torch.from_numpy(np.concatenate(labels)) if labels else None)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.cluster.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
+from actors.cluster.attendance import PATIENCE_SECONDS, Book, Patience, Silence, attendance, signing, told_to
 from actors.cluster.failures import Failure
 from actors.cluster.metrics import actor_recorder
 from actors.cluster.placement import Workers
@@ -42,7 +42,7 @@ class UploaderContext:
 class Uploader:
     """Ray actor. The commit itself is left to the holder of the lease."""
 
-    def __init__(self, context: UploaderContext, device: str, threads: int, book: Any) -> None:
+    def __init__(self, context: UploaderContext, device: str, threads: int, book: Book) -> None:
         self._places, self._threads, self._book = context.places, threads, book
         self._failure: Failure | None = None
         actor_recorder("uploads")  # counts a process that replaces a dead one
@@ -96,7 +96,7 @@ def over_units(units: Iterator[Unit], context: UploaderContext, workers: Workers
 class _Pool:
     """Actors, and the units submitted to them."""
 
-    def __init__(self, book: Any, context: UploaderContext, workers: Workers) -> None:
+    def __init__(self, book: Book, context: UploaderContext, workers: Workers) -> None:
         options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None}
         actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **options)(Uploader)
         self._book = book
@@ -115,7 +115,7 @@ class _Pool:
             while free and (unit := next(units, None)) is not None:
                 actor = free.pop(0)
                 self._working[actor.protect.remote(unit)] = (actor, unit)
-                self._book.sign.remote()  # there may have been nothing to do for long
+                self._book.sign()  # there may have been nothing to do for long
             if not self._working:
                 return
             for done in ray.wait(list(self._working), timeout=PATIENCE_SECONDS / 10)[0]:

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from actors.cluster.batches import RunContext
+from actors.cluster.tasks import objects_of
 from pipeline import layout
 from pipeline.baselines.base import BaselineSettings, Told
 from pipeline.baselines.fit import baseline_protection, checked_deltas, keyed_by_shard, largest_change, sharded_pictures
@@ -58,7 +59,7 @@ def baseline_loop(task: BaselineTask, device: str) -> None:
     def told(share: float) -> None:
         task.queue.tell.remote(UNIT, min(share, 0.999))
 
-    tables = [table for table in ray.get(task.images, timeout=600) if table.num_rows]
+    tables = [table for table in objects_of(task.images) if table.num_rows]
     write_deltas(task, tables, device, told)
     ray.get(task.queue.tell.remote(UNIT, 1.0), timeout=ANSWER_SECONDS)
 

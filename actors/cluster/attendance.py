@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,50 +23,75 @@ from actors.cluster.failures import Failure, is_unavailable
 PATIENCE_SECONDS = 120.0  # without a heartbeat of any worker; a worker imports torch before its first one
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 60.0
+_actors: dict[str, Any] = {}  # of this driver, by its node and job
 
 
 class Attendance:
     """Ray actor next to the driver, where memory is scarce: nothing here may import torch."""
 
     def __init__(self) -> None:
-        self._signed = time.monotonic()
-        self._failure: Failure | None = None
+        self._signed: dict[str, float] = {}
+        self._failures: dict[str, Failure] = {}
+
+    def sign(self, stage: str) -> None:
+        """A worker is busy."""
+        self._signed[stage] = time.monotonic()
+
+    def fail(self, stage: str, failure: Failure) -> None:
+        """A worker failed; the run ends with the first failure."""
+        self._failures.setdefault(stage, failure)
+
+    def look(self, stage: str) -> tuple[float, Failure | None]:
+        """Seconds since the last heartbeat, and the first failure."""
+        now = time.monotonic()
+        return now - self._signed.setdefault(stage, now), self._failures.get(stage)
+
+
+@dataclass(frozen=True)
+class Book:
+    """Where the workers of one stage sign: an Attendance that all stages of a driver share, and a name of its own."""
+
+    actor: Any
+    stage: str
 
     def sign(self) -> None:
-        """A worker is busy."""
-        self._signed = time.monotonic()
+        self.actor.sign.remote(self.stage)
 
-    def fail(self, failure: Failure) -> None:
-        """A worker failed; the run ends with the first failure."""
-        self._failure = self._failure or failure
+    def fail(self, failure: Failure, seconds: float) -> None:
+        ray.get(self.actor.fail.remote(self.stage, failure), timeout=seconds)
 
-    def look(self) -> tuple[float, Failure | None]:
-        """Seconds since the last heartbeat, and the first failure."""
-        return time.monotonic() - self._signed, self._failure
+    def look(self, seconds: float) -> tuple[float, Failure | None]:
+        found: tuple[float, Failure | None] = ray.get(self.actor.look.remote(self.stage), timeout=seconds)
+        return found
 
 
-def attendance() -> Any:
-    """Handle of a new Attendance on the driver's own node, alive as long as the handle."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
+def attendance() -> Book:
+    """A new book. The first starts the actor, on the driver's own node, for as long as the driver is connected."""
+    about = ray.get_runtime_context()
+    driver = f"{about.get_node_id()} {about.get_job_id()}"
+    if driver not in _actors:
+        _actors.clear()
+        here = NodeAffinitySchedulingStrategy(about.get_node_id(), soft=True)
+        _actors[driver] = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
+    return Book(_actors[driver], uuid.uuid4().hex)
 
 
 @contextlib.contextmanager
-def signing(book: Any, shard: str, every_s: float = PATIENCE_SECONDS / 10) -> Iterator[None]:
+def signing(book: Book, shard: str, every_s: float = PATIENCE_SECONDS / 10) -> Iterator[None]:
     """Sign while the block runs; report what it raises."""
     over = threading.Event()
 
     def sign() -> None:
-        book.sign.remote()
+        book.sign()
         while not over.wait(every_s):
-            book.sign.remote()
+            book.sign()
 
     threading.Thread(target=sign, daemon=True).start()
     try:
         yield
     except Exception as error:
         with contextlib.suppress(RayError):
-            ray.get(book.fail.remote(Failure.of(error, shard)), timeout=_ANSWER_SECONDS)
+            book.fail(Failure.of(error, shard), _ANSWER_SECONDS)
         raise
     finally:
         over.set()
@@ -77,10 +104,10 @@ class Silence(Exception):
 class Patience:
     """The driver's check of an Attendance, at most every few seconds."""
 
-    def __init__(self, book: Any, seconds: float) -> None:
+    def __init__(self, book: Book, seconds: float) -> None:
         self._book, self._seconds = book, seconds
         self._looked = time.monotonic()
-        book.sign.remote()  # the silence is counted from now
+        book.sign()  # the silence is counted from now
 
     def check(self) -> None:
         """Raise the first failure of a worker, or Silence if none has signed for too long."""
@@ -88,7 +115,7 @@ class Patience:
             return
         self._looked = time.monotonic()
         try:
-            silence, failure = ray.get(self._book.look.remote(), timeout=_LOOK_SECONDS)
+            silence, failure = self._book.look(_LOOK_SECONDS)
         except (GetTimeoutError, ActorUnavailableError):  # it is still starting, or the machine is overloaded
             return
         if failure is not None:
@@ -98,7 +125,7 @@ class Patience:
 
 
 @contextlib.contextmanager
-def told_to(book: Any) -> Iterator[None]:
+def told_to(book: Book) -> Iterator[None]:
     """Prefer the failure that a worker has reported to what Ray makes of it, which is text.
 
     Raises Silence if a worker could not be reached: its tasks have to be submitted again.
@@ -110,7 +137,7 @@ def told_to(book: Any) -> Iterator[None]:
     except Exception as error:
         failure = None
         with contextlib.suppress(RayError):
-            _, failure = ray.get(book.look.remote(), timeout=_ANSWER_SECONDS)
+            _, failure = book.look(_ANSWER_SECONDS)
         if failure is not None:
             raise failure.error() from error
         if is_unavailable(error):

@@ -13,7 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from actors.cluster.attendance import PATIENCE_SECONDS, Patience, Silence, attendance, signing, told_to
+from actors.cluster.attendance import PATIENCE_SECONDS, Book, Patience, Silence, attendance, signing, told_to
 from actors.cluster.batches import Batch, ShardDone, done_of, shard_rows
 from actors.cluster.failures import ray_failures
 from actors.cluster.placement import Workers
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 class Attended:
     """Ray Data actor around an actor of a stage: signs while that one is busy, and reports what it raises."""
 
-    def __init__(self, book: Any, every_s: float, actor: type, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, book: Book, every_s: float, actor: type, arguments: tuple[Any, ...]) -> None:
         self._book, self._every_s = book, every_s
         self._error: Exception | None = None
         try:
@@ -47,7 +47,7 @@ class Attended:
 class _Watch(ExecutionCallback):  # type: ignore[misc]
     """Ends an execution in which no worker is busy; a timeout alone would end slow ones too."""
 
-    def __init__(self, book: Any, seconds: float) -> None:
+    def __init__(self, book: Book, seconds: float) -> None:
         self._patience = Patience(book, seconds)
 
     def on_execution_step(self, executor: Any) -> None:

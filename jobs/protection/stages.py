@@ -20,6 +20,7 @@ from actors.cluster.connect import Workers, check_room, workers_for, workers_now
 from actors.cluster.failures import ray_failures
 from actors.cluster.metrics import recorder
 from actors.cluster.stream import collected, over_shards
+from actors.cluster.tasks import over_tasks
 from actors.cluster.train_group import train_group
 from actors.embedder import Embedder
 from actors.fit_queue import FitQueue
@@ -45,7 +46,6 @@ from pipeline.shards.samples import samples_of_all
 from pipeline.storage.store import Store
 
 CHUNK = 64  # shards that one short task looks at
-ANSWER_SECONDS = 3600.0
 JUDGED_BYTES = 2_000_000_000  # of images to fit on; every machine that holds a surrogate has room for less
 
 
@@ -94,11 +94,10 @@ def _cluster(run: Run) -> Clustering:
 
 
 def _in_chunks(task: Callable[..., Any], run: Run, names: list[str], *arguments: Any) -> Iterator[Any]:
-    """Run a task over chunks of shards; yields its results in order."""
-    remote = ray.remote(task).options(num_cpus=0.5)
+    """Run a task over chunks of shards; yields its results as they come."""
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    for reference in [remote.remote(run.output, chunk, *arguments) for chunk in chunks]:
-        yield ray.get(reference, timeout=ANSWER_SECONDS)
+    for _, reference in over_tasks(task, [(run.output, chunk, *arguments) for chunk in chunks], cpus=0.5):
+        yield ray.get(reference)
 
 
 def apply(run: Run) -> None:

@@ -20,12 +20,14 @@ from types import SimpleNamespace
 import ray
 from ray.exceptions import ActorUnavailableError
 import actors.cluster.stream
+import actors.cluster.tasks
 import actors.uploader
 from actors.cluster.attendance import signing
 from actors.cluster.batches import ShardDone, done_columns, done_of, shard_rows, shards_of
 from actors.cluster.connect import Workers, connected
 from actors.cluster.failures import Failure
 from actors.cluster.stream import collected, over_shards
+from actors.cluster.tasks import over_tasks
 from actors.uploader import over_units
 from pipeline.errors import ScumbleError, StoreError
 from pipeline.records import Shard
@@ -95,7 +97,27 @@ def unreachable_once(shards, *arguments):
 
     return actors.cluster.stream._until_answered(left, *arguments, answers)
 
-actors.cluster.stream.PATIENCE_SECONDS = actors.uploader.PATIENCE_SECONDS = 6.0
+def task(folder, name):
+    tries = folder / name
+    with tries.open("a") as file:
+        file.write("x")
+    if name.startswith("slow"):
+        time.sleep(9)
+    if name.startswith("gone") and len(tries.read_text()) == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if name == "denied":
+        raise StoreError("cannot create: no right to")
+    return name.upper()
+
+def tasks(names, folder=Path(sys.argv[1])):
+    try:
+        found = over_tasks(task, [(folder, name) for name in names], cpus=1)
+        return {number: ray.get(value) for number, value in found}
+    except ScumbleError as error:
+        return [type(error).__name__, str(error)]
+
+for module in (actors.cluster.stream, actors.cluster.tasks, actors.uploader):
+    module.PATIENCE_SECONDS = 6.0
 actors.uploader.Uploader = Uploads
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
     said = {"none": run(answers, [])}
@@ -110,6 +132,8 @@ with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
     actors.cluster.stream.SHARE = share
     said["units denied"] = units(["denied"])
     said["streamed"] = run(answers, ["a", "slow", "b", "gone"])  # last, as a stopped process keeps its CPU for a while
+    said["tasks"] = tasks(["t", "slow-task", "gone-task"])
+    said["tasks denied"] = tasks(["denied"])
     said["units"] = units(["u", "v", "gone-unit", "w"])
     actors.uploader.PATIENCE_SECONDS = 2.0
     said["units silent"] = units(["silent"])
@@ -145,6 +169,16 @@ def test_a_slow_worker_is_left_alone_and_a_lost_answer_is_asked_for_again(pools:
     assert said["unreachable"] == ["e", "f"]
     assert "warning: a worker could not be reached; submitting the 2 remaining shards again\n" in stderr
     assert said["none"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_slow_task_is_left_alone_and_a_lost_one_runs_again(pools: Any) -> None:
+    said, folder, stderr = pools
+    assert said["tasks"] == {"0": "T", "1": "SLOW-TASK", "2": "GONE-TASK"}
+    assert [len((folder / name).read_text()) for name in ("t", "slow-task", "gone-task")] == [1, 1, 2]
+    assert "submitting the 1 remaining tasks again\n" in stderr
+    assert said["tasks denied"] == ["StoreError", "cannot create: no right to"]
 
 
 @pytest.mark.slow

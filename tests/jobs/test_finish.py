@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.records import Sample
 from pipeline.shards.tar import read_samples
 from pipeline.surrogates.features import Assignment, assignment_to_parquet
 from tests.support import runs
+from tests.support.samples import image_bytes, noise
 from tests.support.uploads import SURROGATE, small_protection
 
 
@@ -107,3 +109,32 @@ def test_an_output_that_is_a_link_to_the_input_is_refused_with_overwrite_too(tmp
         protect_imagenet.main(arguments(tmp_path / "in", tmp_path / "copy", "--overwrite"))
     assert runs.shard_digests(tmp_path / "copy") == runs.shard_digests(tmp_path / "in") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "in", "protection.safetensors", "safe"]
+
+
+@pytest.mark.parametrize(
+    ("job", "source", "options"),
+    [
+        ("pack", "pictures", ["--input"]),
+        ("unpack", "in", ["--format", "folder", "--input"]),
+        ("evaluate_relearning", "in", ["--dry-run", "--preset", "smoke", "--test", "test", "--clean"]),
+        ("evaluate_relearning", "in", ["--dry-run", "--preset", "smoke", "--clean", "test", "--test"]),
+        ("train_one_for_all", "in", ["--surrogate", SURROGATE, "--input"]),
+        ("protect_uploads", "in", ["--protection", "protection.safetensors", "--input"]),
+    ],
+)
+def test_no_job_writes_through_a_link_to_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, source: str, options: list[str]
+) -> None:
+    for name in ("in", "test"):
+        runs.write_collection(tmp_path / name, shards=1, per_shard=4)
+    (tmp_path / "pictures/a").mkdir(parents=True)
+    (tmp_path / "pictures/a/1.png").write_bytes(image_bytes(noise(32, 32)))
+    (tmp_path / "protection.safetensors").write_bytes(small_protection().to_bytes())
+    (tmp_path / "safe").symlink_to(source)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    output = "safe/universal.safetensors" if job == "train_one_for_all" else "safe"
+    code, said = runs.refusal(import_module(f"jobs.{job}").main, *options, source, "--output", output)
+    assert code == 2
+    assert "overlap: originals are never overwritten; choose another --output" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -89,14 +90,20 @@ def test_what_is_installed_wins_over_a_package_of_the_same_name_and_finds_its_da
     assert done.stdout.split() == [str(installed / room / "__init__.py") for room in ("pipeline", "actors", "jobs")]
 
 
-def test_the_scumble_command_is_installed_and_runs_outside_of_the_checkout(installed: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from importlib.metadata import entry_points\n"
-        "(script, *_) = entry_points(group='console_scripts', name='scumble')\n"
-        "sys.argv[0] = 'scumble'\n"
-        "sys.exit(script.load()())\n"
-    )
-    helped = run(installed, tmp_path, "-c", program, "verify", "--help")
-    assert helped.returncode == 0, helped.stderr
-    assert helped.stdout.startswith("usage: scumble verify ")
+def test_pip_installs_the_scumble_command_into_an_environment_of_its_own(installed: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "own"], check=True)
+    (site,) = tmp_path.glob("own/lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # all but what lies in .pth files there
+    (wheel,) = installed.parent.glob("scumble-*.whl")
+    pip = [sys.executable, "-W", "ignore", "-m", "pip", "--python", tmp_path / "own/bin/python", "install", "-q"]
+    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def said(*command: str | Path) -> str:
+        return subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout
+
+    assert said(tmp_path / "own/bin/scumble", "verify", "--help").startswith("usage: scumble verify ")
+    program = "import pipeline, actors, jobs; print(pipeline.__file__, actors.__file__, jobs.__file__)"
+    assert said(tmp_path / "own/bin/python", "-c", program).split() == [
+        str(site / room / "__init__.py") for room in ROOMS
+    ]

@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -75,12 +76,14 @@ def protect(source: str, output: str, *options: str) -> subprocess.CompletedProc
 def refusal(main: Callable[[list[str] | None], int], *argv: str) -> tuple[int, str]:
     """Exit code and stderr of a job that is refused before it starts anything, run in this process."""
     given, err = sys.argv, io.StringIO()
+    hooks = sys.unraisablehook, threading.excepthook
     sys.argv = ["job", *argv]
     try:
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
             code = cli.run(main)
     finally:
         sys.argv = given
+        sys.unraisablehook, threading.excepthook = hooks
     assert not ray.is_initialized()
     return code, err.getvalue()
 
@@ -97,12 +100,15 @@ def start(source: str, output: str, *options: str) -> subprocess.Popen[str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
-    """Poll as fast as possible until `condition` holds while `process` runs."""
+    """Poll until `condition` holds while `process` runs: as fast as leaves the processor to those it waits for."""
     until = time.monotonic() + seconds
-    while not condition():
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
         assert process.poll() is None, f"the job ended with {process.returncode} before the moment to kill it came"
         assert time.monotonic() < until, "the moment to kill the job never came"
-        time.sleep(0.002)
+        time.sleep(max(0.002, 4 * (time.monotonic() - asked)))
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
