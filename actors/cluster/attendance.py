@@ -109,19 +109,23 @@ class Patience:
         self._looked = time.monotonic()
         book.sign()  # the silence is counted from now
 
-    def check(self) -> None:
-        """Raise the first failure of a worker, or Silence if none has signed for too long."""
+    def check(self) -> float:
+        """Raise the first failure of a worker, or Silence if none has signed for too long.
+
+        Returns the seconds since the last heartbeat; 0 if it is too soon to look again.
+        """
         if time.monotonic() - self._looked < min(_LOOK_SECONDS, self._seconds / 4):
-            return
+            return 0.0
         self._looked = time.monotonic()
         try:
             silence, failure = self._book.look(_LOOK_SECONDS)
         except (GetTimeoutError, ActorUnavailableError):  # it is still starting, or the machine is overloaded
-            return
+            return 0.0
         if failure is not None:
             raise failure.error()
         if silence > self._seconds:
             raise Silence(f"no worker has given a sign of life for {self._seconds:.0f} s")
+        return silence
 
 
 @contextlib.contextmanager

@@ -17,14 +17,16 @@ from typing import Any, Protocol
 
 import ray
 from ray._private import parameter, ray_constants
-from ray._private.state import state
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stub
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # not in its stub
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.exceptions import RpcError
 
 from actors.cluster.placement import Resources, check_memory, place
 from actors.cluster.placement import Workers as Workers
 from pipeline.errors import ClusterError, one_line
 
+_STATUS_SECONDS = 10.0
 OBJECT_STORE_BYTES = 1_000_000_000  # of a private cluster: only encoded bytes and uint8 pictures travel
 
 
@@ -207,8 +209,7 @@ def workers_for(settings: WorkerRequest) -> Workers:
     """
     # of older autoscalers nothing is known: Ray Data asks them for a node at a time as long as a pool may grow
     grows = is_autoscaler_v2(fetch_from_server=True)
-    may_join = _may_join() if grows else []
-    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, grows=grows, may_join=may_join)
+    return place(_nodes(), settings.gpus_per_worker, workers=settings.workers, grows=grows)
 
 
 def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
@@ -219,7 +220,25 @@ def workers_now(settings: WorkerRequest, most: int | None = None) -> Workers:
     except ClusterError:
         if not is_autoscaler_v2(fetch_from_server=True):
             raise
-        return place([], settings.gpus_per_worker, workers=1, grows=True, may_join=_may_join())
+        return place([], settings.gpus_per_worker, workers=1, grows=True)
+
+
+def check_placeable(workers: Workers) -> None:
+    """Raise ClusterError if no node has room for such a worker, and the autoscaler has reported that none will."""
+    try:
+        place(_nodes(), workers.gpus)
+    except ClusterError as error:
+        asked = {"CPU": workers.cpus, "GPU": workers.gpus}
+        if asked in [{name: bundle.get(name, 0.0) for name in asked} for bundle in _never_placed()]:
+            raise ClusterError(f"{error}; its autoscaler has none to add") from None
+
+
+def _never_placed() -> list[Resources]:
+    """What processes ask for, of whichever job, that the autoscaler finds no room for on any node that it may add."""
+    reply, gcs = GetClusterStatusReply(), GcsClient(ray.get_runtime_context().gcs_address)
+    with contextlib.suppress(RpcError):  # it is asked again
+        reply.ParseFromString(gcs.get_cluster_status(timeout_s=_STATUS_SECONDS))
+    return [dict(request.resources_bundle) for request in reply.autoscaling_state.infeasible_resource_requests]
 
 
 def check_room(each: int, workers: int, what: str) -> None:
@@ -230,10 +249,3 @@ def check_room(each: int, workers: int, what: str) -> None:
 
 def _nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _may_join() -> list[Resources]:
-    """What each kind of node has that the autoscaler may add; empty before it has told the cluster."""
-    config = state.get_cluster_config()
-    kinds = config.node_group_configs if config is not None else ()
-    return [dict(kind.resources) for kind in kinds if kind.max_count]

@@ -43,34 +43,24 @@ class Workers:
         return Workers(int(self.count * self.cpus), 1.0, 0.0, int(self.most * self.cpus))
 
 
-def place(
-    nodes: Sequence[Resources],
-    gpus: float,
-    *,
-    workers: int | None = None,
-    grows: bool = False,
-    may_join: Sequence[Resources] = (),
-) -> Workers:
+def place(nodes: Sequence[Resources], gpus: float, *, workers: int | None = None, grows: bool = False) -> Workers:
     """Processes of one size with `gpus` GPUs each: as many as fit, or `workers`, with as many CPUs as then fit.
 
-    nodes     what each node has
-    workers   requested processes; None: one per GPU share, or one per CPU
-    grows     whether an autoscaler may add nodes: it looks at the processes that wait for one
-    may_join  what each kind of node has that it may add; empty if that is not known
+    nodes    what each node has
+    workers  requested processes; None: one per GPU share, or one per CPU
+    grows    whether an autoscaler may add nodes: it looks at the processes that wait for one
 
     A CPU counts where a process can be placed, so a GPU process is never sized by a node without GPUs.
-    Raises ClusterError if no node has room for one process and none that has will be added.
+    Raises ClusterError if no node has room for one process and none will be added.
     """
-    shapes, new = (Counter(_shape(node) for node in some) for some in (nodes, may_join))
+    shapes = Counter(_shape(node) for node in nodes)
     possible = _fit(shapes, 1, gpus)
-    if not possible and (new or not grows) and not _fit(new, 1, gpus):
-        raise ClusterError(_refusal(shapes, new, gpus))
-    count = min(workers or possible, possible)
-    sizing = shapes if possible else new  # by one node of each kind, where none is there yet
-    room = max(1, _fit(sizing, 1, gpus))
-    largest = int(max((cpus for cpus, _ in sizing), default=1))
-    cpus = next((each for each in range(largest, 1, -1) if _fit(sizing, each, gpus) >= min(workers or room, room)), 1)
-    count = max(1, workers or count) if grows else count
+    if not possible and not grows:
+        raise ClusterError(_refusal(shapes, gpus))
+    wanted = min(workers or possible, possible)
+    largest = int(max((cpus for cpus, _ in shapes), default=1))
+    cpus = next((each for each in range(largest, 1, -1) if _fit(shapes, each, gpus) >= max(wanted, 1)), 1)
+    count = max(1, workers or wanted) if grows else wanted
     return Workers(count, float(cpus), gpus, workers or MANY)
 
 
@@ -105,10 +95,7 @@ def _fit(shapes: Mapping[tuple[float, float], int], cpus: int, gpus: float) -> i
     return total
 
 
-def _refusal(shapes: Mapping[tuple[float, float], int], new: Mapping[tuple[float, float], int], gpus: float) -> str:
+def _refusal(shapes: Mapping[tuple[float, float], int], gpus: float) -> str:
     asked = f"{gpus:g} GPU and a CPU (--gpus-per-worker {gpus:g})" if gpus else "a CPU"
     have = [f"{n} with {cpus:g} CPU, {have_gpus:g} GPU" for (cpus, have_gpus), n in sorted(shapes.items())]
-    adds = [f"{cpus:g} CPU, {have_gpus:g} GPU" for cpus, have_gpus in sorted(new)]
-    return f"no node of the Ray cluster has {asked} for a worker; its nodes: {'; '.join(have) or 'none'}" + (
-        f"; its autoscaler adds nodes with: {'; '.join(adds)}" if adds else ""
-    )
+    return f"no node of the Ray cluster has {asked} for a worker; its nodes: {'; '.join(have) or 'none'}"

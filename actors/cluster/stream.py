@@ -15,10 +15,12 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from actors.cluster.attendance import PATIENCE_SECONDS, Book, Patience, Silence, attendance, signing, told_to
 from actors.cluster.batches import Batch, ShardDone, done_of, shard_rows
+from actors.cluster.connect import check_placeable
 from actors.cluster.failures import ray_failures
 from actors.cluster.placement import Workers
 from pipeline.records import Shard
 
+PLACED_SECONDS = 15.0  # without a heartbeat, after which the autoscaler is asked if a worker can be placed at all
 RESTARTS = 3  # of one actor, so of a shard that kills it, before the run gives up
 SHARE = 4_000  # a block takes 1/SHARE of the remaining shards: few blocks, and single shards at the end
 
@@ -45,13 +47,14 @@ class Attended:
 
 
 class _Watch(ExecutionCallback):  # type: ignore[misc]
-    """Ends an execution in which no worker is busy; a timeout alone would end slow ones too."""
+    """Ends an execution in which no worker is busy, or can ever be; a timeout alone would end slow ones too."""
 
-    def __init__(self, book: Book, seconds: float) -> None:
-        self._patience = Patience(book, seconds)
+    def __init__(self, book: Book, seconds: float, workers: Workers) -> None:
+        self._patience, self._workers = Patience(book, seconds), workers
 
     def on_execution_step(self, executor: Any) -> None:
-        self._patience.check()
+        if self._patience.check() > PLACED_SECONDS:
+            check_placeable(self._workers)
 
 
 def over_shards(
@@ -109,7 +112,7 @@ def _until_answered(
                     dataset = _dataset(
                         list(left.values()), actor, (book, PATIENCE_SECONDS / 10, actor, arguments), workers
                     )
-                    dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience)]
+                    dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience, workers)]
                     yield from answers(dataset)
             except Silence as silence:
                 again = f"submitting the {len(left):,} remaining shards again"

@@ -78,19 +78,6 @@ def test_what_can_never_be_placed_is_refused_with_what_was_asked_and_what_nodes_
     assert str(refused.value) == message
 
 
-def test_what_an_autoscaler_never_adds_is_refused_and_a_worker_is_as_large_as_what_it_adds() -> None:
-    with pytest.raises(ClusterError) as refused:
-        place([HEAD, CPU2], 1.0, grows=True, may_join=[CPU64, {"CPU": 0.0, "GPU": 1.0}])
-    assert str(refused.value) == (
-        "no node of the Ray cluster has 1 GPU and a CPU (--gpus-per-worker 1) for a worker; its nodes: 1 with 0 CPU, "
-        "0 GPU; 1 with 2 CPU, 0 GPU; its autoscaler adds nodes with: 0 CPU, 1 GPU; 64 CPU, 0 GPU"
-    )
-    assert place([HEAD], 1.0, workers=3, grows=True, may_join=[CPU64, GPU8]) == Workers(3, 8.0, 1.0, 3)
-    assert place([HEAD], 0.0, workers=3, grows=True, may_join=[CPU64]) == Workers(3, 21.0, 0.0, 3)
-    assert place([HEAD], 0.0, grows=True, may_join=[CPU64]) == Workers(1, 1.0, 0.0, MANY)  # as many as it has CPUs
-    assert place([HEAD, CPU2], 0.0, grows=True, may_join=[CPU64]) == Workers(2, 1.0, 0.0, MANY)
-
-
 def test_stages_without_a_gpu_use_the_cpus_of_gpu_workers() -> None:
     assert Workers(2, 8.0, 1.0, 4).on_cpus() == Workers(16, 1.0, 0.0, 32)
     assert Workers(2, 8.0, 0.0, 4).on_cpus() == Workers(2, 8.0, 0.0, 4)

@@ -55,13 +55,9 @@ class Nodes:
         head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._folder}"]
         self._ray("head", f"{self._net}.1", head)
         for number in range(1, self._count + 1):
-            self._node(number)
+            self._network(number)
+            self._ray(f"node{number}", f"{self._net}.{10 + number}", [f"--address={self.address}", "--num-cpus=1"])
         self._wait_for_nodes()
-
-    def join(self) -> None:
-        """One node more."""
-        self._count += 1
-        self._node(self._count)
 
     def cut(self, number: int) -> None:
         """Nothing reaches the node, and nothing leaves it."""
@@ -93,10 +89,6 @@ class Nodes:
         with contextlib.suppress(subprocess.CalledProcessError):
             self._ip("link", "del", self._tag)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _node(self, number: int) -> None:
-        self._network(number)
-        self._ray(f"node{number}", f"{self._net}.{10 + number}", [f"--address={self.address}", "--num-cpus=1"])
 
     def _network(self, number: int) -> None:
         space, ours, theirs = f"{self._tag}n{number}", f"{self._tag}v{number}", f"{self._tag}w{number}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import EMBEDDER, PROTECTOR
+from tests.faults.kills import PROTECTOR
 from tests.faults.nodes import Nodes, nodes
 from tests.support import runs
 from tests.support.uploads import small_protection
@@ -67,16 +67,9 @@ def ended(process: subprocess.Popen[str], output: Path, quiet: Path) -> None:
 
 
 @contextlib.contextmanager
-def working_on_both(quiet: Path, output: Path, commits: int = 1, *, joins: bool = False) -> Iterator[Nodes]:
-    """Two nodes that have committed something and hold more; after the block the run has to end as the quiet one.
-
-    joins  whether the second comes while the first embeds: it has to embed, too, and to protect
-    """
-    with nodes(1 if joins else 2) as cluster, started(cluster, quiet, output) as process:
-        if joins:
-            runs.wait_for(lambda: any((output / "_scumble/features").glob("*")), process)
-            cluster.join()
-            runs.wait_for(lambda: bool(cluster.processes("node2", EMBEDDER)), process)
+def working_on_both(quiet: Path, output: Path, commits: int = 1) -> Iterator[Nodes]:
+    """Two nodes that have committed something and hold more; after the block the run has to end as the quiet one."""
+    with nodes(2) as cluster, started(cluster, quiet, output) as process:
         runs.wait_for(lambda: committed(output) >= commits, process)
         runs.wait_for(lambda: bool(cluster.processes("node2", PROTECTOR)), process)
         yield cluster
@@ -84,10 +77,8 @@ def working_on_both(quiet: Path, output: Path, commits: int = 1, *, joins: bool 
 
 
 @pytest.mark.parametrize("words", ["raylet/raylet", "all of it"])
-def test_a_node_that_joins_is_used_and_one_that_dies_costs_nothing_but_time(
-    quiet: Path, tmp_path: Path, words: str
-) -> None:
-    with working_on_both(quiet, tmp_path / "out", joins=words == "all of it") as cluster:
+def test_a_node_that_dies_with_its_shards_costs_nothing_but_time(quiet: Path, tmp_path: Path, words: str) -> None:
+    with working_on_both(quiet, tmp_path / "out") as cluster:
         cluster.kill("node2", "" if words == "all of it" else words)
 
 
