@@ -243,15 +243,16 @@ def committed_shards(settings: Settings, output: Store, record: RunRecord, names
 
     names  of all files that the run may write
     """
-    existing = RunRecord.read(output, layout.RUN)
+    existing = output.read_if_there(layout.RUN)
     if existing is None and (stranger := first_held(output, names)):  # it may be the input under another name
         raise ConflictError(held_by_a_stranger(settings.output, stranger))
     if settings.overwrite:
         if not settings.dry_run:
-            _remove_run(output, names | _names_of_another(output) if existing else names)
+            _remove_run(output, names | _names_of_another(output) if existing is not None else names)
         return []
     if existing is not None:
-        check_same_run(existing, record, settings.output)
+        theirs = RunRecord.from_bytes(existing, f"{output.url}/{layout.RUN}")  # one to be overwritten may be damaged
+        check_same_run(theirs, record, settings.output)
     return _committed(output)
 
 

@@ -19,7 +19,6 @@ from PIL import Image
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from jobs import evaluate_relearning
-from actors.cluster.placement import Workers
 from jobs.evaluation.options import parse_evaluation
 from jobs.evaluation.steps import load_collections
 from pipeline.errors import ClusterError, SettingsError, ending
@@ -204,8 +203,7 @@ def test_an_evaluation_that_runs_out_of_memory_is_no_wrong_usage(
     def no_room(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("jobs.evaluation.steps._decoded", no_room)
-    monkeypatch.setattr("jobs.evaluation.steps.workers_for", lambda _: Workers(1, 1.0, 0.0))
+    monkeypatch.setattr("jobs.evaluation.steps.workers_for", no_room)
     with pytest.raises(ClusterError, match="for lack of memory: give it more, or use fewer --workers") as raised:
         load_collections(parse_evaluation(options(data)))
     assert ending(raised.value)[1] == 1
