@@ -7,22 +7,24 @@ told (ray-project/ray issues 44357, 62535, 62537). A timeout alone cannot tell t
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster.failures import Failure, is_unavailable
+from actors.cluster.failures import Failure, is_unavailable, ray_failures
 
 PATIENCE_SECONDS = 120.0  # without a heartbeat of any worker; a worker imports torch before its first one
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 60.0
+_T = TypeVar("_T")
 _actors: dict[str, Any] = {}  # of this driver, by its node and job
 
 
@@ -147,3 +149,25 @@ def told_to(book: Book) -> Iterator[None]:
         if is_unavailable(error):
             raise Silence("a worker could not be reached") from error
         raise
+
+
+def until_answered(left: Sized, what: str, ask: Callable[[Book, float, float], Iterator[_T]]) -> Iterator[_T]:
+    """Ask until nothing is left, and yield what is answered; ask again, more patiently, for what is lost.
+
+    left  shrinks as answers come; what names it
+    ask   makes one attempt at all that is left; takes a Book, the patience and the time between heartbeats in seconds
+    Raises the ScumbleError that a worker has reported, else ClusterError.
+    """
+    patience = PATIENCE_SECONDS
+    with ray_failures():
+        book = attendance()
+        while left:
+            before = len(left)
+            try:
+                with told_to(book):
+                    yield from ask(book, patience, PATIENCE_SECONDS / 10)
+            except Silence as silence:
+                again = f"submitting the {len(left):,} remaining {what} again"
+                print(f"warning: {silence}; {again}", file=sys.stderr, flush=True)
+                # no machine may be free yet
+                patience = 2 * patience if len(left) == before else PATIENCE_SECONDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,10 +12,9 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from actors.cluster.attendance import PATIENCE_SECONDS, Book, Patience, Silence, attendance, signing, told_to
+from actors.cluster.attendance import Book, Patience, signing, until_answered
 from actors.cluster.batches import Batch, ShardDone, done_of, shard_rows
 from actors.cluster.connect import check_placeable
-from actors.cluster.failures import ray_failures
 from actors.cluster.placement import Workers
 from pipeline.records import Shard
 
@@ -102,23 +100,13 @@ def _until_answered(
     """
     if not left:
         return
-    patience = PATIENCE_SECONDS
-    with ray_failures():
-        book = attendance()
-        while left:
-            before = len(left)
-            try:
-                with told_to(book):
-                    dataset = _dataset(
-                        list(left.values()), actor, (book, PATIENCE_SECONDS / 10, actor, arguments), workers
-                    )
-                    dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience, workers)]
-                    yield from answers(dataset)
-            except Silence as silence:
-                again = f"submitting the {len(left):,} remaining shards again"
-                print(f"warning: {silence}; {again}", file=sys.stderr, flush=True)
-                # no machine may be free yet
-                patience = 2 * patience if len(left) == before else PATIENCE_SECONDS
+
+    def ask(book: Book, patience_s: float, every_s: float) -> Iterator[_T]:
+        dataset = _dataset(list(left.values()), actor, (book, every_s, actor, arguments), workers)
+        dataset.context.custom_execution_callback_classes = [partial(_Watch, book, patience_s, workers)]
+        yield from answers(dataset)
+
+    yield from until_answered(left, "shards", ask)
 
 
 def block_sizes(count: int) -> list[int]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from actors.cluster.attendance import PATIENCE_SECONDS, Book, Patience, Silence, attendance, signing, told_to
-from actors.cluster.failures import ray_failures
+from actors.cluster.attendance import Book, Patience, signing, until_answered
 from pipeline.errors import ClusterError
 
 OBJECT_SECONDS = 600.0  # for the next of several objects that other nodes hold
@@ -22,19 +21,8 @@ def over_tasks(task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cp
 
     A task may run twice, at any time. Raises the ScumbleError that a task has reported, else ClusterError.
     """
-    left, patience = dict(enumerate(calls)), PATIENCE_SECONDS
-    with ray_failures():
-        book = attendance()
-        while left:
-            before = len(left)
-            try:
-                with told_to(book):
-                    yield from _answers(task, left, book, patience, cpus)
-            except Silence as silence:
-                again = f"submitting the {len(left):,} remaining tasks again"
-                print(f"warning: {silence}; {again}", file=sys.stderr, flush=True)
-                # no machine may be free yet
-                patience = 2 * patience if len(left) == before else PATIENCE_SECONDS
+    left = dict(enumerate(calls))
+    yield from until_answered(left, "tasks", partial(_answers, task, left, cpus))
 
 
 def objects_of(references: Sequence[Any]) -> list[Any]:
@@ -54,13 +42,18 @@ def objects_of(references: Sequence[Any]) -> list[Any]:
 
 
 def _answers(
-    task: Callable[..., Any], left: dict[int, tuple[Any, ...]], book: Book, patience_s: float, cpus: float
+    task: Callable[..., Any],
+    left: dict[int, tuple[Any, ...]],
+    cpus: float,
+    book: Book,
+    patience_s: float,
+    every_s: float,
 ) -> Iterator[tuple[int, Any]]:
     """Submit what is left and take out of it what ends. Raises Silence if some do not and no task is running."""
     remote = ray.remote(_attended).options(num_cpus=cpus, num_returns=2, name=task.__name__)
     working: dict[Any, tuple[int, Any]] = {}
     for number, arguments in left.items():
-        value, receipt = remote.remote(book, PATIENCE_SECONDS / 10, task, *arguments)
+        value, receipt = remote.remote(book, every_s, task, *arguments)
         working[receipt] = number, value
     patience = Patience(book, patience_s)
     try:

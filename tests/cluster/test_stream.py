@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import ray
 from ray.exceptions import ActorUnavailableError
 import actors.cluster.stream
-import actors.cluster.tasks
+import actors.cluster.attendance
 import actors.uploader
 from actors.cluster.attendance import signing
 from actors.cluster.batches import ShardDone, done_columns, done_of, shard_rows, shards_of
@@ -116,7 +116,7 @@ def tasks(names, folder=Path(sys.argv[1])):
     except ScumbleError as error:
         return [type(error).__name__, str(error)]
 
-for module in (actors.cluster.stream, actors.cluster.tasks, actors.uploader):
+for module in (actors.cluster.attendance, actors.uploader):
     module.PATIENCE_SECONDS = 6.0
 actors.uploader.Uploader = Uploads
 with connected(SimpleNamespace(workers=None, gpus_per_worker=0.0, debug=False)):
